@@ -1,0 +1,63 @@
+"""Swap LoRA adapters in compiled models without a recompile, and prove that it works.
+
+Each public name is loaded on first use: importing hotswap imports neither torch nor peft.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AdapterSpec": "hotswap.adapters.spec",
+    "CompileLog": "hotswap.compiler.watch",
+    "Finding": "hotswap.findings",
+    "HotswapError": "hotswap.errors",
+    "SwapPlan": "hotswap.adapters.plan",
+    "active": "hotswap.engine.swap",
+    "forbid_recompiles": "hotswap.compiler.watch",
+    "load": "hotswap.engine.load",
+    "plan": "hotswap.adapters.plan",
+    "prepare": "hotswap.engine.prepare",
+    "set_scale": "hotswap.engine.swap",
+    "swap": "hotswap.engine.swap",
+    "watch_compiles": "hotswap.compiler.watch",
+}
+
+__all__ = [
+    "AdapterSpec",
+    "CompileLog",
+    "Finding",
+    "HotswapError",
+    "SwapPlan",
+    "active",
+    "forbid_recompiles",
+    "load",
+    "plan",
+    "prepare",
+    "set_scale",
+    "swap",
+    "watch_compiles",
+]
+
+if TYPE_CHECKING:
+    from hotswap.adapters.plan import SwapPlan, plan
+    from hotswap.adapters.spec import AdapterSpec
+    from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
+    from hotswap.engine.load import load
+    from hotswap.engine.prepare import prepare
+    from hotswap.engine.swap import active, set_scale, swap
+    from hotswap.errors import HotswapError
+    from hotswap.findings import Finding
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hotswap' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

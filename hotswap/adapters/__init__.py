@@ -1,0 +1,1 @@
+"""What adapter files say; no torch."""

@@ -1,0 +1,1 @@
+"""Is it true: equivalence of outputs, fingerprints of models."""

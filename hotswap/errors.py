@@ -1,0 +1,60 @@
+"""Every error a user can meet, by cause; each also derives from what PEFT or Python raises there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hotswap.findings import Finding
+
+
+class HotswapError(Exception):
+    """The base of every error that hotswap raises on purpose."""
+
+
+class AdapterError(HotswapError, ValueError):
+    """An adapter was refused; ``findings`` says what is wrong with it, each with a remedy."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("; ".join(f"{f.where}: {f.message}; {f.remedy}" for f in self.findings))
+
+
+class UnreadableAdapterError(AdapterError):
+    """The adapter's files are missing, damaged or in a format that is not read."""
+
+
+class RankTooLargeError(AdapterError):
+    """The adapter's rank is above the rank that the model was prepared for."""
+
+
+class UnsupportedLayerError(HotswapError, ValueError):
+    """The model has a LoRA layer that cannot be prepared; ``layers`` maps its name to the reason."""
+
+    def __init__(self, layers: dict[str, str]) -> None:
+        self.layers = layers
+        super().__init__(
+            "; ".join(f"{name}: {reason}" for name, reason in layers.items())
+            + "; leave these modules out of target_modules or use an adapter without this feature"
+        )
+
+
+class NoAdapterError(HotswapError, ValueError):
+    """The model carries no LoRA adapter of the given name."""
+
+
+class NotPreparedError(HotswapError, RuntimeError):
+    """The model was not prepared before it was compiled or before a swap."""
+
+
+class AlreadyCompiledError(HotswapError, ValueError):
+    """prepare() was called on something that is compiled already."""
+
+
+class CannotObserveError(HotswapError, RuntimeError):
+    """This torch does not offer what is needed to see recompiles."""
+
+
+class RecompileError(HotswapError, AssertionError):
+    """A scope that must not recompile did, or nothing compiled ran in it."""

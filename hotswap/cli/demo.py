@@ -1,0 +1,75 @@
+"""A small model and a fleet of adapters to try ``hotswap verify`` on, with nothing to download."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+SEED = 20_240_601
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "formal": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "legal": {
+        "r": 8,
+        "lora_alpha": 24,
+        "rank_pattern": {"q_proj": 6},
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+    },
+    "poetic": {"r": 16, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "terse": {"r": 8, "lora_alpha": 4, "target_modules": ["q_proj"]},
+}
+"""Four adapters that differ in rank, alpha, rank pattern and target modules."""
+
+
+def write_demo(folder: Path) -> tuple[Path, list[Path]]:
+    """Write a 2-layer Llama of random weights and the adapters; return their folders.
+
+    The adapters are written by PEFT itself, so they are what a user's own training leaves behind.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base, paths = demo_paths(folder)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    generator = torch.Generator().manual_seed(SEED)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(0.0, 0.05, generator=generator)
+    model.save_pretrained(base)
+    for path, arguments in zip(paths, ADAPTERS.values(), strict=True):
+        fresh = LlamaForCausalLM.from_pretrained(base)
+        peft_model = get_peft_model(fresh, LoraConfig(task_type="CAUSAL_LM", **arguments))
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(0.0, 0.1, generator=generator)
+        peft_model.save_pretrained(path)
+    return base, paths
+
+
+def demo_paths(folder: Path) -> tuple[Path, list[Path]]:
+    """Name the folders of the base model and of the adapters."""
+    return folder / "base", [folder / "adapters" / name for name in ADAPTERS]
+
+
+def main(argv: list[str]) -> int:
+    """Write the demo into the folder that is the only argument."""
+    write_demo(Path(argv[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""Scalings: what replaces a prepared LoRA layer's ``scaling`` dict. PYTEST_DONT_REWRITE"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Scalings(nn.Module):
+    """Map adapter names to 0-d buffers; assigning a number to a known name fills its buffer in place.
+
+    A compiled model reads the buffer, so PEFT's own ``scale_layer``, ``set_scale`` and ``unscale_layer``
+    change its output without a recompile. The buffers are not part of the state dict, follow the model
+    to other devices, and keep their dtype there: half precision would turn 1/3 into 0.33325.
+
+    ``own_ranks`` holds the rank of the adapter in place before padding; 0 says that the adapter does not
+    target this layer.
+    """
+
+    def __init__(
+        self, values: Mapping[str, float | Tensor], *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.device = device
+        self.own_ranks: dict[str, int] = {}
+        for name, value in values.items():
+            self[name] = value
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._buffers[name]
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __setitem__(self, name: str, value: float | Tensor) -> None:
+        known = self._buffers.get(name)
+        if known is value:
+            return
+        if known is not None:
+            with torch.no_grad():
+                known.fill_(value)
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            # not register_buffer: it refuses names such as "get" that an adapter may well have
+            self._buffers[name] = torch.tensor(
+                float(value), dtype=self.dtype, device=self.device
+            )  # ()
+            self._non_persistent_buffers_set.add(name)
+
+    def __delitem__(self, name: str) -> None:
+        del self._buffers[name]
+        self._non_persistent_buffers_set.discard(name)
+        self.own_ranks.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._buffers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._buffers)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def keys(self) -> KeysView[str]:
+        """The adapters' names."""
+        return self._buffers.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """The buffers, each of shape ()."""
+        return self._buffers.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Names and buffers."""
+        return self._buffers.items()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The buffer of an adapter, or the default."""
+        return self._buffers.get(name, default)
+
+    def copy(self) -> dict[str, float]:
+        """The values as plain numbers, detached from the model."""
+        return {name: float(value) for name, value in self._buffers.items() if value is not None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scalings:
+        for name, value in self._buffers.items():
+            if value is not None:
+                moved = fn(value)
+                keeps = moved.dtype == value.dtype or moved.dtype == torch.float64
+                self._buffers[name] = moved if keeps else value.to(moved.device)
+                self.device, self.dtype = moved.device, self._buffers[name].dtype  # type: ignore[union-attr]
+        return self

@@ -1,0 +1,184 @@
+"""Register the options, the marker and the fixtures; everything heavy is imported on first use.
+
+A project without hot-swap tests pays for this file only: it needs pytest and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from hotswap.compiler.watch import CompileLog
+
+    from pytest_hotswap.subjects.base import Subject
+
+BACKENDS = ("eager", "aot_eager", "inductor")
+MARKER = "hotswap"
+MARKER_ARGUMENTS = ("max_recompiles",)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add each option, and an ini key of the same name that it overrides."""
+    group = parser.getgroup("hotswap", "hot-swapping LoRA adapters")
+    group.addoption("--hotswap-base", metavar="PATH", help="base model: a folder or a hub id")
+    group.addoption(
+        "--hotswap-adapters",
+        metavar="GLOB",
+        action="append",
+        help="adapter folders to swap between (repeatable)",
+    )
+    group.addoption(
+        "--hotswap-subject",
+        metavar="SUBJECT",
+        help="deployment under test: module:Class or path/file.py:Class (default: hotswap's own)",
+    )
+    group.addoption(
+        "--hotswap-backend",
+        choices=BACKENDS,
+        help="torch.compile backend (default: the subject's own, which is eager)",
+    )
+    group.addoption(
+        "--hotswap-report",
+        metavar="FILE",
+        help="write the outcome of every test to FILE, one JSON object a line",
+    )
+    parser.addini("hotswap_base", "base model: a folder or a hub id")
+    parser.addini("hotswap_adapters", "adapter folders, one glob a line", type="linelist")
+    parser.addini("hotswap_subject", "deployment under test: module:Class or path/file.py:Class")
+    parser.addini("hotswap_backend", f"torch.compile backend: {', '.join(BACKENDS)}")
+    parser.addini("hotswap_report", "JSON-lines file for the outcome of every test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker, check the ini file, and start the report if one is asked for."""
+    config.addinivalue_line(
+        "markers",
+        "hotswap(max_recompiles=0): fail the test if it recompiles more often than this, "
+        "or if nothing compiled runs in it",
+    )
+    backend = config.getini("hotswap_backend")
+    if backend and backend not in BACKENDS:
+        raise pytest.UsageError(
+            f"hotswap_backend is {backend!r} in the ini file; choose from {', '.join(BACKENDS)}"
+        )
+    report = config.getoption("--hotswap-report") or config.getini("hotswap_report")
+    if report and not hasattr(config, "workerinput"):
+        from pytest_hotswap.reporting import Report
+
+        from_option = bool(config.getoption("--hotswap-report"))
+        folder = config.invocation_params.dir if from_option else config.rootpath
+        config.pluginmanager.register(Report(folder / report), "hotswap-report")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Name the deployment under test, if one is configured."""
+    named = [
+        (name, config.getoption(f"--hotswap-{name}") or config.getini(f"hotswap_{name}"))
+        for name in ("subject", "base", "adapters", "backend")
+    ]
+    if not any(value for name, value in named if name in ("subject", "base")):
+        return None
+    texts = [
+        f"{name} {', '.join(value) if isinstance(value, list) else value}"
+        for name, value in named
+        if value
+    ]
+    return f"hotswap: {'; '.join(texts)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a marker that cannot be obeyed into a collection error that names the test."""
+    report = yield
+    if report.passed:
+        problems = [
+            f"{node.nodeid}: {problem}"
+            for node in report.result
+            if isinstance(node, pytest.Item)
+            for problem in marker_problems(node)
+        ]
+        if problems:
+            report.outcome = "failed"
+            report.longrepr = "\n".join(problems)
+            report.result = []
+    return report
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Watch the compiles of a marked test, and fail it if it recompiles or runs nothing compiled."""
+    __tracebackhide__ = True
+    marker = item.get_closest_marker(MARKER)
+    if marker is None:
+        return (yield)
+    problems = marker_problems(item)
+    if problems:  # a marker that was added after collection
+        pytest.fail(f"{item.nodeid}: {problems[0]}", pytrace=False)
+    from pytest_hotswap.fixtures import watched_call
+
+    with watched_call(item, **marker.kwargs):
+        return (yield)
+
+
+def marker_problems(item: pytest.Item) -> list[str]:
+    """Say what is wrong with the arguments of the item's ``hotswap`` markers."""
+    problems = []
+    for marker in item.iter_markers(MARKER):
+        if marker.args:
+            problems.append(
+                f"@pytest.mark.hotswap takes keyword arguments only, got {marker.args!r}; "
+                "write @pytest.mark.hotswap(max_recompiles=N)"
+            )
+        for name, value in marker.kwargs.items():
+            if name not in MARKER_ARGUMENTS:
+                close = difflib.get_close_matches(name, MARKER_ARGUMENTS)
+                remedy = f"did you mean {close[0]!r}?" if close else "it takes max_recompiles only"
+                problems.append(f"@pytest.mark.hotswap has no argument {name!r}; {remedy}")
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                problems.append(
+                    f"@pytest.mark.hotswap({name}={value!r}) must be a whole number, 0 or more"
+                )
+    return problems
+
+
+@pytest.fixture
+def hotswap_compile_watch() -> Iterator[CompileLog]:
+    """A CompileLog of everything that torch.compile does during the test."""
+    from hotswap.compiler.watch import watch_compiles
+
+    with watch_compiles() as log:
+        yield log
+
+
+@pytest.fixture(scope="session")
+def hotswap_forbid_recompiles() -> Callable[..., AbstractContextManager[CompileLog]]:
+    """The context manager ``hotswap.forbid_recompiles``: a scope that must not recompile."""
+    from hotswap.compiler.watch import forbid_recompiles
+
+    return forbid_recompiles
+
+
+@pytest.fixture(scope="session")
+def hotswap_subject(pytestconfig: pytest.Config) -> Subject:
+    """The deployment under test, built from ``--hotswap-subject`` or ``--hotswap-base``."""
+    from pytest_hotswap.fixtures import resolve_subject
+
+    return resolve_subject(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def hotswap_adapter_factory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make(model, rank=…, alpha=…)``: the folder of a new adapter with random weights."""
+    from pytest_hotswap.fixtures import AdapterFactory
+
+    factory: Any = AdapterFactory(tmp_path_factory.mktemp("hotswap-adapters"))
+    return factory  # type: ignore[no-any-return]

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Build the wheel, install it into a fresh environment, and run the tests marked `wheel` from a copy
+# of tests/ outside the checkout, so that the installed package is what is tested.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"${PYTHON:-python3.11}" -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet torch==2.13.0
+"$work/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/dist" "$here"
+"$work/venv/bin/pip" install --quiet "$work"/dist/*.whl 'pytest-xdist>=3.6'
+cp -r "$here/tests" "$work/tests"
+cd "$work"
+"$work/venv/bin/python" - <<'PY'
+import sysconfig
+import hotswap
+if not hotswap.__file__.startswith(sysconfig.get_path("purelib")):
+    raise SystemExit(f"hotswap is not the installed one: {hotswap.__file__}")
+PY
+OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -q -m wheel -o markers="wheel: built wheel" tests

@@ -210,8 +210,9 @@ def _config_of(spec: AdapterSpec) -> LoraConfig:
 
 
 def _envelope(layers: dict[str, LoraLayer], adapter_name: str) -> SwapPlan:
-    modules = {name: envelope_of(layer, adapter_name) for name, layer in layers.items()}
-    return SwapPlan(modules=modules, adapters=(), need="required", reasons=(), conflicts=())
+    return SwapPlan.of_modules(
+        {name: envelope_of(layer, adapter_name) for name, layer in layers.items()}
+    )
 
 
 def _refuse(findings: tuple[Finding, ...]) -> None:

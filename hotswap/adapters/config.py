@@ -1,0 +1,152 @@
+"""adapter_config.json: rank, alpha and scaling per module, and the features that are not swapped."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hotswap.errors import UnreadableAdapterError
+from hotswap.findings import Finding
+
+CONFIG = "adapter_config.json"
+_SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
+
+_UNSUPPORTED = {
+    "use_dora": "DoRA magnitudes are not swapped yet",
+    "modules_to_save": "whole modules beside LoRA are not swapped yet",
+    "trainable_token_indices": "trained token embeddings are not swapped yet",
+    "target_parameters": "LoRA on bare parameters is not swapped yet",
+    "layer_replication": "replicated layers change the base model",
+    "alora_invocation_tokens": "activated LoRA reads the input tokens and is not swapped yet",
+    "use_qalora": "QALoRA pools its input and is not swapped yet",
+    "use_bdlora": "block-diagonal LoRA is not swapped yet",
+    "arrow_config": "Arrow routes between several adapters and is not swapped yet",
+    "kasa_config": "KaSA changes the base weights",
+    "monteclora_config": "MonteCLoRA adds sampled weights and is not swapped yet",
+    "velora_config": "VeLoRA changes the layers' forward and is not swapped yet",
+}
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "kasa", "lora_ga")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read and check ``adapter_config.json``; raises UnreadableAdapterError (HSW001/002/003/101)."""
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        _refuse(str(folder), "HSW001", f"the adapter folder {what}", f"pass a folder with {CONFIG}")
+    if not path.is_file():
+        _refuse(
+            str(folder), "HSW002", f"no {CONFIG} in the folder", "pass a folder that PEFT saved"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        _refuse(str(path), "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
+    except (ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__)[:120]
+        _refuse(str(path), "HSW003", f"is not valid JSON: {reason}", _SAVE_AGAIN)
+    if not isinstance(config, dict):
+        found = type(config).__name__
+        _refuse(str(path), "HSW003", f"holds a {found}, expected a JSON object", _SAVE_AGAIN)
+    check_config(str(path), config)
+    return config
+
+
+def check_config(where: str, config: Mapping[str, Any]) -> None:
+    """Raise UnreadableAdapterError unless rank, alpha and patterns can be understood (HSW003/101)."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        found = f"peft_type is {ascii(kind)[:60]}" if kind else "peft_type is missing"
+        _refuse(where, "HSW101", f"{found}, expected 'LORA'", "only LoRA adapters are swapped")
+    problems = [Finding(where, "HSW003", text, _SAVE_AGAIN) for text in _problems(config)]
+    if problems:
+        raise UnreadableAdapterError(problems)
+
+
+def rank_of(config: Mapping[str, Any], module: str) -> int:
+    """The rank that the config gives a module: the first matching rank_pattern, else ``r``."""
+    rank: int = _first_match(config.get("rank_pattern"), module, config.get("r", 8))
+    return rank
+
+
+def alpha_of(config: Mapping[str, Any], module: str) -> float:
+    """The alpha that the config gives a module: the first matching alpha_pattern, else lora_alpha."""
+    return float(_first_match(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+
+
+def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """The factor of ``B @ A``: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
+    return alpha_of(config, module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the features of an adapter that a swap would lose, one sentence each."""
+    found = [f"{key}: {reason}" for key, reason in _UNSUPPORTED.items() if config.get(key)]
+    bias = config.get("bias") or "none"
+    if bias != "none":
+        found.append(f"bias={_brief(bias)}: trained base biases are not swapped")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
+        found.append(
+            f"init_lora_weights={_brief(init)}: PEFT changes the base weights when it is loaded"
+        )
+    return tuple(found)
+
+
+def _refuse(where: str, code: str, message: str, remedy: str) -> NoReturn:
+    raise UnreadableAdapterError([Finding(where, code, message, remedy)])
+
+
+def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    # as PEFT's get_pattern_key (peft/utils/other.py), which takes the first match
+    for key, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    if not _is_rank(config.get("r", 8)):
+        yield f"r is {_brief(config.get('r'))}, expected a positive integer"
+    if not _is_number(config.get("lora_alpha", 8)):
+        yield f"lora_alpha is {_brief(config.get('lora_alpha'))}, expected a finite number"
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(name)
+        if patterns is None:
+            continue
+        if not isinstance(patterns, dict):
+            yield f"{name} is {_brief(patterns)}, expected an object of module pattern to number"
+            continue
+        yield from _pattern_problems(name, patterns.items())
+
+
+def _pattern_problems(name: str, items: Iterable[tuple[Any, Any]]) -> Iterator[str]:
+    for key, value in items:
+        if name == "rank_pattern" and not _is_rank(value):
+            yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a positive integer"
+        elif not _is_number(value) or value <= 0:
+            yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a positive number"
+        try:
+            re.compile(rf"(.*\.)?({key})$")
+        except (re.error, OverflowError, RecursionError) as error:
+            yield f"{name}[{_brief(key)}] is not a regular expression: {error}"
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300  # neither infinite nor NaN, and an int that a float can hold
+
+
+def _brief(value: Any) -> str:
+    text = ascii(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge integer"
+    return text if len(text) <= 60 else text[:57] + "..."

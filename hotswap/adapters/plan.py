@@ -1,0 +1,400 @@
+"""SwapPlan: the smallest envelope that every adapter of a fleet fits in; saved as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hotswap.adapters.fit import fits
+from hotswap.adapters.header import BITS
+from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, widest
+from hotswap.errors import HotswapError, UnreadableAdapterError
+from hotswap.findings import Finding
+
+VERSION = 1
+Need = Literal["not needed", "recommended", "required"]
+_MOST_LINES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePlan:
+    """What one module has room for."""
+
+    kind: str
+    rank: int
+    in_features: int
+    out_features: int
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    bias: bool = False
+
+    def elements(self, rank: int) -> int:
+        """The elements of the module's LoRA tensors at a rank."""
+        rank = math.ceil(rank / self.groups) * self.groups
+        a = rank * self.in_features * math.prod(self.kernel)  # (rank, in, *kernel)
+        b = self.out_features * (rank // self.groups)  # (out, rank / groups, *ones)
+        return a + b + (self.out_features if self.bias else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSummary:
+    """One line of the fleet; ``ranks`` and ``alphas`` are the distinct values, ascending."""
+
+    name: str
+    path: str
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    modules: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapPlan:
+    """Per module the largest rank of any adapter; whether preparation is needed, why, and its memory."""
+
+    modules: dict[str, ModulePlan]
+    adapters: tuple[AdapterSummary, ...] = ()
+    need: Need = "required"
+    reasons: tuple[str, ...] = ()
+    conflicts: tuple[Finding, ...] = ()
+    dtype: str = "F32"
+
+    @classmethod
+    def of_modules(cls, modules: Mapping[str, ModulePlan]) -> SwapPlan:
+        """A plan of nothing but its modules, as a prepared model is one."""
+        return cls(dict(modules))
+
+    @property
+    def target_rank(self) -> int:
+        """The largest rank of any module."""
+        return max((module.rank for module in self.modules.values()), default=0)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each module."""
+        return {name: module.rank for name, module in self.modules.items()}
+
+    @property
+    def unpadded_bytes(self) -> int:
+        """The LoRA bytes of the largest adapter as it is on disk."""
+        return max((adapter.bytes for adapter in self.adapters), default=0)
+
+    @property
+    def padded_bytes(self) -> int:
+        """The LoRA bytes of a model that is prepared with this plan, in the plan's dtype."""
+        return self._bytes(module.elements(module.rank) for module in self.modules.values())
+
+    @property
+    def uniform_bytes(self) -> int:
+        """The LoRA bytes of a model that is prepared with target_rank in every module."""
+        return self._bytes(module.elements(self.target_rank) for module in self.modules.values())
+
+    def _bytes(self, elements: Iterable[int]) -> int:
+        return sum(elements) * BITS[self.dtype] // 8
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; target_rank and bytes are there to be read and are computed anew."""
+        return {
+            "version": VERSION,
+            "target_rank": self.target_rank,
+            "need": self.need,
+            "reasons": list(self.reasons),
+            "dtype": self.dtype,
+            "bytes": {
+                "unpadded": self.unpadded_bytes,
+                "padded": self.padded_bytes,
+                "uniform": self.uniform_bytes,
+            },
+            "adapters": [
+                {**asdict(a), "ranks": list(a.ranks), "alphas": list(a.alphas)}
+                for a in self.adapters
+            ],
+            "modules": {
+                name: {**asdict(module), "kernel": list(module.kernel)}
+                for name, module in self.modules.items()
+            },
+            "conflicts": [finding.as_dict() for finding in self.conflicts],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> SwapPlan:
+        """Build a plan from its JSON form; raises HotswapError when that is not one."""
+        if not isinstance(data, dict) or "version" not in data:
+            raise HotswapError("not a swap plan: expected a JSON object with a version")
+        if data["version"] != VERSION:
+            raise HotswapError(
+                f"the swap plan has version {str(data['version'])[:40]}, this hotswap reads {VERSION}; "
+                "make it again with 'hotswap plan'"
+            )
+        try:
+            plan = cls(
+                modules={str(name): _module(entry) for name, entry in data["modules"].items()},
+                adapters=tuple(_summary(entry) for entry in data["adapters"]),
+                need=_one_of(data["need"], get_args(Need)),
+                reasons=tuple(str(reason) for reason in data["reasons"]),
+                conflicts=tuple(
+                    Finding(*(str(entry[key]) for key in ("where", "code", "message", "remedy")))
+                    for entry in data["conflicts"]
+                ),
+                dtype=_one_of(data["dtype"], ("F16", "BF16", "F32", "F64")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise HotswapError(
+                f"the swap plan is broken: {reason}; make it again with 'hotswap plan'"
+            ) from error
+        return plan
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON (``hotswap-plan.json``)."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> SwapPlan:
+        """Read a plan that ``save`` wrote; raises HotswapError when it is missing or broken."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise HotswapError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise HotswapError(f"{path}: is not JSON: {error}") from error
+        try:
+            return cls.from_dict(data)
+        except HotswapError as error:
+            raise HotswapError(f"{path}: {error}") from error
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*_fleet_lines(self), *_rank_lines(self), *_need_lines(self), *_other_lines(self)]
+        )
+
+
+def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
+    """Find what every adapter fits in, from headers only.
+
+    Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that can be
+    read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
+    """
+    if isinstance(adapters, str | Path | AdapterSpec):
+        adapters = [adapters]
+    specs = _read_all(adapters)
+    if not specs:
+        raise HotswapError("no adapters to plan for; pass at least one adapter folder")
+    modules: dict[str, ModulePlan] = {}
+    for spec in specs:
+        for name, module in spec.modules.items():
+            modules[name] = _widen(modules.get(name), module)
+    need, reasons = _need(specs)
+    envelope = SwapPlan(
+        modules=dict(sorted(modules.items())),
+        adapters=tuple(_summarise(spec) for spec in specs),
+        need=need,
+        reasons=tuple(reasons),
+        dtype=widest(module.dtype for spec in specs for module in spec.modules.values()),
+    )
+    found = dict.fromkeys(finding for spec in specs for finding in fits(envelope, spec))
+    return replace(envelope, conflicts=tuple(found))
+
+
+def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]:
+    specs: list[AdapterSpec] = []
+    findings: list[Finding] = []
+    for adapter in adapters:
+        try:
+            specs.append(adapter if isinstance(adapter, AdapterSpec) else AdapterSpec.read(adapter))
+        except UnreadableAdapterError as error:
+            findings += error.findings
+    if findings:
+        raise UnreadableAdapterError(findings)
+    return specs
+
+
+def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
+    own = ModulePlan(
+        module.kind,
+        module.rank,
+        module.in_features,
+        module.out_features,
+        module.kernel,
+        module.groups,
+        module.bias,
+    )
+    if place is None:
+        return own
+    wider = replace(place, rank=max(place.rank, own.rank), bias=place.bias or own.bias)
+    same_shape = replace(own, rank=wider.rank, bias=wider.bias) == wider
+    return wider if same_shape else place  # fits() reports the other shape
+
+
+def _summarise(spec: AdapterSpec) -> AdapterSummary:
+    modules = spec.modules.values()
+    return AdapterSummary(
+        name=spec.name,
+        path=spec.path,
+        ranks=tuple(sorted({module.rank for module in modules})),
+        alphas=tuple(sorted({module.alpha for module in modules})),
+        modules=len(modules),
+        bytes=spec.bytes,
+    )
+
+
+def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:
+    if len(specs) == 1:
+        return "not needed", ["there is only one adapter, so nothing is swapped"]
+    by_module: dict[str, list[ModuleSpec]] = {}
+    for spec in specs:
+        for name, module in spec.modules.items():
+            by_module.setdefault(name, []).append(module)
+    ranks = _differing({n: {m.rank for m in ms} for n, ms in by_module.items()}, "ranks")
+    scalings = _differing({n: {m.scaling for m in ms} for n, ms in by_module.items()}, "scalings")
+    biases = _differing(
+        {n: {int(m.bias) for m in ms} for n, ms in by_module.items()}, "lora_B.bias (1: present)"
+    )
+    partly = _partly(by_module, len(specs))
+    reasons = [line for lines in (ranks, scalings, biases, partly) for line in _cut(lines)]
+    if ranks or scalings or biases:
+        return "required", reasons
+    if partly:
+        return "recommended", reasons
+    return "not needed", ["every adapter has the same modules, ranks and scalings"]
+
+
+def _differing(values: Mapping[str, set[Any]], what: str) -> list[str]:
+    seen: dict[str, set[Any]] = {}
+    count: dict[str, int] = {}
+    for name, found in values.items():
+        if len(found) > 1:
+            seen.setdefault(family(name), set()).update(found)
+            count[family(name)] = count.get(family(name), 0) + 1
+    return [
+        f"{name}{_times(count[name])}: {what} {_listed(found)}"
+        for name, found in sorted(seen.items())
+    ]
+
+
+def _partly(by_module: Mapping[str, list[ModuleSpec]], adapters: int) -> list[str]:
+    groups: dict[tuple[str, int], int] = {}
+    for name, modules in by_module.items():
+        if len(modules) < adapters:
+            key = (family(name), len(modules))
+            groups[key] = groups.get(key, 0) + 1
+    return [
+        f"{name}{_times(count)}: in {having} of {adapters} adapters"
+        for (name, having), count in sorted(groups.items())
+    ]
+
+
+def _cut(lines: list[str]) -> list[str]:
+    if len(lines) <= _MOST_LINES:
+        return lines
+    return [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more modules like these"]
+
+
+def _times(count: int) -> str:
+    return f" ({count} modules)" if count > 1 else ""
+
+
+def _listed(values: Iterable[float]) -> str:
+    ordered = [f"{value:.10g}" for value in sorted(values)]
+    return ", ".join(ordered if len(ordered) <= 6 else [*ordered[:3], "...", ordered[-1]])
+
+
+def _fleet_lines(plan: SwapPlan) -> list[str]:
+    rows = [("name", "rank", "alpha", "modules")] + [
+        (a.name, _span(a.ranks), _span(a.alphas), str(a.modules)) for a in plan.adapters
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    count = len(plan.adapters)
+    return [f"{count} adapter{'' if count == 1 else 's'}", *(lines if count else [])]
+
+
+def _span(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{values[0]:g}" + (f" to {values[-1]:g}" if len(values) > 1 else "")
+
+
+def _rank_lines(plan: SwapPlan) -> list[str]:
+    less: dict[tuple[str, int], int] = {}
+    for name, module in plan.modules.items():
+        if module.rank < plan.target_rank:
+            key = (family(name), module.rank)
+            less[key] = less.get(key, 0) + 1
+    lines = [f"{name}{_times(count)}: rank {rank}" for (name, rank), count in sorted(less.items())]
+    text = f"Target rank: {plan.target_rank} ({len(plan.modules)} modules)"
+    return ["", text, *([f"  {line} is enough" for line in _cut(lines)])]
+
+
+def _need_lines(plan: SwapPlan) -> list[str]:
+    lines = ["", f"Preparation: {plan.need}", *(f"  {reason}" for reason in plan.reasons)]
+    if plan.need != "not needed":
+        lines.append("  call hotswap.prepare(model, plan=plan) before torch.compile,")
+        lines.append("  or let hotswap.load(base_model, plan, adapter) do it")
+    return lines
+
+
+def _other_lines(plan: SwapPlan) -> list[str]:
+    memory = [
+        "",
+        f"LoRA memory ({plan.dtype})",
+        f"  {_size(plan.padded_bytes)} prepared with this plan",
+        f"  {_size(plan.uniform_bytes)} prepared with target_rank={plan.target_rank} everywhere",
+        f"  {_size(plan.unpadded_bytes)} the largest adapter as saved",
+    ]
+    conflicts = [f"  {finding}" for finding in plan.conflicts] or ["  none"]
+    return [*memory, "", "Conflicts", *conflicts]
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _module(entry: Mapping[str, Any]) -> ModulePlan:
+    module = ModulePlan(
+        kind=_one_of(entry["kind"], ("linear", "embedding", "conv")),
+        rank=_positive(entry, "rank"),
+        in_features=_positive(entry, "in_features"),
+        out_features=_positive(entry, "out_features"),
+        kernel=tuple(_positive({"kernel": size}, "kernel") for size in entry["kernel"]),
+        groups=_positive(entry, "groups"),
+        bias=bool(entry["bias"]),
+    )
+    if module.rank % module.groups:
+        raise ValueError(f"rank {module.rank} is not divisible by {module.groups} groups")
+    return module
+
+
+def _summary(entry: Mapping[str, Any]) -> AdapterSummary:
+    return AdapterSummary(
+        name=str(entry["name"]),
+        path=str(entry["path"]),
+        ranks=tuple(int(rank) for rank in entry["ranks"]),
+        alphas=tuple(float(alpha) for alpha in entry["alphas"]),
+        modules=int(entry["modules"]),
+        bytes=int(entry["bytes"]),
+    )
+
+
+def _positive(entry: Mapping[str, Any], key: str) -> int:
+    value = entry[key]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} is {str(value)[:40]!r}, expected a positive integer")
+    return value
+
+
+def _one_of(value: Any, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(allowed)}")
+    return value

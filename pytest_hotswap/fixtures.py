@@ -35,7 +35,8 @@ def resolve_subject(config: pytest.Config) -> Subject:
     """
     if _SUBJECT not in config.stash:
         config.stash[_SUBJECT] = _build(config)
-    return config.stash[_SUBJECT]  # type: ignore[no-any-return]
+    subject: Subject = config.stash[_SUBJECT]
+    return subject
 
 
 def subject_class(config: pytest.Config) -> type[Subject]:
@@ -72,14 +73,12 @@ def load_class(name: str, folder: Path) -> type[Any]:
 
 @contextmanager
 def watched_call(item: pytest.Item, *, max_recompiles: int = 0) -> Iterator[CompileLog]:
-    """Watch the body of a marked test; raise RecompileError unless it passed and ran compiled code.
+    """Watch the body of a marked test; fail it if it recompiled or nothing compiled ran.
 
     A body that fails or skips keeps its own outcome. The counts go to ``item.user_properties``.
     """
     __tracebackhide__ = True
     from hotswap.compiler.watch import watch_compiles
-
-    from hotswap.errors import RecompileError
 
     log: CompileLog | None = None
     try:
@@ -94,9 +93,10 @@ def watched_call(item: pytest.Item, *, max_recompiles: int = 0) -> Iterator[Comp
     verdict = log.verdict(max_recompiles=max_recompiles, allow_first_compiles=True)
     if verdict.outcome != "passed":
         _add_section(item, log)
-        raise RecompileError(
+        pytest.fail(
             f"@pytest.mark.hotswap(max_recompiles={max_recompiles}) {verdict.outcome}: "
-            + "; ".join(verdict.reasons)
+            + "; ".join(verdict.reasons),
+            pytrace=False,  # the frames are the plugin's, not the test's
         )
 
 
@@ -127,8 +127,9 @@ class AdapterFactory:
         from peft import LoraConfig, get_peft_model
 
         targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **config)  # type: ignore[arg-type]
-        adapted = get_peft_model(copy.deepcopy(model), lora)  # type: ignore[arg-type]
+        lora_alpha: Any = alpha  # PEFT says int, and divides
+        lora = LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=targets, **config)
+        adapted = get_peft_model(copy.deepcopy(model), lora)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for key, weight in adapted.named_parameters():
@@ -138,7 +139,7 @@ class AdapterFactory:
         folder = self.folder / (name or f"adapter-{len(list(self.folder.iterdir()))}")
         if folder.exists():
             raise FileExistsError(f"an adapter named {folder.name!r} was made already: {folder}")
-        adapted.save_pretrained(folder, save_embedding_layers=False)
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
         return folder
 
 
@@ -202,7 +203,8 @@ def _import_file(path: Path) -> ModuleType:
     origin = getattr(known, "__file__", None) if known else _origin(name)
     if origin and Path(origin).resolve() == path:
         return importlib.import_module(name)
-    unique = f"_hotswap_subject_{path.stem}_{zlib.crc32(bytes(path)):08x}"  # another module has this name
+    # another module has this name
+    unique = f"_hotswap_subject_{path.stem}_{zlib.crc32(bytes(path)):08x}"
     if unique in sys.modules:
         return sys.modules[unique]
     spec = importlib.util.spec_from_file_location(unique, path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -115,7 +115,7 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Watch the compiles of a marked test, and fail it if it recompiles or runs nothing compiled."""
+    """Watch the compiles of a marked test, and fail it if it recompiles or nothing compiled runs."""
     __tracebackhide__ = True
     marker = item.get_closest_marker(MARKER)
     if marker is None:
@@ -180,5 +180,4 @@ def hotswap_adapter_factory(tmp_path_factory: pytest.TempPathFactory) -> Callabl
     """``make(model, rank=…, alpha=…)``: the folder of a new adapter with random weights."""
     from pytest_hotswap.fixtures import AdapterFactory
 
-    factory: Any = AdapterFactory(tmp_path_factory.mktemp("hotswap-adapters"))
-    return factory  # type: ignore[no-any-return]
+    return AdapterFactory(tmp_path_factory.mktemp("hotswap-adapters"))

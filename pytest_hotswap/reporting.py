@@ -1,4 +1,4 @@
-"""The report file: one JSON object a line for each finished test, and a last one for the session."""
+"""The report file: a line of JSON for each finished test, and a last one for the session."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def first_line(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Say in one line why a test failed or was skipped."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
-        text = str(crash.message)
+        text = str(crash.message).removeprefix("Failed: ")
     elif isinstance(report.longrepr, tuple):
         text = str(report.longrepr[2]).removeprefix("Skipped: ")
     else:
-        text = report.longreprtext
+        text = str(report.longrepr)  # longreprtext would begin with the xdist worker
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 

@@ -144,7 +144,8 @@ def test_a_file_that_cannot_be_collected_is_one_failure(
     broken, end = run(pytester, source, "--hotswap-report=report.jsonl", *workers)
     assert (broken["nodeid"], broken["outcome"]) == ("test_reported.py", "failed")
     assert "test_reported.py::test_typo: @pytest.mark.hotswap" in broken["message"]
-    assert end == {"end": True, "exitstatus": 2, "interrupted": True}
+    assert end["end"] is True
+    assert end["exitstatus"] == (1 if workers else 2)  # xdist goes on with the other files
 
 
 def test_an_interrupted_session_says_so(pytester: pytest.Pytester) -> None:

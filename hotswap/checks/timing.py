@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,13 +111,14 @@ def _measure_row(
         model = PeftModel.from_pretrained(base, paths[0])
     model.eval()
     compiles = row != "no compile"
-    served = torch.compile(model, backend=backend) if compiles else model
+    served: Any = torch.compile(model, backend=backend) if compiles else model
 
-    def swap(path: str) -> None:
+    def swap_and_run(path: str) -> None:
         if row == "compiled, prepared":
             hotswap.swap(served, path)
         else:
             hotswap_adapter(served, path, adapter_name="default", torch_device="cpu")
+        served(**inputs)
 
     with torch.no_grad():
         first = _seconds(lambda: served(**inputs))
@@ -124,9 +126,7 @@ def _measure_row(
             hotswap.watch_compiles(served) if compiles else nullcontext()
         )
         with watching as log:
-            times = []
-            for path in [*paths[1:], paths[0]]:
-                times.append(_seconds(lambda path=path: (swap(path), served(**inputs))))
+            times = [_seconds(partial(swap_and_run, path)) for path in [*paths[1:], paths[0]]]
     return TimingRow(
         row,
         first_inference=first,
@@ -184,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("adapters", nargs="+")
     parser.add_argument("--base", required=True)
     parser.add_argument("--backend", default=None)
+    parser.add_argument("--output", metavar="FILE", help="write it here instead of printing it")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="hotswap-timing-") as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
@@ -195,7 +196,11 @@ def main(argv: Sequence[str]) -> int:
                 arguments.adapters,
                 backend=arguments.backend or default_backend(),
             )
-    print(json.dumps(timing.as_dict()))
+    answer = json.dumps(timing.as_dict())
+    if arguments.output:
+        Path(arguments.output).write_text(answer, encoding="utf-8")
+    else:
+        print(answer)
     return 0
 
 

@@ -56,7 +56,7 @@ def write_demo(folder: Path) -> tuple[Path, list[Path]]:
             for name, parameter in peft_model.named_parameters():
                 if "lora_" in name:
                     parameter.normal_(0.0, 0.1, generator=generator)
-        peft_model.save_pretrained(path)
+        peft_model.save_pretrained(str(path))
     return base, paths
 
 

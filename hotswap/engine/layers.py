@@ -54,9 +54,8 @@ class Slot:
             return
         destination.zero_()
         length = source.shape[self.axis] // self.blocks
-        blocks = destination.unflatten(self.axis, (self.blocks, -1))
-        blocks.narrow(self.axis + 1, 0, length).copy_(
-            source.unflatten(self.axis, (self.blocks, -1))
+        _blocks(destination, self.axis, self.blocks).narrow(self.axis + 1, 0, length).copy_(
+            _blocks(source, self.axis, self.blocks)
         )
 
     def own(self, rank: int) -> Tensor:
@@ -64,10 +63,14 @@ class Slot:
         if self.axis is None or self.rank == rank:
             return self.tensor.detach()
         length = rank // self.divisor // self.blocks
-        blocks = self.tensor.detach().unflatten(self.axis, (self.blocks, -1))
-        return (
-            blocks.narrow(self.axis + 1, 0, length).flatten(self.axis, self.axis + 1).contiguous()
-        )
+        blocks = _blocks(self.tensor.detach(), self.axis, self.blocks)
+        own = blocks.narrow(self.axis + 1, 0, length).flatten(self.axis, self.axis + 1)
+        return own.contiguous()
+
+
+def _blocks(tensor: Tensor, axis: int, blocks: int) -> Tensor:
+    """View an axis as two: (blocks, length of a block)."""
+    return torch.unflatten(tensor, axis, (blocks, -1))
 
 
 def slots(layer: LoraLayer, adapter_name: str) -> list[Slot]:

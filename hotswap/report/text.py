@@ -72,7 +72,7 @@ class Results:
         return tuple(
             r
             for r in self.records
-            if r.get("law") == law and (role is None or r.get("role", "law") == role)
+            if r.get("law") == law and (role is None or (r.get("role") or "law") == role)
         )
 
     @property
@@ -176,12 +176,13 @@ def verdict(results: Results, adapters: Sequence[str], *, target_rank: int | Non
     missing += [f"adapter {row.adapter}" for row in rows if not _judged(row)]
     if not adapters:
         missing.append("every adapter")
-    if results.exitstatus is None:
-        missing.append("the end of the run")
-    if not missing and (results.exitstatus or not results.swaps):
-        missing.append("a watched swap" if not results.swaps else "the end of the run")
-    if missing:
-        return Verdict("incomplete", f"incomplete: {', '.join(missing)} did not run")
+    reasons = [f"{', '.join(missing)} did not run"] if missing else []
+    if results.exitstatus is None or (results.exitstatus and not missing):
+        reasons.append("the run did not come to its end")
+    if not missing and not results.swaps:
+        reasons.append("no swap was watched for recompiles")
+    if reasons:
+        return Verdict("incomplete", f"incomplete: {'; '.join(reasons)}")
     count = f"{len(adapters)} adapter{'' if len(adapters) == 1 else 's'}"
     rank = f", target rank {target_rank}" if target_rank is not None else ""
     swaps = f"{results.recompiles} recompiles in {results.swaps} swaps"

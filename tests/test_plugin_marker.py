@@ -92,7 +92,7 @@ class TestMarked:
             "PASSED *::test_the_closest_marker_wins",
             "@pytest.mark.hotswap(max_recompiles=0) failed: *",
             "@pytest.mark.hotswap(max_recompiles=0) vacuous: *",
-            "*- hotswap -*",
+            "*- Captured hotswap call -*",
             "first compiles: 0, recompiles: 1, *",
         ]
     )
@@ -118,7 +118,7 @@ def test_is_known_to_recompile(compiled):
 """
     result = run(pytester, COMPILED + source)
     result.assert_outcomes(failed=1, skipped=1, xfailed=1)
-    result.stdout.fnmatch_lines(["E *assert 1 == 2", "*- hotswap -*", "recompile: *"])
+    result.stdout.fnmatch_lines(["E *assert 1 == 2", "*- Captured hotswap call -*", "recompile: *"])
     result.stdout.no_fnmatch_line("@pytest.mark.hotswap(*")
 
 

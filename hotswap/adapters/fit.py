@@ -21,14 +21,13 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     """
     findings = list(spec.findings)
     closest: dict[str, str] = {}
-    families = sorted({family(name) for name in plan.modules})
     for name, module in spec.modules.items():
         where = f"{spec.path}::{name}"
         place = plan.modules.get(name)
         if place is None:
             kind = family(name)
             if kind not in closest:
-                closest[kind] = _closest(kind, families)
+                closest[kind] = _closest(kind, plan)
             findings.append(
                 Finding(
                     where,
@@ -42,7 +41,8 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     return merge_alike(findings)
 
 
-def _closest(name: str, known: list[str]) -> str:
+def _closest(name: str, plan: SwapPlan) -> str:
+    known = sorted({family(module) for module in plan.modules})
     found = difflib.get_close_matches(name, known, n=1)
     return f"; closest match: {found[0]}" if found else ""
 

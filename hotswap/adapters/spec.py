@@ -224,7 +224,7 @@ def _shape_problems(
     where: str, rank: int, a: tuple[int, ...], b: tuple[int, ...]
 ) -> Iterator[Finding]:
     shapes = f"A is {list(a)}, B is {list(b)}"
-    if len(a) != len(b) or not 2 <= len(a) <= 5 or 0 in a or 0 in b or set(b[2:]) > {1}:
+    if len(a) != len(b) or not 2 <= len(a) <= 5 or 0 in (*a, *b) or math.prod(b[2:]) != 1:
         text = f"{shapes}, expected (rank, in, *kernel) and (out, rank, 1, ...)"
         yield Finding(where, "HSW104", text, _SAVE_AGAIN)
         return

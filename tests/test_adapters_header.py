@@ -1,0 +1,162 @@
+"""The safetensors header: every damage is one finding, never another exception."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapter_files import lora_tensors, raw_safetensors, safetensors_bytes, write_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hotswap.adapters.header import TensorInfo, read_header
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.errors import UnreadableAdapterError
+from hotswap.findings import Finding
+
+
+def refused(folder: Path, content: bytes) -> Finding:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableAdapterError) as caught:
+        read_header(path)
+    (finding,) = caught.value.findings
+    assert finding.where == str(path)
+    return finding
+
+
+def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_a_header_tells_dtype_shape_and_offsets(tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(safetensors_bytes({"a": ("F32", (2, 3)), "b": ("BF16", (4,))}))
+    expected = {"a": TensorInfo("F32", (2, 3), 0, 24), "b": TensorInfo("BF16", (4,), 24, 32)}
+    assert read_header(path) == expected
+    assert read_header(tmp_path) == expected
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 40])
+def test_a_truncated_header_is_one_finding(tmp_path: Path, length: int) -> None:
+    content = safetensors_bytes({"a": ("F32", (2, 3))})[:length]
+    finding = refused(tmp_path, content)
+    assert (finding.code, "truncated" in finding.message) == ("HSW005", True)
+
+
+def test_truncated_data_is_one_finding(tmp_path: Path) -> None:
+    assert "truncated" in refused(tmp_path, safetensors_bytes({"a": ("F32", (9,))})[:-1]).message
+
+
+def test_a_header_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    finding = refused(tmp_path, (100_000_001).to_bytes(8, "little") + b"{}")
+    assert "100000001" in finding.message
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"[]", b"{", b"\xff\xfe", b'{"a": 1}', b"{" + b'"a":[' * 100_000, b'{"a":' + b"9" * 5000],
+)
+def test_a_header_that_is_no_table_of_tensors_is_refused(tmp_path: Path, header: bytes) -> None:
+    assert refused(tmp_path, raw_safetensors(header)).code == "HSW005"
+
+
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    one = json.dumps(entry())
+    content = raw_safetensors(f'{{"a": {one}, "a": {one}}}'.encode(), 8)
+    assert "twice" in refused(tmp_path, content).message
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"a": entry(offsets=(0, 4))}, "takes 8 bytes"),
+        ({"a": entry(shape=(3,))}, "takes 12 bytes"),
+        ({"a": entry(offsets=(8, 0))}, "span -8"),
+        ({"a": entry(offsets=(8, 16))}, "follows a hole"),
+        ({"a": entry(), "b": entry(offsets=(4, 12))}, "overlaps"),
+        ({"a": entry(), "b": entry(offsets=(16, 24))}, "ends at byte 24"),
+        ({"a": entry()}, "belong to no tensor"),
+        ({"a": entry(dtype="F31")}, "unknown dtype"),
+        ({"a": entry(dtype=["F32"])}, "unknown dtype"),
+        ({"a": entry(shape=(-2,))}, "lists of sizes"),
+        ({"a": entry(shape=(True, 2))}, "lists of sizes"),
+        ({"a": entry(shape=2)}, "lists of sizes"),
+        ({"a": entry(offsets=(0, 4, 8))}, "lists of sizes"),
+        ({"a": {"dtype": "F32"}}, "missing"),
+        ({"a\n": entry()}, "cannot be printed"),
+        ({"\ud800": entry()}, "cannot be printed"),
+    ],
+)
+def test_a_tensor_that_does_not_add_up_is_named(
+    tmp_path: Path, tensors: dict[str, Any], words: str
+) -> None:
+    finding = refused(tmp_path, raw_safetensors(json.dumps(tensors).encode(), 16))
+    assert words in finding.message
+
+
+def test_a_missing_file_is_weights_missing(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableAdapterError) as caught:
+        read_header(tmp_path)
+    assert [f.code for f in caught.value.findings] == ["HSW004"]
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(UnreadableAdapterError) as caught:
+        read_header(tmp_path)
+    assert [f.code for f in caught.value.findings] == ["HSW006"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+NAMES = st.sampled_from([*lora_tensors({"q_proj": (4, 4)}, bias=True), "__metadata__"])
+ENTRIES = JSON | st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "I8"]) | JSON,
+        "shape": st.lists(st.integers(-1, 9), max_size=5) | JSON,
+        "data_offsets": st.lists(st.integers(-1, 600), max_size=3) | JSON,
+    }
+)
+HEADERS = st.dictionaries(NAMES | st.text(max_size=8), ENTRIES).map(
+    lambda header: raw_safetensors(json.dumps(header).encode(), 64)
+)
+TENSORS = st.dictionaries(
+    NAMES.filter(lambda name: name != "__metadata__")
+    | st.sampled_from(["x.lora_embedding_A", "x.lora_embedding_B", "x.lora_A.weight", "other"]),
+    st.tuples(
+        st.sampled_from(["F32", "BF16", "I8"]),
+        st.lists(st.integers(0, 8), max_size=5).map(tuple),
+    ),
+).map(safetensors_bytes)
+CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "r": st.integers(-1, 10) | JSON,
+        "lora_alpha": JSON,
+        "rank_pattern": st.dictionaries(st.text(max_size=4), st.integers()) | JSON,
+        "alpha_pattern": st.dictionaries(st.text(max_size=4), st.floats()) | JSON,
+        "peft_type": JSON,
+        **dict.fromkeys(("bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"), JSON),
+    },
+)
+
+
+@settings(deadline=None)
+@given(content=st.binary(max_size=64) | HEADERS | TENSORS, config=CONFIGS)
+def test_anything_gives_a_spec_or_findings_and_never_another_exception(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, config: dict[str, Any]
+) -> None:
+    folder = write_adapter(tmp_path_factory.getbasetemp() / "anything", config=config)
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    try:
+        spec = AdapterSpec.read(folder)
+        said = spec.modules or spec.findings
+    except UnreadableAdapterError as error:
+        said = error.findings
+    assert said

@@ -1,0 +1,299 @@
+"""``hotswap verify``, run as a user runs it, and the report that it makes of the suite's records."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotswap.cli.demo import ADAPTERS, write_demo
+from hotswap.report.text import LAWS, Results, adapter_rows, adapter_table, law_rows, verdict
+
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from hotswap.cli.main import main; sys.exit(main())",
+    "verify",
+]
+
+
+def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, words)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    return write_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def demo_run() -> subprocess.CompletedProcess[str]:
+    return run("--demo", "--no-timing")
+
+
+@pytest.fixture(scope="module")
+def json_run(demo: tuple[Path, list[Path]]) -> subprocess.CompletedProcess[str]:
+    """The same fleet, as a user's own; with an environment that tries to skip every law."""
+    base, adapters = demo
+    env = {"PYTEST_ADDOPTS": "-k nothing --collect-only", "PYTEST_PLUGINS": "no_such_plugin"}
+    return run(*adapters, "--base", base, "--no-timing", "--json", env=env)
+
+
+class TestTheDemo:
+    def test_is_ready(self, demo_run: subprocess.CompletedProcess[str]) -> None:
+        assert demo_run.returncode == 0, demo_run.stdout + demo_run.stderr
+
+    def test_shows_the_plan_then_the_adapters_then_the_laws_then_the_verdict(
+        self, demo_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        out = demo_run.stdout
+        places = [out.index("\nAdapters\n"), out.index("\nLaws\n"), out.index("ready to hot-swap:")]
+        assert 0 < places[0] < places[1] < places[2]
+        assert "16" in out[: places[0]]
+
+    def test_judges_each_adapter(self, demo_run: subprocess.CompletedProcess[str]) -> None:
+        rows = demo_run.stdout.split("\nAdapters\n")[1].split("\n\n")[0].splitlines()[2:]
+        assert [row.split()[0] for row in rows] == list(ADAPTERS)
+        assert all("stayed put" in row for row in rows)
+        assert all("not run" not in row and "failed" not in row for row in rows)
+
+    def test_names_every_law_in_order_with_its_control(
+        self, demo_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        rows = demo_run.stdout.split("\nLaws\n")[1].split("\n\n")[0].splitlines()[2:]
+        assert tuple(row.split()[0] for row in rows) == LAWS
+        assert all(" passed " in f"{row} " for row in rows)
+
+    def test_ends_with_one_line_of_numbers(
+        self, demo_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        last = demo_run.stdout.splitlines()[-1]
+        assert last.startswith("ready to hot-swap: 4 adapters, target rank 16, 0 recompiles in ")
+        assert int(last.split()[-2]) > 0
+
+    def test_has_no_timing_when_it_is_not_wanted(
+        self, demo_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        assert "Timing" not in demo_run.stdout
+
+
+class TestJson:
+    def test_the_environment_cannot_deselect_laws(
+        self, json_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        assert json_run.returncode == 0, json_run.stdout + json_run.stderr
+
+    def test_standard_output_is_one_object(
+        self, json_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        document = json.loads(json_run.stdout)
+        assert document["outcome"] == "ready"
+        assert [row["adapter"] for row in document["adapters"]] == list(ADAPTERS)
+        assert [row["law"] for row in document["laws"]] == list(LAWS)
+        assert document["timing"] is None
+        assert document["recompiles"] == 0 < document["swaps"]
+
+    def test_every_number_of_an_adapter_was_measured(
+        self, json_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        for row in json.loads(json_run.stdout)["adapters"]:
+            assert row["max_error"] <= row["tolerance"]
+            assert row["effect"] > row["tolerance"]
+            assert row["recompiles"] == 0 < row["hits"]
+            assert row["moved"] == 0
+
+
+class TestCallsThatCannotBeCarriedOut:
+    def test_no_arguments(self) -> None:
+        ended = run()
+        assert ended.returncode == 2
+        assert "--demo" in ended.stderr
+
+    def test_adapters_without_a_base_model(self, demo: tuple[Path, list[Path]]) -> None:
+        ended = run(*demo[1])
+        assert ended.returncode == 2
+        assert "--base" in ended.stderr
+
+    def test_a_base_model_that_does_not_exist(self, demo: tuple[Path, list[Path]]) -> None:
+        ended = run(*demo[1], "--base", "no/such/folder")
+        assert ended.returncode == 2
+        assert "no/such/folder" in ended.stderr
+
+    def test_a_demo_of_ones_own_adapters(self, demo: tuple[Path, list[Path]]) -> None:
+        assert run("--demo", *demo[1]).returncode == 2
+
+    def test_a_selection_of_no_law_verifies_nothing(self, demo: tuple[Path, list[Path]]) -> None:
+        ended = run(*demo[1], "--base", demo[0], "--no-timing", "--", "-k", "nosuchlaw")
+        assert ended.returncode == 2
+        assert "nothing was verified" in ended.stderr
+
+    def test_options_that_pytest_does_not_know_are_shown(
+        self, demo: tuple[Path, list[Path]]
+    ) -> None:
+        ended = run(*demo[1], "--base", demo[0], "--no-timing", "--", "--no-such-option")
+        assert ended.returncode == 2
+        assert "--no-such-option" in ended.stderr
+
+
+class TestNotReady:
+    def test_a_truncated_adapter_is_a_finding_and_nothing_runs(
+        self, demo: tuple[Path, list[Path]], tmp_path: Path
+    ) -> None:
+        broken = tmp_path / "broken"
+        shutil.copytree(demo[1][0], broken)
+        weights = broken / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        ended = run(demo[1][1], broken, "--base", demo[0])
+        assert ended.returncode == 1
+        assert "HSW005" in ended.stderr
+        assert str(broken) in ended.stderr
+        assert ended.stdout == ""
+
+    def test_two_damaged_adapters_are_two_lines(
+        self, demo: tuple[Path, list[Path]], tmp_path: Path
+    ) -> None:
+        ended = run(tmp_path / "a", tmp_path / "b", "--base", demo[0])
+        assert ended.returncode == 1
+        assert len(ended.stderr.splitlines()) == 2
+
+    def test_pefts_own_swap_breaks_two_laws(self, demo: tuple[Path, list[Path]]) -> None:
+        subject = "pytest_hotswap.subjects.peft:PeftSubject"
+        ended = run(*demo[1], "--base", demo[0], "--subject", subject, "--no-timing")
+        last = ended.stdout.splitlines()[-1]
+        assert ended.returncode == 1
+        assert last.startswith("not ready: ")
+        assert "swap-isolated" in last
+        assert "swap-atomic" in last
+
+    def test_laws_that_did_not_run_make_it_incomplete(self, demo: tuple[Path, list[Path]]) -> None:
+        ended = run(*demo[1], "--base", demo[0], "--no-timing", "--", "-k", "preparation")
+        last = ended.stdout.splitlines()[-1]
+        assert ended.returncode == 1
+        assert last.startswith("incomplete: ")
+        assert "swap-equals-load" in last
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals a process group")
+def test_ctrl_c_prints_what_was_found_until_then(
+    demo: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "announce.py").write_text(
+        "import pathlib\n"
+        "def pytest_runtest_logfinish(nodeid, location):\n"
+        f"    pathlib.Path({str(started)!r}).touch()\n"
+    )
+    words = [*demo[1], "--base", demo[0], "--no-timing", "--", "-p", "announce"]
+    child = subprocess.Popen(
+        [*COMMAND, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    while child.poll() is None and not started.exists():
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 130, out + err
+    assert "\nLaws\n" in out
+    assert out.splitlines()[-1].startswith("incomplete: ")
+
+
+def record(law: str | None, outcome: str = "passed", **more: Any) -> dict[str, Any]:
+    name = more.pop("name", f"suite.py::test_{law}")
+    return {"nodeid": name, "law": law, "role": "law", "outcome": outcome, "message": None, **more}
+
+
+def complete() -> list[dict[str, Any]]:
+    """A report in which everything passed, of one adapter."""
+    lines = [record(law, role=role) for law in LAWS for role in ("law", "control")]
+    lines += [
+        record("swap-equals-load", adapter="a", max_error=1e-7, tolerance=1e-5),
+        record("swap-has-effect", adapter="a", effect=0.5),
+        record("zero-recompiles", adapter="a", recompiles=0, hits=3, swaps=2),
+        record("swap-in-place", adapter="a", moved=0),
+    ]
+    return [*lines, {"end": True, "exitstatus": 0}]
+
+
+def last_line(lines: list[dict[str, Any]], adapters: Sequence[str] = ("a",)) -> str:
+    return verdict(Results.of(lines), adapters, target_rank=8).line
+
+
+class TestTheVerdict:
+    def test_a_complete_report_is_ready(self) -> None:
+        expected = "ready to hot-swap: 1 adapter, target rank 8, 0 recompiles in 2 swaps"
+        assert last_line(complete()) == expected
+
+    @pytest.mark.parametrize("law", LAWS)
+    def test_a_law_without_a_record_is_incomplete(self, law: str) -> None:
+        lines = [line for line in complete() if line.get("law") != law]
+        assert last_line(lines).startswith("incomplete: ")
+        assert law in last_line(lines)
+
+    @pytest.mark.parametrize("law", LAWS)
+    def test_a_failed_law_is_named(self, law: str) -> None:
+        assert last_line([*complete(), record(law, "failed")]) == f"not ready: {law} failed"
+
+    def test_a_failed_law_names_the_adapter(self) -> None:
+        lines = [*complete(), record("swap-forgets", "failed", adapter="a")]
+        assert last_line(lines) == "not ready: swap-forgets failed for a"
+
+    def test_a_failed_control_is_not_ready(self) -> None:
+        lines = [*complete(), record("swap-forgets", "failed", role="control")]
+        assert last_line(lines) == "not ready: swap-forgets (control) failed"
+
+    def test_an_adapter_without_a_record_is_incomplete(self) -> None:
+        assert last_line(complete(), ["a", "b"]) == "incomplete: adapter b did not run"
+
+    def test_a_run_without_an_end_is_incomplete(self) -> None:
+        assert last_line(complete()[:-1]) == "incomplete: the run did not come to its end"
+
+    def test_no_watched_swap_is_incomplete(self) -> None:
+        lines = [{**line, "swaps": 0} for line in complete()]
+        assert last_line(lines) == "incomplete: no swap was watched for recompiles"
+
+    def test_a_failure_outside_the_laws_is_not_ready(self) -> None:
+        lines = [*complete(), record(None, "failed", name="other.py::test_it")]
+        assert last_line(lines) == "not ready: other.py::test_it failed"
+
+    def test_a_law_that_does_not_apply_is_neither_passed_nor_missing(self) -> None:
+        lines = [line for line in complete() if line.get("law") != "knobs-follow"]
+        skip = record("knobs-follow", "skipped", message="not applicable: it cannot be saved")
+        results = Results.of([skip, *lines])
+        states = {row.law: row.state for row in law_rows(results)}
+        assert states["knobs-follow"] == "not applicable"
+        assert verdict(results, ["a"], target_rank=8).ready
+
+    def test_a_law_that_was_skipped_did_not_run(self) -> None:
+        lines = [line for line in complete() if line.get("law") != "knobs-follow"]
+        skip = record("knobs-follow", "skipped", message="no GPU")
+        assert last_line([skip, *lines]).startswith("incomplete: knobs-follow")
+
+
+def test_a_line_that_was_cut_off_in_writing_is_left_out(tmp_path: Path) -> None:
+    report = tmp_path / "report.jsonl"
+    whole = json.dumps(record("rank-bound"))
+    report.write_text(f"{whole}\n{whole[:20]}", encoding="utf-8")
+    results = Results.read(report)
+    assert len(results.records) == 1
+    assert results.exitstatus is None
+
+
+def test_storage_that_moved_is_said_in_the_adapters_row() -> None:
+    lines = [line for line in complete() if line.get("law") != "swap-in-place"]
+    lines.append(record("swap-in-place", "failed", adapter="a", moved=3))
+    assert "moved (3)" in adapter_table(adapter_rows(Results.of(lines), ["a"]))

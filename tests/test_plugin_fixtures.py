@@ -28,14 +28,32 @@ def test_the_watch_is_active_and_the_other_is_the_context_manager(
             assert isinstance(hotswap_compile_watch, hotswap.CompileLog)
             compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
             compiled(torch.ones(2))
-            assert len(hotswap_compile_watch.first_compiles) == 1
             compiled(torch.ones(3))
-            assert len(hotswap_compile_watch.recompiles) == 1
+            counts = hotswap_compile_watch.as_dict()
+            assert (counts["first_compiles"], counts["recompiles"]) == (1, 1)
 
         def test_forbid(hotswap_forbid_recompiles):
             assert hotswap_forbid_recompiles is hotswap.forbid_recompiles
         """,
     ).assert_outcomes(passed=2)
+
+
+def test_the_lists_of_an_active_watch_are_up_to_date_inside_the_test(
+    pytester: pytest.Pytester,
+) -> None:
+    run(
+        pytester,
+        """
+        import torch
+
+        def test_watch(hotswap_compile_watch):
+            compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+            compiled(torch.ones(2))
+            assert len(hotswap_compile_watch.first_compiles) == 1
+            compiled(torch.ones(3))
+            assert len(hotswap_compile_watch.recompiles) == 1
+        """,
+    ).assert_outcomes(passed=1)
 
 
 def test_the_factory_makes_the_adapter_that_was_asked_for(pytester: pytest.Pytester) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 ROWS = ("no compile", "compiled, unprepared", "compiled, prepared")
 BATCH, LENGTH = 1, 16
@@ -66,7 +66,7 @@ def default_backend() -> str:
 
 def measure(
     base_model: Callable[[], nn.Module],
-    inputs: dict[str, Tensor],
+    inputs: dict[str, Any],
     adapters: Sequence[str | Path],
     *,
     backend: str,
@@ -96,7 +96,7 @@ def measure(
 
 
 def _measure_row(
-    row: str, base: nn.Module, inputs: dict[str, Tensor], paths: Sequence[str], backend: str
+    row: str, base: nn.Module, inputs: dict[str, Any], paths: Sequence[str], backend: str
 ) -> TimingRow:
     import torch
     from peft import PeftModel
@@ -153,7 +153,7 @@ def pretrained(base: str) -> nn.Module:
     return model.eval()
 
 
-def inputs_of(model: nn.Module) -> dict[str, Tensor]:
+def inputs_of(model: nn.Module) -> dict[str, Any]:
     """Draw seeded inputs of a transformers model by the kind of its main input.
 
     Raises ValueError when that is neither tokens nor pixels.
@@ -167,7 +167,9 @@ def inputs_of(model: nn.Module) -> dict[str, Tensor]:
         vocabulary = config.get_text_config().vocab_size
         shape = (BATCH, LENGTH)
         tokens = torch.randint(0, vocabulary, shape, generator=generator)
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        if hasattr(config, "use_cache"):
+            inputs["use_cache"] = False  # one forward, not a generation
         if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = tokens
         return inputs

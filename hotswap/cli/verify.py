@@ -229,6 +229,14 @@ def _usage_problem(request: Request) -> str | None:
         if request.base or request.adapters:
             return "--demo brings its own base model and adapters; leave out ADAPTER and --base"
         return None
+    seen: dict[str, str] = {}
+    for path in request.adapters:
+        name = Path(path).resolve().name
+        if name in seen:
+            return (
+                f"{seen[name]} and {path} have the same name; the report could not tell them apart"
+            )
+        seen[name] = path
     if request.base and not Path(request.base).is_dir():
         return f"--base {request.base}: no such folder; give the folder of the base model"
     if request.subject:

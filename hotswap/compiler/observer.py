@@ -78,6 +78,8 @@ class Observer:
     def flush(self) -> None:
         """Report what has happened and was not reported yet."""
         with self._lock:
+            if not self._listeners:
+                return
             self._read_records()
             self._settle()
             self._check_reset()
@@ -144,9 +146,7 @@ def _kind(record: Any) -> str:
 
 def _region(caller: FrameType) -> str:
     """Name what is called from a frame: the class of the module, or the function."""
-    function = (
-        caller.f_locals.get("fn") if caller.f_code.co_name == "compile_wrapper" else None
-    )
+    function = caller.f_locals.get("fn") if caller.f_code.co_name == "compile_wrapper" else None
     owner = getattr(function, "__self__", None) if function else caller.f_locals.get("self")
     if owner is not None:
         return type(owner).__name__

@@ -21,8 +21,10 @@ def set_guard_hook(hook: GuardHook | None) -> GuardHook | None:
     try:
         from torch._C._dynamo.eval_frame import set_guard_complete_hook
     except ImportError as error:
-        raise CannotObserveError("cannot observe cache hits: no guard hook in this torch") from error
-    previous: GuardHook | None = set_guard_complete_hook(hook)
+        raise CannotObserveError(
+            "cannot observe cache hits: no guard hook in this torch"
+        ) from error
+    previous: GuardHook | None = set_guard_complete_hook(hook)  # type: ignore[arg-type]
     return previous
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -36,33 +36,68 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-@dataclass(slots=True)
 class CompileLog:
-    """What happened in a scope. ``hits`` and ``eager_misses`` count calls per region.
+    """What happened in a scope; reading it inside the scope gives what happened until then.
 
     An eager miss is a call that found no compiled code and got none: past ``recompile_limit`` torch
     runs eagerly and says nothing.
     """
 
-    first_compiles: list[Compile] = field(default_factory=list)
-    recompiles: list[Compile] = field(default_factory=list)
-    backwards: list[Compile] = field(default_factory=list)
-    failed: list[Compile] = field(default_factory=list)
-    hits: dict[str, int] = field(default_factory=dict)
-    eager_misses: dict[str, int] = field(default_factory=dict)
-    resets: int = 0
-    problems: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._compiles: dict[str, list[Compile]] = {}
+        self._hits: dict[str, int] = {}
+        self._eager_misses: dict[str, int] = {}
+        self._resets = 0
+        self.problems: list[str] = []
+
+    def _of(self, kind: str) -> list[Compile]:
+        OBSERVER.flush()
+        return self._compiles.setdefault(kind, [])
+
+    @property
+    def first_compiles(self) -> list[Compile]:
+        """Code that was compiled for the first time."""
+        return self._of("first")
+
+    @property
+    def recompiles(self) -> list[Compile]:
+        """Code that was compiled again because a guard failed."""
+        return self._of("recompile")
+
+    @property
+    def backwards(self) -> list[Compile]:
+        """Backward graphs that were compiled."""
+        return self._of("backward")
+
+    @property
+    def failed(self) -> list[Compile]:
+        """Compiles that ended in an error."""
+        return self._of("failed")
+
+    @property
+    def hits(self) -> dict[str, int]:
+        """Calls that ran compiled code, per region."""
+        return self._hits
+
+    @property
+    def eager_misses(self) -> dict[str, int]:
+        """Calls that ran eagerly although they should have been compiled, per region."""
+        OBSERVER.flush()
+        return self._eager_misses
+
+    @property
+    def resets(self) -> int:
+        """How often ``torch._dynamo.reset()`` was called."""
+        OBSERVER.flush()
+        return self._resets
 
     @property
     def total_hits(self) -> int:
         """Calls that ran compiled code."""
-        return sum(self.hits.values())
+        return sum(self._hits.values())
 
-    def verdict(
-        self, *, max_recompiles: int = 0, allow_first_compiles: bool = False
-    ) -> Verdict:
+    def verdict(self, *, max_recompiles: int = 0, allow_first_compiles: bool = False) -> Verdict:
         """Judge the scope; a pass needs at least one hit, whatever else is allowed."""
-        OBSERVER.flush()
         reasons = []
         if len(self.recompiles) > max_recompiles:
             reasons += [f"recompiled {found}" for found in self.recompiles]
@@ -91,7 +126,6 @@ class CompileLog:
 
     def as_dict(self) -> dict[str, int]:
         """Counts, as JSON scalars."""
-        OBSERVER.flush()
         return {
             "first_compiles": len(self.first_compiles),
             "recompiles": len(self.recompiles),
@@ -114,24 +148,18 @@ class _Ear:
         cause, sentence = explain(record.recompile_reason) if record.recompile_reason else ("", "")
         seconds = (record.duration_us or 0) / 1e6
         found = Compile(self.names.get(region, region), cause, sentence, raw, seconds)
-        kept = {
-            "first": self.log.first_compiles,
-            "recompile": self.log.recompiles,
-            "backward": self.log.backwards,
-            "failed": self.log.failed,
-        }
-        kept[kind].append(found)
+        self.log._compiles.setdefault(kind, []).append(found)
 
     def heard_hit(self, region: str) -> None:
         name = self.names.get(region, region)
-        self.log.hits[name] = self.log.hits.get(name, 0) + 1
+        self.log._hits[name] = self.log._hits.get(name, 0) + 1
 
     def heard_eager(self, region: str) -> None:
         name = self.names.get(region, region)
-        self.log.eager_misses[name] = self.log.eager_misses.get(name, 0) + 1
+        self.log._eager_misses[name] = self.log._eager_misses.get(name, 0) + 1
 
     def heard_reset(self) -> None:
-        self.log.resets += 1
+        self.log._resets += 1
 
     def heard_problem(self, text: str) -> None:
         self.log.problems.append(text)

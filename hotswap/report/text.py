@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-LAWS = (
-    "preparation-preserves",
-    "preparation-idempotent",
-    "preparation-covers",
-    "prepare-before-compile",
-    "rank-bound",
-    "swap-equals-load",
-    "swap-forgets",
-    "swap-has-effect",
-    "swap-isolated",
-    "swap-atomic",
-    "swap-in-place",
-    "zero-recompiles",
-    "knobs-follow",
-    "unprepared-recompiles",
-)
-"""The ids of the laws, in the order in which they are reported."""
+from hotswap.report.laws import LAWS
 
 Record = dict[str, Any]
 State = Literal["passed", "failed", "not run", "not applicable"]
@@ -35,7 +19,6 @@ class Results:
     """What a report file holds; ``exitstatus`` is None when the run did not end by itself."""
 
     records: tuple[Record, ...] = ()
-    statements: dict[str, str] = field(default_factory=dict)
     exitstatus: int | None = None
 
     @classmethod
@@ -48,23 +31,20 @@ class Results:
 
     @classmethod
     def of(cls, lines: Iterable[Record]) -> Results:
-        """Sort parsed lines into test records, the laws' statements and the end line."""
+        """Sort parsed lines into test records and the end line."""
         records: list[Record] = []
-        statements: dict[str, str] = {}
         exitstatus: int | None = None
         for line in lines:
             if line.get("end"):
                 exitstatus = int(line.get("exitstatus", 0))
-            elif "laws" in line:
-                statements.update(line["laws"])
             elif "nodeid" in line:
                 records.append({key.removeprefix("hotswap."): line[key] for key in line})
-        return cls(tuple(records), statements, exitstatus)
+        return cls(tuple(records), exitstatus)
 
     @property
     def laws(self) -> tuple[str, ...]:
         """The ids of all laws: the known ones in order, then any other that the file names."""
-        named = [*self.statements, *(str(r["law"]) for r in self.records if r.get("law"))]
+        named = [str(r["law"]) for r in self.records if r.get("law")]
         return (*LAWS, *dict.fromkeys(law for law in named if law not in LAWS))
 
     def of_law(self, law: str, *, role: str | None = None) -> tuple[Record, ...]:
@@ -197,8 +177,12 @@ def adapter_table(rows: Sequence[AdapterRow]) -> str:
 
 def law_table(rows: Sequence[LawRow]) -> str:
     """Render the rows of the laws, and below them why any of them failed."""
-    head = ("law", "outcome", "control", "statement")
-    text = table("Laws", head, [(r.law, r.state, r.control, r.statement) for r in rows])
+    head = ["law", "outcome", "control"]
+    cells = [[row.law, row.state, row.control] for row in rows]
+    if any(row.statement for row in rows):
+        head.append("statement")
+        cells = [[*cell, row.statement] for cell, row in zip(cells, rows, strict=True)]
+    text = table("Laws", head, cells)
     reasons = [f"  {r.law}: {r.message}" for r in rows if r.message]
     return "\n".join([text, *reasons])
 
@@ -265,7 +249,7 @@ def _law_row(results: Results, law: str) -> LawRow:
         law=law,
         state=state_of(results.of_law(law, role="law")),
         control=state_of(results.of_law(law, role="control")),
-        statement=results.statements.get(law, ""),
+        statement=LAWS.get(law, ""),
         message=str(bad[0]["message"]) if bad else "",
     )
 

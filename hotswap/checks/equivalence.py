@@ -1,0 +1,101 @@
+"""Outputs equal within a tolerance per dtype; the first module that differs is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotswap.engine.layers import canonical, unwrap
+
+TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-10, 1e-8),
+    torch.float32: (1e-5, 1e-4),
+    torch.bfloat16: (2e-2, 2e-2),
+    torch.float16: (4e-3, 4e-3),
+}
+"""Per dtype (atol, rtol): padding changes the order of sums, not the terms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The largest absolute error over all output tensors against the tolerance."""
+
+    equal: bool
+    max_error: float
+    tolerance: float
+    detail: str
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """List the floating tensors of a model's output (tensor, sequence or mapping), in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in tensors_of(value)]
+    if isinstance(output, list | tuple):
+        return [tensor for value in output for tensor in tensors_of(value)]
+    return []
+
+
+def compare(actual: Any, expected: Any) -> Comparison:
+    """Compare two outputs; tolerance = atol + rtol * max|expected|. NaN is never equal."""
+    ours, theirs = tensors_of(actual), tensors_of(expected)
+    if not theirs or len(ours) != len(theirs):
+        return Comparison(
+            False, float("inf"), 0.0, f"{len(ours)} output tensors, expected {len(theirs)}"
+        )
+    worst = Comparison(True, 0.0, 0.0, "")
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        found = _compare(one, other, index)
+        if (not found.equal, found.max_error) >= (not worst.equal, worst.max_error):
+            worst = found
+    return worst
+
+
+def _compare(one: Tensor, other: Tensor, index: int) -> Comparison:
+    if one.shape != other.shape:
+        shapes = f"output {index} has shape {tuple(one.shape)}, expected {tuple(other.shape)}"
+        return Comparison(False, float("inf"), 0.0, shapes)
+    atol, rtol = TOLERANCES.get(other.dtype, TOLERANCES[torch.float32])
+    wide = other.detach().double()
+    tolerance = atol + rtol * (wide.abs().max().item() if wide.numel() else 0.0)
+    error = (one.detach().double() - wide).abs().max().item() if wide.numel() else 0.0
+    equal = error <= tolerance  # False for NaN
+    return Comparison(equal, error, tolerance, f"output {index} differs by {error:.3g}")
+
+
+def first_difference(
+    actual: nn.Module, expected: nn.Module, run: Callable[[nn.Module], Any]
+) -> str | None:
+    """Run both models and name the first module, in order of execution, whose output differs."""
+    ours, theirs = _outputs(actual, run), _outputs(expected, run)
+    for name, output in theirs.items():
+        if name in ours and tensors_of(output) and not compare(ours[name], output).equal:
+            return name or "the model"
+    return None
+
+
+def _outputs(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    model = unwrap(model)
+
+    def keep(name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            seen.setdefault(name, output)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(canonical(name)))
+        for name, module in model.named_modules()
+    ]
+    try:
+        run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

@@ -1,0 +1,164 @@
+"""Snapshot: a bit-exact fingerprint of a model, what changed since, and restoring it in place."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+from hotswap.engine.layers import canonical, unwrap
+
+_FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "merged_adapters")
+_PLACES = ("_parameters", "_buffers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One tensor: where it hangs, the object, an alias of its storage, a copy of its values."""
+
+    name: str
+    holder: dict[str, Any]
+    key: str
+    tensor: Tensor
+    alias: Tensor
+    values: Tensor
+    requires_grad: bool
+
+    def storage(self) -> dict[str, Any]:
+        return _storage(self.alias) | {"requires_grad": self.requires_grad}
+
+
+def _storage(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "address": tensor.data_ptr(),
+        "offset": tensor.storage_offset(),
+        "shape": tuple(tensor.shape),
+        "stride": tensor.stride(),
+        "dtype": tensor.dtype,
+        "device": str(tensor.device),
+    }
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    a, b = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(a, b)
+
+
+class Snapshot:
+    """Every parameter, buffer and LoRA scaling of some models, with the flags that a swap may touch."""
+
+    def __init__(self, models: tuple[nn.Module, ...]) -> None:
+        self._models = models
+        self._entries: list[_Entry] = []
+        self._holders: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._flags: list[tuple[str, LoraLayer, str, Any]] = []
+        self._numbers: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._configs: list[tuple[str, dict[str, Any], str, Any, dict[str, Any]]] = []
+        seen: set[int] = set()
+        for model in models:
+            for path, module in model.named_modules():
+                self._take_module(canonical(path), module, seen)
+            configs: dict[str, Any] = getattr(model, "peft_config", {})
+            for name, config in configs.items():
+                self._configs.append((name, configs, name, config, copy.deepcopy(vars(config))))
+
+    @classmethod
+    def take(cls, *models: nn.Module) -> Snapshot:
+        """Fingerprint models (compiled wrappers too); costs one copy of their tensors."""
+        return cls(tuple(unwrap(model) for model in models))
+
+    def _take_module(self, path: str, module: nn.Module, seen: set[int]) -> None:
+        for place in (*_PLACES, "_modules"):
+            holder = getattr(module, place)
+            self._holders.append((holder, dict(holder)))
+        for place in _PLACES:
+            for key, tensor in getattr(module, place).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    self._take_tensor(f"{path}.{key}", getattr(module, place), key, tensor)
+        if not isinstance(module, LoraLayer):
+            return
+        if isinstance(module.scaling, dict):
+            self._numbers.append((f"{path}.scaling", module.scaling, dict(module.scaling)))
+            for key, value in module.scaling.items():
+                if isinstance(value, Tensor):
+                    self._take_tensor(f"{path}.scaling.{key}", module.scaling, key, value)
+        else:
+            ranks = module.scaling.own_ranks
+            self._numbers.append((f"{path}.scaling.own_ranks", ranks, dict(ranks)))
+        self._flags += [(path, module, flag, copy.copy(getattr(module, flag))) for flag in _FLAGS]
+
+    def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:
+        alias = tensor.data
+        self._entries.append(
+            _Entry(name, holder, key, tensor, alias, alias.clone(), tensor.requires_grad)
+        )
+
+    def changes(self, *, values: bool = True, storage: bool = True) -> list[str]:
+        """Say what changed since: values and flags bit for bit, and what compiled code is guarded on."""
+        found = []
+        for entry in self._entries:
+            now = entry.holder.get(entry.key)
+            if not isinstance(now, Tensor):
+                found.append(f"{entry.name} is no tensor any more")
+                continue
+            if values and not _same_bits(now, entry.values):
+                found.append(f"{entry.name} changed its values")
+            if storage:
+                if type(now) is not type(entry.tensor):
+                    found.append(f"{entry.name} became a {type(now).__name__}")
+                then, new = entry.storage(), _storage(now) | {"requires_grad": now.requires_grad}
+                found += [
+                    f"{entry.name} changed its {key}: {then[key]} to {new[key]}"
+                    for key in then
+                    if then[key] != new[key]
+                ]
+        if values:
+            found += self._changed_flags()
+        return found
+
+    def _changed_flags(self) -> list[str]:
+        found = [
+            f"{name} changed: {then} to {now}"
+            for name, now, then in self._numbers
+            if any(
+                not isinstance(then.get(key), Tensor) and then.get(key) != now.get(key)
+                for key in then.keys() | now.keys()
+            )
+        ]
+        found += [
+            f"{path}.{flag} changed: {then} to {getattr(layer, flag)}"
+            for path, layer, flag, then in self._flags
+            if getattr(layer, flag) != then
+        ]
+        for name, holder, key, config, fields in self._configs:
+            if holder.get(key) is not config or vars(config) != fields:
+                found.append(f"peft_config[{name!r}] changed")
+        return found
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring everything back in place: the same objects, storages and bits."""
+        for holder, entries in self._holders:
+            holder.clear()
+            holder.update(entries)
+        for _, numbers, then in self._numbers:
+            numbers.clear()
+            numbers.update(then)
+        for entry in self._entries:
+            entry.holder[entry.key] = entry.tensor
+            entry.tensor.data = entry.alias
+            entry.tensor.requires_grad_(entry.requires_grad)
+            entry.alias.copy_(entry.values)
+        for _, layer, flag, then in self._flags:
+            setattr(layer, flag, copy.copy(then))
+        for _, holder, key, config, fields in self._configs:
+            holder[key] = config
+            vars(config).clear()
+            vars(config).update(copy.deepcopy(fields))

@@ -1,0 +1,1 @@
+"""The laws as a class of tests."""

@@ -1,0 +1,161 @@
+"""Deployment: a subject brought up once for a class of tests, with its oracle."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hotswap.adapters.plan import SwapPlan, plan
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.checks.equivalence import Comparison, compare, first_difference
+from hotswap.checks.snapshot import Snapshot
+from hotswap.compiler.watch import watch_compiles
+from pytest_hotswap.subjects.base import Subject
+
+
+class Deployment:
+    """The compiled model under test, a snapshot to return to, and freshly loaded adapters to compare with."""
+
+    def __init__(self, subject: Subject, folder: Path) -> None:
+        self.subject = subject
+        self.folder = folder
+        self.paths = subject.adapter_paths()
+        self.specs = {path: AdapterSpec.read(path) for path in self.paths}
+        self.plan: SwapPlan = plan(list(self.specs.values()))
+        self.inputs: Mapping[str, Any] = subject.inputs()
+        self._expected: dict[tuple[Path | None, float], Any] = {}
+        self._folders = 0
+
+    @cached_property
+    def first(self) -> Path:
+        """The adapter to load first: the one with the most modules, the smallest of these."""
+        return min(self.paths, key=lambda p: (-len(self.specs[p].modules), self.specs[p].rank))
+
+    def other(self, adapter: Path) -> Path:
+        """Another adapter of the fleet, or a rescaled copy where there is only one."""
+        from pytest_hotswap.broken import rescale_adapter
+
+        others = [path for path in self.paths if path != adapter]
+        return others[0] if others else rescale_adapter(adapter, self.new_folder(), 3.0)
+
+    def new_folder(self) -> Path:
+        """A path for an adapter that does not exist yet."""
+        self._folders += 1
+        return self.folder / f"derived-{self._folders}"
+
+    def loaded(self) -> Any:
+        """A freshly loaded model, neither prepared nor compiled."""
+        return self.subject.load(self.subject.base_model(), self.first)
+
+    def prepared(self) -> Any:
+        """A freshly loaded and prepared model, not compiled."""
+        model = self.loaded()
+        self.subject.prepare(model, self.plan)
+        return model
+
+    @cached_property
+    def base(self) -> Any:
+        """The base model on its own."""
+        return self.subject.base_model()
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The model under test: loaded, prepared, compiled and warmed up with one swap."""
+        model = self.subject.compile(self.prepared())
+        self.subject.run(model, self.inputs)
+        return model
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The model under test as it was after its first call."""
+        return Snapshot.take(*self.subject.models(self.compiled))
+
+    def run(self, model: Any = None) -> Any:
+        """Run a model, by default the compiled one, on the subject's inputs."""
+        return self.subject.run(self.compiled if model is None else model, self.inputs)
+
+    def fresh(self, adapter: Path, scale: float = 1.0) -> Any:
+        """The oracle: the adapter as PEFT loads it into a base model of its own."""
+        from peft import PeftModel
+
+        from hotswap.engine.layers import lora_layers
+
+        model = PeftModel.from_pretrained(copy.deepcopy(self.base), adapter).eval()
+        if scale != 1.0:
+            for layer in lora_layers(model).values():
+                layer.set_scale("default", scale)
+        return model
+
+    def expected(self, adapter: Path | None, scale: float = 1.0) -> Any:
+        """What the oracle (None: the base model) gives; computed once."""
+        key = (adapter, scale)
+        if key not in self._expected:
+            model = self.base if adapter is None else self.fresh(adapter, scale)
+            self._expected[key] = self.run(model)
+        return self._expected[key]
+
+    def blame(self, model: Any, adapter: Path | None) -> str:
+        """Name the first module whose output differs from the oracle's."""
+        oracle = self.base if adapter is None else self.fresh(adapter)
+        found = first_difference(
+            self.subject.models(model)[0], oracle, lambda m: self.subject.run(m, self.inputs)
+        )
+        return f"; the first module that differs is {found}" if found else ""
+
+    def compare(self, adapter: Path | None, *, model: Any = None, scale: float = 1.0) -> Comparison:
+        """Compare a model's outputs with the oracle's."""
+        return compare(self.run(model), self.expected(adapter, scale))
+
+    @cached_property
+    def unprepared_recompiles(self) -> dict[float, int]:
+        """Recompiles that PEFT's swap causes in an unprepared model, by the factor on its alpha.
+
+        Measured once: torch makes a number dynamic at its first change, so a second measurement in the
+        same process would not see it.
+        """
+        from peft import PeftModel
+        from peft.utils.hotswap import hotswap_adapter
+
+        from pytest_hotswap.broken import rescale_adapter
+
+        model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
+        model = self.subject.compile(model)
+        self.run(model)
+        counts = {}
+        for factor in (1.0, 2.0):
+            other = rescale_adapter(self.first, self.new_folder(), factor)
+            with watch_compiles() as log:
+                hotswap_adapter(model, str(other), adapter_name="default")
+                self.run(model)
+            counts[factor] = len(log.recompiles)
+        return counts
+
+    def close(self) -> None:
+        """Forget what was compiled."""
+        torch._dynamo.reset()
+
+
+def subject_of(cls: Any, config: pytest.Config) -> Subject:
+    """The subject of a contract class, or else the one that the options name."""
+    if cls.subject is not None:
+        subject: Subject = cls.subject()
+        return subject
+    from pytest_hotswap.fixtures import resolve_subject
+
+    return resolve_subject(config)
+
+
+def bring_up(
+    request: pytest.FixtureRequest, factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """Build the deployment of a contract class between two resets of Dynamo."""
+    torch._dynamo.reset()
+    deployment = Deployment(subject_of(request.cls, request.config), factory.mktemp("hotswap"))
+    yield deployment
+    deployment.close()

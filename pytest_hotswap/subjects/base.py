@@ -1,0 +1,143 @@
+"""Subject: one deployment under test. Subclass it, or any class with these methods will do."""
+
+from __future__ import annotations
+
+import glob
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from hotswap.adapters.plan import SwapPlan
+
+
+class Subject:
+    """How a deployment loads, prepares, compiles, swaps and runs; the contract judges nothing else.
+
+    ``adapters`` are globs, relative to the file of the class that sets them. ``unsupported`` maps a law,
+    or ``"law[case]"``, to the reason why it does not apply here: reported as "not applicable".
+    """
+
+    base: str | None = None
+    adapters: str | Sequence[str] = ()
+    backend = "eager"
+    adapter_name = "default"
+    unsupported: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        *,
+        base: str | None = None,
+        adapters: Sequence[str] | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.base = base or self.base
+        self.backend = backend or self.backend
+        self._given = adapters
+
+    def adapter_paths(self) -> list[Path]:
+        """The adapter folders, sorted; raises pytest.UsageError when a glob matches nothing."""
+        globs = self._given if self._given is not None else self.adapters
+        globs = [globs] if isinstance(globs, str) else list(globs)
+        if not globs:
+            raise pytest.UsageError(
+                f"{type(self).__name__} has no adapters; set `adapters` or give --hotswap-adapters"
+            )
+        folder = Path.cwd() if self._given is not None else self._home()
+        found: list[Path] = []
+        for pattern in globs:
+            matches = sorted(glob.glob(str(folder / pattern)))
+            if not matches:
+                raise pytest.UsageError(
+                    f"--hotswap-adapters {pattern}: matches nothing in {folder}"
+                )
+            found += [Path(match) for match in matches]
+        return list(dict.fromkeys(found))
+
+    def _home(self) -> Path:
+        for cls in type(self).__mro__:
+            if "adapters" in vars(cls):
+                return Path(inspect.getfile(cls)).resolve().parent
+        return Path.cwd()
+
+    def base_model(self) -> Any:
+        """A fresh base model; two calls give equal models."""
+        if self.base is None:
+            raise pytest.UsageError(
+                f"{type(self).__name__} has no base model; define base_model() or give --hotswap-base"
+            )
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self.base)
+        name = (config.architectures or [""])[0]
+        cls = getattr(transformers, name, transformers.AutoModel)
+        return cls.from_pretrained(self.base).eval()
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The arguments of a forward; by default token ids from the model's configuration."""
+        import torch
+
+        config = self.base_model().config
+        size = getattr(config, "vocab_size", None)
+        if size is None:
+            raise pytest.UsageError(
+                f"{type(self).__name__} needs inputs(): the model's configuration has no vocab_size"
+            )
+        ids = torch.randint(0, size, (2, 8), generator=torch.Generator().manual_seed(0))
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if hasattr(config, "use_cache"):
+            inputs["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
+        return inputs
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        """Load the first adapter the way the deployment does; the default is PEFT's."""
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(base, adapter, adapter_name=self.adapter_name).eval()
+
+    def prepare(self, model: Any, plan: SwapPlan) -> None:
+        """Prepare the loaded model in place, before it is compiled."""
+        raise NotImplementedError(f"{type(self).__name__}.prepare")
+
+    def compile(self, model: Any) -> Any:
+        """Compile the prepared model."""
+        import torch
+
+        return torch.compile(model, backend=self.backend)
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        """Swap an adapter in; None is the base model. ``model`` is what compile() returned."""
+        raise NotImplementedError(f"{type(self).__name__}.swap")
+
+    def run(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """Run the model without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return model(**inputs)
+
+    def models(self, model: Any) -> list[Any]:
+        """The modules to fingerprint and to name at fault."""
+        from hotswap.engine.layers import unwrap
+
+        return [unwrap(model)]
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        """Scale the adapter in place; PEFT's own function by default."""
+        from hotswap.engine.layers import lora_layers
+
+        for layer in lora_layers(model, self.adapter_name).values():
+            layer.set_scale(self.adapter_name, scale)
+
+    def disabled(self, model: Any) -> AbstractContextManager[Any]:
+        """A scope in which the adapter has no effect."""
+        context: AbstractContextManager[Any] = self.models(model)[0].disable_adapter()
+        return context
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Save the adapter in place as a PEFT folder."""
+        self.models(model)[0].save_pretrained(folder, selected_adapters=[self.adapter_name])

@@ -1,0 +1,1 @@
+"""The contract, ready to run: pytest --pyargs pytest_hotswap.suite."""

@@ -19,9 +19,9 @@ def compiled_parts(model: nn.Module) -> list[str]:
         where = name or "the model"
         if "_orig_mod" in module.__dict__.get("_modules", {}):
             parts.append(f"{where} is wrapped by torch.compile")
-        if getattr(module, "_compiled_call_impl", None) is not None:
+        elif getattr(module, "_compiled_call_impl", None) is not None:
             parts.append(f"{where} was compiled in place by .compile()")
-        if _is_compiled_function(module.__dict__.get("forward")):
+        elif _is_compiled_function(module.__dict__.get("forward")):
             parts.append(f"{where} has a compiled forward")
     return parts
 

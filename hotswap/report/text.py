@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from hotswap.report.laws import LAWS
 
+LONGEST = 240
+"""Characters of a failure's message in the report; pytest's own output has all of it."""
 Record = dict[str, Any]
 State = Literal["passed", "failed", "not run", "not applicable"]
 
@@ -250,8 +252,13 @@ def _law_row(results: Results, law: str) -> LawRow:
         state=state_of(results.of_law(law, role="law")),
         control=state_of(results.of_law(law, role="control")),
         statement=LAWS.get(law, ""),
-        message=str(bad[0]["message"]) if bad else "",
+        message=_short(str(bad[0]["message"]), law) if bad else "",
     )
+
+
+def _short(message: str, law: str) -> str:
+    told = message.removeprefix("AssertionError: ").removeprefix(f"{law}: ")
+    return told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
 
 
 def _control_missing(row: LawRow) -> bool:

@@ -17,9 +17,9 @@ import pytest
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from hotswap.compiler.watch import CompileLog
     from torch import nn
 
+    from hotswap.compiler.watch import CompileLog
     from pytest_hotswap.subjects.base import Subject
 
 DEFAULT_SUBJECT = "pytest_hotswap.subjects.reference:ReferenceSubject"

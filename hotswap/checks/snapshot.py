@@ -27,6 +27,7 @@ class _Entry:
     alias: Tensor
     values: Tensor
     requires_grad: bool
+    kind: type
 
     def storage(self) -> dict[str, Any]:
         return _storage(self.alias) | {"requires_grad": self.requires_grad}
@@ -97,7 +98,9 @@ class Snapshot:
     def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:
         alias = tensor.data
         self._entries.append(
-            _Entry(name, holder, key, tensor, alias, alias.clone(), tensor.requires_grad)
+            _Entry(
+                name, holder, key, tensor, alias, alias.clone(), tensor.requires_grad, type(tensor)
+            )
         )
 
     def changes(self, *, values: bool = True, storage: bool = True) -> list[str]:
@@ -111,7 +114,7 @@ class Snapshot:
             if values and not _same_bits(now, entry.values):
                 found.append(f"{entry.name} changed its values")
             if storage:
-                if type(now) is not type(entry.tensor):
+                if type(now) is not entry.kind:
                     found.append(f"{entry.name} became a {type(now).__name__}")
                 then, new = entry.storage(), _storage(now) | {"requires_grad": now.requires_grad}
                 found += [
@@ -153,6 +156,7 @@ class Snapshot:
             numbers.update(then)
         for entry in self._entries:
             entry.holder[entry.key] = entry.tensor
+            entry.tensor.__class__ = entry.kind  # PEFT's growth exchanges it by swap_tensors
             entry.tensor.data = entry.alias
             entry.tensor.requires_grad_(entry.requires_grad)
             entry.alias.copy_(entry.values)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdapterBank": "hotswap.engine.bank",
     "AdapterSpec": "hotswap.adapters.spec",
     "CompileLog": "hotswap.compiler.watch",
     "Finding": "hotswap.findings",
@@ -27,6 +28,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdapterBank",
     "AdapterSpec",
     "CompileLog",
     "Finding",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from hotswap.adapters.plan import SwapPlan, plan
     from hotswap.adapters.spec import AdapterSpec
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
+    from hotswap.engine.bank import AdapterBank
     from hotswap.engine.load import load
     from hotswap.engine.prepare import prepare
     from hotswap.engine.swap import active, set_scale, swap

@@ -52,6 +52,17 @@ class AlreadyCompiledError(HotswapError, ValueError):
     """prepare() was called on something that is compiled already."""
 
 
+class UnknownAdapterError(HotswapError, KeyError):
+    """The bank holds no adapter of the given name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show it in quotes
+
+
+class BusyError(HotswapError, TimeoutError):
+    """Another thread uses or swaps the model's adapters, or this one does already."""
+
+
 class CannotObserveError(HotswapError, RuntimeError):
     """This torch does not offer what is needed to see recompiles."""
 

@@ -28,7 +28,7 @@ class StaleRows(ReferenceSubject):
         with torch.no_grad():
             for name, layer in layers.items():
                 for slot, tensor in zip(slots(layer, "default"), old[name]):
-                    rank = layer.scaling.own_ranks["default"]
+                    rank = layer.scaling.own["default"].rank
                     if slot.axis == 0 and rank:
                         slot.tensor[rank:] = tensor[rank:]
                     elif slot.axis == 1 and rank:

@@ -16,18 +16,14 @@ CONFIG = "adapter_config.json"
 _SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
 
 _UNSUPPORTED = {
-    "use_dora": "DoRA magnitudes are not swapped yet",
-    "modules_to_save": "whole modules beside LoRA are not swapped yet",
-    "trainable_token_indices": "trained token embeddings are not swapped yet",
-    "target_parameters": "LoRA on bare parameters is not swapped yet",
     "layer_replication": "replicated layers change the base model",
-    "alora_invocation_tokens": "activated LoRA reads the input tokens and is not swapped yet",
-    "use_qalora": "QALoRA pools its input and is not swapped yet",
-    "use_bdlora": "block-diagonal LoRA is not swapped yet",
-    "arrow_config": "Arrow routes between several adapters and is not swapped yet",
+    "alora_invocation_tokens": "activated LoRA compiles its invocation tokens in as constants",
+    "use_qalora": "QALoRA pools the input of lora_A by a constant group size",
+    "use_bdlora": "BD-LoRA stores block-diagonal factors in layers of its own",
+    "arrow_config": "Arrow routes between several adapters by prototypes made from their weights",
     "kasa_config": "KaSA changes the base weights",
-    "monteclora_config": "MonteCLoRA adds sampled weights and is not swapped yet",
-    "velora_config": "VeLoRA changes the layers' forward and is not swapped yet",
+    "monteclora_config": "MonteCLoRA adds a sampler to every layer",
+    "velora_config": "VeLoRA projects the layers' activations",
 }
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "kasa", "lora_ga")
 
@@ -84,8 +80,37 @@ def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha_of(config, module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
+def saved_module(config: Mapping[str, Any], tensor: str) -> bool:
+    """Tell whether a tensor belongs to a whole module that the adapter carries (modules_to_save).
+
+    As PEFT does (``_set_trainable`` in peft/utils/other.py), a module whose path ends with an entry counts.
+    """
+    entries = config.get("modules_to_save") or ()
+    parts = tensor.split(".")[:-1]
+    paths = [".".join(parts[: end + 1]) for end in range(len(parts))] if entries else []
+    return any(path.endswith(str(entry)) for path in paths for entry in entries)
+
+
+def token_indices(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
+    """The rows of an embedding that the adapter trains (trainable_token_indices)."""
+    given = config.get("trainable_token_indices") or ()
+    if isinstance(given, Mapping):
+        given = next((rows for key, rows in given.items() if module.endswith(str(key))), ())
+    return tuple(int(row) for row in given)
+
+
+def target_parameters(config: Mapping[str, Any], module: str) -> tuple[str, ...]:
+    """Name the parameters of a module that the adapter targets directly (target_parameters), sorted."""
+    found = set()
+    for entry in config.get("target_parameters") or ():
+        parent, _, name = str(entry).rpartition(".")
+        if not parent or module == parent or module.endswith(f".{parent}"):
+            found.add(name)
+    return tuple(sorted(found))
+
+
 def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the features of an adapter that a swap would lose, one sentence each."""
+    """Name the features of an adapter that cannot be swapped, one sentence each."""
     found = [f"{key}: {reason}" for key, reason in _UNSUPPORTED.items() if config.get(key)]
     bias = config.get("bias") or "none"
     if bias != "none":
@@ -111,6 +136,10 @@ def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) 
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("modules_to_save", "target_parameters"):
+        if config.get(name) and not isinstance(config[name], list | tuple | set):
+            yield f"{name} is {_brief(config[name])}, expected a list of names"
+    yield from _token_problems(config.get("trainable_token_indices"))
     if not _is_rank(config.get("r", 8)):
         yield f"r is {_brief(config.get('r'))}, expected a positive integer"
     if not _is_number(config.get("lora_alpha", 8)):
@@ -123,6 +152,17 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {_brief(patterns)}, expected an object of module pattern to number"
             continue
         yield from _pattern_problems(name, patterns.items())
+
+
+def _token_problems(given: Any) -> Iterator[str]:
+    lists = given.values() if isinstance(given, dict) else [given or []]
+    for rows in lists:
+        if not isinstance(rows, list | tuple) or not all(type(r) is int and r >= 0 for r in rows):
+            yield (
+                f"trainable_token_indices is {_brief(given)}, expected a list of token ids, "
+                "or an object of module name to such a list"
+            )
+            return
 
 
 def _pattern_problems(name: str, items: Iterable[tuple[Any, Any]]) -> Iterator[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, merge_alike
 from hotswap.findings import Finding
 
+_OTHER_BASE = "use an adapter that was trained for the same base model"
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -38,7 +40,37 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
             )
             continue
         findings += _module_findings(where, place, module, spec.rank)
+    findings += _trained_findings(plan, spec)
     return merge_alike(findings)
+
+
+def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
+    """Whole modules and token rows: each must have its place in the plan."""
+    again = "plan the fleet with this adapter"
+    for name, info in spec.saved.items():
+        where, place = f"{spec.path}::{name}", plan.saved.get(name)
+        if place is None:
+            text = "the adapter carries a tensor of modules_to_save that is not in the plan"
+            yield Finding(where, "HSW106", text, again)
+        elif place.shape != info.shape:
+            text = f"has shape {list(info.shape)}, the plan has {list(place.shape)}"
+            yield Finding(where, "HSW107", text, "use an adapter with a head of the same size")
+    for name, rows in spec.tokens.items():
+        where, slot = f"{spec.path}::{name}", plan.tokens.get(name)
+        if slot is None or not set(rows.indices) <= set(slot.indices):
+            missing = sorted(set(rows.indices) - set(slot.indices if slot else ()))
+            text = f"the adapter trains token {missing[0]}, which is not in the plan"
+            yield Finding(where, "HSW106", text, again)
+        elif rows.dimension != slot.dimension:
+            text = f"has rows of {rows.dimension}, the plan has {slot.dimension}"
+            yield Finding(where, "HSW107", text, _OTHER_BASE)
+    if any(module.kind == "parameter" for module in spec.modules.values()):
+        mine = {name for name, module in spec.modules.items() if module.kind == "parameter"}
+        theirs = {name for name, module in plan.modules.items() if module.kind == "parameter"}
+        if mine <= theirs and mine != theirs:
+            where = f"{spec.path}::{min(theirs - mine)}"
+            text = "the adapter has no weights for a parameter that the plan targets directly"
+            yield Finding(where, "HSW107", text, "use adapters with the same target_parameters")
 
 
 def _closest(name: str, plan: SwapPlan) -> str:
@@ -58,12 +90,13 @@ def _module_findings(
             ("has out_features", module.out_features, place.out_features),
             ("has kernel", module.kernel, place.kernel),
             ("has groups", module.groups, place.groups),
+            ("has experts", module.experts, place.experts),
+            ("targets parameters", module.parameters, place.parameters),
         )
         if found != expected
     ]
     if differences:
-        remedy = "use an adapter that was trained for the same base model"
-        yield Finding(where, "HSW107", "; ".join(differences), remedy)
+        yield Finding(where, "HSW107", "; ".join(differences), _OTHER_BASE)
         return
     if module.rank > place.rank:
         yield Finding(
@@ -80,14 +113,14 @@ def _module_findings(
             f"the plan's rank {place.rank} is not divisible by the convolution's {place.groups} groups",
             f"prepare with a multiple of {place.groups}",
         )
-    if module.bias and not place.bias:
-        yield Finding(
-            where,
-            "HSW106",
-            "has a lora_B.bias, but the plan has no bias for this module",
-            "plan the fleet with this adapter",
-        )
+    for part, has, room in (
+        ("lora_B.bias", module.bias, place.bias),
+        ("DoRA magnitude", module.dora, place.dora),
+    ):
+        if has and not room:
+            text = f"has a {part}, but the plan has none for this module"
+            yield Finding(where, "HSW106", text, "plan the fleet with this adapter")
 
 
-def _shown(value: str | int | tuple[int, ...]) -> str:
+def _shown(value: str | int | tuple[int, ...] | tuple[str, ...]) -> str:
     return "x".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)

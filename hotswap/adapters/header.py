@@ -52,8 +52,23 @@ class TensorInfo:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """A file's tensors, and where its data part starts and how many bytes it has."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    start: int
+    size: int
+
+
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
-    """Read what a safetensors file (or the one in an adapter folder) contains.
+    """Read what tensors a safetensors file (or the one in an adapter folder) contains."""
+    return read_layout(path).tensors
+
+
+def read_layout(path: str | Path) -> FileLayout:
+    """Read what a safetensors file (or the one in an adapter folder) contains, and where.
 
     The format: the header's length as 8 little-endian bytes, a JSON object, the data without holes
     (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004, HSW005, HSW006).
@@ -72,7 +87,7 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
         _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
     tensors = _parse(path, text)
     _check_layout(path, tensors, size - 8 - length)
-    return tensors
+    return FileLayout(path, tensors, 8 + length, size - 8 - length)
 
 
 def _missing(path: Path) -> NoReturn:

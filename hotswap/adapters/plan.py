@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hotswap.adapters.fit import fits
 from hotswap.adapters.header import BITS
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, widest
+from hotswap.adapters.spec import AdapterSpec, Kind, ModuleSpec, TokenRows, family, widest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 
 VERSION = 1
+ALIGNMENT = 64
+"""Bytes: each tensor and scaling of a prepared model starts at a multiple of it."""
 Need = Literal["not needed", "recommended", "required"]
 _MOST_LINES = 4
 
@@ -31,13 +33,31 @@ class ModulePlan:
     kernel: tuple[int, ...] = ()
     groups: int = 1
     bias: bool = False
+    dora: bool = False
+    experts: int = 1
+    parameters: tuple[str, ...] = ()
 
-    def elements(self, rank: int) -> int:
-        """The elements of the module's LoRA tensors at a rank."""
-        rank = math.ceil(rank / self.groups) * self.groups
-        a = rank * self.in_features * math.prod(self.kernel)  # (rank, in, *kernel)
-        b = self.out_features * (rank // self.groups)  # (out, rank / groups, *ones)
-        return a + b + (self.out_features if self.bias else 0)
+    def shapes(self, rank: int) -> list[tuple[int, ...]]:
+        """The shapes of the module's LoRA tensors at a rank."""
+        rank = math.ceil(rank / self.groups) * self.groups * self.experts
+        ones = (1,) * len(self.kernel)
+        found = [
+            (rank, self.in_features, *self.kernel),
+            (self.out_features, rank // self.groups, *ones),
+        ]
+        if self.bias:
+            found.append((self.out_features,))
+        if self.dora:
+            found.append((1, self.out_features, *ones) if ones else (self.out_features,))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """A tensor of a whole module that is swapped beside LoRA (modules_to_save)."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +82,9 @@ class SwapPlan:
     reasons: tuple[str, ...] = ()
     conflicts: tuple[Finding, ...] = ()
     dtype: str = "F32"
-
-    @classmethod
-    def of_modules(cls, modules: Mapping[str, ModulePlan]) -> SwapPlan:
-        """A plan of nothing but its modules, as a prepared model is one."""
-        return cls(dict(modules))
+    saved: dict[str, SavedTensor] = field(default_factory=dict)
+    tokens: dict[str, TokenRows] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
 
     @property
     def target_rank(self) -> int:
@@ -80,21 +98,35 @@ class SwapPlan:
 
     @property
     def unpadded_bytes(self) -> int:
-        """The LoRA bytes of the largest adapter as it is on disk."""
+        """The bytes of the largest adapter as it is on disk."""
         return max((adapter.bytes for adapter in self.adapters), default=0)
 
     @property
     def padded_bytes(self) -> int:
-        """The LoRA bytes of a model that is prepared with this plan, in the plan's dtype."""
-        return self._bytes(module.elements(module.rank) for module in self.modules.values())
+        """The bytes that a model holds for the adapter when it is prepared with this plan.
+
+        Exact for adapter weights in the plan's dtype: every tensor and every scaling is aligned.
+        """
+        return self._bytes({name: module.rank for name, module in self.modules.items()})
 
     @property
     def uniform_bytes(self) -> int:
-        """The LoRA bytes of a model that is prepared with target_rank in every module."""
-        return self._bytes(module.elements(self.target_rank) for module in self.modules.values())
+        """The same when it is prepared with target_rank in every module."""
+        return self._bytes(dict.fromkeys(self.modules, self.target_rank))
 
-    def _bytes(self, elements: Iterable[int]) -> int:
-        return sum(elements) * BITS[self.dtype] // 8
+    def _bytes(self, ranks: Mapping[str, int]) -> int:
+        sizes = [
+            math.prod(shape) * BITS[self.dtype] // 8
+            for name, module in self.modules.items()
+            for shape in module.shapes(ranks[name])
+        ]
+        sizes += [math.prod(s.shape) * BITS.get(s.dtype, 0) // 8 for s in self.saved.values()]
+        sizes += [
+            len(rows.indices) * rows.dimension * BITS[self.dtype] // 8
+            for rows in self.tokens.values()
+        ]
+        sizes += [ALIGNMENT] * len(self.modules)  # the scalings
+        return sum(math.ceil(size / ALIGNMENT) * ALIGNMENT for size in sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; target_rank and bytes are there to be read and are computed anew."""
@@ -109,14 +141,11 @@ class SwapPlan:
                 "padded": self.padded_bytes,
                 "uniform": self.uniform_bytes,
             },
-            "adapters": [
-                {**asdict(a), "ranks": list(a.ranks), "alphas": list(a.alphas)}
-                for a in self.adapters
-            ],
-            "modules": {
-                name: {**asdict(module), "kernel": list(module.kernel)}
-                for name, module in self.modules.items()
-            },
+            "adapters": [_plain(adapter) for adapter in self.adapters],
+            "modules": {name: _plain(module) for name, module in self.modules.items()},
+            "saved": {name: _plain(tensor) for name, tensor in self.saved.items()},
+            "tokens": {name: _plain(rows) for name, rows in self.tokens.items()},
+            "modules_to_save": list(self.modules_to_save),
             "conflicts": [finding.as_dict() for finding in self.conflicts],
         }
 
@@ -141,6 +170,12 @@ class SwapPlan:
                     for entry in data["conflicts"]
                 ),
                 dtype=_one_of(data["dtype"], ("F16", "BF16", "F32", "F64")),
+                saved={
+                    str(name): SavedTensor(_sizes(entry, "shape"), _one_of(entry["dtype"], BITS))
+                    for name, entry in data["saved"].items()
+                },
+                tokens={str(name): _rows(entry) for name, entry in data["tokens"].items()},
+                modules_to_save=tuple(str(name) for name in data["modules_to_save"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -185,12 +220,25 @@ def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
     if not specs:
         raise HotswapError("no adapters to plan for; pass at least one adapter folder")
     modules: dict[str, ModulePlan] = {}
+    saved: dict[str, SavedTensor] = {}
+    tokens: dict[str, TokenRows] = {}
     for spec in specs:
         for name, module in spec.modules.items():
             modules[name] = _widen(modules.get(name), module)
+        for name, info in spec.saved.items():
+            saved.setdefault(name, SavedTensor(info.shape, info.dtype))
+        for name, rows in spec.tokens.items():
+            known = tokens.get(name, rows)
+            union = tuple(sorted({*known.indices, *rows.indices}))
+            tokens[name] = replace(known, indices=union)
     need, reasons = _need(specs)
     envelope = SwapPlan(
         modules=dict(sorted(modules.items())),
+        saved=saved,
+        tokens=tokens,
+        modules_to_save=tuple(
+            sorted({m for s in specs if s.saved for m in s.config["modules_to_save"]})
+        ),
         adapters=tuple(_summarise(spec) for spec in specs),
         need=need,
         reasons=tuple(reasons),
@@ -222,11 +270,19 @@ def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
         module.kernel,
         module.groups,
         module.bias,
+        module.dora,
+        module.experts,
+        module.parameters,
     )
     if place is None:
         return own
-    wider = replace(place, rank=max(place.rank, own.rank), bias=place.bias or own.bias)
-    same_shape = replace(own, rank=wider.rank, bias=wider.bias) == wider
+    wider = replace(
+        place,
+        rank=max(place.rank, own.rank),
+        bias=place.bias or own.bias,
+        dora=place.dora or own.dora,
+    )
+    same_shape = replace(own, rank=wider.rank, bias=wider.bias, dora=wider.dora) == wider
     return wider if same_shape else place  # fits() reports the other shape
 
 
@@ -254,9 +310,14 @@ def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:
     biases = _differing(
         {n: {int(m.bias) for m in ms} for n, ms in by_module.items()}, "lora_B.bias (1: present)"
     )
+    magnitudes = _differing(
+        {n: {int(m.dora) for m in ms} for n, ms in by_module.items()}, "DoRA (1: present)"
+    )
+    trained = _trained(specs)
     partly = _partly(by_module, len(specs))
-    reasons = [line for lines in (ranks, scalings, biases, partly) for line in _cut(lines)]
-    if ranks or scalings or biases:
+    kinds = (ranks, scalings, biases, magnitudes, trained, partly)
+    reasons = [line for lines in kinds for line in _cut(lines)]
+    if any(kinds[:-1]):
         return "required", reasons
     if partly:
         return "recommended", reasons
@@ -274,6 +335,16 @@ def _differing(values: Mapping[str, set[Any]], what: str) -> list[str]:
         f"{name}{_times(count[name])}: {what} {_listed(found)}"
         for name, found in sorted(seen.items())
     ]
+
+
+def _trained(specs: Sequence[AdapterSpec]) -> list[str]:
+    lines = []
+    if len({tuple(sorted(spec.saved)) for spec in specs}) > 1:
+        having = sum(bool(spec.saved) for spec in specs)
+        lines.append(f"modules_to_save: in {having} of {len(specs)} adapters, or others")
+    if len({tuple(sorted((n, r.indices) for n, r in s.tokens.items())) for s in specs}) > 1:
+        lines.append("trainable_token_indices: other tokens")
+    return lines
 
 
 def _partly(by_module: Mapping[str, list[ModuleSpec]], adapters: int) -> list[str]:
@@ -361,15 +432,32 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
+def _plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON has it."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(value).items()}
+
+
+def _rows(entry: Mapping[str, Any]) -> TokenRows:
+    indices = tuple(int(row) for row in entry["indices"])
+    return TokenRows(indices, _positive(entry, "dimension"), _one_of(entry["dtype"], BITS))
+
+
+def _sizes(entry: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    return tuple(_positive({key: size}, key) for size in entry[key])
+
+
 def _module(entry: Mapping[str, Any]) -> ModulePlan:
     module = ModulePlan(
-        kind=_one_of(entry["kind"], ("linear", "embedding", "conv")),
+        kind=_one_of(entry["kind"], get_args(Kind)),
         rank=_positive(entry, "rank"),
         in_features=_positive(entry, "in_features"),
         out_features=_positive(entry, "out_features"),
-        kernel=tuple(_positive({"kernel": size}, "kernel") for size in entry["kernel"]),
+        kernel=_sizes(entry, "kernel"),
         groups=_positive(entry, "groups"),
         bias=bool(entry["bias"]),
+        dora=bool(entry["dora"]),
+        experts=_positive(entry, "experts"),
+        parameters=tuple(str(name) for name in entry["parameters"]),
     )
     if module.rank % module.groups:
         raise ValueError(f"rank {module.rank} is not divisible by {module.groups} groups")
@@ -394,7 +482,7 @@ def _positive(entry: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _one_of(value: Any, allowed: tuple[str, ...]) -> Any:
+def _one_of(value: Any, allowed: Iterable[str]) -> Any:
     if value not in allowed:
         raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(allowed)}")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +14,25 @@ from hotswap.adapters.config import (
     check_config,
     rank_of,
     read_config,
+    saved_module,
     scaling_of,
+    target_parameters,
+    token_indices,
     unsupported_features,
 )
 from hotswap.adapters.header import BITS, TensorInfo, read_header
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 
-Kind = Literal["linear", "embedding", "conv"]
+Kind = Literal["linear", "embedding", "conv", "parameter"]
 _FLOATING = ("F16", "BF16", "F32", "F64")  # narrow to wide
+MAGNITUDE = "lora_magnitude_vector"
+TOKENS = "token_adapter.trainable_tokens_delta"
 _TENSOR = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB])"
+    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]"
+    rf"|{MAGNITUDE})(?P<old>(?<={MAGNITUDE})\.weight)?"
 )
+_BASE_COPY = re.compile(r"(.+\.)?(base_layer|embed_tokens|lm_head)\.(weight|bias)")
 _SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
 
 
@@ -34,7 +41,9 @@ class ModuleSpec:
     """What an adapter says about one module.
 
     ``lora_A`` is (rank, in_features, *kernel), ``lora_B`` (out_features, rank / groups, 1, …). For an
-    embedding, ``in_features`` is the vocabulary and ``out_features`` the dimension.
+    embedding, ``in_features`` is the vocabulary and ``out_features`` the dimension. For a parameter that
+    is targeted directly, ``lora_A`` is (experts * rank, in_features), ``lora_B`` (out_features, rank *
+    experts), and ``parameters`` names what the adapter targets in that module.
     """
 
     kind: Kind
@@ -47,13 +56,27 @@ class ModuleSpec:
     groups: int
     dtype: str
     bias: bool
+    dora: bool = False
+    experts: int = 1
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """The rows of an embedding that an adapter trains; the tensor is (len(indices), dimension)."""
+
+    indices: tuple[int, ...]
+    dimension: int
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
     """One adapter: module name (without ``base_model.model.``) to ModuleSpec, and what is wrong with it.
 
-    ``bytes`` counts its LoRA tensors. ``findings`` is empty for an adapter that can be swapped.
+    Beside LoRA it may carry ``saved`` tensors of whole modules (modules_to_save), ``tokens`` (module to
+    the rows that are trained), and ``copies`` of base weights, which PEFT writes for embeddings.
+    ``bytes`` counts its tensors, without copies. ``findings`` is empty for an adapter that can be swapped.
     """
 
     path: str
@@ -61,6 +84,9 @@ class AdapterSpec:
     modules: dict[str, ModuleSpec]
     bytes: int
     findings: tuple[Finding, ...]
+    saved: dict[str, TensorInfo] = field(default_factory=dict)
+    tokens: dict[str, TokenRows] = field(default_factory=dict)
+    copies: dict[str, TensorInfo] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -101,19 +127,48 @@ class AdapterSpec:
             Finding(where, "HSW102", sentence, "train or merge the adapter without this feature")
             for sentence in unsupported_features(config)
         ]
-        parts = _by_module(where, tensors, findings)
-        if not parts:
+        found = _sort(where, config, tensors, findings)
+        if not found.parts:
             findings.append(
                 Finding(where, "HSW004", "the adapter has no LoRA weights", _SAVE_AGAIN)
             )
         modules: dict[str, ModuleSpec] = {}
-        for name in sorted(parts):
-            problems = list(_module_problems(f"{where}::{name}", name, config, parts[name]))
+        for name in sorted(found.parts):
+            module, problems = _module(f"{where}::{name}", name, config, found.parts[name])
             findings += problems
-            if not problems:
-                modules[name] = _module(name, config, parts[name])
-        size = sum(tensor_bytes(info) for part in parts.values() for info in part.values())
-        return cls(where, dict(config), modules, size, merge_alike(findings))
+            if module is not None:
+                modules[name] = module
+        tokens: dict[str, TokenRows] = {}
+        for name, info in found.tokens.items():
+            rows = TokenRows(token_indices(config, name), info.shape[-1], info.dtype)
+            tokens[name] = rows
+            if info.shape != (len(rows.indices), rows.dimension):
+                text = (
+                    f"{TOKENS} is {list(info.shape)}, the config names {len(rows.indices)} tokens"
+                )
+                findings.append(Finding(f"{where}::{name}", "HSW104", text, _SAVE_AGAIN))
+        swapped = [*found.saved.values(), *found.tokens.values()]
+        swapped += [info for part in found.parts.values() for info in part.values()]
+        return cls(
+            where,
+            dict(config),
+            modules,
+            sum(tensor_bytes(info) for info in swapped),
+            merge_alike(findings),
+            found.saved,
+            tokens,
+            found.copies,
+        )
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """The tensors of a file by what they are."""
+
+    parts: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    saved: dict[str, TensorInfo] = field(default_factory=dict)
+    tokens: dict[str, TensorInfo] = field(default_factory=dict)
+    copies: dict[str, TensorInfo] = field(default_factory=dict)
 
 
 def tensor_bytes(info: TensorInfo) -> int:
@@ -153,63 +208,110 @@ def merge_alike(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     )
 
 
-def _by_module(
-    where: str, tensors: Mapping[str, TensorInfo], findings: list[Finding]
-) -> dict[str, dict[str, TensorInfo]]:
-    parts: dict[str, dict[str, TensorInfo]] = {}
+def _sort(
+    where: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    findings: list[Finding],
+) -> _Sorted:
+    found = _Sorted()
     for key, info in tensors.items():
-        match = _TENSOR.fullmatch(_canonical(key))
-        if match is None:
+        name = canonical(key)
+        match = _TENSOR.fullmatch(name)
+        if match is not None:
+            module = found.parts.setdefault(match["module"], {})
+            if match["part"] in module:
+                findings.append(_unexpected(where, key, "occurs twice, with and without a prefix"))
+            module[match["part"]] = info
+        elif name.endswith(f".{TOKENS}") and token_indices(config, name[: -len(TOKENS) - 1]):
+            found.tokens[name[: -len(TOKENS) - 1]] = info
+        elif saved_module(config, name):
+            found.saved[name] = info
+            continue  # a whole module may have integer buffers
+        elif _BASE_COPY.fullmatch(name):
+            found.copies[name] = info
+            continue
+        else:
             findings.append(_unexpected(where, key, "is not a LoRA weight that can be swapped"))
             continue
-        module = parts.setdefault(match["module"], {})
-        if match["part"] in module:
-            findings.append(_unexpected(where, key, "occurs twice, with and without a prefix"))
-        module[match["part"]] = info
         if info.dtype not in _FLOATING:
             findings.append(
                 Finding(
-                    f"{where}::{_canonical(key)}",
+                    f"{where}::{name}",
                     "HSW109",
                     f"has dtype {info.dtype}, expected one of {', '.join(_FLOATING)}",
                     "save the adapter in a floating dtype",
                 )
             )
-    return parts
+    return found
 
 
-def _canonical(key: str) -> str:
-    parts = [part for part in key.split(".") if part != "_orig_mod"]
-    return ".".join(parts).removeprefix("base_model.model.")
+def canonical(key: str) -> str:
+    """A tensor's or module's name as adapter files spell it: without ``_orig_mod`` and PEFT's prefix."""
+    if "_orig_mod" in key:
+        key = ".".join(part for part in key.split(".") if part != "_orig_mod")
+    return key.removeprefix("base_model.model.")
 
 
 def _unexpected(where: str, key: str, message: str) -> Finding:
     remedy = "remove the tensor, or save the adapter without it"
-    if key.endswith(".base_layer.weight"):
-        remedy = "save with save_pretrained(folder, save_embedding_layers=False)"
     return Finding(f"{where}::{key}", "HSW108", f"the tensor {message}", remedy)
 
 
-def _module_problems(
+def _module(
     where: str, name: str, config: Mapping[str, Any], parts: Mapping[str, TensorInfo]
-) -> Iterator[Finding]:
+) -> tuple[ModuleSpec | None, list[Finding]]:
+    """Describe a module, or say what is wrong with its tensors."""
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
     key_a, key_b = _pair(embedding)
     if embedding and any(key in parts for key in _pair(False)):
-        yield Finding(
-            where, "HSW103", "has the weights of an embedding and of a linear layer", _SAVE_AGAIN
-        )
-        return
+        text = "has the weights of an embedding and of a linear layer"
+        return None, [Finding(where, "HSW103", text, _SAVE_AGAIN)]
     missing = [key for key in (key_a, key_b) if key not in parts]
     if config.get("lora_bias") and not embedding and "lora_B.bias" not in parts:
         missing.append("lora_B.bias")
+    if config.get("use_dora") and MAGNITUDE not in parts:
+        missing.append(MAGNITUDE)
     if missing:
         text = f"{' and '.join(missing)} missing, found {', '.join(sorted(parts))}"
-        yield Finding(where, "HSW103", text, _SAVE_AGAIN)
-        return
-    yield from _shape_problems(where, rank_of(config, name), parts[key_a].shape, parts[key_b].shape)
-    if "lora_B.bias" in parts:
-        yield from _bias_problems(where, config, parts["lora_B.bias"].shape, parts[key_b].shape)
+        return None, [Finding(where, "HSW103", text, _SAVE_AGAIN)]
+    a, b = parts[key_a], parts[key_b]
+    owner = name
+    while owner.endswith(".base_layer"):  # one wrapper around another for each parameter
+        owner = owner.removesuffix(".base_layer")
+    targets = () if embedding else target_parameters(config, owner)
+    rank_keys = [f"{owner}.{target}" for target in targets] or [name]
+    ranks = {rank_of(config, key) for key in rank_keys}
+    if len(ranks) > 1 or len({alpha_of(config, key) for key in rank_keys}) > 1:
+        text = f"rank_pattern or alpha_pattern tells the parameters {', '.join(targets)} apart"
+        remedy = "give the target parameters of one module one rank and one alpha"
+        return None, [Finding(where, "HSW102", text, remedy)]
+    (rank,) = ranks
+    experts = 1
+    if targets and len(a.shape) == 2 and a.shape[0] % rank == 0:
+        experts = a.shape[0] // rank
+    problems = list(_shape_problems(where, rank * experts, a.shape, b.shape))
+    for part in ("lora_B.bias", MAGNITUDE):
+        if part in parts and not problems:
+            problems += _vector_problems(where, config, part, parts[part].shape, b.shape)
+    if problems:
+        return None, problems
+    kind: Kind = "embedding" if embedding else "linear" if len(a.shape) == 2 else "conv"
+    return ModuleSpec(
+        kind="parameter" if targets else kind,
+        rank=rank,
+        alpha=alpha_of(config, rank_keys[0]),
+        scaling=scaling_of(config, rank_keys[0], rank),
+        in_features=a.shape[1],
+        out_features=b.shape[0],
+        kernel=a.shape[2:],
+        groups=a.shape[0] // b.shape[1],
+        dtype=widest((a.dtype, b.dtype)),
+        bias="lora_B.bias" in parts,
+        dora=MAGNITUDE in parts,
+        experts=experts,
+        parameters=targets,
+    ), []
 
 
 def _pair(embedding: bool) -> tuple[str, str]:
@@ -246,33 +348,16 @@ def _shape_problems(
     yield Finding(where, "HSW104", text, remedy)
 
 
-def _bias_problems(
-    where: str, config: Mapping[str, Any], bias: tuple[int, ...], b: tuple[int, ...]
+def _vector_problems(
+    where: str, config: Mapping[str, Any], part: str, found: tuple[int, ...], b: tuple[int, ...]
 ) -> Iterator[Finding]:
-    if not config.get("lora_bias"):
-        text = "the tensor lora_B.bias is there, but the config says lora_bias=false"
-        yield Finding(
-            where, "HSW108", text, "set lora_bias in adapter_config.json or remove the tensor"
-        )
-    elif bias != (b[0],):
-        text = f"lora_B.bias is {list(bias)}, expected [{b[0]}]"
+    switch = "use_dora" if part == MAGNITUDE else "lora_bias"
+    conv = part == MAGNITUDE and len(b) > 2
+    shape = (1, b[0], *b[2:]) if conv else (b[0],)
+    if not config.get(switch):
+        text = f"the tensor {part} is there, but the config says {switch}=false"
+        remedy = f"set {switch} in adapter_config.json or remove the tensor"
+        yield Finding(where, "HSW108", text, remedy)
+    elif found != shape:
+        text = f"{part} is {list(found)}, expected {list(shape)}"
         yield Finding(where, "HSW005", text, _SAVE_AGAIN)
-
-
-def _module(name: str, config: Mapping[str, Any], parts: Mapping[str, TensorInfo]) -> ModuleSpec:
-    embedding = "lora_embedding_A" in parts
-    key_a, key_b = _pair(embedding)
-    a, b = parts[key_a], parts[key_b]
-    kind: Kind = "embedding" if embedding else "linear" if len(a.shape) == 2 else "conv"
-    return ModuleSpec(
-        kind=kind,
-        rank=a.shape[0],
-        alpha=alpha_of(config, name),
-        scaling=scaling_of(config, name, a.shape[0]),
-        in_features=a.shape[1],
-        out_features=b.shape[0],
-        kernel=a.shape[2:],
-        groups=a.shape[0] // b.shape[1],
-        dtype=widest((a.dtype, b.dtype)),
-        bias="lora_B.bias" in parts,
-    )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hotswap.engine.layers import canonical, unwrap
+from hotswap.adapters.spec import canonical
+from hotswap.engine.layers import unwrap
 
 TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
     torch.float64: (1e-10, 1e-8),

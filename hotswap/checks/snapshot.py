@@ -10,7 +10,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from hotswap.engine.layers import canonical, unwrap
+from hotswap.adapters.spec import canonical
+from hotswap.engine.layers import unwrap
 
 _FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "merged_adapters")
 _PLACES = ("_parameters", "_buffers")
@@ -91,8 +92,8 @@ class Snapshot:
                 if isinstance(value, Tensor):
                     self._take_tensor(f"{path}.scaling.{key}", module.scaling, key, value)
         else:
-            ranks = module.scaling.own_ranks
-            self._numbers.append((f"{path}.scaling.own_ranks", ranks, dict(ranks)))
+            own = module.scaling.own
+            self._numbers.append((f"{path}.scaling.own", own, dict(own)))
         self._flags += [(path, module, flag, copy.copy(getattr(module, flag))) for flag in _FLAGS]
 
     def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:

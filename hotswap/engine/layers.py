@@ -1,129 +1,168 @@
 """The table of slots: which tensors of a LoRA layer carry the rank, on which axis, in how many blocks.
 
-Padding, slicing back, copying and validating are derived from it; there is no second list of layer kinds.
+Padding, slicing back, copying, validating and memory are derived from it; there is no second list of
+layer kinds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft.tuners.lora.layer import Embedding, LoraLayer, MultiheadAttention, ParamWrapper, _ConvNd
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import ModulePlan
+from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SUPPORTED_VARIANTS = ("Dora", "MiCA")  # MiCA's forward is that of plain LoRA
+Role = Literal["factor", "bias", "magnitude", "saved", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor of a LoRA layer.
+    """One tensor of an adapter in a model.
 
-    ``axis`` is the one that carries the rank (None for a bias): its length is ``rank / divisor``, in
-    ``blocks`` equal blocks that are padded each (the groups of a grouped convolution's ``lora_A``).
+    ``axis`` is the one that carries the rank (None: none does): its length is ``rank * experts /
+    groups``, in ``blocks`` equal blocks that are padded each. ``default`` is what the tensor holds when
+    the adapter in place has nothing for it (None: zeros), ``rows`` are the tokens of its rows.
     """
 
+    module: str
     key: str  # the tensor's name in an adapter file, behind the module's
-    state_key: str  # its name in the layer's state dict
-    tensor: nn.Parameter
-    axis: int | None
+    state_key: str  # its name in the state dict of the module that it hangs in
+    tensor: Tensor
+    role: Role
+    axis: int | None = None
     blocks: int = 1
-    divisor: int = 1
+    groups: int = 1
+    experts: int = 1
     owner: nn.Module | None = None
     size_attribute: str = ""  # the owner's attribute that repeats the length of the axis
+    default: Tensor | None = None
+    rows: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in an adapter file."""
+        return f"{self.module}.{self.key}"
 
     @property
     def rank(self) -> int | None:
         """The rank that the tensor has room for."""
-        return None if self.axis is None else self.tensor.shape[self.axis] * self.divisor
+        if self.axis is None:
+            return None
+        return self.tensor.shape[self.axis] * self.groups // self.experts
 
     def shape(self, rank: int) -> tuple[int, ...]:
         """The tensor's shape at another rank."""
         shape = list(self.tensor.shape)
         if self.axis is not None:
-            shape[self.axis] = rank // self.divisor
+            shape[self.axis] = rank * self.experts // self.groups
         return tuple(shape)
 
-    def fill(self, destination: Tensor, source: Tensor) -> None:
-        """Write ``source`` into ``destination``, block by block, and zero what is left over."""
-        if self.axis is None:
-            destination.copy_(source)
-            return
-        destination.zero_()
-        length = source.shape[self.axis] // self.blocks
-        _blocks(destination, self.axis, self.blocks).narrow(self.axis + 1, 0, length).copy_(
-            _blocks(source, self.axis, self.blocks)
-        )
+    def part(self, whole: Tensor, length: int) -> Tensor:
+        """The part of a tensor of the slot's shape that ``length`` on its axis fills; a view.
+
+        With several blocks the axis is split in two: (blocks, length of a block).
+        """
+        if self.axis is None or length == whole.shape[self.axis]:
+            return whole
+        if self.blocks == 1:
+            return whole.narrow(self.axis, 0, length)
+        split = torch.unflatten(whole, self.axis, (self.blocks, -1))
+        return split.narrow(self.axis + 1, 0, length // self.blocks)
+
+    def split(self, value: Tensor, like: Tensor) -> Tensor:
+        """View a whole value in the shape that ``part`` gave for it."""
+        return value if value.shape == like.shape else value.reshape(like.shape)
 
     def own(self, rank: int) -> Tensor:
-        """The part of the tensor that an adapter of this rank fills: the tensor itself or a copy."""
+        """The part of the tensor that an adapter of this rank fills, or the tensor itself."""
+        tensor = self.tensor.detach()
         if self.axis is None or self.rank == rank:
-            return self.tensor.detach()
-        length = rank // self.divisor // self.blocks
-        blocks = _blocks(self.tensor.detach(), self.axis, self.blocks)
-        own = blocks.narrow(self.axis + 1, 0, length).flatten(self.axis, self.axis + 1)
-        return own.contiguous()
+            return tensor
+        length = self.shape(rank)[self.axis]
+        return self.part(tensor, length).reshape(self.shape(rank)).contiguous()
 
 
-def _blocks(tensor: Tensor, axis: int, blocks: int) -> Tensor:
-    """View an axis as two: (blocks, length of a block)."""
-    return torch.unflatten(tensor, axis, (blocks, -1))
-
-
-def slots(layer: LoraLayer, adapter_name: str) -> list[Slot]:
-    """List the tensors of one adapter in a LoRA layer, lora_A first."""
+def slots(layer: LoraLayer, adapter_name: str, module: str = "") -> list[Slot]:
+    """List the tensors of one adapter in a LoRA layer, lora_A and lora_B first."""
     if isinstance(layer, Embedding):
-        a, b = layer.lora_embedding_A[adapter_name], layer.lora_embedding_B[adapter_name]
-        return [  # A: (rank, vocabulary), B: (dimension, rank)
-            Slot("lora_embedding_A", f"lora_embedding_A.{adapter_name}", a, 0),
-            Slot("lora_embedding_B", f"lora_embedding_B.{adapter_name}", b, 1),
+        found = [
+            # A: (rank, vocabulary), B: (dimension, rank)
+            Slot(
+                module,
+                key,
+                f"{key}.{adapter_name}",
+                getattr(layer, key)[adapter_name],
+                "factor",
+                axis,
+            )
+            for key, axis in (("lora_embedding_A", 0), ("lora_embedding_B", 1))
         ]
+    else:
+        found = _factors(layer, adapter_name, module)
+    if adapter_name in layer.lora_magnitude_vector:  # (out,), or (1, out, *ones) of a convolution
+        magnitude = layer.lora_magnitude_vector[adapter_name].weight
+        state_key = f"{MAGNITUDE}.{adapter_name}.weight"
+        found.append(Slot(module, MAGNITUDE, state_key, magnitude, "magnitude"))
+    return found
+
+
+def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
     lora_a, lora_b = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     conv = isinstance(layer, _ConvNd)
     groups = layer.get_base_layer().groups if conv else 1
+    experts = layer.num_experts if isinstance(layer, ParamWrapper) else 1
     into, out = ("in_channels", "out_channels") if conv else ("in_features", "out_features")
+    key_a, key_b = f"lora_A.{adapter_name}", f"lora_B.{adapter_name}"
     found = [
-        # (rank, in, *kernel), the rank in one block per group
+        # (rank, in, *kernel): the rank in one block per group; (experts * rank, in): expert by expert
         Slot(
+            module,
             "lora_A.weight",
-            f"lora_A.{adapter_name}.weight",
+            f"{key_a}.weight",
             lora_a.weight,
-            0,
-            blocks=groups,
+            "factor",
+            axis=0,
+            blocks=groups * experts,
+            experts=experts,
             owner=lora_a,
             size_attribute=out,
         ),
-        # (out, rank / groups, *ones)
+        # (out, rank / groups, *ones); (out, rank * experts): rank by rank
         Slot(
+            module,
             "lora_B.weight",
-            f"lora_B.{adapter_name}.weight",
+            f"{key_b}.weight",
             lora_b.weight,
-            1,
-            divisor=groups,
+            "factor",
+            axis=1,
+            groups=groups,
+            experts=experts,
             owner=lora_b,
             size_attribute=into,
         ),
     ]
     if lora_b.bias is not None:  # (out,)
-        found.append(Slot("lora_B.bias", f"lora_B.{adapter_name}.bias", lora_b.bias, None))
+        found.append(Slot(module, "lora_B.bias", f"{key_b}.bias", lora_b.bias, "bias"))
     return found
 
 
 def why_unsupported(layer: LoraLayer, adapter_name: str) -> str | None:
     """Say why a layer cannot be prepared, or None when it can."""
-    if isinstance(layer, ParamWrapper | MultiheadAttention):
-        return f"PEFT's lora.{type(layer).__name__} cannot be prepared yet"
-    if adapter_name in layer.lora_variant:
-        return (
-            f"{type(layer.lora_variant[adapter_name]).__name__} adds state that is not swapped yet"
-        )
+    variant = type(layer.lora_variant.get(adapter_name)).__name__
+    if adapter_name in layer.lora_variant and not variant.startswith(_SUPPORTED_VARIANTS):
+        return f"PEFT's {variant} computes with more than lora_A, lora_B and a scaling"
     if not isinstance(layer, Embedding):
         for part in (layer.lora_A[adapter_name], layer.lora_B[adapter_name]):
             if type(part) not in _PLAIN:
-                return f"its LoRA weights are held by a {type(part).__name__}"
+                kind = type(layer).__name__
+                return f"PEFT's {kind} holds its LoRA weights in a {type(part).__name__}"
     for slot in slots(layer, adapter_name):
         if slot.tensor.device.type == "meta":
             return f"{slot.state_key} is on the meta device (offloaded): load the model without offloading"
@@ -132,25 +171,10 @@ def why_unsupported(layer: LoraLayer, adapter_name: str) -> str | None:
     return None
 
 
-def unsupported_wrappers(model: nn.Module, adapter_name: str) -> dict[str, str]:
-    """Name the modules that PEFT trains whole beside LoRA (heads, tokens) for this adapter."""
-    return {
-        canonical(name): f"{type(module).__name__} (modules_to_save or trainable tokens)"
-        for name, module in model.named_modules()
-        if isinstance(module, AuxiliaryTrainingWrapper) and adapter_name in module._adapters
-    }
-
-
 def unwrap(model: nn.Module) -> nn.Module:
     """Strip ``torch.compile``'s wrapper."""
     inner = model.__dict__.get("_modules", {}).get("_orig_mod")
     return unwrap(inner) if inner is not None else model
-
-
-def canonical(name: str) -> str:
-    """A module's name as adapter files spell it: without ``_orig_mod`` and ``base_model.model.``."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    return ".".join(parts).removeprefix("base_model.model.")
 
 
 def lora_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, LoraLayer]:
@@ -168,34 +192,104 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(n for layer in lora_layers(model).values() for n in layer.scaling))
 
 
-def envelope_of(layer: LoraLayer, adapter_name: str) -> ModulePlan:
+def envelope_of(
+    layer: LoraLayer, adapter_name: str, parameters: tuple[str, ...] = ()
+) -> ModulePlan:
     """What fits into a layer as it stands: its kind, rank and dimensions."""
-    a, b, *bias = slots(layer, adapter_name)
-    kind = _kind(layer)
+    a, b, *more = slots(layer, adapter_name)
     return ModulePlan(
-        kind=kind,
-        rank=a.tensor.shape[0],
+        kind=_kind(layer),
+        rank=a.rank or 0,
         in_features=a.tensor.shape[1],
         out_features=b.tensor.shape[0],
         kernel=tuple(a.tensor.shape[2:]),
-        groups=b.divisor,
-        bias=bool(bias),
+        groups=b.groups,
+        bias=any(slot.role == "bias" for slot in more),
+        dora=any(slot.role == "magnitude" for slot in more),
+        experts=b.experts,
+        parameters=parameters,
     )
 
 
-def _kind(layer: LoraLayer) -> str:
+def envelopes(layers: dict[str, LoraLayer], adapter_name: str) -> dict[str, ModulePlan]:
+    """What fits into each layer."""
+    parameters: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        if isinstance(layer, ParamWrapper):
+            owner = name.replace(".base_layer", "")
+            parameters.setdefault(owner, []).append(layer.parameter_name)
+    return {
+        name: envelope_of(
+            layer, adapter_name, tuple(sorted(parameters.get(name.replace(".base_layer", ""), ())))
+        )
+        if isinstance(layer, ParamWrapper)
+        else envelope_of(layer, adapter_name)
+        for name, layer in layers.items()
+    }
+
+
+def _kind(layer: LoraLayer) -> Kind:
     if isinstance(layer, Embedding):
         return "embedding"
+    if isinstance(layer, ParamWrapper):
+        return "parameter"
     return "conv" if isinstance(layer, _ConvNd) else "linear"
 
 
-def all_slots(layers: dict[str, LoraLayer], adapter_name: str) -> Iterator[tuple[str, Slot]]:
-    """Every slot of an adapter with the canonical name of its module."""
+def all_slots(layers: dict[str, LoraLayer], adapter_name: str) -> Iterator[Slot]:
+    """Every slot of an adapter in some layers."""
     for name, layer in layers.items():
-        for slot in slots(layer, adapter_name):
-            yield name, slot
+        yield from slots(layer, adapter_name, name)
 
 
-def device_of(layer: LoraLayer, adapter_name: str) -> torch.device:
-    """Where an adapter's weights of this layer are."""
-    return slots(layer, adapter_name)[0].tensor.device
+def add_bias(layer: LoraLayer, adapter_name: str) -> None:
+    """Give a layer's lora_B a bias of zeros, in place; its output stays as it is."""
+    weight = layer.lora_B[adapter_name].weight
+    bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+    layer.lora_B[adapter_name].bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    layer.lora_bias[adapter_name] = True
+
+
+def can_have_magnitude(layer: LoraLayer) -> bool:
+    """Tell whether PEFT has a DoRA variant for a layer of this kind."""
+    return ("use_dora",) in layer.lora_variants and not isinstance(
+        layer, MultiheadAttention | ParamWrapper
+    )
+
+
+def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:
+    """Turn a layer's adapter into a DoRA one, in place; its output stays as it is.
+
+    The magnitude is the norm of the adapted weight, with which DoRA computes what LoRA does
+    (arXiv:2402.09353, equation 5).
+    """
+    variant = layer.lora_variants[("use_dora",)]()
+    with torch.no_grad():
+        variant.init(layer, adapter_name=adapter_name, config=None)
+    layer.lora_variant[adapter_name] = variant
+    layer.use_dora[adapter_name] = True
+    magnitude = layer.lora_magnitude_vector[adapter_name].weight
+    magnitude.requires_grad_(slots(layer, adapter_name)[0].tensor.requires_grad)
+
+
+@torch.no_grad()
+def norm_of(
+    layer: LoraLayer, adapter_name: str, a: Tensor | None, b: Tensor | None, scaling: float
+) -> Tensor:
+    """The magnitude that makes DoRA compute what LoRA does: the norm of W + scaling * B @ A, per output.
+
+    ``a`` and ``b`` are the factors at any rank; without them it is the norm of W. The computation is
+    PEFT's (``DoraLinearLayer.update_layer`` in peft/tuners/lora/dora.py).
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    dora = layer.lora_magnitude_vector[adapter_name]
+    weight = dequantize_module_weight(layer.get_base_layer()).detach()
+    delta = torch.zeros((), dtype=weight.dtype, device=weight.device)
+    if a is not None and b is not None:
+        wide = torch.promote_types(b.dtype, torch.float32)
+        product = b.flatten(1).to(wide) @ a.flatten(1).to(wide)
+        delta = product.reshape(weight.shape if weight.ndim > 2 else product.shape)
+        delta = delta.to(weight.device)
+    norm: Tensor = dora.get_weight_norm(weight, delta, scaling)
+    return norm.detach()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
-from hotswap.adapters.config import read_config
 from hotswap.adapters.plan import SwapPlan
 from hotswap.engine.prepare import prepare
+from hotswap.engine.source import Adapter, config_of
 from hotswap.engine.swap import swap
 from hotswap.errors import HotswapError
 
@@ -20,40 +18,64 @@ from hotswap.errors import HotswapError
 def load(
     base_model: nn.Module,
     plan: SwapPlan,
-    adapter: str | Path | Mapping[str, Tensor] | None = None,
+    adapter: Adapter | None = None,
     *,
     adapter_name: str = "default",
     config: LoraConfig | None = None,
 ) -> Any:
-    """Put LoRA layers into ``base_model`` (in place) for every module of the plan, and prepare them.
+    """Put LoRA layers into ``base_model`` (in place) for everything in the plan, and prepare them.
 
-    So adapters with different target modules can be swapped: the ones that an adapter does not target
-    are zero. The result is a PeftModel in evaluation mode, prepared, not compiled, with ``adapter``
-    swapped in (None: the base model). Raises HotswapError when the base model lacks a module.
+    So adapters with different target modules, DoRA, heads or trained tokens can be swapped: what an
+    adapter does not have is as in the base model. The base weights are not copied, but for whole modules
+    of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
+    ``adapter`` swapped in (None: the base model). Raises HotswapError when the base model lacks a module.
     """
+    union = _union(plan)
     present = {name for name, _ in base_model.named_modules()}
-    missing = [name for name in plan.modules if name not in present]
+    missing = [name for name in _owners(plan) if name not in present]
     if missing:
         raise HotswapError(
             f"the base model has no module {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
             "the plan was made for adapters of another base model"
         )
-    task = read_config(adapter).get("task_type") if isinstance(adapter, str | Path) else None
-    union = LoraConfig(
-        task_type=task if config is None else config.task_type,
-        r=plan.target_rank,
-        lora_alpha=plan.target_rank,
-        target_modules="|".join(re.escape(name) for name in plan.modules),
-        rank_pattern={
-            f"^{re.escape(name)}$": module.rank
-            for name, module in plan.modules.items()
-            if module.rank != plan.target_rank
-        },
-        lora_bias=any(module.bias for module in plan.modules.values()),
-        inference_mode=True,
-    )
+    if adapter is not None:
+        union.task_type = config_of(adapter, config).task_type
     model = get_peft_model(base_model, union, adapter_name=adapter_name)
     model.eval()
-    prepare(model, plan=plan)
+    prepare(model, plan=plan, adapter_name=adapter_name)
     swap(model, adapter, adapter_name=adapter_name, config=config)
     return model
+
+
+def _owners(plan: SwapPlan) -> list[str]:
+    """The modules of the base model that carry LoRA layers; PEFT nests its own below ``base_layer``."""
+    return [name for name in plan.modules if "base_layer" not in name.split(".")]
+
+
+def _union(plan: SwapPlan) -> LoraConfig:
+    """The config of an adapter that has everything in the plan; what only some have, prepare() adds."""
+    ranks: dict[str, int] = {}
+    targets: list[str] = []
+    parameters: list[str] = []
+    for name in _owners(plan):
+        module = plan.modules[name]
+        if module.kind == "parameter":
+            parameters += [f"{name}.{parameter}" for parameter in module.parameters]
+            ranks |= {f"{name}.{parameter}": module.rank for parameter in module.parameters}
+        else:
+            targets.append(name)
+            ranks[name] = module.rank
+    return LoraConfig(
+        r=plan.target_rank,
+        lora_alpha=plan.target_rank,
+        # "$^" matches nothing: an empty value would mean PEFT's default modules
+        target_modules="|".join(re.escape(name) for name in targets) or "$^",
+        target_parameters=parameters or None,
+        rank_pattern={
+            f"^{re.escape(name)}$": rank for name, rank in ranks.items() if rank != plan.target_rank
+        },
+        modules_to_save=list(plan.modules_to_save) or None,
+        trainable_token_indices={name: list(rows.indices) for name, rows in plan.tokens.items()}
+        or None,
+        inference_mode=True,
+    )

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.compiled import compiled_parts
+from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.layers import (
     Slot,
     adapter_names,
+    add_bias,
+    add_magnitude,
+    all_slots,
+    can_have_magnitude,
     lora_layers,
     slots,
-    unsupported_wrappers,
     unwrap,
     why_unsupported,
 )
-from hotswap.engine.scalings import Scalings
+from hotswap.engine.placement import Placement, nothing_to_save, prepared_of
+from hotswap.engine.scalings import Own, Scalings, prepared_class
+from hotswap.engine.trained import hook, trained_slots, unsupported_wrappers
 from hotswap.errors import AlreadyCompiledError, HotswapError, NoAdapterError, UnsupportedLayerError
 
 CheckCompiled = Literal["error", "warn", "ignore"]
@@ -29,7 +38,7 @@ CheckCompiled = Literal["error", "warn", "ignore"]
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """What prepare() changed: tensors padded, bytes added, and the rank of each module now."""
+    """What prepare() did: tensors padded, bytes held for the adapters now, and the rank of each module."""
 
     padded: int
     bytes: int
@@ -51,9 +60,11 @@ def prepare(
     """Prepare a model's LoRA layers in place, before torch.compile, so that swaps do not recompile.
 
     Weights are padded with zeros to ``target_rank`` or to the plan's rank of each module; ``B @ A`` is
-    unchanged and the scaling stays alpha over the adapter's own rank. Parameter objects, names, dtype,
-    device and ``requires_grad`` are kept. Preparing again changes nothing, or widens further. Without
-    ``target_rank`` and ``plan`` only the scalings become tensors. ``adapter_name=None`` means all.
+    unchanged and the scaling stays alpha over the adapter's own rank. A plan also brings the DoRA
+    magnitudes and lora_B biases that some adapter of the fleet has. Everything of an adapter then lies
+    in one buffer per device. Parameter objects, names, dtype, device and ``requires_grad`` are kept.
+    Preparing again changes nothing, or widens further. Without ``target_rank`` and ``plan`` only the
+    scalings become tensors. ``adapter_name=None`` means all.
 
     Raises AlreadyCompiledError, NoAdapterError, UnsupportedLayerError or TargetRankError (each a
     ValueError) before anything is changed.
@@ -78,17 +89,31 @@ def prepare(
         )
     _check_supported(model, layers, names)
     ranks = _target_ranks(layers, names, target_rank, plan)
-    padded = _pad(layers, names, ranks)  # may run out of memory: nothing is changed yet
-    scalings = {name: _scalings(layer, names) for name, layer in layers.items()}
-    added = _commit(layers, padded, scalings)
+    _check_trained(model, names, plan)
+    changes = _Changes()
+    padded = 0
+    try:
+        if plan is not None:
+            _add_parts(layers, names, plan, changes)
+        arenas = {name: _arena(model, layers, name, ranks) for name in names}
+        for name, arena in arenas.items():
+            padded += _commit(model, name, arena, changes) if arena is not None else 0
+    except BaseException:
+        changes.undo()
+        raise
+    prepared = prepared_of(model)
+    for name, arena in arenas.items():
+        if arena is not None:
+            known = prepared.placements.get(name)
+            prepared.placements[name] = Placement.of(model, name, arena)
+            prepared.placements[name].label = known.label if known is not None else name
     sizes = {
-        module: max(
-            slots(layer, name)[0].tensor.shape[0] for name in names if name in layer.scaling
-        )
+        module: max(slots(layer, name)[0].rank or 0 for name in names if name in layer.scaling)
         for module, layer in layers.items()
         if any(name in layer.scaling for name in names)
     }
-    return PrepareReport(len(padded), added, sizes)
+    held = sum(prepared.placements[name].layout.bytes for name in names)
+    return PrepareReport(padded, held, sizes)
 
 
 def _check_compiled(model: nn.Module, check_compiled: CheckCompiled) -> None:
@@ -115,8 +140,9 @@ def _check_supported(model: nn.Module, layers: dict[str, LoraLayer], names: list
                 refused[module] = f"adapters {layer.merged_adapters} are merged: unmerge first"
     configs = getattr(model, "peft_config", {})
     for name in names:
-        if getattr(configs.get(name), "bias", "none") != "none":
-            refused[name] = f"bias={configs[name].bias!r} trains base biases, which are not swapped"
+        if name in configs:
+            features = unsupported_features(configs[name].to_dict())
+            refused |= {f"adapter {name!r}": "; ".join(features)} if features else {}
     if refused:
         raise UnsupportedLayerError(refused)
 
@@ -136,12 +162,12 @@ def _target_ranks(
             )
         rank = target_rank if plan is None else plan.modules[module].rank
         ranks[module] = rank
-        for slot in slots(layer, loaded[0]):
-            if rank is not None and rank % (slot.divisor * slot.blocks):
-                raise TargetRankError(
-                    f"{module} is a convolution with {slot.divisor * slot.blocks} groups, which do "
-                    f"not divide target_rank={rank}; choose a multiple"
-                )
+        groups = max(slot.groups for slot in slots(layer, loaded[0]))
+        if rank is not None and rank % groups:
+            raise TargetRankError(
+                f"{module} is a convolution with {groups} groups, which do "
+                f"not divide target_rank={rank}; choose a multiple"
+            )
         for name in loaded:
             own = _own_rank(layer, name)
             if rank is not None and own > rank:
@@ -158,96 +184,214 @@ def _target_ranks(
 
 
 def _own_rank(layer: LoraLayer, name: str) -> int:
-    if isinstance(layer.scaling, Scalings) and name in layer.scaling.own_ranks:
-        return layer.scaling.own_ranks[name]
-    return int(slots(layer, name)[0].tensor.shape[0])
+    own = layer.scaling.own.get(name) if isinstance(layer.scaling, Scalings) else None
+    return own.rank if own is not None else slots(layer, name)[0].rank or 0
+
+
+def _check_trained(model: nn.Module, names: list[str], plan: SwapPlan | None) -> None:
+    """Raise TargetRankError unless the model has room for the plan's whole modules and token rows."""
+    if plan is None:
+        return
+    for name in names:
+        there = trained_slots(model, name)
+        saved = {slot.name for slot in there if slot.role == "saved"}
+        tokens = {slot.module: set(slot.rows) for slot in there if slot.role == "tokens"}
+        missing = [key for key in plan.saved if key not in saved]
+        missing += [
+            key
+            for key, rows in plan.tokens.items()
+            if not set(rows.indices) <= tokens.get(key, set())
+        ]
+        if missing:
+            raise TargetRankError(
+                f"the plan swaps {missing[0]}, which adapter {name!r} of the model does not train; "
+                "use hotswap.load(base_model, plan, adapter)"
+            )
+
+
+class _Changes:
+    """What was changed, and how to take it back."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+
+    def set(self, owner: Any, attribute: str, value: Any) -> None:
+        """Set an attribute."""
+        old = getattr(owner, attribute)
+        self._undo.append(lambda: setattr(owner, attribute, old))
+        setattr(owner, attribute, value)
+
+    def then(self, undo: Callable[[], object]) -> None:
+        """Note how to take back a change that is about to be made."""
+        self._undo.append(undo)
+
+    def undo(self) -> None:
+        """Take everything back, last first."""
+        for undo in reversed(self._undo):
+            undo()
+
+
+def _add_parts(
+    layers: dict[str, LoraLayer], names: list[str], plan: SwapPlan, changes: _Changes
+) -> None:
+    """Add the DoRA magnitudes and biases that the plan has and the model lacks."""
+    for module, layer in layers.items():
+        for name in names:
+            if name not in layer.scaling:
+                continue
+            place = plan.modules[module]
+            if place.dora and name not in layer.lora_magnitude_vector:
+                if not can_have_magnitude(layer):
+                    raise UnsupportedLayerError(
+                        {module: f"PEFT has no DoRA for its {type(layer).__name__}"}
+                    )
+                changes.then(partial(_remove_magnitude, layer, name))
+                add_magnitude(layer, name)
+            if place.bias and layer.lora_B[name].bias is None:
+                changes.then(partial(setattr, layer.lora_B[name], "bias", None))
+                add_bias(layer, name)
+
+
+def _remove_magnitude(layer: LoraLayer, name: str) -> None:
+    layer.lora_variant.pop(name, None)
+    if name in layer.lora_magnitude_vector:
+        del layer.lora_magnitude_vector[name]
+    layer.use_dora[name] = False
 
 
 @torch.no_grad()
-def _pad(
-    layers: dict[str, LoraLayer], names: list[str], ranks: dict[str, int | None]
-) -> list[tuple[Slot, Tensor]]:
-    padded = []
-    with torch.inference_mode(False):
-        for module, rank in ranks.items():
-            for name in names:
-                for slot in slots(layers[module], name) if name in layers[module].scaling else []:
-                    if rank is None or slot.rank is None or slot.rank >= rank:
-                        continue
-                    wide = slot.tensor.detach().new_empty(slot.shape(rank))
-                    slot.fill(wide, slot.tensor.detach())
-                    padded.append((slot, wide))
+def _arena(
+    model: nn.Module, layers: dict[str, LoraLayer], name: str, ranks: dict[str, int | None]
+) -> Arena | None:
+    """Copy an adapter's tensors, padded, and its scalings into a new arena; nothing is changed yet.
+
+    None: they are in one already, with all the room that is wanted.
+    """
+    mine = {module: layer for module, layer in layers.items() if name in layer.scaling}
+    found = _slots(model, mine, name)
+    shapes = [slot.shape(max(ranks.get(slot.module) or 0, slot.rank or 0)) for slot in found]
+    scalings = [_scaling(layer, name) for layer in mine.values()]
+    tensors = [slot.tensor.detach() for slot in found]
+    layout = Layout.of([*tensors, *scalings], [*shapes, *(() for _ in scalings)])
+    known = prepared_of(model).placements.get(name)
+    if known is not None and not known.replaced and not known.moved and known.layout == layout:
+        return None
+    arena = layout.new()
+    for slot, view, tensor in zip(found, arena.views, tensors, strict=False):
+        length = tensor.shape[slot.axis] if slot.axis is not None else 0
+        part = slot.part(view, length)
+        part.copy_(slot.split(tensor, part))
+    for view, value in zip(arena.views[len(found) :], scalings, strict=True):
+        view.copy_(value)
+    return arena
+
+
+def _slots(model: nn.Module, layers: dict[str, LoraLayer], name: str) -> list[Slot]:
+    return [*all_slots(layers, name), *trained_slots(model, name)]
+
+
+def _scaling(layer: LoraLayer, name: str) -> Tensor:
+    """The scaling as a 0-d tensor: float32, or float64 in a float64 model."""
+    value = layer.scaling[name]
+    if isinstance(layer.scaling, Scalings):
+        return layer.scaling[name]
+    weight = slots(layer, name)[0].tensor
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.tensor(float(value), dtype=dtype, device=weight.device)
+
+
+def _commit(model: nn.Module, name: str, arena: Arena, changes: _Changes) -> int:
+    """Let the tensors and scalings be the arena's views; count the tensors that grew."""
+    layers = lora_layers(model, name)
+    padded = 0
+    found = _slots(model, layers, name)
+    for slot, view in zip(found, arena.views, strict=False):
+        padded += view.numel() > slot.tensor.numel()
+        changes.set(slot.tensor, "data", view)
+        if slot.owner is not None and slot.axis is not None:
+            size = view.shape[slot.axis] * slot.groups
+            changes.set(slot.owner, slot.size_attribute, size)
+        if slot.role in ("saved", "tokens"):
+            hook(slot, name)
+    for layer, view in zip(layers.values(), arena.views[len(found) :], strict=True):
+        own = Own(
+            _own_rank(layer, name),
+            bias=any(slot.role == "bias" for slot in slots(layer, name)),
+            dora=name in layer.lora_magnitude_vector,
+        )
+        if not isinstance(layer.scaling, Scalings):
+            _tensorise(layer, view, changes)
+        layer.scaling.put(name, view)
+        layer.scaling.own.setdefault(name, own)
     return padded
 
 
-def _scalings(layer: LoraLayer, names: list[str]) -> Scalings | None:
-    if isinstance(layer.scaling, Scalings):
-        for name in names:
-            if name in layer.scaling and name not in layer.scaling.own_ranks:
-                layer.scaling.own_ranks[name] = int(slots(layer, name)[0].tensor.shape[0])
-        return None
-    loaded = [name for name in names if name in layer.scaling]
-    if not loaded:
-        return None
-    weight = slots(layer, loaded[0])[0].tensor
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    scalings = Scalings(
-        {name: float(value) for name, value in layer.scaling.items()},
-        dtype=dtype,
-        device=weight.device,
-    )
-    scalings.own_ranks = {name: int(slots(layer, name)[0].tensor.shape[0]) for name in loaded}
-    return scalings
+def _tensorise(layer: LoraLayer, like: Tensor, changes: _Changes) -> None:
+    """Replace a layer's scaling dict by Scalings, and let its state dict speak at the adapters' ranks."""
+    plain = layer.scaling
+    numbers = {name: float(value) for name, value in plain.items()}
+    cls = type(layer)
+    scalings = Scalings(numbers, dtype=like.dtype, device=like.device)
+
+    def undo() -> None:
+        layer.__class__ = cls
+        layer._modules.pop("scaling", None)
+        layer.scaling = plain
+
+    changes.then(undo)
+    layer.scaling = scalings
+    layer.__class__ = prepared_class(cls)
+    for handle in (
+        layer.register_state_dict_post_hook(save_own),
+        layer.register_load_state_dict_pre_hook(pad_on_load),
+    ):
+        changes.then(handle.remove)
 
 
-def _commit(
-    layers: dict[str, LoraLayer],
-    padded: list[tuple[Slot, Tensor]],
-    scalings: dict[str, Scalings | None],
-) -> int:
-    added = 0
-    for slot, wide in padded:
-        added += (wide.numel() - slot.tensor.numel()) * wide.element_size()
-        slot.tensor.data = wide
-        if slot.owner is not None and slot.axis is not None:
-            setattr(slot.owner, slot.size_attribute, wide.shape[slot.axis] * slot.divisor)
-    for module, values in scalings.items():
-        if values is not None:
-            layers[module].scaling = values
-            layers[module].register_state_dict_post_hook(save_own_rank)
-            layers[module].register_load_state_dict_pre_hook(pad_on_load)
-    return added
+def save_own(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Write each adapter at its own rank, with its own parts, and not where it does not target the layer.
 
-
-def save_own_rank(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Write each adapter at its own rank, and not at all where it does not target the layer."""
-    for name, rank in layer.scaling.own_ranks.items():
+    A state dict of the live tensors (``keep_vars=True``) stays as it is.
+    """
+    owns = layer.scaling.own
+    if owns and all(own is None for own in owns.values()):
+        key = f"{prefix}{slots(layer, next(iter(owns)))[0].state_key}"
+        if not isinstance(state.get(key), nn.Parameter):
+            nothing_to_save()
+    for name, own in owns.items():
         for slot in slots(layer, name):
             key = prefix + slot.state_key
-            if key not in state:
+            if key not in state or isinstance(state[key], nn.Parameter):
                 continue
-            if rank == 0:
+            if own is None or not _has(own, slot):
                 del state[key]
-            elif slot.rank != rank:
-                state[key] = slot.own(rank)
+            elif slot.axis is not None and slot.rank != own.rank:
+                state[key] = slot.own(own.rank)
+
+
+def _has(own: Own, slot: Slot) -> bool:
+    if slot.role == "bias":
+        return own.bias
+    return own.dora if slot.role == "magnitude" else own.rank > 0
 
 
 def pad_on_load(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Accept an adapter at its own rank: pad its tensors to the slots', and zero what is missing."""
-    for name, own in list(layer.scaling.own_ranks.items()):
+    """Accept an adapter at its own rank: pad its tensors to the slots', and fill in what is missing."""
+    for name, own in list(layer.scaling.own.items()):
         for slot in slots(layer, name):
             key = prefix + slot.state_key
-            wide = torch.zeros_like(slot.tensor.detach())
             if key not in state:
-                if own == 0:
-                    state[key] = wide
+                if own is None or not _has(own, slot):
+                    state[key] = slot.tensor.detach().clone()
                 continue
             value = state[key]
-            if slot.axis is None or slot.rank is None or value.ndim != wide.ndim:
+            if slot.axis is None or slot.rank is None or value.ndim != slot.tensor.ndim:
                 continue
-            rank = value.shape[slot.axis] * slot.divisor
+            rank = value.shape[slot.axis] * slot.groups // slot.experts
             if slot.shape(rank) == tuple(value.shape) and rank < slot.rank:
-                slot.fill(wide, value)
+                wide = torch.zeros_like(slot.tensor.detach())
+                part = slot.part(wide, value.shape[slot.axis])
+                part.copy_(slot.split(value, part))
                 state[key] = wide
             if rank <= slot.rank:
-                layer.scaling.own_ranks[name] = rank
+                layer.scaling.own[name] = (own or Own(rank))._replace(rank=rank)

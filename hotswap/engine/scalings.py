@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from hotswap.engine.placement import Prepared
+
+
+class Own(NamedTuple):
+    """What the adapter in place has for a layer; rank 0: it does not target the layer."""
+
+    rank: int
+    bias: bool = False
+    dora: bool = False
 
 
 class Scalings(nn.Module):
@@ -16,8 +27,8 @@ class Scalings(nn.Module):
     change its output without a recompile. The buffers are not part of the state dict, follow the model
     to other devices, and keep their dtype there: half precision would turn 1/3 into 0.33325.
 
-    ``own_ranks`` holds the rank of the adapter in place before padding; 0 says that the adapter does not
-    target this layer.
+    ``own`` holds what the adapter in place has before padding (None: there is no adapter in place), and
+    ``prepared`` the record of the model that the layer was prepared in, which a copy does not share.
     """
 
     def __init__(
@@ -26,7 +37,8 @@ class Scalings(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.device = device
-        self.own_ranks: dict[str, int] = {}
+        self.own: dict[str, Own | None] = {}
+        self.prepared: Prepared | None = None
         for name, value in values.items():
             self[name] = value
 
@@ -41,20 +53,29 @@ class Scalings(nn.Module):
         if known is value:
             return
         if known is not None:
-            with torch.no_grad():
+            with torch.inference_mode(known.is_inference()), torch.no_grad():
                 known.fill_(value)
             return
         with torch.inference_mode(False), torch.no_grad():
-            # not register_buffer: it refuses names such as "get" that an adapter may well have
-            self._buffers[name] = torch.tensor(
-                float(value), dtype=self.dtype, device=self.device
-            )  # ()
-            self._non_persistent_buffers_set.add(name)
+            self.put(name, torch.tensor(float(value), dtype=self.dtype, device=self.device))
+
+    def put(self, name: str, buffer: Tensor) -> None:
+        """Let a name's buffer be this tensor, of shape ()."""
+        # not register_buffer: it refuses names such as "get" that an adapter may well have
+        self._buffers[name] = buffer
+        self._non_persistent_buffers_set.add(name)
+
+    def assign(self, values: Mapping[str, float | Tensor]) -> None:
+        """Fill every name's buffer in place, as assigning a whole dict to ``layer.scaling`` does."""
+        for name, value in values.items():
+            self[name] = value
 
     def __delitem__(self, name: str) -> None:
         del self._buffers[name]
         self._non_persistent_buffers_set.discard(name)
-        self.own_ranks.pop(name, None)
+        self.own.pop(name, None)
+        if self.prepared is not None:
+            self.prepared.placements.pop(name, None)
 
     def __contains__(self, name: object) -> bool:
         return name in self._buffers
@@ -92,4 +113,50 @@ class Scalings(nn.Module):
                 keeps = moved.dtype == value.dtype or moved.dtype == torch.float64
                 self._buffers[name] = moved if keeps else value.to(moved.device)
                 self.device, self.dtype = moved.device, self._buffers[name].dtype  # type: ignore[union-attr]
+        if self.prepared is not None:
+            self.prepared.moved = True
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has buffers of its own, not the storage that all of them share, and no lock."""
+        buffers = {
+            name: value.clone() for name, value in self._buffers.items() if value is not None
+        }
+        return {**self.__dict__, "_buffers": buffers, "own": dict(self.own), "prepared": None}
+
+
+_classes: dict[type, type] = {}
+
+
+def prepared_class(cls: Any) -> Any:
+    """Derive the class of a prepared layer: assigning a dict to ``scaling`` fills the buffers in place.
+
+    PEFT's ``rescale_adapter_scale`` and others assign whole dicts, which a submodule would refuse.
+    """
+
+    if cls in _classes:
+        return _classes[cls]
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        if name == "scaling" and isinstance(value, dict):
+            self.scaling.assign(value)
+        else:
+            cls.__setattr__(self, name, value)
+
+    def reduce(self: Any) -> Any:
+        return _new, (cls,), self.__dict__.copy()
+
+    namespace = {
+        "__setattr__": set_attribute,
+        "__reduce__": reduce,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    _classes[cls] = type(cls.__name__, (cls,), namespace)
+    return _classes[cls]
+
+
+def _new(cls: type[nn.Module]) -> Any:
+    prepared = prepared_class(cls)
+    return prepared.__new__(prepared)

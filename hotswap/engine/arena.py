@@ -1,0 +1,132 @@
+"""Arena: the tensors and scalings of an adapter as aligned views of one byte buffer per device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hotswap.adapters.plan import ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where a tensor lies in the buffer of its device; ``offset`` in bytes."""
+
+    device: torch.device
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the tensor, without what aligns the next one."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The regions of some tensors, in their order; in a buffer they lie sorted by dtype.
+
+    ``runs`` are the stretches of one dtype, each as (device, start, end, dtype) in bytes.
+    """
+
+    regions: tuple[Region, ...]
+    sizes: dict[torch.device, int]
+    runs: tuple[tuple[torch.device, int, int, torch.dtype], ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]] | None = None) -> Layout:
+        """Lay out room for tensors like these, or for these in other shapes."""
+        sizes: dict[torch.device, int] = {}
+        runs: dict[tuple[torch.device, torch.dtype], tuple[int, int]] = {}
+        regions: dict[int, Region] = {}
+        order = sorted(range(len(tensors)), key=lambda i: str(tensors[i].dtype))
+        for index in order:
+            tensor = tensors[index]
+            device, dtype = tensor.device, tensor.dtype
+            offset = sizes.get(device, 0)
+            shape = tuple(tensor.shape if shapes is None else shapes[index])
+            regions[index] = Region(device, offset, shape, dtype)
+            end = offset + math.ceil(regions[index].bytes / ALIGNMENT) * ALIGNMENT
+            sizes[device] = end
+            runs[device, dtype] = (runs.get((device, dtype), (offset, 0))[0], end)
+        return cls(
+            tuple(regions[index] for index in range(len(tensors))),
+            sizes,
+            tuple((device, *span, dtype) for (device, dtype), span in runs.items()),
+        )
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all buffers."""
+        return sum(self.sizes.values())
+
+    def new(self, device: torch.device | None = None) -> Arena:
+        """Allocate zeroed buffers of this layout, on their devices or all on one."""
+        with torch.inference_mode(False):
+            buffers = {
+                place: torch.zeros(
+                    size,
+                    dtype=torch.uint8,
+                    device=device or place,
+                    pin_memory=device is not None and device.type == "cpu" and place.type == "cuda",
+                )
+                for place, size in self.sizes.items()
+            }
+            return Arena(self, buffers)
+
+
+class Arena:
+    """Buffers of a layout; ``views`` are the tensors in them, made when they are asked for."""
+
+    def __init__(self, layout: Layout, buffers: dict[torch.device, Tensor]) -> None:
+        self.layout = layout
+        self.buffers = buffers
+        starts = {device: buffer.data_ptr() for device, buffer in buffers.items()}
+        self.addresses = [
+            starts[region.device] + region.offset if region.bytes else 0
+            for region in layout.regions
+        ]
+        self._views: list[Tensor] | None = None
+
+    @property
+    def views(self) -> list[Tensor]:
+        """The tensors, in the layout's order; each shares the storage of its buffer."""
+        if self._views is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._views = [self._view(region) for region in self.layout.regions]
+        return self._views
+
+    def _view(self, region: Region) -> Tensor:
+        start = region.offset
+        piece = self.buffers[region.device][start : start + region.bytes]
+        return piece.view(region.dtype).view(region.shape)
+
+    def copy(self, other: Arena) -> None:
+        """Take over every byte of another arena of the same layout: one copy a device."""
+        for device, buffer in self.buffers.items():
+            buffer.copy_(other.buffers[device])
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all buffers."""
+        return self.layout.bytes
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Tell whether every floating value is finite, in one pass; a sum shows NaN and infinity."""
+        for device, start, end, dtype in self.layout.runs:
+            if dtype.is_floating_point:
+                run = self.buffers[device][start:end].view(dtype)
+                wide = torch.promote_types(dtype, torch.float32)
+                if not math.isfinite(run.sum(dtype=wide).item()):
+                    return all(  # finite values may add up to infinity
+                        torch.isfinite(view).all().item()
+                        for view in self.views
+                        if view.is_floating_point()
+                    )
+        return True

@@ -1,0 +1,105 @@
+"""What PEFT trains beside LoRA: whole modules (modules_to_save) and token rows, as slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft.utils.other import (
+    AuxiliaryTrainingWrapper,
+    ModulesToSaveWrapper,
+    TrainableTokensWrapper,
+)
+from torch import nn
+
+from hotswap.adapters.spec import TOKENS, canonical
+from hotswap.engine.layers import Slot, unwrap
+
+OWN = "hotswap_own"
+"""Attribute of a wrapped module: adapter name → the token rows of the adapter in place, or True or False."""
+
+
+def trained_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
+    """List the tensors of an adapter that hang in modules wrapped as a whole; tied ones once."""
+    found: dict[int, Slot] = {}
+    for name, wrapper in unwrap(model).named_modules():
+        if isinstance(wrapper, AuxiliaryTrainingWrapper) and adapter_name in wrapper._adapters:
+            for slot in _slots(canonical(name), wrapper, adapter_name):
+                found.setdefault(id(slot.tensor), slot)
+    return list(found.values())
+
+
+def unsupported_wrappers(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Name the wrapped modules whose tensors cannot be swapped, with the reason."""
+    refused = {}
+    for name, wrapper in unwrap(model).named_modules():
+        if (
+            not isinstance(wrapper, AuxiliaryTrainingWrapper)
+            or adapter_name not in wrapper._adapters
+        ):
+            continue
+        if not isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper):
+            refused[canonical(name)] = f"PEFT's {type(wrapper).__name__} is not known"
+    for slot in trained_slots(model, adapter_name):
+        if slot.tensor.is_meta:
+            refused[slot.name] = (
+                "is on the meta device (offloaded): load the model without offloading"
+            )
+        elif slot.tensor.grad is not None:
+            refused[slot.name] = "has a .grad: call zero_grad(set_to_none=True) first"
+    return refused
+
+
+def _slots(name: str, wrapper: Any, adapter_name: str) -> Iterator[Slot]:
+    if isinstance(wrapper, TrainableTokensWrapper):
+        adapter = wrapper.token_adapter
+        if adapter.tied_adapter is not None:
+            return  # shares the tensors of another wrapper
+        yield Slot(
+            name,
+            TOKENS,
+            f"trainable_tokens_delta.{adapter_name}",
+            adapter.trainable_tokens_delta[adapter_name],
+            "tokens",
+            owner=adapter,
+            default=adapter.trainable_tokens_original[adapter_name].detach(),
+            rows=tuple(adapter.token_indices[adapter_name]),
+        )
+    elif isinstance(wrapper, ModulesToSaveWrapper):
+        own = wrapper.modules_to_save[adapter_name]
+        base = wrapper.original_module.state_dict(keep_vars=True)
+        for key, tensor in own.state_dict(keep_vars=True).items():
+            yield Slot(name, key, key, tensor, "saved", owner=own, default=base[key].detach())
+
+
+def own_content(slot: Slot) -> dict[str, Any]:
+    """The dict in which a wrapped module notes what the adapter in place has of it, by adapter name."""
+    if slot.owner is None:
+        raise TypeError(f"{slot.name} hangs in no wrapped module")
+    content: dict[str, Any] = slot.owner.__dict__.setdefault(OWN, {})
+    return content
+
+
+def hook(slot: Slot, adapter_name: str) -> None:
+    """Let the state dict of a wrapped module speak of the adapter in place; once per module."""
+    if slot.owner is not None and OWN not in slot.owner.__dict__:
+        save = _save_rows if slot.role == "tokens" else _save_if_there
+        slot.owner.register_state_dict_post_hook(save)  # type: ignore[no-untyped-call]
+    own_content(slot).setdefault(adapter_name, slot.rows if slot.role == "tokens" else True)
+
+
+def _save_if_there(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    if any(module.__dict__.get(OWN, {}).values()):
+        return
+    for key in [key for key in state if key.startswith(prefix)]:
+        if not isinstance(state[key], nn.Parameter):  # a state dict of the live tensors stays whole
+            del state[key]
+
+
+def _save_rows(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for adapter_name, rows in module.__dict__.get(OWN, {}).items():
+        key = f"{prefix}trainable_tokens_delta.{adapter_name}"
+        if key not in state or isinstance(state[key], nn.Parameter):
+            continue
+        places = [module.token_indices[adapter_name].index(row) for row in rows]
+        state[key] = state[key][places]

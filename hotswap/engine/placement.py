@@ -73,6 +73,7 @@ class Placement:
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
     _anchors: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
+    _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
     @classmethod
     def of(cls, model: nn.Module, name: str, arena: Arena | None = None) -> Placement:
@@ -92,6 +93,11 @@ class Placement:
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[tensor for tensor in tensors if not tensor.is_inference()],
             _anchors=[anchor for layer in layers.values() for anchor in _anchors(layer, name)],
+            _caches=[
+                layer.lora_magnitude_vector[name]._dora_cache
+                for layer in layers.values()
+                if name in layer.lora_magnitude_vector
+            ],
         )
 
     @property
@@ -174,6 +180,8 @@ class Placement:
                     torch._foreach_copy_(targets, image.views)
         # views share storage but not version counters: autograd must notice a swap before backward
         torch.autograd.graph.increment_version(self._versioned)
+        for cache in self._caches:
+            cache.clear()
 
     def _follow(
         self, records: list[tuple[dict[str, Any], Any]], fields: dict[str, Any] | None

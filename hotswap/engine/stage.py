@@ -59,11 +59,11 @@ def _fill(placement: Placement, source: Source | None, image: Arena) -> None:
     zeroed: list[Tensor] = []
     parts: list[Tensor] = []
     values: list[Tensor] = []
-    later: list[tuple[int, str]] = []
+    later: list[int] = []
     for index, slot in enumerate(placement.slots):
         view, given = image.views[index], tensors.get(slot.name)
         if slot.role == "magnitude" and given is None:
-            later.append((index, slot.module))
+            later.append(index)
         elif slot.role == "tokens" and slot.default is not None:
             view.copy_(slot.default)
             if given is not None and source is not None:
@@ -88,22 +88,16 @@ def _fill(placement: Placement, source: Source | None, image: Arena) -> None:
     scalings = image.views[len(placement.slots) :]
     for name, view in zip(placement.layers, scalings, strict=True):
         view.fill_(modules[name].scaling if name in modules else 0.0)
-    for index, name in later:
-        image.views[index].copy_(_magnitude(placement, name, modules.get(name), tensors))
+    for index in later:
+        image.views[index].copy_(_magnitude(placement, placement.slots[index].module, image))
 
 
-def _magnitude(
-    placement: Placement, name: str, module: ModuleSpec | None, tensors: dict[str, Tensor]
-) -> Tensor:
+def _magnitude(placement: Placement, name: str, image: Arena) -> Tensor:
     """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
+    found = {s.key: v for s, v in zip(placement.slots, image.views, strict=False) if s.module == name}
+    scaling = image.views[len(placement.slots) + list(placement.layers).index(name)]
     layer = placement.layers[name]
-    if module is None:
-        return norm_of(layer, placement.name, None, None, 0.0)
-    keys = ("lora_embedding_A", "lora_embedding_B")
-    if module.kind != "embedding":
-        keys = ("lora_A.weight", "lora_B.weight")
-    a, b = (tensors[f"{name}.{key}"] for key in keys)
-    return norm_of(layer, placement.name, a, b, module.scaling)
+    return norm_of(layer, placement.name, found, scaling)
 
 
 def _records(placement: Placement, source: Source | None) -> list[tuple[dict[str, Any], Any]]:

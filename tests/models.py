@@ -170,6 +170,7 @@ def check_swaps(
     torch._dynamo.reset()
     faster = torch.compile(model, backend="eager", fullgraph=fullgraph)
     run(faster, inputs)
+    run(faster, inputs)
     with hotswap.forbid_recompiles(faster) as log:
         for name in order:
             hotswap.swap(faster, fleet[name] if name else None)

@@ -143,7 +143,8 @@ def fresh(base: Base, folder: Path) -> Any:
 
 @torch.no_grad()
 def run(model: Any, inputs: torch.Tensor = TOKENS) -> torch.Tensor:
-    return model(inputs)
+    output = model(inputs)
+    return getattr(output, "logits", output)
 
 
 def check_swaps(

@@ -160,11 +160,14 @@ def _infinite(placement: Placement, source: Source | None, image: Arena) -> tupl
 
 def _other_copies(model: nn.Module, source: Source) -> list[Finding]:
     """Base weights in the adapter that are not the model's: a fresh load would write them into it."""
-    live = {canonical(name): tensor for name, tensor in model.named_parameters()}
+    live = {
+        _bare(canonical(name)): tensor
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+    }
     found = []
     for name in source.spec.copies:
         theirs = source.tensors[name]
-        mine = live.get(name, live.get(name.replace(".base_layer.", ".")))
+        mine = live.get(_bare(name))
         same = mine is not None and mine.shape == theirs.shape
         if same and mine is not None:
             wide = torch.promote_types(mine.dtype, theirs.dtype)
@@ -180,3 +183,9 @@ def _other_copies(model: nn.Module, source: Source) -> list[Finding]:
                 )
             )
     return found
+
+
+def _bare(name: str) -> str:
+    """The name that a base weight has in the base model, without the layers that PEFT puts around it."""
+    wrappers = ("base_layer", "original_module", "token_adapter")
+    return ".".join(part for part in name.split(".") if part not in wrappers)

@@ -225,6 +225,8 @@ def _sort(
             module[match["part"]] = info
         elif name.endswith(f".{TOKENS}") and token_indices(config, name[: -len(TOKENS) - 1]):
             found.tokens[name[: -len(TOKENS) - 1]] = info
+        elif name.endswith(f".{TOKENS}") and info.shape[:1] == (0,):
+            continue  # a model with room for token rows has none of this adapter
         elif saved_module(config, name):
             found.saved[name] = info
             continue  # a whole module may have integer buffers

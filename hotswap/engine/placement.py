@@ -91,7 +91,7 @@ class Placement:
             _envelope(layers, slots, name),
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
-            _versioned=[tensor for tensor in tensors if not tensor.is_inference()],
+            _versioned=[tensor for tensor in tensors if _has_version(tensor)],
             _anchors=[anchor for layer in layers.values() for anchor in _anchors(layer, name)],
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache
@@ -288,6 +288,14 @@ def require_prepared(model: nn.Module, name: str) -> None:
             f"{bare[0]}{more} not prepared for adapter {name!r}; "
             "call hotswap.prepare(model, ...) before torch.compile"
         )
+
+
+def _has_version(tensor: Tensor) -> bool:
+    """Whether autograd counts the writes; is_inference() does not tell once ``.data`` was set."""
+    try:
+        return tensor._version >= 0
+    except RuntimeError:
+        return False
 
 
 def _anchors(layer: LoraLayer, name: str) -> Iterator[tuple[dict[str, Any], Any]]:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from peft import LoraModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from hotswap.engine.layers import (
 )
 from hotswap.engine.placement import Placement, nothing_to_save, prepared_of
 from hotswap.engine.scalings import Own, Scalings, prepared_class
+from hotswap.engine.tuner import prepared_tuner
 from hotswap.engine.trained import hook, trained_slots, unsupported_wrappers
 from hotswap.errors import AlreadyCompiledError, HotswapError, NoAdapterError, UnsupportedLayerError
 
@@ -93,11 +95,15 @@ def prepare(
     changes = _Changes()
     padded = 0
     try:
+        owns = {name: _owns(model, name) for name in names}
         if plan is not None:
             _add_parts(layers, names, plan, changes)
         arenas = {name: _arena(model, layers, name, ranks) for name in names}
         for name, arena in arenas.items():
-            padded += _commit(model, name, arena, changes) if arena is not None else 0
+            padded += _commit(model, name, arena, owns[name], changes) if arena is not None else 0
+        tuner = getattr(model, "base_model", None)
+        if type(tuner) is LoraModel:
+            changes.set(tuner, "__class__", prepared_tuner(LoraModel))
     except BaseException:
         changes.undo()
         raise
@@ -302,7 +308,21 @@ def _scaling(layer: LoraLayer, name: str) -> Tensor:
     return torch.tensor(float(value), dtype=dtype, device=weight.device)
 
 
-def _commit(model: nn.Module, name: str, arena: Arena, changes: _Changes) -> int:
+def _owns(model: nn.Module, name: str) -> list[Own]:
+    """What the adapter has for each of its layers, before anything is added."""
+    return [
+        Own(
+            _own_rank(layer, name),
+            bias=any(slot.role == "bias" for slot in slots(layer, name)),
+            dora=name in layer.lora_magnitude_vector,
+        )
+        for layer in lora_layers(model, name).values()
+    ]
+
+
+def _commit(
+    model: nn.Module, name: str, arena: Arena, owns: list[Own], changes: _Changes
+) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
     layers = lora_layers(model, name)
     padded = 0
@@ -315,12 +335,8 @@ def _commit(model: nn.Module, name: str, arena: Arena, changes: _Changes) -> int
             changes.set(slot.owner, slot.size_attribute, size)
         if slot.role in ("saved", "tokens"):
             hook(slot, name)
-    for layer, view in zip(layers.values(), arena.views[len(found) :], strict=True):
-        own = Own(
-            _own_rank(layer, name),
-            bias=any(slot.role == "bias" for slot in slots(layer, name)),
-            dora=name in layer.lora_magnitude_vector,
-        )
+    scales = arena.views[len(found) :]
+    for layer, view, own in zip(layers.values(), scales, owns, strict=True):
         if not isinstance(layer.scaling, Scalings):
             _tensorise(layer, view, changes)
         layer.scaling.put(name, view)
@@ -356,7 +372,7 @@ def save_own(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
     A state dict of the live tensors (``keep_vars=True``) stays as it is.
     """
     owns = layer.scaling.own
-    if owns and all(own is None for own in owns.values()):
+    if owns and not any(owns.values()) and not _adapter_in_place(layer):
         key = f"{prefix}{slots(layer, next(iter(owns)))[0].state_key}"
         if not isinstance(state.get(key), nn.Parameter):
             nothing_to_save()
@@ -369,6 +385,12 @@ def save_own(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
                 del state[key]
             elif slot.axis is not None and slot.rank != own.rank:
                 state[key] = slot.own(own.rank)
+
+
+def _adapter_in_place(layer: Any) -> bool:
+    """Whether the model has an adapter to save under any name."""
+    prepared = layer.scaling.prepared
+    return prepared is not None and any(p.label is not None for p in prepared.placements.values())
 
 
 def _has(own: Own, slot: Slot) -> bool:

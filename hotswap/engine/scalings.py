@@ -125,7 +125,7 @@ class Scalings(nn.Module):
         return {**self.__dict__, "_buffers": buffers, "own": dict(self.own), "prepared": None}
 
 
-_classes: dict[type, type] = {}
+_classes: dict[tuple[Any, type], type] = {}
 
 
 def prepared_class(cls: Any) -> Any:
@@ -134,29 +134,29 @@ def prepared_class(cls: Any) -> Any:
     PEFT's ``rescale_adapter_scale`` and others assign whole dicts, which a submodule would refuse.
     """
 
-    if cls in _classes:
-        return _classes[cls]
-
     def set_attribute(self: Any, name: str, value: Any) -> None:
         if name == "scaling" and isinstance(value, dict):
             self.scaling.assign(value)
         else:
             cls.__setattr__(self, name, value)
 
+    return derived(cls, prepared_class, __setattr__=set_attribute)
+
+
+def derived(cls: Any, derive: Callable[[Any], Any], **members: Any) -> Any:
+    """Make a subclass that looks like ``cls`` and can be pickled, once; ``derive(cls)`` gives it again."""
+
     def reduce(self: Any) -> Any:
-        return _new, (cls,), self.__dict__.copy()
+        return _new, (derive, cls), self.__dict__.copy()
 
-    namespace = {
-        "__setattr__": set_attribute,
-        "__reduce__": reduce,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-    }
-    _classes[cls] = type(cls.__name__, (cls,), namespace)
-    return _classes[cls]
+    if (derive, cls) not in _classes:
+        look = {
+            name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")
+        }
+        _classes[derive, cls] = type(cls.__name__, (cls,), {**look, **members, "__reduce__": reduce})
+    return _classes[derive, cls]
 
 
-def _new(cls: type[nn.Module]) -> Any:
-    prepared = prepared_class(cls)
+def _new(derive: Callable[[Any], Any], cls: type[nn.Module]) -> Any:
+    prepared = derive(cls)
     return prepared.__new__(prepared)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from peft import LoraConfig
 from torch import nn
 
@@ -107,10 +108,11 @@ def _own_scaling(layer: object, name: str) -> float:
 
 
 def _user_scale(placement: Placement) -> float | None:
-    """The factor by which the scaling in place differs from the adapter's own, if it does."""
-    for layer in placement.layers.values():
-        own = _own_scaling(layer, placement.name)
-        if own:
-            factor = layer.scaling[placement.name].item() / own
-            return None if math.isclose(factor, 1.0, rel_tol=1e-6) else factor
-    return None
+    """The factor by which a scaling in place differs from the adapter's own, if one does."""
+    name = placement.name
+    layers = [layer for layer in placement.layers.values() if layer.lora_alpha[name]]
+    if not layers:
+        return None
+    values = torch.stack([layer.scaling[name] for layer in layers]).tolist()
+    factors = [v / _own_scaling(la, name) for v, la in zip(values, layers, strict=True)]
+    return next((f for f in factors if not math.isclose(f, 1.0, rel_tol=1e-6)), None)

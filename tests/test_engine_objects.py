@@ -153,9 +153,10 @@ def test_prepare_and_swap_may_differ_in_inference_mode(base: Any, fleet: Any) ->
 def test_a_model_built_under_inference_mode_swaps(base: Any, fleet: Any) -> None:
     with torch.inference_mode():
         model = fresh(base, fleet["small"])
-        hotswap.prepare(model, target_rank=8)
-    hotswap.swap(model, fleet["large"])
-    torch.testing.assert_close(run(model), run(fresh(base, fleet["large"])))
+    hotswap.prepare(model, target_rank=8)
+    for name in ("large", "some", "small"):
+        assert hotswap.swap(model, fleet[name]).path == "arena"
+        torch.testing.assert_close(run(model), run(fresh(base, fleet[name])))
 
 
 def test_low_memory_loading_swaps(base: Any, fleet: Any) -> None:

@@ -65,9 +65,13 @@ class Layout:
         """The bytes of all buffers."""
         return sum(self.sizes.values())
 
-    def new(self, device: torch.device | None = None) -> Arena:
-        """Allocate zeroed buffers of this layout, on their devices or all on one."""
-        with torch.inference_mode(False):
+    def new(self, device: torch.device | None = None, *, inference: bool = False) -> Arena:
+        """Allocate zeroed buffers of this layout, on their devices or all on one.
+
+        ``inference`` makes them inference tensors, as the parameters of a model that was loaded under
+        ``torch.inference_mode`` are: only such ones can be their data.
+        """
+        with torch.inference_mode(inference):
             buffers = {
                 place: torch.zeros(
                     size,
@@ -77,14 +81,17 @@ class Layout:
                 )
                 for place, size in self.sizes.items()
             }
-            return Arena(self, buffers)
+            return Arena(self, buffers, inference)
 
 
 class Arena:
     """Buffers of a layout; ``views`` are the tensors in them, made when they are asked for."""
 
-    def __init__(self, layout: Layout, buffers: dict[torch.device, Tensor]) -> None:
+    def __init__(
+        self, layout: Layout, buffers: dict[torch.device, Tensor], inference: bool = False
+    ) -> None:
         self.layout = layout
+        self.inference = inference
         self.buffers = buffers
         starts = {device: buffer.data_ptr() for device, buffer in buffers.items()}
         self.addresses = [
@@ -97,7 +104,7 @@ class Arena:
     def views(self) -> list[Tensor]:
         """The tensors, in the layout's order; each shares the storage of its buffer."""
         if self._views is None:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(self.inference), torch.no_grad():
                 self._views = [self._view(region) for region in self.layout.regions]
         return self._views
 
@@ -108,8 +115,9 @@ class Arena:
 
     def copy(self, other: Arena) -> None:
         """Take over every byte of another arena of the same layout: one copy a device."""
-        for device, buffer in self.buffers.items():
-            buffer.copy_(other.buffers[device])
+        with torch.inference_mode(self.inference):
+            for device, buffer in self.buffers.items():
+                buffer.copy_(other.buffers[device])
 
     @property
     def bytes(self) -> int:

@@ -276,7 +276,7 @@ def add_magnitude(layer: LoraLayer, adapter_name: str, variant: LoraVariant) -> 
     The magnitude is the norm of the adapted weight, with which DoRA computes what LoRA does
     (arXiv:2402.09353, equation 5).
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
         variant.init(layer, adapter_name=adapter_name, config=None)
     layer.lora_variant[adapter_name] = variant
     layer.use_dora[adapter_name] = True
@@ -295,19 +295,21 @@ def norm_of(
     It is what the forward of PEFT's DoRA layers (peft/tuners/lora/dora.py) divides by, computed in the
     same steps and dtypes from the same tensors, so that the quotient is exactly 1.
     """
-    weight = _base_weight(layer.get_base_layer())
-    if isinstance(layer, Embedding):
-        delta = (tensors["lora_embedding_A"].T @ tensors["lora_embedding_B"].T).T
-    else:
-        a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
-        if isinstance(layer, _ConvNd):
-            rank = a.shape[0]
-            delta = (b.reshape(-1, rank) @ a.reshape(rank, -1)).reshape(weight.shape)
+    # PEFT makes a Parameter of the weight, which an inference tensor can only be in that mode
+    with torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
+        weight = _base_weight(layer.get_base_layer())
+        if isinstance(layer, Embedding):
+            delta = (tensors["lora_embedding_A"].T @ tensors["lora_embedding_B"].T).T
         else:
-            weight = weight.to(a.dtype)
-            eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
-            delta = linear(linear(eye, a), b, tensors.get("lora_B.bias")).T
-    norm = layer.lora_magnitude_vector[adapter_name].get_weight_norm(weight, delta, scaling)
+            a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
+            if isinstance(layer, _ConvNd):
+                rank = a.shape[0]
+                delta = (b.reshape(-1, rank) @ a.reshape(rank, -1)).reshape(weight.shape)
+            else:
+                weight = weight.to(a.dtype)
+                eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+                delta = linear(linear(eye, a), b, tensors.get("lora_B.bias")).T
+        norm = layer.lora_magnitude_vector[adapter_name].get_weight_norm(weight, delta, scaling)
     return norm.detach()  # type: ignore[no-any-return]
 
 

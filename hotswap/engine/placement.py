@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -154,8 +154,9 @@ class Placement:
             self._write(content.image)
         except BaseException:
             self._write(undo)
-            for scale, value in zip(self._scales, scales, strict=True):
-                scale.copy_(value)
+            with torch.inference_mode(self.arena is not None and self.arena.inference):
+                for scale, value in zip(self._scales, scales, strict=True):
+                    scale.copy_(value)
             self._follow(records, fields)
             self.content, self.label = before
             raise
@@ -207,7 +208,7 @@ class Prepared:
     def __init__(self) -> None:
         self.placements: dict[str, Placement] = {}
         self.moved = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._owner: int | None = None
 
     @contextmanager
@@ -224,14 +225,16 @@ class Prepared:
             raise BusyError(
                 "this thread is inside AdapterBank.using() of the same model; swap after its end"
             )
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
-            raise BusyError(f"the model's adapters were in use for {timeout} s; raise timeout=")
-        self._owner = me
         try:
+            if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+                raise BusyError(f"the model's adapters were in use for {timeout} s; raise timeout=")
+            self._owner = me
             yield
         finally:
-            self._owner = None
-            self._lock.release()
+            if self._owner == me:
+                self._owner = None
+            with suppress(RuntimeError):  # an RLock knows whether this thread got it, interrupted or not
+                self._lock.release()
 
 
 _roots: weakref.WeakKeyDictionary[nn.Module, Prepared] = weakref.WeakKeyDictionary()

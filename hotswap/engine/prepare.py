@@ -284,13 +284,14 @@ def _arena(
     known = prepared_of(model).placements.get(name)
     if known is not None and not known.replaced and not known.moved and known.layout == layout:
         return None
-    arena = layout.new()
-    for slot, view, tensor in zip(found, arena.views, tensors, strict=False):
-        length = tensor.shape[slot.axis] if slot.axis is not None else 0
-        part = slot.part(view, length)
-        part.copy_(slot.split(tensor, part))
-    for view, value in zip(arena.views[len(found) :], scalings, strict=True):
-        view.copy_(value)
+    arena = layout.new(inference=any(slot.tensor.is_inference() for slot in found))
+    with torch.inference_mode(arena.inference):
+        for slot, view, tensor in zip(found, arena.views, tensors, strict=False):
+            length = tensor.shape[slot.axis] if slot.axis is not None else 0
+            part = slot.part(view, length)
+            part.copy_(slot.split(tensor, part))
+        for view, value in zip(arena.views[len(found) :], scalings, strict=True):
+            view.copy_(value)
     return arena
 
 

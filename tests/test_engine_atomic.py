@@ -153,7 +153,9 @@ class Interrupt:
         sys.settrace(None)
 
     def call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        code = frame.f_code  # a signal is delivered at calls, never between the lines of exclusive()
+        code = (
+            frame.f_code
+        )  # a signal is delivered at calls, never between the lines of exclusive()
         engine = code.co_filename.startswith(ENGINE) and code.co_name != "exclusive"
         return self.line if engine else None
 
@@ -174,7 +176,6 @@ def interrupts(failure: type, action: Callable[[], Any]) -> Iterator[BaseExcepti
             with Interrupt(at, failure):
                 action()
         except failure as error:
-            assert "injected" in str(error)
             yield error
         else:
             return
@@ -245,7 +246,7 @@ def test_a_prepare_that_is_interrupted_at_any_line_changes_nothing(
 
 def unprepared(model: Any) -> tuple[dict[str, torch.Tensor], Any]:
     return bits(model), [
-        (type(module), sorted(set(vars(module)) - {"hotswap_own"}), len(module._state_dict_hooks))
+        (type(module), sorted(set(vars(module))), len(module._state_dict_hooks))
         for module in model.modules()
     ]
 
@@ -310,7 +311,9 @@ def test_an_interrupt_while_the_lock_is_taken_releases_it(
     check_recovered(model, before, base, fleet)
 
 
-def test_a_swap_never_asks_for_the_models_state_dict(fleet: Any, model: Any, monkeypatch: Any) -> None:
+def test_a_swap_never_asks_for_the_models_state_dict(
+    fleet: Any, model: Any, monkeypatch: Any
+) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("state_dict() packs every quantised weight again")
 

@@ -1,4 +1,4 @@
-"""hotswap.engine on transformers: heads, embeddings, tied weights and token rows; each equals a fresh load."""
+"""hotswap.engine on transformers: heads, embeddings, tied weights, token rows; each equals a fresh load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from models import check_swaps, fresh, seeded, write_adapter, write_fleet
 from peft import get_peft_model_state_dict
 from transformers import (
@@ -142,5 +141,7 @@ def test_a_base_weight_in_an_adapter_must_be_the_models(tmp_path: Path) -> None:
     name = next(key for key in state if "base_layer" in key)
     hotswap.swap(model, state, config=adapter.peft_config["default"])
     state[name][0, 0] += 1
-    with pytest.raises(AdapterError, match=r"base weight that differs.*save_embedding_layers=False"):
+    with pytest.raises(
+        AdapterError, match=r"base weight that differs.*save_embedding_layers=False"
+    ):
         hotswap.swap(model, state, config=adapter.peft_config["default"])

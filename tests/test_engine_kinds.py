@@ -83,9 +83,7 @@ def test_multihead_attention_swaps(tmp_path: Path) -> None:
     check_swaps(model, base, fleet, SEQUENCE, fullgraph=False)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in LAYERS if "max_norm" not in kind]
-)
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if "max_norm" not in kind])
 def test_dora_beside_lora_swaps_in_a_layer_of_every_kind(kind: str, tmp_path: Path) -> None:
     build, inputs = LAYERS[kind]
     base = seeded(lambda: Around(build()))

@@ -58,7 +58,9 @@ COPIES = {
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_a_copy_swaps_by_itself(way: str, base: Any, fleet: Any, model: Any, tmp_path: Path) -> None:
+def test_a_copy_swaps_by_itself(
+    way: str, base: Any, fleet: Any, model: Any, tmp_path: Path
+) -> None:
     copied = COPIES[way](model, tmp_path)
     before = bits(model)
     check_swaps(copied, base, fleet)
@@ -223,7 +225,9 @@ def test_pefts_dora_cache_forgets_the_old_adapter(base: Any, tmp_path: Path) -> 
             torch.testing.assert_close(run(model), run(fresh(base, folder)))
 
 
-def test_an_adapter_that_was_added_after_prepare_is_refused(base: Any, fleet: Any, model: Any) -> None:
+def test_an_adapter_that_was_added_after_prepare_is_refused(
+    base: Any, fleet: Any, model: Any
+) -> None:
     model.load_adapter(fleet["large"], "late")
     with pytest.raises(NotPreparedError, match=r"not prepared for adapter 'late'.*prepare"):
         hotswap.swap(model, fleet["small"], adapter_name="late")
@@ -285,4 +289,6 @@ def test_the_bytes_held_are_those_of_the_plan(base: Any, tmp_path: Path) -> None
     placement = placement_of(model, "default")
     assert placement.arena is not None
     assert sum(b.numel() for b in placement.arena.buffers.values()) == plan.padded_bytes
-    assert {name: slots(la, "default")[0].rank for name, la in lora_layers(model).items()} == plan.ranks
+    assert {
+        name: slots(la, "default")[0].rank for name, la in lora_layers(model).items()
+    } == plan.ranks

@@ -80,7 +80,9 @@ def test_what_is_saved_after_prepare_is_the_adapter(tmp_path: Path) -> None:
 
 def test_without_an_adapter_there_is_nothing_to_save(tmp_path: Path) -> None:
     base = micro()
-    fleet = write_fleet(tmp_path, base, {"one": PLAIN, "some": {**WIDE, "target_modules": ["first"]}})
+    fleet = write_fleet(
+        tmp_path, base, {"one": PLAIN, "some": {**WIDE, "target_modules": ["first"]}}
+    )
     model = fresh(base, fleet["one"])
     model.load_adapter(fleet["some"], "other")
     hotswap.prepare(model, target_rank=8)
@@ -89,7 +91,9 @@ def test_without_an_adapter_there_is_nothing_to_save(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "saved", selected_adapters=["default"])
     assert get_peft_model_state_dict(model) == {}
     model.save_pretrained(tmp_path / "saved", selected_adapters=["other"])
-    assert torch.equal(run(fresh(base, tmp_path / "saved" / "other")), run(fresh(base, fleet["some"])))
+    assert torch.equal(
+        run(fresh(base, tmp_path / "saved" / "other")), run(fresh(base, fleet["some"]))
+    )
     hotswap.swap(model, fleet["some"])
     model.save_pretrained(tmp_path / "again", selected_adapters=["default"])
     assert torch.equal(run(fresh(base, tmp_path / "again")), run(fresh(base, fleet["some"])))

@@ -233,7 +233,9 @@ class Prepared:
         finally:
             if self._owner == me:
                 self._owner = None
-            with suppress(RuntimeError):  # an RLock knows whether this thread got it, interrupted or not
+            with suppress(
+                RuntimeError
+            ):  # an RLock knows whether this thread got it, interrupted or not
                 self._lock.release()
 
 

@@ -29,10 +29,10 @@ from hotswap.engine.layers import (
     unwrap,
     why_unsupported,
 )
-from hotswap.engine.placement import Placement, nothing_to_save, prepared_of
-from hotswap.engine.scalings import Own, Scalings, prepared_class
-from hotswap.engine.tuner import prepared_tuner
-from hotswap.engine.trained import hook, trained_slots, unsupported_wrappers
+from hotswap.engine.placement import Placement, prepared_of
+from hotswap.engine.prepared import prepared_class, prepared_tuner
+from hotswap.engine.scalings import Own, Scalings
+from hotswap.engine.trained import hook, trained_slots, unhook, unsupported_wrappers
 from hotswap.errors import AlreadyCompiledError, HotswapError, NoAdapterError, UnsupportedLayerError
 
 CheckCompiled = Literal["error", "warn", "ignore"]
@@ -104,15 +104,16 @@ def prepare(
         tuner = getattr(model, "base_model", None)
         if type(tuner) is LoraModel:
             changes.set(tuner, "__class__", prepared_tuner(LoraModel))
+        prepared = prepared_of(model)
+        placements = {
+            name: _placement(model, name, arena)
+            for name, arena in arenas.items()
+            if arena is not None
+        }
     except BaseException:
         changes.undo()
         raise
-    prepared = prepared_of(model)
-    for name, arena in arenas.items():
-        if arena is not None:
-            known = prepared.placements.get(name)
-            prepared.placements[name] = Placement.of(model, name, arena)
-            prepared.placements[name].label = known.label if known is not None else name
+    prepared.placements.update(placements)
     sizes = {
         module: max(slots(layer, name)[0].rank or 0 for name in names if name in layer.scaling)
         for module, layer in layers.items()
@@ -252,19 +253,27 @@ def _add_parts(
                     raise UnsupportedLayerError(
                         {module: f"PEFT has no DoRA for its {type(layer).__name__}"}
                     )
-                changes.then(partial(_remove_magnitude, layer, name, layer.adapter_layer_names))
+                changes.then(partial(_remove_magnitude, layer, name, dict(vars(layer))))
                 add_magnitude(layer, name, variant)
             if place.bias and layer.lora_B[name].bias is None:
-                changes.then(partial(setattr, layer.lora_B[name], "bias", None))
+                changes.then(partial(_remove_bias, layer, name))
                 add_bias(layer, name)
 
 
-def _remove_magnitude(layer: LoraLayer, name: str, layer_names: tuple[str, ...]) -> None:
-    layer.adapter_layer_names = layer_names
+def _remove_magnitude(layer: LoraLayer, name: str, before: dict[str, Any]) -> None:
     layer.lora_variant.pop(name, None)
     if name in layer.lora_magnitude_vector:
         del layer.lora_magnitude_vector[name]
     layer.use_dora[name] = False
+    if "adapter_layer_names" in before:
+        layer.adapter_layer_names = before["adapter_layer_names"]
+    else:
+        vars(layer).pop("adapter_layer_names", None)
+
+
+def _remove_bias(layer: LoraLayer, name: str) -> None:
+    layer.lora_B[name].bias = None
+    layer.lora_bias[name] = False
 
 
 @torch.no_grad()
@@ -321,9 +330,7 @@ def _owns(model: nn.Module, name: str) -> list[Own]:
     ]
 
 
-def _commit(
-    model: nn.Module, name: str, arena: Arena, owns: list[Own], changes: _Changes
-) -> int:
+def _commit(model: nn.Module, name: str, arena: Arena, owns: list[Own], changes: _Changes) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
     layers = lora_layers(model, name)
     padded = 0
@@ -335,6 +342,7 @@ def _commit(
             size = view.shape[slot.axis] * slot.groups
             changes.set(slot.owner, slot.size_attribute, size)
         if slot.role in ("saved", "tokens"):
+            changes.then(unhook(slot))
             hook(slot, name)
     scales = arena.views[len(found) :]
     for layer, view, own in zip(layers.values(), scales, owns, strict=True):
@@ -345,8 +353,16 @@ def _commit(
     return padded
 
 
+def _placement(model: nn.Module, name: str, arena: Arena) -> Placement:
+    """Describe a new arena; what is in place under the name remains so."""
+    placement = Placement.of(model, name, arena)
+    known = prepared_of(model).placements.get(name)
+    placement.label = known.label if known is not None else name
+    return placement
+
+
 def _tensorise(layer: LoraLayer, like: Tensor, changes: _Changes) -> None:
-    """Replace a layer's scaling dict by Scalings, and let its state dict speak at the adapters' ranks."""
+    """Replace a layer's scaling dict by Scalings."""
     plain = layer.scaling
     numbers = {name: float(value) for name, value in plain.items()}
     cls = type(layer)
@@ -360,63 +376,3 @@ def _tensorise(layer: LoraLayer, like: Tensor, changes: _Changes) -> None:
     changes.then(undo)
     layer.scaling = scalings
     layer.__class__ = prepared_class(cls)
-    for handle in (
-        layer.register_state_dict_post_hook(save_own),
-        layer.register_load_state_dict_pre_hook(pad_on_load),
-    ):
-        changes.then(handle.remove)
-
-
-def save_own(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Write each adapter at its own rank, with its own parts, and not where it does not target the layer.
-
-    A state dict of the live tensors (``keep_vars=True``) stays as it is.
-    """
-    owns = layer.scaling.own
-    if owns and not any(owns.values()) and not _adapter_in_place(layer):
-        key = f"{prefix}{slots(layer, next(iter(owns)))[0].state_key}"
-        if not isinstance(state.get(key), nn.Parameter):
-            nothing_to_save()
-    for name, own in owns.items():
-        for slot in slots(layer, name):
-            key = prefix + slot.state_key
-            if key not in state or isinstance(state[key], nn.Parameter):
-                continue
-            if own is None or not _has(own, slot):
-                del state[key]
-            elif slot.axis is not None and slot.rank != own.rank:
-                state[key] = slot.own(own.rank)
-
-
-def _adapter_in_place(layer: Any) -> bool:
-    """Whether the model has an adapter to save under any name."""
-    prepared = layer.scaling.prepared
-    return prepared is not None and any(p.label is not None for p in prepared.placements.values())
-
-
-def _has(own: Own, slot: Slot) -> bool:
-    if slot.role == "bias":
-        return own.bias
-    return own.dora if slot.role == "magnitude" else own.rank > 0
-
-
-def pad_on_load(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Accept an adapter at its own rank: pad its tensors to the slots', and fill in what is missing."""
-    for name, own in list(layer.scaling.own.items()):
-        for slot in slots(layer, name):
-            key = prefix + slot.state_key
-            if key not in state:
-                if own is None or not _has(own, slot):
-                    state[key] = slot.tensor.detach().clone()
-                continue
-            value = state[key]
-            if slot.axis is None or slot.rank is None or value.ndim != slot.tensor.ndim:
-                continue
-            rank = value.shape[slot.axis] * slot.groups // slot.experts
-            if slot.shape(rank) == tuple(value.shape) and rank < slot.rank:
-                wide = torch.zeros_like(slot.tensor.detach())
-                part = slot.part(wide, value.shape[slot.axis])
-                part.copy_(slot.split(value, part))
-                state[key] = wide
-            if rank <= slot.rank:
-                layer.scaling.own[name] = (own or Own(rank))._replace(rank=rank)

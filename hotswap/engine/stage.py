@@ -10,7 +10,7 @@ import xxhash
 from torch import Tensor, nn
 
 from hotswap.adapters.fit import fits
-from hotswap.adapters.spec import ModuleSpec, canonical
+from hotswap.adapters.spec import canonical
 from hotswap.engine.arena import Arena
 from hotswap.engine.layers import norm_of
 from hotswap.engine.placement import Content, Placement
@@ -94,7 +94,9 @@ def _fill(placement: Placement, source: Source | None, image: Arena) -> None:
 
 def _magnitude(placement: Placement, name: str, image: Arena) -> Tensor:
     """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
-    found = {s.key: v for s, v in zip(placement.slots, image.views, strict=False) if s.module == name}
+    found = {
+        s.key: v for s, v in zip(placement.slots, image.views, strict=False) if s.module == name
+    }
     scaling = image.views[len(placement.slots) + list(placement.layers).index(name)]
     layer = placement.layers[name]
     return norm_of(layer, placement.name, found, scaling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft.utils.other import (
@@ -86,6 +86,23 @@ def hook(slot: Slot, adapter_name: str) -> None:
         save = _save_rows if slot.role == "tokens" else _save_if_there
         slot.owner.register_state_dict_post_hook(save)  # type: ignore[no-untyped-call]
     own_content(slot).setdefault(adapter_name, slot.rows if slot.role == "tokens" else True)
+
+
+def unhook(slot: Slot) -> Callable[[], None]:
+    """Give what takes ``hook`` back: to how the wrapped module is now."""
+    owner = slot.owner
+    if owner is None:
+        raise TypeError(f"{slot.name} hangs in no wrapped module")
+    hooks, own = dict(owner._state_dict_hooks), dict(owner.__dict__.get(OWN, {}))
+
+    def undo() -> None:
+        owner._state_dict_hooks.clear()
+        owner._state_dict_hooks.update(hooks)
+        owner.__dict__.pop(OWN, None)
+        if own:
+            owner.__dict__[OWN] = own
+
+    return undo
 
 
 def _save_if_there(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -16,16 +16,16 @@ CONFIG = "adapter_config.json"
 _SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
 
 _UNSUPPORTED = {
-    "layer_replication": "replicated layers change the base model",
-    "alora_invocation_tokens": "activated LoRA compiles its invocation tokens in as constants",
-    "use_qalora": "QALoRA pools the input of lora_A by a constant group size",
-    "use_bdlora": "BD-LoRA stores block-diagonal factors in layers of its own",
-    "arrow_config": "Arrow routes between several adapters by prototypes made from their weights",
-    "kasa_config": "KaSA changes the base weights",
-    "monteclora_config": "MonteCLoRA adds a sampler to every layer",
-    "velora_config": "VeLoRA projects the layers' activations",
+    "layer_replication": "PEFT's LoraModel repeats layers of the base model",
+    "alora_invocation_tokens": "PEFT's ALoraLinearVariant starts at invocation tokens of its own",
+    "use_qalora": "PEFT's QALoraLinearVariant pools the input of lora_A by a constant group size",
+    "use_bdlora": "PEFT's BdLoraLinearVariant holds block-diagonal factors in layers of its own",
+    "arrow_config": "PEFT's ArrowLinearVariant routes by prototypes made from several adapters",
+    "kasa_config": "PEFT's KasaLinearVariant truncates the base weights",
+    "monteclora_config": "PEFT's MontecloraLinearVariant adds a sampler to every layer",
+    "velora_config": "PEFT's VeloraLinearVariant projects the layers' activations",
 }
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "kasa", "lora_ga")
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -114,12 +114,13 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
     found = [f"{key}: {reason}" for key, reason in _UNSUPPORTED.items() if config.get(key)]
     bias = config.get("bias") or "none"
     if bias != "none":
-        found.append(f"bias={_brief(bias)}: trained base biases are not swapped")
+        found.append(f"bias={_brief(bias)}: PEFT's LoraModel trains biases of the base model itself")
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
-        found.append(
-            f"init_lora_weights={_brief(init)}: PEFT changes the base weights when it is loaded"
-        )
+    for name in _BASE_CHANGING:
+        if isinstance(init, str) and init.lower().startswith(name):
+            found.append(
+                f"init_lora_weights={_brief(init)}: PEFT's LoraLayer.{name}_init changes the base weights"
+            )
     return tuple(found)
 
 

@@ -72,7 +72,7 @@ class Placement:
     undo: Arena | None = None
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
-    _anchors: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
+    _anchors: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
     @classmethod
@@ -92,7 +92,7 @@ class Placement:
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[tensor for tensor in tensors if _has_version(tensor)],
-            _anchors=[anchor for layer in layers.values() for anchor in _anchors(layer, name)],
+            _anchors=[*_anchors(model, layers, slots, name)],
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache
                 for layer in layers.values()
@@ -108,8 +108,8 @@ class Placement:
 
     @property
     def replaced(self) -> bool:
-        """Whether a layer holds other parameters under the name than it did."""
-        return any(holder.get(self.name) is not part for holder, part in self._anchors)
+        """Whether the model holds other tensors than these, looking at every one."""
+        return any(holder.get(key) is not part for holder, key, part in self._anchors)
 
     @property
     def moved(self) -> bool:
@@ -142,6 +142,8 @@ class Placement:
 
         ``undo`` has the weights that are in place now; they are copied first if it is not given.
         """
+        if self.arena is None:
+            self.require_resident()
         if undo is None or self.arena is None:
             undo = self._copy_of_now()
         scales = [scale.clone() for scale in self._scales]
@@ -303,13 +305,21 @@ def _has_version(tensor: Tensor) -> bool:
         return False
 
 
-def _anchors(layer: LoraLayer, name: str) -> Iterator[tuple[dict[str, Any], Any]]:
-    for container in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
-        if name in container:
-            yield container._modules, container[name]
-    for container in (layer.lora_embedding_A, layer.lora_embedding_B):
-        if name in container:
-            yield container._parameters, container[name]
+def _anchors(
+    model: nn.Module, layers: dict[str, LoraLayer], slots: list[Slot], name: str
+) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Where the model holds the placement's tensors: (dict, key, tensor or what it hangs in)."""
+    wanted = {id(slot.tensor) for slot in slots}
+    for module in unwrap(model).modules():
+        for holder in (module._parameters, module._buffers):
+            for key, tensor in holder.items():
+                if id(tensor) in wanted:
+                    yield holder, key, tensor
+    for layer in layers.values():
+        yield layer.scaling._buffers, name, layer.scaling[name]
+        for container in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+            if name in container:
+                yield container._modules, name, container[name]
 
 
 def _scale_bytes(arena: Arena, slots: int) -> list[Tensor]:

@@ -16,8 +16,8 @@ from hotswap.adapters.config import CONFIG, read_config
 from hotswap.adapters.header import TensorInfo, read_layout
 from hotswap.adapters.spec import AdapterSpec, canonical
 from hotswap.engine.placement import DTYPES
-from hotswap.errors import UnreadableAdapterError
-from hotswap.findings import Finding
+from hotswap.errors import AdapterError, UnreadableAdapterError
+from hotswap.findings import Finding, has_code
 
 Adapter = str | Path | Mapping[str, Tensor]
 _TORCH = {word: dtype for dtype, word in DTYPES.items()}
@@ -46,6 +46,8 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Sour
     fields = _fields(path) if config is None else _plain(config)
     layout = read_layout(path)
     spec = AdapterSpec.from_tensors(str(adapter), fields, layout.tensors)
+    if has_code(spec.findings, "HSW102"):
+        raise AdapterError(spec.findings)  # PEFT may not even build a config with such a feature
     data = _buffer(layout.size)
     with layout.path.open("rb") as file:
         file.seek(layout.start)

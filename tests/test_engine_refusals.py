@@ -219,7 +219,6 @@ def test_an_offloaded_model_is_refused(base: Any, tmp_path: Path) -> None:
         hotswap.swap(model, two)
     with pytest.raises(HotswapError, match="meta device"), bank.using("two"):
         pass
-    torch.testing.assert_close(run(model), run(fresh(base, one)))
 
 
 def test_a_gradient_is_refused_until_it_is_gone(base: Any, fleet: Any) -> None:

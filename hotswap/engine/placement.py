@@ -72,7 +72,9 @@ class Placement:
     undo: Arena | None = None
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
-    _anchors: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
+    _anchors: tuple[list[dict[str, Any]], list[str], list[int]] = field(
+        default_factory=lambda: ([], [], [])
+    )
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
     @classmethod
@@ -92,7 +94,7 @@ class Placement:
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[tensor for tensor in tensors if _has_version(tensor)],
-            _anchors=[*_anchors(model, layers, slots, name)],
+            _anchors=_anchors(model, layers, slots, name),
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache
                 for layer in layers.values()
@@ -109,7 +111,8 @@ class Placement:
     @property
     def replaced(self) -> bool:
         """Whether the model holds other tensors than these, looking at every one."""
-        return any(holder.get(key) is not part for holder, key, part in self._anchors)
+        holders, keys, ids = self._anchors
+        return list(map(id, map(dict.get, holders, keys))) != ids
 
     @property
     def moved(self) -> bool:
@@ -307,19 +310,20 @@ def _has_version(tensor: Tensor) -> bool:
 
 def _anchors(
     model: nn.Module, layers: dict[str, LoraLayer], slots: list[Slot], name: str
-) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Where the model holds the placement's tensors: (dict, key, tensor or what it hangs in)."""
+) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+    """Where the model holds the placement's tensors: dicts, keys, and ids of what is there.
+
+    The ids stay theirs, because the slots hold on to the tensors and to the modules around them.
+    """
     wanted = {id(slot.tensor) for slot in slots}
+    found: list[tuple[dict[str, Any], str, object]] = []
     for module in unwrap(model).modules():
         for holder in (module._parameters, module._buffers):
-            for key, tensor in holder.items():
-                if id(tensor) in wanted:
-                    yield holder, key, tensor
+            found += [(holder, key, part) for key, part in holder.items() if id(part) in wanted]
     for layer in layers.values():
-        yield layer.scaling._buffers, name, layer.scaling[name]
-        for container in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
-            if name in container:
-                yield container._modules, name, container[name]
+        if name in layer.lora_A:  # an adapter that is deleted and added again replaces the whole module
+            found.append((layer.lora_A._modules, name, layer.lora_A[name]))
+    return [h for h, _, _ in found], [k for _, k, _ in found], [id(part) for _, _, part in found]
 
 
 def _scale_bytes(arena: Arena, slots: int) -> list[Tensor]:

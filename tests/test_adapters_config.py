@@ -14,7 +14,10 @@ from hotswap.adapters.config import (
     alpha_of,
     rank_of,
     read_config,
+    saved_module,
     scaling_of,
+    target_parameters,
+    token_indices,
     unsupported_features,
 )
 from hotswap.errors import UnreadableAdapterError
@@ -61,6 +64,11 @@ def test_a_config_that_is_no_object_is_invalid(tmp_path: Path, text: str) -> Non
         {"rank_pattern": {"(": 4}},
         {"alpha_pattern": {"q_proj": -1}},
         {"alpha_pattern": {"q_proj": "1"}},
+        {"modules_to_save": "lm_head"},
+        {"target_parameters": 3},
+        {"trainable_token_indices": "1"},
+        {"trainable_token_indices": [-1]},
+        {"trainable_token_indices": {"embed": [True]}},
     ],
 )
 def test_a_value_that_gives_no_rank_or_alpha_is_invalid(
@@ -96,11 +104,8 @@ def test_rslora_divides_by_the_square_root_of_the_rank() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True),
-        ("modules_to_save", ["lm_head"]),
-        ("trainable_token_indices", [1]),
         ("bias", "all"),
-        ("target_parameters", ["experts.w"]),
+        ("bias", "lora_only"),
         ("layer_replication", [[0, 1]]),
         ("alora_invocation_tokens", [1]),
         ("use_qalora", True),
@@ -119,10 +124,43 @@ def test_rslora_divides_by_the_square_root_of_the_rank() -> None:
 def test_a_feature_that_a_swap_would_lose_is_named(key: str, value: Any) -> None:
     (sentence,) = unsupported_features({key: value})
     assert sentence.startswith(key)
+    assert "PEFT's " in sentence
 
 
 def test_ordinary_settings_are_supported(tmp_path: Path) -> None:
     config = {"lora_dropout": 0.1, "init_lora_weights": "gaussian", "use_dora": False, "bias": None}
     assert unsupported_features(json.loads(json.dumps(config))) == ()
-    assert unsupported_features({"init_lora_weights": "eva"}) == ()
+    for init in ("eva", "mica", "orthogonal", "gaussian"):
+        assert unsupported_features({"init_lora_weights": init}) == ()
+    for swapped in (
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1]},
+        {"target_parameters": ["experts.w"]},
+    ):
+        assert unsupported_features(swapped) == ()
     assert unsupported_features(read_config(write_adapter(tmp_path))) == ()
+
+
+def test_a_module_is_saved_whole_when_its_path_ends_with_an_entry() -> None:
+    config = {"modules_to_save": ["head", "block.norm"]}
+    assert saved_module(config, "model.head.weight")
+    assert saved_module(config, "model.head.dense.bias")
+    assert saved_module(config, "x.block.norm.weight")
+    assert not saved_module(config, "model.norm.weight")
+    assert not saved_module({}, "model.head.weight")
+
+
+def test_token_rows_are_for_every_embedding_or_by_name() -> None:
+    assert token_indices({"trainable_token_indices": [3, 1]}, "model.embed_tokens") == (3, 1)
+    by_name = {"trainable_token_indices": {"embed_tokens": [2]}}
+    assert token_indices(by_name, "model.embed_tokens") == (2,)
+    assert token_indices(by_name, "model.wte") == ()
+    assert token_indices({}, "model.embed_tokens") == ()
+
+
+def test_target_parameters_are_those_of_the_module() -> None:
+    config = {"target_parameters": ["experts.up", "experts.down", "other.up"]}
+    assert target_parameters(config, "layers.0.experts") == ("down", "up")
+    assert target_parameters(config, "layers.0.xexperts") == ()

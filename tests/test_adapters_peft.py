@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.spec import AdapterSpec, TokenRows
 
 
 class Net(nn.Module):
@@ -61,7 +61,30 @@ def test_a_lora_bias_is_seen(tmp_path: Path) -> None:
     assert spec.modules["q_proj"].bias
 
 
-def test_dora_and_saved_modules_are_findings(tmp_path: Path) -> None:
-    config = LoraConfig(target_modules=["q_proj"], use_dora=True, modules_to_save=["v_proj"])
+def test_dora_and_whole_modules_are_seen(tmp_path: Path) -> None:
+    config = LoraConfig(
+        target_modules=["q_proj", "conv"], use_dora=True, modules_to_save=["v_proj"]
+    )
+    layers, spec = saved(tmp_path, config)
+    assert spec.findings == ()
+    assert {name for name, module in spec.modules.items() if module.dora} == layers.keys()
+    assert {name: info.shape for name, info in spec.saved.items()} == {
+        "v_proj.weight": (7, 8),
+        "v_proj.bias": (7,),
+    }
+
+
+def test_token_rows_are_seen(tmp_path: Path) -> None:
+    config = LoraConfig(target_modules=["q_proj"], trainable_token_indices={"tokens": [4, 2]})
     _, spec = saved(tmp_path, config)
-    assert {"HSW102", "HSW108"} == {finding.code for finding in spec.findings}
+    assert spec.findings == ()
+    assert spec.tokens == {"tokens": TokenRows((4, 2), 6, "F32")}
+
+
+def test_a_parameter_that_is_targeted_directly_is_seen(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=[], target_parameters=["q_proj.weight"])
+    layers, spec = saved(tmp_path, config)
+    assert spec.findings == ()
+    module = spec.modules["q_proj"]
+    assert (module.kind, module.parameters, module.experts) == ("parameter", ("weight",), 1)
+    assert spec.modules.keys() == layers.keys()

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotswap.adapters.fit import fits
-from hotswap.adapters.plan import ModulePlan, SwapPlan, plan
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec
+from hotswap.adapters.header import TensorInfo
+from hotswap.adapters.plan import ALIGNMENT, ModulePlan, SavedTensor, SwapPlan, plan
+from hotswap.adapters.spec import AdapterSpec, ModuleSpec, TokenRows
 from hotswap.errors import HotswapError, UnreadableAdapterError
 
 QV = {"q_proj": (32, 16), "v_proj": (32, 8)}
@@ -57,9 +58,14 @@ def test_memory_is_counted_in_the_widest_dtype(tmp_path: Path) -> None:
     b = write_adapter(tmp_path / "b", modules={"q_proj": (32, 16)}, rank=16)
     found = plan([a, b])
     assert found.dtype == "F32"
-    assert found.padded_bytes == 4 * (16 * 32 + 16 * 16 + 4 * 32 + 8 * 4)
-    assert found.uniform_bytes == 4 * (16 * 32 + 16 * 16 + 16 * 32 + 8 * 16)
+    assert found.padded_bytes == 4 * (16 * 32 + 16 * 16 + 4 * 32 + 8 * 4) + 2 * ALIGNMENT
+    assert found.uniform_bytes == 4 * (16 * 32 + 16 * 16 + 16 * 32 + 8 * 16) + 2 * ALIGNMENT
     assert found.unpadded_bytes == 4 * (16 * 32 + 16 * 16)
+
+
+def test_every_tensor_and_scaling_is_aligned() -> None:
+    found = SwapPlan({"q": ModulePlan("linear", 1, 3, 5, bias=True, dora=True)})
+    assert found.padded_bytes == 5 * ALIGNMENT  # A, B, bias, magnitude, scaling: all smaller than it
 
 
 def test_equal_adapters_need_no_preparation() -> None:
@@ -99,7 +105,7 @@ def test_adapters_of_another_base_model_are_conflicts(tmp_path: Path) -> None:
 
 
 def test_an_unsupported_feature_is_a_conflict(tmp_path: Path) -> None:
-    found = plan([write_adapter(tmp_path, config={"use_dora": True})])
+    found = plan([write_adapter(tmp_path, config={"use_qalora": True})])
     assert [f.code for f in found.conflicts] == ["HSW102"]
 
 
@@ -133,7 +139,7 @@ def test_a_printed_plan_tells_a_newcomer_what_to_do(tmp_path: Path) -> None:
 
 
 def test_an_adapter_inside_the_plan_fits() -> None:
-    found = SwapPlan.of_modules({"q": ModulePlan("linear", 8, 32, 16), "c": plan_conv(4, 2)})
+    found = SwapPlan({"q": ModulePlan("linear", 8, 32, 16), "c": plan_conv(4, 2)})
     assert fits(found, spec_of(q=linear(4))) == ()
     assert fits(found, spec_of(q=linear(8), c=conv(2, 2))) == ()
 
@@ -143,7 +149,7 @@ def plan_conv(rank: int, groups: int) -> ModulePlan:
 
 
 def test_a_rank_above_the_plan_is_refused_with_both_ranks() -> None:
-    found = SwapPlan.of_modules({"q": ModulePlan("linear", 8, 32, 16)})
+    found = SwapPlan({"q": ModulePlan("linear", 8, 32, 16)})
     finding = only(found, spec_of(q=linear(16)))
     assert finding.code == "HSW105"
     assert finding.message == "has rank 16, the plan allows 8"
@@ -152,7 +158,7 @@ def test_a_rank_above_the_plan_is_refused_with_both_ranks() -> None:
 
 
 def test_a_module_outside_the_plan_is_refused_with_the_closest_one() -> None:
-    found = SwapPlan.of_modules({"layers.0.q_proj": ModulePlan("linear", 8, 32, 16)})
+    found = SwapPlan({"layers.0.q_proj": ModulePlan("linear", 8, 32, 16)})
     finding = only(found, spec_of(**{"layers.0.q_prj": linear()}))
     assert finding.code == "HSW106"
     assert "closest match: layers.*.q_proj" in finding.message
@@ -170,26 +176,78 @@ def test_a_module_outside_the_plan_is_refused_with_the_closest_one() -> None:
 )
 def test_other_dimensions_mean_another_base_model(change: dict[str, Any], words: str) -> None:
     place = replace(ModulePlan("linear", 8, 32, 16), **change)
-    finding = only(SwapPlan.of_modules({"q": place}), spec_of(q=linear()))
+    finding = only(SwapPlan({"q": place}), spec_of(q=linear()))
     assert finding.code == "HSW107"
     assert words in finding.message
 
 
 def test_a_bias_outside_the_plan_is_refused() -> None:
-    found = SwapPlan.of_modules({"q": ModulePlan("linear", 8, 32, 16)})
+    found = SwapPlan({"q": ModulePlan("linear", 8, 32, 16)})
     biased = replace(linear(), bias=True)
     assert only(found, spec_of(q=biased)).code == "HSW106"
     assert fits(plan([spec_of(q=biased), spec_of(q=linear())]), spec_of(q=biased)) == ()
 
 
 def test_a_grouped_convolution_needs_a_divisible_rank() -> None:
-    found = SwapPlan.of_modules({"c": plan_conv(5, 2)})
+    found = SwapPlan({"c": plan_conv(5, 2)})
     finding = only(found, spec_of(c=conv(4, 2)))
     assert finding.code == "HSW104"
 
 
+def test_a_magnitude_outside_the_plan_is_refused() -> None:
+    dora = replace(linear(), dora=True)
+    assert only(SwapPlan({"q": ModulePlan("linear", 8, 32, 16)}), spec_of(q=dora)).code == "HSW106"
+    assert fits(plan([spec_of(q=dora), spec_of(q=linear())]), spec_of(q=linear())) == ()
+
+
+def trained(saved: dict[str, TensorInfo], tokens: dict[str, TokenRows]) -> AdapterSpec:
+    config = {"modules_to_save": ["head"]}
+    return replace(spec_of(q=linear()), config=config, saved=saved, tokens=tokens)
+
+
+def test_whole_modules_and_token_rows_are_joined() -> None:
+    head = {"head.weight": TensorInfo("F32", (3, 16), 0, 192)}
+    one = trained(head, {"embed": TokenRows((5, 1), 16, "F32")})
+    two = trained({}, {"embed": TokenRows((2, 1), 16, "F32")})
+    found = plan([one, two, spec_of(q=linear())])
+    assert found.conflicts == ()
+    assert found.saved == {"head.weight": SavedTensor((3, 16), "F32")}
+    assert found.tokens["embed"].indices == (1, 2, 5)
+    assert found.modules_to_save == ("head",)
+    assert found.need == "required"
+    assert found.padded_bytes - SwapPlan(found.modules).padded_bytes == 3 * 16 * 4 + 3 * 16 * 4
+    assert SwapPlan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [
+        (trained({"head.bias": TensorInfo("F32", (3,), 0, 12)}, {}), "HSW106"),
+        (trained({"head.weight": TensorInfo("F32", (4, 16), 0, 256)}, {}), "HSW107"),
+        (trained({}, {"embed": TokenRows((7,), 16, "F32")}), "HSW106"),
+        (trained({}, {"other": TokenRows((1,), 16, "F32")}), "HSW106"),
+        (trained({}, {"embed": TokenRows((1,), 8, "F32")}), "HSW107"),
+    ],
+)
+def test_what_is_trained_outside_the_plan_is_refused(spec: AdapterSpec, code: str) -> None:
+    found = SwapPlan(
+        {"q": ModulePlan("linear", 8, 32, 16)},
+        saved={"head.weight": SavedTensor((3, 16), "F32")},
+        tokens={"embed": TokenRows((1, 5), 16, "F32")},
+    )
+    assert only(found, spec).code == code
+
+
+def test_adapters_must_target_the_same_parameters() -> None:
+    one = replace(linear(), kind="parameter", experts=2, parameters=("down", "up"))
+    found = plan([spec_of(**{"x": one, "x.base_layer": one})])
+    assert only(found, spec_of(x=one)).code == "HSW107"
+    other = replace(one, parameters=("up",))
+    assert "targets parameters" in fits(found, spec_of(x=other))[0].message
+
+
 def test_what_is_wrong_with_the_adapter_itself_is_included(tmp_path: Path) -> None:
-    extra: Tensors = {"lm_head.weight": ("F32", (2,))}
+    extra: Tensors = {"other.weight": ("F32", (2,))}
     spec = AdapterSpec.read(write_adapter(tmp_path, extra=extra))
     assert only(plan([spec]), spec).code == "HSW108"
 

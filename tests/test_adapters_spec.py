@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from adapter_files import Tensors, lora_tensors, write_adapter
 
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, widest
+from hotswap.adapters.spec import AdapterSpec, ModuleSpec, TokenRows, family, widest
 from hotswap.errors import UnreadableAdapterError
 
 Q = "base_model.model.q_proj"
@@ -89,8 +89,7 @@ def test_half_a_pair_is_incomplete(tmp_path: Path, missing: str) -> None:
     "name",
     [
         f"{Q}.lora_magnitude_vector",
-        "base_model.model.lm_head.weight",
-        f"{Q}.base_layer.weight",
+        "base_model.model.other.weight",
         "q_proj.lora_A.weight",
     ],
 )
@@ -122,7 +121,7 @@ def test_a_file_without_lora_weights_has_none(tmp_path: Path) -> None:
 
 
 def test_an_unsupported_feature_is_a_finding_and_the_spec_is_still_there(tmp_path: Path) -> None:
-    spec = AdapterSpec.read(write_adapter(tmp_path, config={"use_dora": True}))
+    spec = AdapterSpec.read(write_adapter(tmp_path, config={"use_qalora": True}))
     assert codes(spec) == ["HSW102"]
     assert list(spec.modules) == ["q_proj"]
 
@@ -159,3 +158,68 @@ def test_half_precisions_of_both_kinds_need_float32() -> None:
     assert widest(["BF16", "BF16"]) == "BF16"
     assert widest(["F16", "F64"]) == "F64"
     assert widest([]) == "F32"
+
+
+def test_base_weights_beside_an_adapter_are_copies(tmp_path: Path) -> None:
+    names = ("lm_head.weight", "model.embed_tokens.weight", "q_proj.base_layer.weight")
+    extra: Tensors = {f"base_model.model.{name}": ("F32", (4, 4)) for name in names}
+    spec = AdapterSpec.read(write_adapter(tmp_path, extra=extra))
+    assert spec.findings == ()
+    assert set(spec.copies) == set(names)
+    assert spec.bytes == 4 * (8 * 32 + 16 * 8)
+
+
+def test_a_magnitude_is_part_of_a_dora_module(tmp_path: Path) -> None:
+    extra: Tensors = {f"{Q}.lora_magnitude_vector": ("F32", (16,))}
+    spec = AdapterSpec.read(write_adapter(tmp_path, extra=extra, config={"use_dora": True}))
+    assert spec.findings == ()
+    assert spec.modules["q_proj"].dora
+    spec = AdapterSpec.read(write_adapter(tmp_path / "none", config={"use_dora": True}))
+    assert codes(spec) == ["HSW103"]
+
+
+def test_whole_modules_and_token_rows_are_read(tmp_path: Path) -> None:
+    rows = "base_model.model.embed.token_adapter.trainable_tokens_delta"
+    extra: Tensors = {rows: ("F32", (2, 6)), "base_model.model.score.weight": ("F32", (3, 6))}
+    config = {"modules_to_save": ["score"], "trainable_token_indices": [4, 9]}
+    spec = AdapterSpec.read(write_adapter(tmp_path, extra=extra, config=config))
+    assert spec.findings == ()
+    assert list(spec.saved) == ["score.weight"]
+    assert spec.tokens == {"embed": TokenRows((4, 9), 6, "F32")}
+    config["trainable_token_indices"] = [4]
+    spec = AdapterSpec.read(write_adapter(tmp_path, extra=extra, config=config))
+    assert codes(spec) == ["HSW104"]
+    assert codes(AdapterSpec.read(write_adapter(tmp_path, extra=extra))) == ["HSW108", "HSW108"]
+
+
+def test_an_empty_token_tensor_is_none(tmp_path: Path) -> None:
+    rows = "base_model.model.embed.token_adapter.trainable_tokens_delta"
+    spec = AdapterSpec.read(write_adapter(tmp_path, extra={rows: ("F32", (0, 6))}))
+    assert (spec.findings, spec.tokens) == ((), {})
+
+
+def test_the_experts_of_a_parameter_are_counted(tmp_path: Path) -> None:
+    name = "base_model.model.layers.0.experts"
+    tensors: Tensors = {
+        f"{name}.lora_A.weight": ("F32", (24, 10)),
+        f"{name}.lora_B.weight": ("F32", (6, 24)),
+    }
+    config = {"target_parameters": ["experts.up"], "rank_pattern": {"experts.up": 4}}
+    spec = AdapterSpec.read(write_adapter(tmp_path, tensors=tensors, config=config))
+    assert spec.findings == ()
+    module = spec.modules["layers.0.experts"]
+    assert (module.kind, module.rank, module.experts) == ("parameter", 4, 6)
+
+
+def test_parameters_of_one_module_share_a_rank(tmp_path: Path) -> None:
+    tensors: Tensors = {
+        "base_model.model.experts.lora_A.weight": ("F32", (8, 10)),
+        "base_model.model.experts.lora_B.weight": ("F32", (6, 8)),
+    }
+    config = {
+        "target_parameters": ["experts.up", "experts.down"],
+        "rank_pattern": {"experts.up": 4},
+    }
+    spec = AdapterSpec.read(write_adapter(tmp_path, tensors=tensors, config=config))
+    assert codes(spec) == ["HSW102"]
+    assert "tells the parameters down, up apart" in spec.findings[0].message

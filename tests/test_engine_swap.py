@@ -171,16 +171,19 @@ def test_a_state_dict_round_trip_pads_again(base: Any, fleet: Any) -> None:
     assert torch.equal(run(model), before)
 
 
+OTHERS = ("default_2", "adefault", "first", "0", "weight", "lora", "embed")
+
+
 def test_other_adapters_are_untouched_whatever_their_names(base: Any, fleet: Any) -> None:
     model = fresh(base, fleet["small"])
-    for other in ("default_2", "adefault", "first", "0"):
+    for other in OTHERS:
         model.load_adapter(fleet["large"], other)
     hotswap.prepare(model, target_rank=8)
     layers = lora_layers(model)
     others = [
         slot.tensor
         for layer in layers.values()
-        for name in ("default_2", "adefault", "first", "0")
+        for name in OTHERS
         for slot in slots(layer, name)
     ]
     before = [value.detach().clone() for value in others]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, merge_alike
 from hotswap.findings import Finding
 
+_PLAN_AGAIN = (
+    "load the model with hotswap.load(base_model, plan) and a plan that includes this adapter"
+)
 _OTHER_BASE = "use an adapter that was trained for the same base model"
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
                     where,
                     "HSW106",
                     f"the adapter targets a module that is not in the plan{closest[kind]}",
-                    "plan the fleet with this adapter, or check that it belongs to this base model",
+                    f"{_PLAN_AGAIN}, or check that it belongs to this base model",
                 )
             )
             continue
@@ -46,7 +49,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
 
 def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
     """Whole modules and token rows: each must have its place in the plan."""
-    again = "plan the fleet with this adapter"
+    again = _PLAN_AGAIN
     for name, info in spec.saved.items():
         where, place = f"{spec.path}::{name}", plan.saved.get(name)
         if place is None:
@@ -119,7 +122,7 @@ def _module_findings(
     ):
         if has and not room:
             text = f"has a {part}, but the plan has none for this module"
-            yield Finding(where, "HSW106", text, "plan the fleet with this adapter")
+            yield Finding(where, "HSW106", text, _PLAN_AGAIN)
 
 
 def _shown(value: str | int | tuple[int, ...] | tuple[str, ...]) -> str:

@@ -65,7 +65,9 @@ def test_memory_is_counted_in_the_widest_dtype(tmp_path: Path) -> None:
 
 def test_every_tensor_and_scaling_is_aligned() -> None:
     found = SwapPlan({"q": ModulePlan("linear", 1, 3, 5, bias=True, dora=True)})
-    assert found.padded_bytes == 5 * ALIGNMENT  # A, B, bias, magnitude, scaling: all smaller than it
+    assert (
+        found.padded_bytes == 5 * ALIGNMENT
+    )  # A, B, bias, magnitude, scaling: all smaller than it
 
 
 def test_equal_adapters_need_no_preparation() -> None:

@@ -12,6 +12,7 @@ from models import Head, check_swaps, fresh, micro, run, seeded, write_fleet
 
 import hotswap
 from hotswap.engine.layers import lora_layers
+from hotswap.errors import HotswapError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -59,7 +60,7 @@ MIXED: dict[str, dict[str, dict[str, Any]]] = {
     "initialisations": {
         "gaussian": {**PLAIN, "init_lora_weights": "gaussian"},
         "orthogonal": {"r": 4, "init_lora_weights": "orthogonal", "target_modules": ["first"]},
-        "mica": {**WIDE, "init_lora_weights": "mica", "target_modules": ["first"]},
+        "mica": {**WIDE, "init_lora_weights": "mica", "target_modules": ["first", "embed"]},
     },
     "targets": {
         "all": {**WIDE, "target_modules": "all-linear"},
@@ -141,3 +142,17 @@ def test_merging_after_a_swap_merges_the_new_adapter(feature: str, tmp_path: Pat
         hotswap.swap(model, folder)
         merged = copy.deepcopy(model).merge_and_unload()
         torch.testing.assert_close(run(merged), run(fresh(base, folder)), msg=name)
+
+
+def test_merging_a_bias_where_dora_is_prepared_is_refused(tmp_path: Path) -> None:
+    base = micro()
+    fleet = write_fleet(tmp_path, base, MIXED["dora and lora_bias"])
+    model = prepared(base, fleet, "load")
+    hotswap.swap(model, fleet["bias"])
+    with pytest.raises(HotswapError, match=r"lora_B bias.*DoRA.*model of its own"):
+        model.merge_adapter()
+    torch.testing.assert_close(run(model), run(fresh(base, fleet["bias"])))
+    for name in ("dora", "plain"):
+        hotswap.swap(model, fleet[name])
+        merged = copy.deepcopy(model).merge_and_unload()
+        torch.testing.assert_close(run(merged), run(fresh(base, fleet[name])))

@@ -75,8 +75,14 @@ def set_config(folder: Path, **values: Any) -> None:
 A, B = "base_model.model.first.lora_A.weight", "base_model.model.first.lora_B.weight"
 DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "NaN": (lambda t: t[A].view(-1)[5].fill_(float("nan")), r"first\.lora_A\.weight: holds NaN"),
-    "infinity": (lambda t: t[B].view(-1)[0].fill_(float("inf")), r"first\.lora_B\.weight: holds NaN"),
-    "too large": (lambda t: t.update({A: t[A].double() * 1e300}), "holds NaN or infinity as torch.fl"),
+    "infinity": (
+        lambda t: t[B].view(-1)[0].fill_(float("inf")),
+        r"first\.lora_B\.weight: holds NaN",
+    ),
+    "too large": (
+        lambda t: t.update({A: t[A].double() * 1e300}),
+        "holds NaN or infinity as torch.fl",
+    ),
     "half a pair": (lambda t: t.pop(B), r"first: lora_B\.weight missing"),
     "other half": (lambda t: t.pop(A), r"first: lora_A\.weight missing"),
     "empty": (lambda t: t.clear(), "no LoRA weights"),
@@ -110,7 +116,9 @@ def test_a_value_that_the_slot_cannot_hold_is_refused(base: Any, fleet: Any) -> 
     model = fresh(base, fleet["small"]).to(torch.float16)
     hotswap.prepare(model, target_rank=8)
     edit(fleet["large"], lambda t: t[A].view(-1)[0].fill_(1e6))
-    refused(model, fleet["large"], r"first\.lora_A\.weight: holds NaN or infinity as torch\.float16")
+    refused(
+        model, fleet["large"], r"first\.lora_A\.weight: holds NaN or infinity as torch\.float16"
+    )
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, -1])

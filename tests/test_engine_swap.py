@@ -181,10 +181,7 @@ def test_other_adapters_are_untouched_whatever_their_names(base: Any, fleet: Any
     hotswap.prepare(model, target_rank=8)
     layers = lora_layers(model)
     others = [
-        slot.tensor
-        for layer in layers.values()
-        for name in OTHERS
-        for slot in slots(layer, name)
+        slot.tensor for layer in layers.values() for name in OTHERS for slot in slots(layer, name)
     ]
     before = [value.detach().clone() for value in others]
     hotswap.swap(model, fleet["subset"])

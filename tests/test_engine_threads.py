@@ -54,7 +54,9 @@ def _switch_often() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def torn(turn: Callable[[str], torch.Tensor], references: dict[str, torch.Tensor], turns: int) -> int:
+def torn(
+    turn: Callable[[str], torch.Tensor], references: dict[str, torch.Tensor], turns: int
+) -> int:
     """Count the outputs that are not those of the thread's own adapter."""
     wrong = dict.fromkeys(NAMES, 0)
     errors: list[BaseException] = []
@@ -133,7 +135,7 @@ def test_a_swap_waits_for_the_end_of_using_or_gives_up(model: Any, fleet: Any) -
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        with pytest.raises(BusyError, match="inside AdapterBank.using"):
+        with pytest.raises(BusyError, match=r"inside AdapterBank\.using"):
             hotswap.swap(model, fleet["two"])
     assert outcomes == ["the model's adapters were in use for 0.01 s; raise timeout="]
     hotswap.swap(model, fleet["two"], timeout=0.01)

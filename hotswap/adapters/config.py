@@ -114,7 +114,9 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
     found = [f"{key}: {reason}" for key, reason in _UNSUPPORTED.items() if config.get(key)]
     bias = config.get("bias") or "none"
     if bias != "none":
-        found.append(f"bias={_brief(bias)}: PEFT's LoraModel trains biases of the base model itself")
+        found.append(
+            f"bias={_brief(bias)}: PEFT's LoraModel trains biases of the base model itself"
+        )
     init = config.get("init_lora_weights")
     for name in _BASE_CHANGING:
         if isinstance(init, str) and init.lower().startswith(name):

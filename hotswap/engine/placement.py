@@ -321,7 +321,9 @@ def _anchors(
         for holder in (module._parameters, module._buffers):
             found += [(holder, key, part) for key, part in holder.items() if id(part) in wanted]
     for layer in layers.values():
-        if name in layer.lora_A:  # an adapter that is deleted and added again replaces the whole module
+        if (
+            name in layer.lora_A
+        ):  # an adapter that is deleted and added again replaces the whole module
             found.append((layer.lora_A._modules, name, layer.lora_A[name]))
     return [h for h, _, _ in found], [k for _, k, _ in found], [id(part) for _, _, part in found]
 

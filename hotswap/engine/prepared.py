@@ -39,10 +39,16 @@ def prepared_class(cls: Any) -> Any:
         _pad_on_load(self, state, prefix)
         cls._load_from_state_dict(self, state, prefix, *args)
 
+    def merge(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.lora_variant:
+            _require_mergeable(self)
+        cls.merge(self, *args, **kwargs)
+
     return _derived(
         cls,
         prepared_class,
         __setattr__=set_attribute,
+        merge=merge,
         state_dict=state_dict,
         _load_from_state_dict=load,
     )
@@ -76,6 +82,19 @@ def _derived(cls: Any, derive: Callable[[Any], Any], **members: Any) -> Any:
 def _new(derive: Callable[[Any], Any], cls: type[nn.Module]) -> Any:
     prepared = derive(cls)
     return prepared.__new__(prepared)
+
+
+def _require_mergeable(layer: Any) -> None:
+    """Raise HotswapError for a lora_B bias in a layer prepared for DoRA.
+
+    The norm in PEFT's forward of a DoRA layer counts the bias, that in its merge does not.
+    """
+    for name, own in layer.scaling.own.items():
+        if own is not None and own.bias and name in layer.lora_variant:
+            raise HotswapError(
+                f"adapter {name!r} has a lora_B bias and its layer is prepared for DoRA, where PEFT's "
+                "merge is wrong; load the adapter into a model of its own and merge there"
+            )
 
 
 def _save_own(layer: Any, state: dict[str, Any], prefix: str) -> None:
@@ -140,7 +159,8 @@ def _own_ranks(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
     Pruning by magnitude and concatenation would count the zeros. Raises HotswapError where the base
     model is in place.
     """
-    kept = []
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    configs: Any = model.peft_config
     try:
         for name in adapters:
             for layer in lora_layers(model, name).values():
@@ -153,7 +173,7 @@ def _own_ranks(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
                         "base model in place; swap one in first"
                     )
                 for slot in slots(layer, name):
-                    rank = own.rank or min(model.peft_config[name].r, slot.rank or 1)
+                    rank = own.rank or min(configs[name].r, slot.rank or 1)
                     kept.append((slot.tensor, slot.tensor.data))
                     slot.tensor.data = slot.own(rank)
         with torch.no_grad():

@@ -25,8 +25,9 @@ def prepared_class(cls: Any) -> Any:
     """
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
-        if name == "scaling" and isinstance(value, dict):
-            self.scaling.assign(value)
+        scalings = self._modules.get("scaling") if name == "scaling" else None
+        if scalings is not None and isinstance(value, dict):
+            scalings.assign(value)
         else:
             cls.__setattr__(self, name, value)
 

@@ -21,7 +21,6 @@ from hotswap.errors import (
     NoAdapterError,
     NotPreparedError,
     RankTooLargeError,
-    UnsupportedLayerError,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")

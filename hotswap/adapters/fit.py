@@ -23,6 +23,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     """
     findings = list(spec.findings)
     closest: dict[str, str] = {}
+    rank = spec.rank
     for name, module in spec.modules.items():
         where = f"{spec.path}::{name}"
         place = plan.modules.get(name)
@@ -39,7 +40,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
                 )
             )
             continue
-        findings += _module_findings(where, place, module, spec.rank)
+        findings += _module_findings(where, place, module, rank)
     findings += _trained_findings(plan, spec)
     return merge_alike(findings)
 

@@ -37,6 +37,9 @@ DTYPES = {
 """What safetensors calls torch's dtypes."""
 
 
+Records = list[tuple[dict[str, Any], Any]]
+
+
 @dataclass(slots=True)
 class Content:
     """An adapter ready to be put in place: its bytes, and what else must say that it is there.
@@ -48,8 +51,18 @@ class Content:
     label: str | None
     image: Arena
     digest: str
-    records: list[tuple[dict[str, Any], Any]]
+    records: Records
     fields: dict[str, Any] | None
+    _changes: dict[int, tuple[Content, Records]] = field(default_factory=dict)
+
+    def changed_from(self, before: Content) -> Records:
+        """The records that differ from those of the content in place; worked out once for each."""
+        known = self._changes.get(id(before))
+        if known is None or known[0] is not before:
+            pairs = zip(self.records, before.records, strict=True)
+            known = before, [mine for mine, theirs in pairs if mine[1] != theirs[1]]
+            self._changes[id(before)] = known
+        return known[1]
 
 
 @dataclass(slots=True)
@@ -70,9 +83,13 @@ class Placement:
     content: Content | None = None
     staging: Arena | None = None
     undo: Arena | None = None
+    recipes: list[Any] = field(default_factory=list)  # stage.py's: how adapters are laid out here
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
-    _anchors: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
+    _tensors: list[Tensor] = field(default_factory=list)
+    _buffers: list[dict[str, Any]] = field(default_factory=list)  # of the Scalings
+    _anchors: Records = field(default_factory=list)
+    _merged: list[list[str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module, name: str, arena: Arena | None = None) -> Placement:
@@ -91,7 +108,10 @@ class Placement:
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[tensor for tensor in tensors if not tensor.is_inference()],
+            _tensors=[slot.tensor for slot in slots],
+            _buffers=[layer.scaling._buffers for layer in layers.values()],
             _anchors=[anchor for layer in layers.values() for anchor in _anchors(layer, name)],
+            _merged=[layer.merged_adapters for layer in layers.values()],
         )
 
     @property
@@ -110,21 +130,23 @@ class Placement:
         """Whether a tensor is not where the arena has it, looking at every one."""
         if self.arena is None:
             return True
-        here = [slot.tensor.data_ptr() for slot in self.slots]
-        here += [layer.scaling[self.name].data_ptr() for layer in self.layers.values()]
-        return here != self.arena.addresses
+        here = [*self._tensors, *(buffers[self.name] for buffers in self._buffers)]
+        return list(map(Tensor.data_ptr, here)) != self.arena.addresses
 
     def require_unmerged(self) -> None:
         """Raise HotswapError if an adapter is merged into a base weight."""
-        for name, layer in self.layers.items():
-            if layer.merged_adapters:
-                raise HotswapError(
-                    f"{name} has merged adapters {layer.merged_adapters}; call unmerge_adapter() "
-                    "(unfuse_lora() of a pipeline) before a swap"
-                )
+        if not any(self._merged):
+            return
+        name = next(name for name, layer in self.layers.items() if layer.merged_adapters)
+        raise HotswapError(
+            f"{name} has merged adapters {self.layers[name].merged_adapters}; call unmerge_adapter() "
+            "(unfuse_lora() of a pipeline) before a swap"
+        )
 
     def require_resident(self) -> None:
         """Raise HotswapError if a tensor is on the meta device, where a copy does nothing."""
+        if self.arena is not None:
+            return  # its tensors are where they were when it was made
         away = next((slot.name for slot in self.slots if slot.tensor.is_meta), None)
         if away is not None:
             raise HotswapError(
@@ -139,11 +161,16 @@ class Placement:
         if undo is None or self.arena is None:
             undo = self._copy_of_now()
         scales = [scale.clone() for scale in self._scales]
-        records = [(holder, holder.get(self.name)) for holder, _ in content.records]
+        if self.content is not None:
+            after = content.changed_from(self.content)
+            records = self.content.changed_from(content)
+        else:
+            after = content.records
+            records = [(holder, holder.get(self.name)) for holder, _ in after]
         fields = dict(vars(self.config)) if self.config is not None else None
         before = self.content, self.label
         try:
-            self._follow(content.records, content.fields)
+            self._follow(after, content.fields)
             self.content, self.label = content, content.label
             self._write(content.image)
         except BaseException:
@@ -175,9 +202,7 @@ class Placement:
         # views share storage but not version counters: autograd must notice a swap before backward
         torch.autograd.graph.increment_version(self._versioned)
 
-    def _follow(
-        self, records: list[tuple[dict[str, Any], Any]], fields: dict[str, Any] | None
-    ) -> None:
+    def _follow(self, records: Records, fields: dict[str, Any] | None) -> None:
         for holder, value in records:
             holder[self.name] = value
         if self.config is None:

@@ -13,7 +13,7 @@ from hotswap.adapters.fit import fits
 from hotswap.adapters.spec import ModuleSpec, canonical
 from hotswap.engine.arena import Arena
 from hotswap.engine.layers import norm_of
-from hotswap.engine.placement import Content, Placement
+from hotswap.engine.placement import Content, Placement, Records
 from hotswap.engine.scalings import Own
 from hotswap.engine.source import Source
 from hotswap.engine.trained import own_content
@@ -21,17 +21,88 @@ from hotswap.errors import AdapterError, RankTooLargeError
 from hotswap.findings import Finding, has_code
 
 # config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
+_KEPT = 16  # recipes of a placement
 _SLOT_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "revision"}
     | {"runtime_config", "task_type"}
 )
 
 
+class Recipe:
+    """How adapters of one description are laid out in a placement: worked out once, used at every swap.
+
+    ``copied`` are (index of a slot, name of the tensor) pairs, ``later`` the slots whose DoRA magnitude is
+    computed; ``bound`` are the parts of the image that was staged last: to be zeroed, and to be copied to.
+    """
+
+    def __init__(self, placement: Placement, source: Source | None) -> None:
+        modules = source.spec.modules if source is not None else {}
+        given = source.tensors if source is not None else {}
+        self.modules = modules
+        self.defaults: list[int] = []
+        self.zeroed: list[int] = []
+        self.copied: list[tuple[int, str]] = []
+        self.rows: list[tuple[int, list[int]]] = []
+        self.later: list[int] = []
+        self.shapes = {name: tensor.shape for name, tensor in given.items()}
+        for index, slot in enumerate(placement.slots):
+            there = slot.name in given
+            if slot.role == "tokens":
+                self.defaults.append(index)
+                if there and source is not None:
+                    rows = source.spec.tokens[slot.module].indices
+                    self.rows.append((index, [slot.rows.index(row) for row in rows]))
+            elif slot.role == "magnitude" and not there:
+                self.later.append(index)
+            elif there:
+                self.copied.append((index, slot.name))
+                if tuple(self.shapes[slot.name]) != tuple(slot.tensor.shape):
+                    self.zeroed.append(index)
+            else:
+                (self.zeroed if slot.default is None else self.defaults).append(index)
+        self.reshaped = [
+            place
+            for place, (index, name) in enumerate(self.copied)
+            if placement.slots[index].blocks > 1 and index in self.zeroed
+        ]
+        scalings = [modules[n].scaling if n in modules else 0.0 for n in placement.layers]
+        self.constants = [
+            default
+            for index in self.defaults
+            if (default := placement.slots[index].default) is not None
+        ]
+        self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
+        self.records = _records(placement, source)
+        self.fields = _fields(source)
+        self._bound: tuple[Arena, list[Tensor], list[Tensor]] | None = None
+
+    def bound(self, placement: Placement, image: Arena) -> tuple[list[Tensor], list[Tensor]]:
+        """The views of an image that are zeroed, and those that are copied to, the scalings last."""
+        if self._bound is None or self._bound[0] is not image:
+            slots, views = placement.slots, image.views
+            parts = [
+                slots[index].part(views[index], self.shapes[name][slots[index].axis or 0])
+                for index, name in self.copied
+            ]
+            parts += [views[index] for index in self.defaults] + views[len(slots) :]
+            self._bound = image, [views[index] for index in self.zeroed], parts
+        return self._bound[1], self._bound[2]
+
+
 def validate(model: nn.Module, placement: Placement, source: Source) -> None:
     """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
-    _refuse(fits(placement.envelope, source.spec))
+    if _recipe(placement, source) is None:
+        _refuse(fits(placement.envelope, source.spec))
+        placement.recipes = [Recipe(placement, source), *placement.recipes[: _KEPT - 1]]
     if source.spec.copies:
         _refuse(tuple(_other_copies(model, source)))
+
+
+def _recipe(placement: Placement, source: Source | None) -> Recipe | None:
+    if source is None:
+        return Recipe(placement, None)
+    same = (r for r in placement.recipes if r.modules is source.spec.modules)
+    return next(same, None)
 
 
 @torch.no_grad()
@@ -40,56 +111,34 @@ def stage(placement: Placement, source: Source | None, image: Arena) -> Content:
 
     Raises AdapterError when a value is not finite.
     """
+    recipe = _recipe(placement, source) or Recipe(placement, source)
     with torch.inference_mode(False):
-        _fill(placement, source, image)
+        _fill(placement, source, recipe, image)
     if not image.finite():
         _refuse(_infinite(placement, source, image))
     digest = xxhash.xxh3_128()
     for buffer in image.buffers.values():
         digest.update(buffer.cpu().numpy().data)
     label = source.label if source is not None else None
-    return Content(
-        label, image, digest.hexdigest(), _records(placement, source), _fields(placement, source)
-    )
+    return Content(label, image, digest.hexdigest(), recipe.records, recipe.fields)
 
 
-def _fill(placement: Placement, source: Source | None, image: Arena) -> None:
-    tensors = source.tensors if source is not None else {}
-    modules = source.spec.modules if source is not None else {}
-    zeroed: list[Tensor] = []
-    parts: list[Tensor] = []
-    values: list[Tensor] = []
-    later: list[tuple[int, str]] = []
-    for index, slot in enumerate(placement.slots):
-        view, given = image.views[index], tensors.get(slot.name)
-        if slot.role == "magnitude" and given is None:
-            later.append((index, slot.module))
-        elif slot.role == "tokens" and slot.default is not None:
-            view.copy_(slot.default)
-            if given is not None and source is not None:
-                rows = source.spec.tokens[slot.module].indices
-                view[[slot.rows.index(row) for row in rows]] = given.to(view.device, view.dtype)
-        elif given is not None:
-            part = view
-            if slot.axis is not None and given.shape != view.shape:
-                zeroed.append(view)
-                part = slot.part(view, given.shape[slot.axis])
-            parts.append(part)
-            values.append(slot.split(given, part))
-        elif slot.default is not None:
-            parts.append(view)
-            values.append(slot.default)
-        else:
-            zeroed.append(view)
+def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Arena) -> None:
+    given = source.tensors if source is not None else {}
+    slots, views = placement.slots, image.views
+    zeroed, parts = recipe.bound(placement, image)
     if zeroed:
         torch._foreach_zero_(zeroed)
-    if parts:
-        torch._foreach_copy_(parts, values)
-    scalings = image.views[len(placement.slots) :]
-    for name, view in zip(placement.layers, scalings, strict=True):
-        view.fill_(modules[name].scaling if name in modules else 0.0)
-    for index, name in later:
-        image.views[index].copy_(_magnitude(placement, name, modules.get(name), tensors))
+    values = [given[name] for _, name in recipe.copied]
+    for place in recipe.reshaped:
+        values[place] = values[place].reshape(parts[place].shape)
+    torch._foreach_copy_(parts, values + recipe.constants)
+    for index, rows in recipe.rows:
+        view = views[index]
+        view[rows] = given[slots[index].name].to(view.device, view.dtype)
+    for index in recipe.later:
+        module = recipe.modules.get(slots[index].module)
+        views[index].copy_(_magnitude(placement, slots[index].module, module, given))
 
 
 def _magnitude(
@@ -106,12 +155,12 @@ def _magnitude(
     return norm_of(layer, placement.name, a, b, module.scaling)
 
 
-def _records(placement: Placement, source: Source | None) -> list[tuple[dict[str, Any], Any]]:
+def _records(placement: Placement, source: Source | None) -> Records:
     """Ranks and alphas of the layers and rows of the wrapped modules, each with the dict that holds it.
 
     A layer without an adapter has alpha 0, so that PEFT's set_scale keeps its scaling at 0.
     """
-    records: list[tuple[dict[str, Any], Any]] = []
+    records: Records = []
     rslora = source is not None and bool(source.config.use_rslora)
     for name, layer in placement.layers.items():
         module = source.spec.modules.get(name) if source is not None else None
@@ -133,7 +182,7 @@ def _records(placement: Placement, source: Source | None) -> list[tuple[dict[str
     return records
 
 
-def _fields(placement: Placement, source: Source | None) -> dict[str, Any] | None:
+def _fields(source: Source | None) -> dict[str, Any] | None:
     if source is None:
         return None
     return {

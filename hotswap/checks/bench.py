@@ -27,8 +27,10 @@ from peft.utils.save_and_load import _insert_adapter_name_into_state_dict
 from torch import nn
 
 import hotswap
+from hotswap.checks.timing import default_backend
 from hotswap.engine.placement import placement_of
 
+FORWARD_LAYERS = 4
 LAYERS, HIDDEN, INTERMEDIATE = 24, 512, 1024
 """A Llama whose LoRA adapters of rank 16 on all linear layers take 13.4 MB in 336 tensors."""
 
@@ -83,7 +85,7 @@ def measure(*, runs: int = 30, swaps: int = 10_000, forward: bool = True) -> Ite
     with tempfile.TemporaryDirectory(prefix="hotswap-bench-") as folder:
         small = _Fleet(Path(folder) / "small", (16, 8))
         large = _Fleet(Path(folder) / "large", (64, 32))
-        for row in _rows(small, large, runs, forward=forward):
+        for row in _rows(small, large, Path(folder), runs, forward=forward):
             rows.append(row)
             yield row
         placement = placement_of(small.model, "default")
@@ -97,7 +99,7 @@ def measure(*, runs: int = 30, swaps: int = 10_000, forward: bool = True) -> Ite
         )
 
 
-def _rows(small: _Fleet, large: _Fleet, runs: int, *, forward: bool) -> Iterator[Row]:
+def _rows(small: _Fleet, large: _Fleet, folder: Path, runs: int, *, forward: bool) -> Iterator[Row]:
     yield _copy(small, runs * 5)
     yield _using("bank: all of using(), 13.4 MB", small, runs * 5, 1.5)
     yield _using("bank: all of using(), 53.5 MB", large, runs * 2, 1.25)
@@ -120,7 +122,7 @@ def _rows(small: _Fleet, large: _Fleet, runs: int, *, forward: bool) -> Iterator
         fresh=lambda: small.fresh(1),
     )
     if forward:
-        yield from _forwards(small, runs)
+        yield from _forwards(folder / "forward", runs)
 
 
 class _Fleet:
@@ -141,26 +143,29 @@ class _Fleet:
         self.named = [
             _insert_adapter_name_into_state_dict(state, "default", "lora_") for state in self.states
         ]
-        self._turn = itertools.cycle((1, 0))
 
     def fresh(self, index: int) -> Any:
         """A newly loaded model, neither prepared nor compiled."""
         return PeftModel.from_pretrained(copy.deepcopy(self.base), self.paths[index]).eval()
 
     def swap_state_dict(self, turn: int) -> None:
+        """Swap with this engine."""
         hotswap.swap(self.model, self.states[turn], config=self.configs[turn])
 
     def peft_state_dict(self, turn: int) -> None:
+        """Swap with PEFT's function."""
         hotswap_adapter_from_state_dict(self.peft, self.named[turn], "default", self.configs[turn])
 
     def swap_folder(self, turn: int) -> None:
+        """Read and swap with this engine."""
         hotswap.swap(self.model, self.paths[turn])
 
     def peft_folder(self, turn: int) -> None:
+        """Read and swap with PEFT's function."""
         hotswap_adapter(self.peft, str(self.paths[turn]), "default", torch_device="cpu")
 
 
-def _llama() -> nn.Module:
+def _llama(layers: int = LAYERS) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -168,17 +173,20 @@ def _llama() -> nn.Module:
         vocab_size=256,
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaForCausalLM(config).eval()
+    model: nn.Module = LlamaForCausalLM(config).eval()
+    return model
 
 
-def _write(base: nn.Module, path: Path, rank: int, generator: torch.Generator) -> None:
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+def _write(
+    base: nn.Module, path: Path, rank: int, generator: torch.Generator, **config_fields: Any
+) -> None:
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", **config_fields)
     model = get_peft_model(copy.deepcopy(base), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -261,37 +269,32 @@ def _using(name: str, fleet: _Fleet, runs: int, bar: float) -> Row:
     )
 
 
-def _forwards(fleet: _Fleet, runs: int) -> Iterator[Row]:
-    """Compiled forwards: prepared uniformly, and with the ranks of a plan, against PEFT's preparation."""
+def _forwards(folder: Path, runs: int) -> Iterator[Row]:
+    """Compiled forwards against a model that PEFT prepared: uniform ranks, and a rank per module.
+
+    The fleet has rank 8, but 64 in q_proj, so PEFT pads everything to 64.
+    """
+    base = _llama(FORWARD_LAYERS)
+    _write(base, folder, 8, torch.Generator().manual_seed(0), rank_pattern={"q_proj": 64})
+    models = [PeftModel.from_pretrained(copy.deepcopy(base), folder).eval() for _ in range(3)]
+    hotswap.prepare(models[0], target_rank=64)
+    hotswap.prepare(models[1], plan=hotswap.plan([folder]))
+    prepare_model_for_compiled_hotswap(models[2], target_rank=64)
     inputs = {"input_ids": torch.arange(32).reshape(1, 32), "use_cache": False}
-    narrow = {name: 8 for name in hotswap.plan(fleet.paths).modules if "mlp" in name}
-    plan = hotswap.plan([fleet.paths[1]])
-    del narrow
-    models = {
-        "uniform": fleet.fresh(0),
-        "per module": fleet.fresh(1),
-        "peft": fleet.fresh(0),
-    }
-    hotswap.prepare(models["uniform"], target_rank=16)
-    hotswap.prepare(models["per module"], plan=plan)
-    prepare_model_for_compiled_hotswap(models["peft"], target_rank=16)
-    compiled = {}
-    for name, model in models.items():
-        torch._dynamo.reset()
-        compiled[name] = torch.compile(model)
+    backend = default_backend()
+    runners = [_runner(torch.compile(model, backend=backend), inputs) for model in models]
+    for title, ours in (("uniform ranks", runners[0]), ("a rank per module", runners[1])):
+        name = f"compiled forward ({backend}), {title}"
+        yield _compare(name, ours, runners[2], runs * 2, bar=1.05, aim=1.0, faster=False)
+
+
+def _runner(compiled: Any, inputs: dict[str, Any]) -> Callable[[Any], object]:
+    def run(_: Any) -> object:
         with torch.inference_mode():
-            compiled[name](**inputs)
+            return compiled(**inputs)
 
-    def forward(name: str) -> Callable[[Any], object]:
-        @torch.inference_mode()
-        def run(_: Any) -> object:
-            return compiled[name](**inputs)
-
-        return run
-
-    for name in ("uniform", "per module"):
-        title = f"compiled forward, prepared {name}"
-        yield _compare(title, forward(name), forward("peft"), runs, bar=1.05, aim=1.0, faster=False)
+    run(None)
+    return run
 
 
 def _growth(fleet: _Fleet, swaps: int) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import hotswap
+from hotswap.cli.bench import bench
 from hotswap.cli.plan import plan
 from hotswap.cli.plan import say as _say
 from hotswap.errors import AdapterError, HotswapError
@@ -44,6 +45,7 @@ def _options(
 
 
 app.command("plan")(plan)
+app.command("bench")(bench)
 
 
 @app.command(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+import xxhash
 from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ DTYPES = {
 Records = list[tuple[dict[str, Any], Any]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Content:
     """An adapter ready to be put in place: its bytes, and what else must say that it is there.
 
@@ -50,19 +51,28 @@ class Content:
 
     label: str | None
     image: Arena
-    digest: str
     records: Records
     fields: dict[str, Any] | None
-    _changes: dict[int, tuple[Content, Records]] = field(default_factory=dict)
+    _digest: str | None = None
+    _changed: tuple[weakref.ref[Content], Records] | None = None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the bytes (128 bits of XXH3); equal bytes have equal ones."""
+        if self._digest is None:
+            digest = xxhash.xxh3_128()
+            for buffer in self.image.buffers.values():
+                digest.update(buffer.cpu().numpy().data)
+            self._digest = digest.hexdigest()
+        return self._digest
 
     def changed_from(self, before: Content) -> Records:
-        """The records that differ from those of the content in place; worked out once for each."""
-        known = self._changes.get(id(before))
-        if known is None or known[0] is not before:
+        """The records that differ from those of another content; kept for the last one asked for."""
+        if self._changed is None or self._changed[0]() is not before:
             pairs = zip(self.records, before.records, strict=True)
-            known = before, [mine for mine, theirs in pairs if mine[1] != theirs[1]]
-            self._changes[id(before)] = known
-        return known[1]
+            changed = [mine for mine, theirs in pairs if mine[1] != theirs[1]]
+            self._changed = weakref.ref(before), changed
+        return self._changed[1]
 
 
 @dataclass(slots=True)
@@ -81,9 +91,10 @@ class Placement:
     envelope: SwapPlan
     label: str | None
     content: Content | None = None
-    staging: Arena | None = None
-    undo: Arena | None = None
     recipes: list[Any] = field(default_factory=list)  # stage.py's: how adapters are laid out here
+    _staging: list[tuple[Arena, weakref.ref[Content] | None]] = field(default_factory=list)
+    _undo: Arena | None = None
+    _versions: list[int] | None = None
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
@@ -153,13 +164,27 @@ class Placement:
                 f"{away} is on the meta device (offloaded); load the model without offloading"
             )
 
+    def staging(self) -> Arena:
+        """A buffer to stage an adapter in: one of two, which does not hold what is in place."""
+        in_place = self.content.image if self.content is not None else None
+        for index, (image, user) in enumerate(self._staging):
+            if image is not in_place:
+                content = user() if user is not None else None
+                if content is not None:
+                    _ = content.digest  # somebody keeps it, and its bytes are about to go
+                self._staging[index] = image, None
+                return image
+        self._staging.append((self.layout.new(), None))
+        return self._staging[-1][0]
+
     def put(self, content: Content, *, undo: Arena | None = None) -> None:
         """Put an adapter in place, all or nothing: on any exception everything is as it was.
 
-        ``undo`` has the weights that are in place now; they are copied first if it is not given.
+        ``undo`` has the weights that are in place now; they are copied first if it is not given, unless
+        they are known to be the content's.
         """
         if undo is None or self.arena is None:
-            undo = self._copy_of_now()
+            undo = self._now()
         scales = [scale.clone() for scale in self._scales]
         if self.content is not None:
             after = content.changed_from(self.content)
@@ -169,6 +194,7 @@ class Placement:
             records = [(holder, holder.get(self.name)) for holder, _ in after]
         fields = dict(vars(self.config)) if self.config is not None else None
         before = self.content, self.label
+        self._versions = None
         try:
             self._follow(after, content.fields)
             self.content, self.label = content, content.label
@@ -181,14 +207,33 @@ class Placement:
             self.content, self.label = before
             raise
 
-    def _copy_of_now(self) -> Arena:
-        if self.undo is None:
-            self.undo = self.layout.new()
+    def put_staged(self, content: Content) -> None:
+        """Put in place what was written into the buffer that ``staging`` gave last."""
+        self._staging = [
+            (image, weakref.ref(content) if image is content.image else user)
+            for image, user in self._staging
+        ]
+        self.put(content)
+        self._versions = self._seen()
+
+    def _seen(self) -> list[int] | None:
+        """The version counters, which every write in place raises, but for one through ``.data``."""
+        if self.arena is None or len(self._versioned) < len(self.slots) + len(self.layers):
+            return None
+        return [tensor._version for tensor in self._versioned]
+
+    def _now(self) -> Arena:
+        """The bytes in place: the content's, if nobody wrote since, else a copy."""
+        unchanged = self._versions is not None and self._versions == self._seen()
+        if self.content is not None and unchanged:
+            return self.content.image
+        if self._undo is None:
+            self._undo = self.layout.new()
         if self.arena is not None:
-            self.undo.copy(self.arena)
+            self._undo.copy(self.arena)
         else:
-            torch._foreach_copy_(self.undo.views, self.targets)
-        return self.undo
+            torch._foreach_copy_(self._undo.views, self.targets)
+        return self._undo
 
     def _write(self, image: Arena) -> None:
         with torch.no_grad():

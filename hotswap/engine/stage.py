@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from hotswap.adapters.fit import fits
@@ -32,7 +32,7 @@ class Recipe:
     """How adapters of one description are laid out in a placement: worked out once, used at every swap.
 
     ``copied`` are (index of a slot, name of the tensor) pairs, ``later`` the slots whose DoRA magnitude is
-    computed; ``bound`` are the parts of the image that was staged last: to be zeroed, and to be copied to.
+    computed.
     """
 
     def __init__(self, placement: Placement, source: Source | None) -> None:
@@ -74,19 +74,26 @@ class Recipe:
         self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
         self.records = _records(placement, source)
         self.fields = _fields(source)
-        self._bound: tuple[Arena, list[Tensor], list[Tensor]] | None = None
+        self._bound: OrderedDict[int, tuple[Arena, list[Tensor], list[Tensor]]] = OrderedDict()
 
     def bound(self, placement: Placement, image: Arena) -> tuple[list[Tensor], list[Tensor]]:
         """The views of an image that are zeroed, and those that are copied to, the scalings last."""
-        if self._bound is None or self._bound[0] is not image:
+        known = self._bound.get(id(image))
+        if known is None:
             slots, views = placement.slots, image.views
             parts = [
                 slots[index].part(views[index], self.shapes[name][slots[index].axis or 0])
                 for index, name in self.copied
             ]
+            zeroed = [
+                slots[index].rest(views[index], self.shapes.get(slots[index].name))
+                for index in self.zeroed
+            ]
             parts += [views[index] for index in self.defaults] + views[len(slots) :]
-            self._bound = image, [views[index] for index in self.zeroed], parts
-        return self._bound[1], self._bound[2]
+            known = self._bound[id(image)] = image, zeroed, parts
+            if len(self._bound) > 2:  # the two that adapters are staged in
+                self._bound.popitem(last=False)
+        return known[1:]
 
 
 def validate(model: nn.Module, placement: Placement, source: Source) -> None:
@@ -116,11 +123,8 @@ def stage(placement: Placement, source: Source | None, image: Arena) -> Content:
         _fill(placement, source, recipe, image)
     if not image.finite():
         _refuse(_infinite(placement, source, image))
-    digest = xxhash.xxh3_128()
-    for buffer in image.buffers.values():
-        digest.update(buffer.cpu().numpy().data)
     label = source.label if source is not None else None
-    return Content(label, image, digest.hexdigest(), recipe.records, recipe.fields)
+    return Content(label, image, recipe.records, recipe.fields)
 
 
 def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Arena) -> None:

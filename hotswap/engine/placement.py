@@ -174,24 +174,27 @@ class Placement:
                     _ = content.digest  # somebody keeps it, and its bytes are about to go
                 self._staging[index] = image, None
                 return image
-        self._staging.append((self.layout.new(), None))
+        self._staging.append((self.layout.new(torch.device("cpu")), None))
         return self._staging[-1][0]
+
+    def stages_in(self, image: Arena) -> bool:
+        """Whether an image is one of the buffers that ``staging`` gives."""
+        return any(image is buffer for buffer, _ in self._staging)
 
     def put(self, content: Content, *, undo: Arena | None = None) -> None:
         """Put an adapter in place, all or nothing: on any exception everything is as it was.
 
-        ``undo`` has the weights that are in place now; they are copied first if it is not given, unless
-        they are known to be the content's.
+        ``undo`` has the weights that are in place now, those of the last content; if it is not given,
+        they are copied first, unless nobody wrote them since.
         """
+        given = undo is not None
         if undo is None or self.arena is None:
             undo = self._now()
         scales = [scale.clone() for scale in self._scales]
-        if self.content is not None:
+        after = content.records
+        if given and self.content is not None:
             after = content.changed_from(self.content)
-            records = self.content.changed_from(content)
-        else:
-            after = content.records
-            records = [(holder, holder.get(self.name)) for holder, _ in after]
+        records = [(holder, holder.get(self.name)) for holder, _ in after]
         fields = dict(vars(self.config)) if self.config is not None else None
         before = self.content, self.label
         self._versions = None
@@ -328,6 +331,13 @@ def placement_of(model: nn.Module, name: str) -> Placement:
         placement = prepared.placements[name] = Placement.of(root, name)
         placement.label = label
     return placement
+
+
+def forget_content(model: nn.Module) -> None:
+    """Note that something else has written a model's adapters, so what is in place is not known."""
+    for placement in prepared_of(model).placements.values():
+        placement.content = None
+        placement._versions = None
 
 
 def require_prepared(model: nn.Module, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from hotswap.adapters.fit import fits
 from hotswap.adapters.spec import ModuleSpec, canonical
 from hotswap.engine.arena import Arena
-from hotswap.engine.layers import norm_of
+from hotswap.engine.layers import Slot, norm_of
 from hotswap.engine.placement import Content, Placement, Records
 from hotswap.engine.scalings import Own
 from hotswap.engine.source import Source
@@ -22,6 +21,7 @@ from hotswap.findings import Finding, has_code
 
 # config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
 _KEPT = 16  # recipes of a placement
+_NO_MODULES: dict[str, ModuleSpec] = {}  # those of the base model
 _SLOT_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "revision"}
     | {"runtime_config", "task_type"}
@@ -36,9 +36,8 @@ class Recipe:
     """
 
     def __init__(self, placement: Placement, source: Source | None) -> None:
-        modules = source.spec.modules if source is not None else {}
         given = source.tensors if source is not None else {}
-        self.modules = modules
+        self.modules = modules = source.spec.modules if source is not None else _NO_MODULES
         self.defaults: list[int] = []
         self.zeroed: list[int] = []
         self.copied: list[tuple[int, str]] = []
@@ -52,29 +51,27 @@ class Recipe:
                 if there and source is not None:
                     rows = source.spec.tokens[slot.module].indices
                     self.rows.append((index, [slot.rows.index(row) for row in rows]))
-            elif slot.role == "magnitude" and not there:
+            elif slot.role == "magnitude" and not there and slot.module in modules:
                 self.later.append(index)
             elif there:
                 self.copied.append((index, slot.name))
                 if tuple(self.shapes[slot.name]) != tuple(slot.tensor.shape):
                     self.zeroed.append(index)
+            elif slot.default is not None or slot.role == "magnitude":
+                self.defaults.append(index)
             else:
-                (self.zeroed if slot.default is None else self.defaults).append(index)
+                self.zeroed.append(index)
         self.reshaped = [
             place
             for place, (index, name) in enumerate(self.copied)
             if placement.slots[index].blocks > 1 and index in self.zeroed
         ]
         scalings = [modules[n].scaling if n in modules else 0.0 for n in placement.layers]
-        self.constants = [
-            default
-            for index in self.defaults
-            if (default := placement.slots[index].default) is not None
-        ]
+        self.constants = [_default(placement, placement.slots[index]) for index in self.defaults]
         self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
         self.records = _records(placement, source)
         self.fields = _fields(source)
-        self._bound: OrderedDict[int, tuple[Arena, list[Tensor], list[Tensor]]] = OrderedDict()
+        self._bound: dict[int, tuple[Arena, list[Tensor], list[Tensor]]] = {}
 
     def bound(self, placement: Placement, image: Arena) -> tuple[list[Tensor], list[Tensor]]:
         """The views of an image that are zeroed, and those that are copied to, the scalings last."""
@@ -90,26 +87,27 @@ class Recipe:
                 for index in self.zeroed
             ]
             parts += [views[index] for index in self.defaults] + views[len(slots) :]
-            known = self._bound[id(image)] = image, zeroed, parts
-            if len(self._bound) > 2:  # the two that adapters are staged in
-                self._bound.popitem(last=False)
+            known = image, zeroed, parts
+            if placement.stages_in(image):
+                self._bound[id(image)] = known
         return known[1:]
 
 
 def validate(model: nn.Module, placement: Placement, source: Source) -> None:
     """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
-    if _recipe(placement, source) is None:
+    if not any(recipe.modules is source.spec.modules for recipe in placement.recipes):
         _refuse(fits(placement.envelope, source.spec))
-        placement.recipes = [Recipe(placement, source), *placement.recipes[: _KEPT - 1]]
     if source.spec.copies:
         _refuse(tuple(_other_copies(model, source)))
 
 
-def _recipe(placement: Placement, source: Source | None) -> Recipe | None:
-    if source is None:
-        return Recipe(placement, None)
-    same = (r for r in placement.recipes if r.modules is source.spec.modules)
-    return next(same, None)
+def _recipe(placement: Placement, source: Source | None) -> Recipe:
+    modules = source.spec.modules if source is not None else _NO_MODULES
+    found = next((recipe for recipe in placement.recipes if recipe.modules is modules), None)
+    if found is None:
+        found = Recipe(placement, source)
+        placement.recipes = [found, *placement.recipes[: _KEPT - 1]]
+    return found
 
 
 @torch.no_grad()
@@ -118,8 +116,8 @@ def stage(placement: Placement, source: Source | None, image: Arena) -> Content:
 
     Raises AdapterError when a value is not finite.
     """
-    recipe = _recipe(placement, source) or Recipe(placement, source)
     with torch.inference_mode(False):
+        recipe = _recipe(placement, source)
         _fill(placement, source, recipe, image)
     if not image.finite():
         _refuse(_infinite(placement, source, image))
@@ -141,17 +139,22 @@ def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Ar
         view = views[index]
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
     for index in recipe.later:
-        module = recipe.modules.get(slots[index].module)
-        views[index].copy_(_magnitude(placement, slots[index].module, module, given))
+        name = slots[index].module
+        views[index].copy_(_magnitude(placement, name, recipe.modules[name], given))
+
+
+def _default(placement: Placement, slot: Slot) -> Tensor:
+    """What a slot holds that the adapter has nothing for: the base model's, or the norm of its weight."""
+    if slot.default is not None:
+        return slot.default
+    return norm_of(placement.layers[slot.module], placement.name, None, None, 0.0)
 
 
 def _magnitude(
-    placement: Placement, name: str, module: ModuleSpec | None, tensors: dict[str, Tensor]
+    placement: Placement, name: str, module: ModuleSpec, tensors: dict[str, Tensor]
 ) -> Tensor:
-    """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
+    """What makes a DoRA layer compute plain LoRA."""
     layer = placement.layers[name]
-    if module is None:
-        return norm_of(layer, placement.name, None, None, 0.0)
     keys = ("lora_embedding_A", "lora_embedding_B")
     if module.kind != "embedding":
         keys = ("lora_A.weight", "lora_B.weight")

@@ -6,13 +6,22 @@ layer kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from peft.tuners.lora.layer import Embedding, LoraLayer, MultiheadAttention, ParamWrapper, _ConvNd
+from peft import LoraConfig
+from peft.tuners.lora.layer import (
+    Embedding,
+    LoraLayer,
+    LoraVariant,
+    MultiheadAttention,
+    ParamWrapper,
+    _ConvNd,
+)
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
@@ -258,46 +267,64 @@ def add_bias(layer: LoraLayer, adapter_name: str) -> None:
     layer.lora_bias[adapter_name] = True
 
 
-def can_have_magnitude(layer: LoraLayer) -> bool:
-    """Tell whether PEFT has a DoRA variant for a layer of this kind."""
-    return ("use_dora",) in layer.lora_variants and not isinstance(
-        layer, MultiheadAttention | ParamWrapper
-    )
+def dora_of(layer: LoraLayer) -> LoraVariant | None:
+    """PEFT's DoRA for a layer of this kind, or None where it has none."""
+    if isinstance(layer, MultiheadAttention | ParamWrapper):
+        return None  # their constructors refuse it, their table of variants does not
+    try:
+        variant: LoraVariant | None = layer.resolve_lora_variant(config=LoraConfig(use_dora=True))
+    except ValueError:
+        return None
+    return variant
 
 
-def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:
+def add_magnitude(layer: LoraLayer, adapter_name: str, variant: LoraVariant) -> None:
     """Turn a layer's adapter into a DoRA one, in place; its output stays as it is.
 
     The magnitude is the norm of the adapted weight, with which DoRA computes what LoRA does
     (arXiv:2402.09353, equation 5).
     """
-    variant = layer.lora_variants[("use_dora",)]()
     with torch.no_grad():
         variant.init(layer, adapter_name=adapter_name, config=None)
     layer.lora_variant[adapter_name] = variant
     layer.use_dora[adapter_name] = True
+    found = {slot.key: slot.tensor.detach() for slot in slots(layer, adapter_name)}
     magnitude = layer.lora_magnitude_vector[adapter_name].weight
+    magnitude.data = norm_of(layer, adapter_name, found, layer.scaling[adapter_name])
     magnitude.requires_grad_(slots(layer, adapter_name)[0].tensor.requires_grad)
 
 
 @torch.no_grad()
 def norm_of(
-    layer: LoraLayer, adapter_name: str, a: Tensor | None, b: Tensor | None, scaling: float
+    layer: LoraLayer, adapter_name: str, tensors: Mapping[str, Tensor], scaling: float | Tensor
 ) -> Tensor:
     """The magnitude that makes DoRA compute what LoRA does: the norm of W + scaling * B @ A, per output.
 
-    ``a`` and ``b`` are the factors at any rank; without them it is the norm of W. The computation is
-    PEFT's (``DoraLinearLayer.update_layer`` in peft/tuners/lora/dora.py).
+    It is what the forward of PEFT's DoRA layers (peft/tuners/lora/dora.py) divides by, computed in the
+    same steps and dtypes from the same tensors, so that the quotient is exactly 1.
     """
+    weight = _base_weight(layer.get_base_layer())
+    if isinstance(layer, Embedding):
+        delta = (tensors["lora_embedding_A"].T @ tensors["lora_embedding_B"].T).T
+    else:
+        a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
+        if isinstance(layer, _ConvNd):
+            rank = a.shape[0]
+            delta = (b.reshape(-1, rank) @ a.reshape(rank, -1)).reshape(weight.shape)
+        else:
+            weight = weight.to(a.dtype)
+            eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+            delta = linear(linear(eye, a), b, tensors.get("lora_B.bias")).T
+    norm = layer.lora_magnitude_vector[adapter_name].get_weight_norm(weight, delta, scaling)
+    return norm.detach()  # type: ignore[no-any-return]
+
+
+def _base_weight(base: nn.Module) -> Tensor:
+    """The weight as a plain tensor, if need be dequantised."""
     from peft.utils.integrations import dequantize_module_weight
 
-    dora = layer.lora_magnitude_vector[adapter_name]
-    weight = dequantize_module_weight(layer.get_base_layer()).detach()
-    delta = torch.zeros((), dtype=weight.dtype, device=weight.device)
-    if a is not None and b is not None:
-        wide = torch.promote_types(b.dtype, torch.float32)
-        product = b.flatten(1).to(wide) @ a.flatten(1).to(wide)
-        delta = product.reshape(weight.shape if weight.ndim > 2 else product.shape)
-        delta = delta.to(weight.device)
-    norm: Tensor = dora.get_weight_norm(weight, delta, scaling)
-    return norm.detach()
+    own = base._parameters.get("weight")
+    weight: Tensor = dequantize_module_weight(base).detach()
+    if own is not None:
+        base._parameters["weight"] = own  # PEFT leaves a copy of an 8-bit weight in its place
+    return weight

@@ -101,6 +101,7 @@ class Placement:
     _buffers: list[dict[str, Any]] = field(default_factory=list)  # of the Scalings
     _anchors: Records = field(default_factory=list)
     _merged: list[list[str]] = field(default_factory=list)
+    _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
     @classmethod
     def of(cls, model: nn.Module, name: str, arena: Arena | None = None) -> Placement:
@@ -123,6 +124,11 @@ class Placement:
             _buffers=[layer.scaling._buffers for layer in layers.values()],
             _anchors=[anchor for layer in layers.values() for anchor in _anchors(layer, name)],
             _merged=[layer.merged_adapters for layer in layers.values()],
+            _caches=[
+                layer.lora_magnitude_vector[name]._dora_cache
+                for layer in layers.values()
+                if name in layer.lora_magnitude_vector
+            ],
         )
 
     @property
@@ -249,6 +255,8 @@ class Placement:
                     torch._foreach_copy_(targets, image.views)
         # views share storage but not version counters: autograd must notice a swap before backward
         torch.autograd.graph.increment_version(self._versioned)
+        for cache in self._caches:
+            cache.clear()
 
     def _follow(self, records: Records, fields: dict[str, Any] | None) -> None:
         for holder, value in records:

@@ -22,7 +22,7 @@ from hotswap.engine.layers import (
     add_bias,
     add_magnitude,
     all_slots,
-    can_have_magnitude,
+    dora_of,
     lora_layers,
     slots,
     unwrap,
@@ -241,18 +241,20 @@ def _add_parts(
                 continue
             place = plan.modules[module]
             if place.dora and name not in layer.lora_magnitude_vector:
-                if not can_have_magnitude(layer):
+                variant = dora_of(layer)
+                if variant is None:
                     raise UnsupportedLayerError(
                         {module: f"PEFT has no DoRA for its {type(layer).__name__}"}
                     )
-                changes.then(partial(_remove_magnitude, layer, name))
-                add_magnitude(layer, name)
+                changes.then(partial(_remove_magnitude, layer, name, layer.adapter_layer_names))
+                add_magnitude(layer, name, variant)
             if place.bias and layer.lora_B[name].bias is None:
                 changes.then(partial(setattr, layer.lora_B[name], "bias", None))
                 add_bias(layer, name)
 
 
-def _remove_magnitude(layer: LoraLayer, name: str) -> None:
+def _remove_magnitude(layer: LoraLayer, name: str, layer_names: tuple[str, ...]) -> None:
+    layer.adapter_layer_names = layer_names
     layer.lora_variant.pop(name, None)
     if name in layer.lora_magnitude_vector:
         del layer.lora_magnitude_vector[name]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hotswap.adapters.fit import fits
 from hotswap.adapters.spec import ModuleSpec, canonical
 from hotswap.engine.arena import Arena
-from hotswap.engine.layers import Slot, norm_of
+from hotswap.engine.layers import norm_of
 from hotswap.engine.placement import Content, Placement, Records
 from hotswap.engine.scalings import Own
 from hotswap.engine.source import Source
@@ -43,6 +43,7 @@ class Recipe:
         self.copied: list[tuple[int, str]] = []
         self.rows: list[tuple[int, list[int]]] = []
         self.later: list[int] = []
+        self.norms: dict[int, Tensor] = {}
         self.shapes = {name: tensor.shape for name, tensor in given.items()}
         for index, slot in enumerate(placement.slots):
             there = slot.name in given
@@ -51,23 +52,25 @@ class Recipe:
                 if there and source is not None:
                     rows = source.spec.tokens[slot.module].indices
                     self.rows.append((index, [slot.rows.index(row) for row in rows]))
-            elif slot.role == "magnitude" and not there and slot.module in modules:
+            elif slot.role == "magnitude" and not there:
                 self.later.append(index)
             elif there:
                 self.copied.append((index, slot.name))
                 if tuple(self.shapes[slot.name]) != tuple(slot.tensor.shape):
                     self.zeroed.append(index)
-            elif slot.default is not None or slot.role == "magnitude":
-                self.defaults.append(index)
             else:
-                self.zeroed.append(index)
+                (self.zeroed if slot.default is None else self.defaults).append(index)
         self.reshaped = [
             place
             for place, (index, name) in enumerate(self.copied)
             if placement.slots[index].blocks > 1 and index in self.zeroed
         ]
         scalings = [modules[n].scaling if n in modules else 0.0 for n in placement.layers]
-        self.constants = [_default(placement, placement.slots[index]) for index in self.defaults]
+        self.constants = [
+            default
+            for index in self.defaults
+            if (default := placement.slots[index].default) is not None
+        ]
         self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
         self.records = _records(placement, source)
         self.fields = _fields(source)
@@ -79,7 +82,9 @@ class Recipe:
         if known is None:
             slots, views = placement.slots, image.views
             parts = [
-                slots[index].part(views[index], self.shapes[name][slots[index].axis or 0])
+                views[index]
+                if (axis := slots[index].axis) is None
+                else slots[index].part(views[index], self.shapes[name][axis])
                 for index, name in self.copied
             ]
             zeroed = [
@@ -139,27 +144,23 @@ def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Ar
         view = views[index]
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
     for index in recipe.later:
-        name = slots[index].module
-        views[index].copy_(_magnitude(placement, name, recipe.modules[name], given))
+        known = recipe.norms.get(index)
+        if known is None:
+            known = _magnitude(placement, index, image)
+            if slots[index].module not in recipe.modules:
+                recipe.norms[index] = known  # of the base weight alone
+        views[index].copy_(known)
 
 
-def _default(placement: Placement, slot: Slot) -> Tensor:
-    """What a slot holds that the adapter has nothing for: the base model's, or the norm of its weight."""
-    if slot.default is not None:
-        return slot.default
-    return norm_of(placement.layers[slot.module], placement.name, None, None, 0.0)
-
-
-def _magnitude(
-    placement: Placement, name: str, module: ModuleSpec, tensors: dict[str, Tensor]
-) -> Tensor:
-    """What makes a DoRA layer compute plain LoRA."""
-    layer = placement.layers[name]
-    keys = ("lora_embedding_A", "lora_embedding_B")
-    if module.kind != "embedding":
-        keys = ("lora_A.weight", "lora_B.weight")
-    a, b = (tensors[f"{name}.{key}"] for key in keys)
-    return norm_of(layer, placement.name, a, b, module.scaling)
+def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
+    """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
+    slots, name = placement.slots, placement.slots[index].module
+    start = index
+    while start and slots[start - 1].module == name:  # the slots of a layer lie side by side
+        start -= 1
+    found = {slots[at].key: image.views[at] for at in range(start, index)}
+    scaling = image.views[len(slots) + list(placement.layers).index(name)]
+    return norm_of(placement.layers[name], placement.name, found, scaling)
 
 
 def _records(placement: Placement, source: Source | None) -> Records:
@@ -222,11 +223,14 @@ def _infinite(placement: Placement, source: Source | None, image: Arena) -> tupl
 
 def _other_copies(model: nn.Module, source: Source) -> list[Finding]:
     """Base weights in the adapter that are not the model's: a fresh load would write them into it."""
-    live = {canonical(name): tensor for name, tensor in model.named_parameters()}
+    live = {
+        _bare(canonical(name)): tensor
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+    }
     found = []
     for name in source.spec.copies:
         theirs = source.tensors[name]
-        mine = live.get(name, live.get(name.replace(".base_layer.", ".")))
+        mine = live.get(_bare(name))
         same = mine is not None and mine.shape == theirs.shape
         if same and mine is not None:
             wide = torch.promote_types(mine.dtype, theirs.dtype)
@@ -242,3 +246,9 @@ def _other_copies(model: nn.Module, source: Source) -> list[Finding]:
                 )
             )
     return found
+
+
+def _bare(name: str) -> str:
+    """The name that a base weight has in the base model, without the layers that PEFT puts around it."""
+    wrappers = ("base_layer", "original_module", "token_adapter")
+    return ".".join(part for part in name.split(".") if part not in wrappers)

@@ -1,0 +1,147 @@
+"""hotswap.engine: heads, embeddings, tied weights and token rows of transformers models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import check_swaps, fresh, seeded, write_adapter, write_fleet
+from peft import get_peft_model_state_dict
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
+
+import hotswap
+from hotswap.errors import AdapterError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PLAIN = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+WIDE = {"r": 6, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"]}
+
+
+def llama(*, tied: bool = False, classifies: bool = False) -> Any:
+    config = LlamaConfig(
+        vocab_size=13,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        tie_word_embeddings=tied,
+        num_labels=3,
+        pad_token_id=0,
+        use_cache=False,
+    )
+    kind = LlamaForSequenceClassification if classifies else LlamaForCausalLM
+    return seeded(lambda: kind(config))
+
+
+def bert() -> Any:
+    config = BertConfig(
+        vocab_size=13,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        num_labels=4,
+    )
+    return seeded(lambda: BertForTokenClassification(config))
+
+
+def check(base: Any, folder: Path, configs: dict[str, dict[str, Any]], **options: Any) -> None:
+    fleet = write_fleet(folder, base, configs)
+    plan = hotswap.plan([*fleet.values()])
+    assert plan.conflicts == ()
+    model = hotswap.load(copy.deepcopy(base), plan, next(iter(fleet.values())))
+    check_swaps(model, base, fleet, **options)
+
+
+def test_the_heads_of_sequence_classifiers_swap(tmp_path: Path) -> None:
+    check(
+        llama(classifies=True),
+        tmp_path,
+        {
+            "small": {**PLAIN, "task_type": "SEQ_CLS"},
+            "wide": {**WIDE, "task_type": "SEQ_CLS"},
+            "headless": {**WIDE, "task_type": "FEATURE_EXTRACTION"},
+        },
+    )
+
+
+def test_the_heads_of_token_classifiers_swap(tmp_path: Path) -> None:
+    targets = {"target_modules": ["query", "value"]}
+    check(
+        bert(),
+        tmp_path,
+        {
+            "small": {**PLAIN, **targets, "task_type": "TOKEN_CLS"},
+            "wide": {**WIDE, **targets, "task_type": "TOKEN_CLS"},
+        },
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_embeddings_and_language_heads_swap(tied: bool, tmp_path: Path) -> None:
+    check(
+        llama(tied=tied),
+        tmp_path,
+        {
+            "both": {**PLAIN, "target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+            "embedding": {**WIDE, "target_modules": ["embed_tokens", "v_proj"]},
+            "head": {**WIDE, "target_modules": ["lm_head"], "use_rslora": True},
+            "neither": PLAIN,
+        },
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_whole_embeddings_and_heads_swap(tied: bool, tmp_path: Path) -> None:
+    check(
+        llama(tied=tied),
+        tmp_path,
+        {
+            "embedding": {**PLAIN, "modules_to_save": ["embed_tokens"]},
+            "both": {**WIDE, "modules_to_save": ["embed_tokens", "lm_head"]},
+            "neither": PLAIN,
+        },
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_token_rows_swap(tied: bool, tmp_path: Path) -> None:
+    check(
+        llama(tied=tied),
+        tmp_path,
+        {
+            "list": {**PLAIN, "trainable_token_indices": [1, 5]},
+            "others": {**WIDE, "trainable_token_indices": {"embed_tokens": [10, 2, 3]}},
+            "overlapping": {**PLAIN, "trainable_token_indices": [5, 4]},
+            "none": PLAIN,
+        },
+    )
+
+
+def test_a_base_weight_in_an_adapter_must_be_the_models(tmp_path: Path) -> None:
+    base = llama()
+    config = {**PLAIN, "target_modules": ["embed_tokens"]}
+    good = write_adapter(tmp_path / "good", base, **config)
+    model = fresh(base, good)
+    hotswap.prepare(model, target_rank=4)
+    adapter = fresh(base, good)
+    state = {k: v.clone() for k, v in get_peft_model_state_dict(adapter).items()}
+    name = next(key for key in state if "base_layer" in key)
+    hotswap.swap(model, state, config=adapter.peft_config["default"])
+    state[name][0, 0] += 1
+    with pytest.raises(
+        AdapterError, match=r"base weight that differs.*save_embedding_layers=False"
+    ):
+        hotswap.swap(model, state, config=adapter.peft_config["default"])

@@ -23,7 +23,9 @@ config = LlamaConfig(
 LlamaForCausalLM(config).save_pretrained("base")
 for name, rank in [("a", 2), ("b", 4), ("c", 8)]:
     base = LlamaForCausalLM.from_pretrained("base")
-    lora = LoraConfig(r=rank, lora_alpha=rank + 1, target_modules=["q_proj"], init_lora_weights=False)
+    lora = LoraConfig(
+        r=rank, lora_alpha=rank + 1, target_modules=["q_proj"], init_lora_weights=False
+    )
     get_peft_model(base, lora).save_pretrained(f"adapters/{name}")
 """
 

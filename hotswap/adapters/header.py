@@ -56,7 +56,7 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """Read what a safetensors file (or the one in an adapter folder) contains.
 
     The format: the header's length as 8 little-endian bytes, a JSON object, the data without holes
-    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004, HSW005, HSW006).
+    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004/005/006).
     """
     path = Path(path)
     if path.is_dir():

@@ -18,9 +18,12 @@ from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.watch import watch_compiles
 from pytest_hotswap.subjects.base import Subject
 
+LONGEST = 400
+"""Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
+
 
 class Deployment:
-    """The compiled model under test, a snapshot to return to, and freshly loaded adapters to compare with."""
+    """The compiled model under test, a snapshot to return to, and freshly loaded adapters."""
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject = subject
@@ -114,10 +117,10 @@ class Deployment:
 
     @cached_property
     def unprepared_recompiles(self) -> dict[str, list[str]]:
-        """What recompiles in an unprepared model: at a repeated call, and after PEFT's swap of an alpha.
+        """What recompiles in an unprepared model: at a repeated call, and after another alpha.
 
-        Measured once: torch makes a number dynamic at its first change, so a second measurement in the
-        same process would not see it.
+        PEFT swaps the alpha. Measured once: torch makes a number dynamic at its first change, so a
+        second measurement in the same process would not see it.
         """
         from peft import PeftModel
         from peft.utils.hotswap import hotswap_adapter
@@ -157,6 +160,15 @@ def bring_up(
 ) -> Iterator[Deployment]:
     """Build the deployment of a contract class between two resets of Dynamo."""
     torch._dynamo.reset()
-    deployment = Deployment(subject_of(request.cls, request.config), factory.mktemp("hotswap"))
+    subject = subject_of(request.cls, request.config)
+    try:
+        deployment = Deployment(subject, factory.mktemp("hotswap"))
+        deployment.loaded()  # an adapter of another base model is one sentence, not one a law
+    except Exception as error:  # whatever the subject raises
+        told = " ".join(str(error).split())[:LONGEST]
+        pytest.fail(
+            f"{type(subject).__name__} cannot be brought up: {type(error).__name__}: {told}",
+            pytrace=False,
+        )
     yield deployment
     deployment.close()

@@ -69,7 +69,9 @@ class PreparesAllLayersButOne(Engine):
     def prepare(self, model, plan):
         super().prepare(model, plan)
         layer = list(layers(model))[-1]
-        layer.scaling = {"default": float(layer.scaling["default"])}
+        number = float(layer.scaling["default"])
+        del layer.scaling
+        layer.scaling = {"default": number}
 
 
 class ChangesTheBase(Engine):

@@ -208,9 +208,11 @@ def _module_problems(
         text = f"{' and '.join(missing)} missing, found {', '.join(sorted(parts))}"
         yield Finding(where, "HSW103", text, _SAVE_AGAIN)
         return
-    yield from _shape_problems(where, rank_of(config, name), parts[key_a].shape, parts[key_b].shape)
-    if "lora_B.bias" in parts:
-        yield from _bias_problems(where, config, parts["lora_B.bias"].shape, parts[key_b].shape)
+    a, b = parts[key_a].shape, parts[key_b].shape
+    problems = list(_shape_problems(where, rank_of(config, name), a, b))
+    yield from problems
+    if "lora_B.bias" in parts and not problems:
+        yield from _bias_problems(where, config, parts["lora_B.bias"].shape, b)
 
 
 def _pair(embedding: bool) -> tuple[str, str]:

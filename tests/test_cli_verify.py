@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hotswap.cli.child import Ended
 from hotswap.cli.demo import ADAPTERS, write_demo
 from hotswap.cli.main import main
 from hotswap.report.laws import LAWS
@@ -168,6 +169,15 @@ class TestCallsThatCannotBeCarriedOut:
 
 
 class TestNotReady:
+    def test_a_demo_that_cannot_be_written_is_one_sentence(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        ended = Ended(1, "Traceback (most recent call last):\nOSError: No space left\n", False)
+        monkeypatch.setattr("hotswap.cli.child.run", lambda *_: ended)
+        assert main(["verify", "--demo"]) == 1
+        expected = "hotswap: the demo could not be written: OSError: No space left\n"
+        assert capsys.readouterr().err == expected
+
     def test_a_truncated_adapter_is_a_finding_and_nothing_runs(
         self, demo: tuple[Path, list[Path]], tmp_path: Path
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,15 @@ def test_the_swaps_that_are_reported_are_the_swaps_that_were_made(fleet: Path) -
     assert code == 0
     assert sum(r["swaps"] for r in records) == len((fleet / "swaps").read_text())
     assert sum(r["recompiles"] for r in records) == 0
+
+
+def test_twins_in_the_fleet_are_no_failure(fleet: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(fleet / "adapters" / "terse", fleet / "twins" / name)
+    words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-base", "base"]
+    selected = "control_of_swap_equals_load or control_of_swap_forgets or test_swap_forgets"
+    code, records = pytest_report(fleet, *words, "--hotswap-adapters=twins/*", "-k", selected)
+    assert (code, failed(records), len(records)) == (0, {}, 3)
 
 
 def test_no_deployment_is_a_usage_error(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ class Ended:
     output: str
     interrupted: bool
 
+    @property
+    def last_line(self) -> str:
+        """The last thing it said: of a traceback, the error."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self.code}"
+
 
 def run(command: Sequence[str], output: Path, status: Callable[[], str]) -> Ended:
     """Run a child to its end with its output in a file; Ctrl-C lets it finish its report first.

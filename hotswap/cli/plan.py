@@ -46,5 +46,10 @@ def plan(
             say(f"hotswap plan: {output} is not written, there are conflicts", error=True)
         raise typer.Exit(1)
     if output is not None:
-        found.save(output)
+        try:
+            found.save(output)
+        except OSError as error:
+            reason = f"cannot write {output}: {error.strerror}"
+            say(f"hotswap plan: {reason}; give -o another file", error=True)
+            raise typer.Exit(1) from error
         say(f"saved {output}", error=True)

@@ -23,7 +23,7 @@ import typer
 from hotswap.cli import child
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
-from hotswap.errors import AdapterError, MissingExtraError
+from hotswap.errors import AdapterError, HotswapError, MissingExtraError
 from hotswap.report import text
 
 if TYPE_CHECKING:
@@ -58,14 +58,6 @@ class Request:
     timing: bool = True
     verbose: bool = False
     pytest_args: tuple[str, ...] = ()
-
-
-class ChildError(Exception):
-    """A child process that the report needs ended without doing its work."""
-
-    def __init__(self, message: str, output: str) -> None:
-        self.output = output
-        super().__init__(message)
 
 
 def verify(
@@ -129,9 +121,6 @@ def _answer(request: Request) -> int:
         except KeyboardInterrupt:
             say("interrupted; nothing was verified", error=True)
             return INTERRUPTED
-        except ChildError as error:
-            say(error.output.rstrip(), error=True)
-            return _refuse(str(error))
 
 
 def _usage_problem(request: Request) -> str | None:
@@ -179,7 +168,7 @@ def _with_demo(request: Request, folder: Path) -> Request:
     if ended.interrupted:
         raise KeyboardInterrupt
     if ended.code:
-        raise ChildError("the demo could not be written", ended.output)
+        raise HotswapError(f"the demo could not be written: {ended.last_line}")
     base, adapters = demo_paths(folder)
     return replace(request, base=str(base), adapters=tuple(str(path) for path in adapters))
 
@@ -325,8 +314,7 @@ def _timing(request: Request, folder: Path) -> text.Record | None:
     if ended.interrupted:
         return {"error": "interrupted", "rows": [], "interrupted": True}
     if ended.code or not answer.exists():
-        lines = [line for line in ended.output.splitlines() if line.strip()]
-        return {"error": lines[-1] if lines else f"exit code {ended.code}", "rows": []}
+        return {"error": ended.last_line, "rows": []}
     timing: text.Record = json.loads(answer.read_text(encoding="utf-8"))
     return timing
 

@@ -16,6 +16,7 @@ from hotswap.adapters.spec import AdapterSpec
 from hotswap.checks.equivalence import Comparison, compare, first_difference
 from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.watch import watch_compiles
+from pytest_hotswap.broken import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
 
 LONGEST = 400
@@ -40,12 +41,15 @@ class Deployment:
         """The adapter to load first: the one with the most modules, the smallest of these."""
         return min(self.paths, key=lambda p: (-len(self.specs[p].modules), self.specs[p].rank))
 
+    @cached_property
+    def rescaled(self) -> Path:
+        """The first adapter with another alpha: unlike a neighbour, it is never a twin."""
+        return rescale_adapter(self.first, self.new_folder(), 3.0)
+
     def other(self, adapter: Path) -> Path:
         """Another adapter of the fleet, or a rescaled copy where there is only one."""
-        from pytest_hotswap.broken import rescale_adapter
-
         others = [path for path in self.paths if path != adapter]
-        return others[0] if others else rescale_adapter(adapter, self.new_folder(), 3.0)
+        return others[0] if others else self.rescaled
 
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
@@ -124,8 +128,6 @@ class Deployment:
         """
         from peft import PeftModel
         from peft.utils.hotswap import hotswap_adapter
-
-        from pytest_hotswap.broken import rescale_adapter
 
         model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
         model = self.subject.compile(model)

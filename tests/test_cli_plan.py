@@ -126,8 +126,20 @@ def test_names_outside_of_the_terminals_encoding_are_escaped(tmp_path: Path) -> 
     assert "\\xe9_proj: ranks 2, 8" in done.stdout
 
 
-def test_the_command_line_imports_no_torch() -> None:
-    code = "import sys, hotswap.cli.main; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("command", ["plan", "verify"])
+def test_the_help_has_examples_and_exit_codes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "-h"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: hotswap {command} ")
+    assert f"  Examples:\n    hotswap {command} " in out
+    assert "Exit codes: 0, " in out
+
+
+def test_the_command_line_starts_without_what_is_heavy() -> None:
+    heavy = {"torch", "peft", "rich", "huggingface_hub", "pytest", "hypothesis"}
+    code = f"import sys, hotswap.cli.main; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""fits: whether an adapter can be swapped into what a plan prepares; the one place of the swap rules."""
+"""fits: can an adapter be swapped into what a plan prepares; the one place of the swap rules."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def _module_findings(
         yield Finding(
             where,
             "HSW104",
-            f"the plan's rank {place.rank} is not divisible by the convolution's {place.groups} groups",
+            f"the plan's rank {place.rank} is not divisible by the convolution's "
+            f"{place.groups} groups",
             f"prepare with a multiple of {place.groups}",
         )
     for part, has, room in (

@@ -67,7 +67,7 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """Read what a safetensors file (or the one in an adapter folder) contains.
 
     The format: the header's length as 8 little-endian bytes, a JSON object, the data without holes
-    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004, HSW005, HSW006).
+    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004/005/006).
     """
     with open_weights(path) as file:
         return parse_layout(file, read_raw_header(file)).tensors

@@ -11,7 +11,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: install demo test check wheel-test lint clean
+.PHONY: install demo test check wheel-test lower-bounds lint clean
 install: $(STAMP)
 
 demo: $(STAMP)  ## run the main job on an embedded fleet
@@ -29,6 +29,9 @@ check: lint test wheel-test  ## what CI runs
 
 wheel-test: $(STAMP)  ## the tests marked wheel, against the built wheel
 	PYTHON=$(PYTHON) bash tests/run_against_wheel.sh
+
+lower-bounds:  ## the whole suite with the lowest versions that pyproject.toml allows
+	PYTHON=$(PYTHON) bash tests/run_with_lowest_versions.sh
 
 clean:
 	rm -rf $(VENV) build dist

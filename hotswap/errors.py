@@ -1,4 +1,4 @@
-"""Every error a user can meet, by cause; each also derives from what PEFT or Python raises there."""
+"""Every error a user can meet, by cause; each derives from what PEFT or Python raises there too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RankTooLargeError(AdapterError):
 
 
 class UnsupportedLayerError(HotswapError, ValueError):
-    """The model has a LoRA layer that cannot be prepared; ``layers`` maps its name to the reason."""
+    """The model has LoRA layers that cannot be prepared; ``layers`` maps name to reason."""
 
     def __init__(self, layers: dict[str, str]) -> None:
         self.layers = layers
@@ -65,6 +65,17 @@ class BusyError(HotswapError, TimeoutError):
 
 class CannotObserveError(HotswapError, RuntimeError):
     """This torch does not offer what is needed to see recompiles."""
+
+
+class MissingExtraError(HotswapError, ImportError):
+    """A feature needs a package that is installed with an extra of this distribution."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{feature} needs {package}, which is not installed; "
+            f"run: pip install 'pytest-hotswap[{extra}]'"
+        )
 
 
 class RecompileError(HotswapError, AssertionError):

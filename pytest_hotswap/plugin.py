@@ -115,7 +115,7 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Watch the compiles of a marked test, and fail it if it recompiles or nothing compiled runs."""
+    """Watch the compiles of a marked test; fail it if it recompiles or nothing compiled runs."""
     __tracebackhide__ = True
     marker = item.get_closest_marker(MARKER)
     if marker is None:

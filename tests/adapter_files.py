@@ -67,7 +67,7 @@ def write_adapter(
     extra: Tensors | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a PEFT folder; ``tensors`` replaces the weights, ``extra`` adds some, ``config`` adds keys."""
+    """Write a PEFT folder; ``tensors`` replaces weights, ``extra`` adds, ``config`` adds keys."""
     folder.mkdir(parents=True, exist_ok=True)
     modules = {"q_proj": (32, 16)} if modules is None else modules
     if tensors is None:

@@ -1,4 +1,4 @@
-"""adapter_config.json: ranks, alphas, scalings; what is refused and what is merely not supported."""
+"""adapter_config.json: ranks, alphas, scalings; what is refused, and what is not supported."""
 
 from __future__ import annotations
 

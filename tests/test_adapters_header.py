@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from adapter_files import lora_tensors, raw_safetensors, safetensors_bytes, write_adapter
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hotswap.adapters.header import TensorInfo, read_header
@@ -147,8 +147,14 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+WITHOUT_SHAPES = safetensors_bytes(
+    {f"q_proj.{part}": ("F32", ()) for part in ("lora_A.weight", "lora_B.weight", "lora_B.bias")}
+)
+
+
 @settings(deadline=None)
 @given(content=st.binary(max_size=64) | HEADERS | TENSORS, config=CONFIGS)
+@example(content=WITHOUT_SHAPES, config={"lora_bias": True})
 def test_anything_gives_a_spec_or_findings_and_never_another_exception(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, config: dict[str, Any]
 ) -> None:

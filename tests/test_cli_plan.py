@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,9 @@ def test_a_plan_that_cannot_be_saved_is_one_line(
     fleet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(fleet / "*"), "-o", str(tmp_path / "none" / "p.json")]) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "cannot write" in err
 
 
 def test_bad_adapters_are_one_line_each(
@@ -123,6 +126,36 @@ def test_names_outside_of_the_terminals_encoding_are_escaped(tmp_path: Path) -> 
     assert "\\xe9_proj: ranks 2, 8" in done.stdout
 
 
-def test_the_command_line_imports_no_torch() -> None:
-    code = "import sys, hotswap.cli.main; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("command", ["plan", "verify"])
+def test_the_help_has_examples_and_exit_codes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "-h"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: hotswap {command} ")
+    assert f"  Examples:\n    hotswap {command} " in out
+    assert "Exit codes: 0, " in out
+
+
+def test_the_command_line_starts_without_what_is_heavy() -> None:
+    heavy = {"torch", "peft", "rich", "huggingface_hub", "pytest", "hypothesis"}
+    code = f"import sys, hotswap.cli.main; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(fleet: Path) -> None:
+    command = [sys.executable, "-m", "hotswap.cli.main", "plan", str(fleet / "a")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "hotswap: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("ending", ["| head -1", ">&-"])
+def test_nobody_who_reads_the_output_is_no_traceback(fleet: Path, ending: str) -> None:
+    line = f"'{sys.executable}' -m hotswap.cli.main plan '{fleet}/*' {ending}"
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""

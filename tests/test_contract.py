@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,54 +15,92 @@ from hotswap.report.laws import LAWS
 from pytest_hotswap import HotswapContract
 
 FAULTS = """
-import torch
 from hotswap.engine.layers import lora_layers, slots
-from pytest_hotswap import PeftSubject, ReferenceSubject
-import hotswap
+from pytest_hotswap import ReferenceSubject
 
 
-class StaleRows(ReferenceSubject):
+def layers(model):
+    return lora_layers(model, "default").values()
+
+
+class Engine(ReferenceSubject):
+    base, adapters = "base", "adapters/*"
+
+
+class StaleRows(Engine):
     def swap(self, model, adapter):
-        layers = lora_layers(model, "default")
-        old = {name: [s.tensor.detach().clone() for s in slots(l, "default")] for name, l in layers.items()}
+        old = [[s.tensor.detach().clone() for s in slots(l, "default")] for l in layers(model)]
         super().swap(model, adapter)
-        with torch.no_grad():
-            for name, layer in layers.items():
-                for slot, tensor in zip(slots(layer, "default"), old[name]):
-                    rank = layer.scaling.own["default"].rank
-                    if slot.axis == 0 and rank:
-                        slot.tensor[rank:] = tensor[rank:]
-                    elif slot.axis == 1 and rank:
-                        slot.tensor[:, rank:] = tensor[:, rank:]
+        for layer, tensors in zip(layers(model), old):
+            rank = layer.scaling.own["default"].rank
+            for slot, tensor in zip(slots(layer, "default"), tensors):
+                stale = slice(rank, None)
+                where = (stale,) if slot.axis == 0 else (slice(None), stale)
+                if rank:
+                    slot.tensor.data[where] = tensor[where]
 
 
-class AlphaOverTargetRank(ReferenceSubject):
+class AlphaOverTargetRank(Engine):
     def swap(self, model, adapter):
         super().swap(model, adapter)
-        for layer in lora_layers(model, "default").values():
+        for layer in layers(model):
             layer.scaling["default"] = layer.lora_alpha["default"] / 16
 
 
-class NotAtomic(ReferenceSubject):
+class NotAtomic(Engine):
     def swap(self, model, adapter):
-        layer = next(iter(lora_layers(model, "default").values()))
-        with torch.no_grad():
-            slots(layer, "default")[0].tensor.zero_()
+        slots(next(iter(layers(model))), "default")[0].tensor.data.zero_()
         super().swap(model, adapter)
 
 
-class NeverCompiles(ReferenceSubject):
+class NeverCompiles(Engine):
     def compile(self, model):
         return model
 
 
-class MovesStorage(ReferenceSubject):
+class MovesStorage(Engine):
     def swap(self, model, adapter):
         super().swap(model, adapter)
-        for layer in lora_layers(model, "default").values():
+        for layer in layers(model):
             for slot in slots(layer, "default"):
                 slot.tensor.data = slot.tensor.data.clone()
+
+
+class PreparesAllLayersButOne(Engine):
+    def prepare(self, model, plan):
+        super().prepare(model, plan)
+        layer = list(layers(model))[-1]
+        number = float(layer.scaling["default"])
+        del layer.scaling
+        layer.scaling = {"default": number}
+
+
+class ChangesTheBase(Engine):
+    def swap(self, model, adapter):
+        super().swap(model, adapter)
+        next(iter(layers(model))).base_layer.weight.data.mul_(1.5)
 """
+COUNTED = """
+import pathlib
+from pytest_hotswap import ReferenceSubject
+
+class Counted(ReferenceSubject):
+    base, adapters = "base", "adapters/*"
+
+    def swap(self, model, adapter):
+        super().swap(model, adapter)
+        with pathlib.Path("swaps").open("a") as file:
+            file.write("x")
+"""
+FAULTY = {  # the law that each of them breaks, and what the message names
+    "StaleRows": ("swap-forgets", "self_attn.q_proj.lora_"),
+    "AlphaOverTargetRank": ("swap-equals-load", "self_attn.q_proj"),
+    "NotAtomic": ("swap-atomic", "self_attn.q_proj.lora_A"),
+    "NeverCompiles": ("zero-recompiles", "no compiled code ran"),
+    "MovesStorage": ("swap-in-place", "self_attn.q_proj.lora_A"),
+    "PreparesAllLayersButOne": ("preparation-covers", "layers.1.mlp.down_proj.scaling is a"),
+    "ChangesTheBase": ("swap-isolated", "base_layer.weight changed its values"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +113,30 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def contract(fleet: Path, subject: str, *options: str) -> tuple[int, list[dict[str, Any]]]:
-    report = fleet / f"{subject.rpartition(':')[2]}.jsonl"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs"]
-    command += ["pytest_hotswap.suite", "--hotswap-subject", subject, "--hotswap-base", "base"]
-    command += ["--hotswap-adapters", "adapters/*", "--hotswap-report", str(report), *options]
-    done = subprocess.run(command, cwd=fleet, capture_output=True, text=True)
+def pytest_report(folder: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    report = folder / "report.jsonl"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(
+        [*command, "--hotswap-report", str(report)], cwd=folder, capture_output=True, text=True
+    )
     assert report.exists(), done.stdout + done.stderr
     lines = [json.loads(line) for line in report.read_text().splitlines()]
     return done.returncode, [line for line in lines if "nodeid" in line]
+
+
+@pytest.fixture(scope="module")
+def faulty_run(fleet: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Every faulty engine on the law that it breaks, in one process."""
+    classes = [
+        f"class Test{fault}(HotswapContract):\n    subject = faults.{fault}\n" for fault in FAULTY
+    ]
+    lines = ["from pytest_hotswap import HotswapContract", "import faults", *classes]
+    (fleet / "test_faults.py").write_text("\n".join(lines))
+    tests = [
+        f"(Test{fault} and test_{law.replace('-', '_')} and not any_swap_sequence)"
+        for fault, (law, _) in FAULTY.items()
+    ]
+    return pytest_report(fleet, "test_faults.py", "-k", " or ".join(tests))
 
 
 def failed(records: list[dict[str, Any]]) -> dict[str, str]:
@@ -95,35 +149,23 @@ def test_every_law_has_a_test_and_a_control() -> None:
     assert {law for law in LAWS if f"control-of-{law}" not in names} == set()
 
 
-@pytest.mark.wheel
-def test_hotswaps_own_engine_obeys_every_law(fleet: Path) -> None:
-    code, records = contract(fleet, "pytest_hotswap:ReferenceSubject")
-    assert failed(records) == {}
-    assert {r["outcome"] for r in records} == {"passed"}
-    assert code == 0
-    assert {r["law"] for r in records} == set(LAWS)
-
-
-@pytest.mark.parametrize(
-    ("fault", "law", "named"),
-    [
-        ("StaleRows", "swap-forgets", "lora_"),
-        ("AlphaOverTargetRank", "swap-equals-load", "self_attn"),
-        ("NotAtomic", "swap-atomic", "lora_A"),
-        ("NeverCompiles", "zero-recompiles", "no compiled code ran"),
-        ("MovesStorage", "swap-in-place", "lora_"),
-    ],
-)
-def test_a_faulty_engine_fails_by_its_law(fleet: Path, fault: str, law: str, named: str) -> None:
-    selected = law.replace("-", "_")
-    code, records = contract(fleet, f"faults.py:{fault}", "-k", f"test_{selected}")
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_faulty_engine_fails_by_its_law(
+    faulty_run: tuple[int, list[dict[str, Any]]], fault: str
+) -> None:
+    code, records = faulty_run
+    law, named = FAULTY[fault]
+    own = [r for r in records if f"Test{fault}::" in r["nodeid"]]
     assert code == 1
-    assert named in failed(records)[law]
+    assert {r["law"] for r in own} == {law}
+    assert named in failed(own)[law]
 
 
 @pytest.mark.wheel
 def test_pefts_own_functions_are_neither_isolated_nor_atomic(fleet: Path) -> None:
-    code, records = contract(fleet, "pytest_hotswap:PeftSubject")
+    options = ["--hotswap-subject", "pytest_hotswap:PeftSubject", "--hotswap-base", "base"]
+    suite = ["--pyargs", "pytest_hotswap.suite", "--hotswap-adapters", "adapters/*"]
+    code, records = pytest_report(fleet, *suite, *options)
     found = failed(records)
     assert code == 1
     assert "default2" in found["swap-isolated"]
@@ -134,6 +176,25 @@ def test_pefts_own_functions_are_neither_isolated_nor_atomic(fleet: Path) -> Non
     assert {r["message"] for r in records if r["outcome"] == "skipped"} == {
         "not applicable: PEFT cannot swap to the base model"
     }
+
+
+def test_the_swaps_that_are_reported_are_the_swaps_that_were_made(fleet: Path) -> None:
+    (fleet / "counted.py").write_text(COUNTED)
+    words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-subject", "counted.py:Counted"]
+    selected = "test_zero_recompiles and not any_swap_sequence"
+    code, records = pytest_report(fleet, *words, "-k", selected)
+    assert code == 0
+    assert sum(r["swaps"] for r in records) == len((fleet / "swaps").read_text())
+    assert sum(r["recompiles"] for r in records) == 0
+
+
+def test_twins_in_the_fleet_are_no_failure(fleet: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(fleet / "adapters" / "terse", fleet / "twins" / name)
+    words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-base", "base"]
+    selected = "control_of_swap_equals_load or control_of_swap_forgets or test_swap_forgets"
+    code, records = pytest_report(fleet, *words, "--hotswap-adapters=twins/*", "-k", selected)
+    assert (code, failed(records), len(records)) == (0, {}, 3)
 
 
 def test_no_deployment_is_a_usage_error(tmp_path: Path) -> None:

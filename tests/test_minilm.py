@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from hotswap.report.laws import LAWS
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 16, "target_modules": ["query", "value"]},
@@ -50,18 +53,44 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     return [folder / name for name in CONFIGS]
 
 
-def test_three_adapters_of_a_trained_model_are_ready_to_hot_swap(
-    base: Path, adapters: list[Path]
-) -> None:
+@pytest.fixture(scope="module")
+def verified(base: Path, adapters: list[Path]) -> subprocess.CompletedProcess[str]:
     program = "import sys; from hotswap.cli.main import main; sys.exit(main())"
-    words = [*map(str, adapters), "--base", str(base), "--no-timing"]
-    ended = subprocess.run(
-        [sys.executable, "-c", program, "verify", *words],
+    pattern = str(adapters[0].parent / "*")  # as a user quotes it
+    words = ["verify", pattern, "--base", str(base), "--no-timing", "--json"]
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         check=False,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    last = ended.stdout.splitlines()[-1]
-    assert last.startswith("ready to hot-swap: 3 adapters, target rank 12, 0 recompiles in ")
+
+
+def test_three_adapters_of_a_trained_model_are_ready_to_hot_swap(
+    verified: subprocess.CompletedProcess[str],
+) -> None:
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    expected = "ready to hot-swap: 3 adapters, target rank 12, 0 recompiles in 18 swaps"
+    assert json.loads(verified.stdout)["verdict"] == expected
+
+
+def test_the_json_report_has_every_adapter_and_every_law(
+    verified: subprocess.CompletedProcess[str],
+) -> None:
+    document = json.loads(verified.stdout)
+    assert document["outcome"] == "ready"
+    assert [row["adapter"] for row in document["adapters"]] == sorted(CONFIGS)
+    assert [row["law"] for row in document["laws"]] == list(LAWS)
+    assert document["timing"] is None
+    assert (document["recompiles"], document["swaps"]) == (0, 18)
+
+
+def test_every_number_of_an_adapter_was_measured(
+    verified: subprocess.CompletedProcess[str],
+) -> None:
+    for row in json.loads(verified.stdout)["adapters"]:
+        assert row["max_error"] <= row["tolerance"]
+        assert row["effect"] > row["tolerance"]
+        assert row["recompiles"] == 0 < row["hits"]
+        assert row["moved"] == 0

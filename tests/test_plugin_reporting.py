@@ -47,7 +47,8 @@ def test_errors_in_setup(broken_setup):
 
 def test_errors_in_teardown(broken_teardown):
     pass
-
+"""
+SUBTESTS = """
 def test_has_subtests(subtests):
     for i in range(2):
         with subtests.test(i=i):
@@ -61,7 +62,6 @@ OUTCOMES = {
     "test_is_known_to_fail": ("skipped", "known"),
     "test_errors_in_setup": ("failed", "RuntimeError: setup broke"),
     "test_errors_in_teardown": ("failed", "RuntimeError: teardown broke"),
-    "test_has_subtests": ("failed", "contains 1 failed subtest"),
 }
 
 
@@ -90,6 +90,12 @@ def test_each_test_is_one_line_and_the_session_is_the_last(pytester: pytest.Pyte
     } == OUTCOMES
     assert len(tests) == len(OUTCOMES)
     assert all(line["seconds"] >= 0 for line in tests)
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="the subtests fixture is in pytest 9")
+def test_subtests_are_part_of_their_test(pytester: pytest.Pytester) -> None:
+    test, _ = run(pytester, SUBTESTS, "--hotswap-report=report.jsonl")
+    assert (test["outcome"], test["message"]) == ("failed", "contains 1 failed subtest")
 
 
 def test_properties_are_keys_and_never_hide_the_outcome(pytester: pytest.Pytester) -> None:

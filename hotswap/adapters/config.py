@@ -1,4 +1,4 @@
-"""adapter_config.json: rank, alpha and scaling per module, and the features that are not swapped."""
+"""adapter_config.json: rank, alpha and scaling per module, and features that are not swapped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read and check ``adapter_config.json``; raises UnreadableAdapterError (HSW001/002/003/101)."""
+    """Read and check the config file; raises UnreadableAdapterError (HSW001/002/003/101)."""
     folder = Path(folder)
     path = folder / CONFIG
     if not folder.is_dir():
@@ -54,7 +54,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def check_config(where: str, config: Mapping[str, Any]) -> None:
-    """Raise UnreadableAdapterError unless rank, alpha and patterns can be understood (HSW003/101)."""
+    """Raise UnreadableAdapterError unless rank, alpha and patterns make sense (HSW003/101)."""
     kind = config.get("peft_type")
     if kind != "LORA":
         found = f"peft_type is {ascii(kind)[:60]}" if kind else "peft_type is missing"
@@ -71,12 +71,12 @@ def rank_of(config: Mapping[str, Any], module: str) -> int:
 
 
 def alpha_of(config: Mapping[str, Any], module: str) -> float:
-    """The alpha that the config gives a module: the first matching alpha_pattern, else lora_alpha."""
+    """The alpha that the config gives a module: the first alpha_pattern, else lora_alpha."""
     return float(_first_match(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
 
 
 def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """The factor of ``B @ A``: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
+    """The factor of ``B @ A``: alpha / rank, with rsLoRA alpha / sqrt(rank) (arXiv:2312.03732)."""
     return alpha_of(config, module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

@@ -1,4 +1,4 @@
-"""fits: whether an adapter can be swapped into what a plan prepares; the one place of the swap rules."""
+"""fits: can an adapter be swapped into what a plan prepares; the one place of the swap rules."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     """
     findings = list(spec.findings)
     closest: dict[str, str] = {}
+    rank = spec.rank
     for name, module in spec.modules.items():
         where = f"{spec.path}::{name}"
         place = plan.modules.get(name)
@@ -42,7 +43,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
                 )
             )
             continue
-        findings += _module_findings(where, place, module, spec.rank)
+        findings += _module_findings(where, place, module, rank)
     findings += _trained_findings(plan, spec)
     return merge_alike(findings)
 
@@ -113,7 +114,8 @@ def _module_findings(
         yield Finding(
             where,
             "HSW104",
-            f"the plan's rank {place.rank} is not divisible by the convolution's {place.groups} groups",
+            f"the plan's rank {place.rank} is not divisible by the convolution's "
+            f"{place.groups} groups",
             f"prepare with a multiple of {place.groups}",
         )
     for part, has, room in (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,38 +58,52 @@ class TensorInfo:
 class FileLayout:
     """A file's tensors, and where its data part starts and how many bytes it has."""
 
-    path: Path
     tensors: dict[str, TensorInfo]
     start: int
     size: int
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
-    """Read what tensors a safetensors file (or the one in an adapter folder) contains."""
-    return read_layout(path).tensors
-
-
-def read_layout(path: str | Path) -> FileLayout:
-    """Read what a safetensors file (or the one in an adapter folder) contains, and where.
+    """Read what a safetensors file (or the one in an adapter folder) contains.
 
     The format: the header's length as 8 little-endian bytes, a JSON object, the data without holes
-    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004, HSW005, HSW006).
+    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004/005/006).
     """
+    with open_weights(path) as file:
+        return parse_layout(file, read_raw_header(file)).tensors
+
+
+def open_weights(path: str | Path) -> BufferedReader:
+    """Open a safetensors file, or the one in an adapter folder; raises UnreadableAdapterError."""
     path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
     if not path.is_file():
         _missing(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = _header_length(path, file.read(8), size)
-            text = file.read(length)
+        return path.open("rb")
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
-    tensors = _parse(path, text)
-    _check_layout(path, tensors, size - 8 - length)
-    return FileLayout(path, tensors, 8 + length, size - 8 - length)
+
+
+def read_raw_header(file: BufferedReader) -> bytes:
+    """Read the header's text from the start of an open file; raises UnreadableAdapterError (HSW005)."""
+    path = Path(file.name)
+    try:
+        size = os.fstat(file.fileno()).st_size
+        return file.read(_header_length(path, file.read(8), size))
+    except OSError as error:
+        _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
+
+
+def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
+    """Check a header against its open file; raises UnreadableAdapterError (HSW005)."""
+    path = Path(file.name)
+    start = 8 + len(header)
+    size = os.fstat(file.fileno()).st_size - start
+    tensors = _parse(path, header)
+    _check_layout(path, tensors, size)
+    return FileLayout(tensors, start, size)
 
 
 def _missing(path: Path) -> NoReturn:

@@ -74,7 +74,7 @@ class AdapterSummary:
 
 @dataclass(frozen=True, slots=True)
 class SwapPlan:
-    """Per module the largest rank of any adapter; whether preparation is needed, why, and its memory."""
+    """Per module the largest rank of any adapter; is preparation needed, why, and its memory."""
 
     modules: dict[str, ModulePlan]
     adapters: tuple[AdapterSummary, ...] = ()
@@ -156,8 +156,8 @@ class SwapPlan:
             raise HotswapError("not a swap plan: expected a JSON object with a version")
         if data["version"] != VERSION:
             raise HotswapError(
-                f"the swap plan has version {str(data['version'])[:40]}, this hotswap reads {VERSION}; "
-                "make it again with 'hotswap plan'"
+                f"the swap plan has version {str(data['version'])[:40]}, "
+                f"this hotswap reads {VERSION}; make it again with 'hotswap plan'"
             )
         try:
             plan = cls(
@@ -211,8 +211,8 @@ class SwapPlan:
 def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
     """Find what every adapter fits in, from headers only.
 
-    Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that can be
-    read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
+    Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that
+    can be read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
     """
     if isinstance(adapters, str | Path | AdapterSpec):
         adapters = [adapters]

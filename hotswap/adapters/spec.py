@@ -40,10 +40,10 @@ _SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
 class ModuleSpec:
     """What an adapter says about one module.
 
-    ``lora_A`` is (rank, in_features, *kernel), ``lora_B`` (out_features, rank / groups, 1, …). For an
-    embedding, ``in_features`` is the vocabulary and ``out_features`` the dimension. For a parameter that
-    is targeted directly, ``lora_A`` is (experts * rank, in_features), ``lora_B`` (out_features, rank *
-    experts), and ``parameters`` names what the adapter targets in that module.
+    ``lora_A`` is (rank, in_features, *kernel), ``lora_B`` (out_features, rank / groups, 1, …). For
+    an embedding, ``in_features`` is the vocabulary and ``out_features`` the dimension. For a
+    parameter that is targeted directly, ``lora_A`` is (experts * rank, in_features), ``lora_B``
+    (out_features, rank * experts), and ``parameters`` names what is targeted in that module.
     """
 
     kind: Kind
@@ -72,11 +72,12 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """One adapter: module name (without ``base_model.model.``) to ModuleSpec, and what is wrong with it.
+    """One adapter: what it says of each module, and what is wrong with it.
 
-    Beside LoRA it may carry ``saved`` tensors of whole modules (modules_to_save), ``tokens`` (module to
-    the rows that are trained), and ``copies`` of base weights, which PEFT writes for embeddings.
-    ``bytes`` counts its tensors, without copies. ``findings`` is empty for an adapter that can be swapped.
+    Module names are without ``base_model.model.``. Beside LoRA it may carry ``saved`` tensors of
+    whole modules (modules_to_save), ``tokens`` (module to the rows that are trained), and ``copies``
+    of base weights, which PEFT writes for embeddings. ``bytes`` counts its tensors, without copies.
+    ``findings`` is empty for an adapter that can be swapped.
     """
 
     path: str
@@ -100,7 +101,7 @@ class AdapterSpec:
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
-        """Read a PEFT folder; raises UnreadableAdapterError with every HSW0xx and HSW101 finding."""
+        """Read a PEFT folder; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
         findings: list[Finding] = []
         config: dict[str, Any] = {}
         tensors: dict[str, TensorInfo] = {}
@@ -121,7 +122,7 @@ class AdapterSpec:
     def from_tensors(
         cls, where: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
     ) -> AdapterSpec:
-        """Describe an adapter by its config and tensors; raises UnreadableAdapterError (HSW003/101)."""
+        """Describe an adapter by config and tensors; raises UnreadableAdapterError (HSW003/101)."""
         check_config(where, config)
         findings = [
             Finding(where, "HSW102", sentence, "train or merge the adapter without this feature")
@@ -185,12 +186,12 @@ def widest(dtypes: Iterable[str]) -> str:
 
 
 def family(module: str) -> str:
-    """A module's name with ``*`` for layer numbers: ``layers.0.q_proj`` becomes ``layers.*.q_proj``."""
+    """A module's name with ``*`` for layer numbers: ``layers.0.q_proj`` is ``layers.*.q_proj``."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
 
 
 def merge_alike(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort findings, and keep one of those that say the same of the same module of several layers."""
+    """Sort findings, and keep one of those that say the same of a module of several layers."""
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for found in sorted(set(findings)):
         path, mark, module = found.where.partition("::")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hotswap.adapters.spec import canonical
 from hotswap.engine.layers import unwrap
+from hotswap.engine.placement import forget_content
 
 _FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "merged_adapters")
 _PLACES = ("_parameters", "_buffers")
@@ -162,8 +163,12 @@ class Snapshot:
             entry.tensor.requires_grad_(entry.requires_grad)
             entry.alias.copy_(entry.values)
         for _, layer, flag, then in self._flags:
-            setattr(layer, flag, copy.copy(then))
+            now = getattr(layer, flag)  # a dict or a list, which others may hold
+            now.clear()
+            now.update(then) if isinstance(now, dict) else now.extend(then)
         for _, holder, key, config, fields in self._configs:
             holder[key] = config
             vars(config).clear()
             vars(config).update(copy.deepcopy(fields))
+        for model in self._models:
+            forget_content(model)

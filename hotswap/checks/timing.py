@@ -1,8 +1,9 @@
 """What a swap costs: without torch.compile, compiled but unprepared, compiled and prepared.
 
-Run as ``python -m hotswap.checks.timing --base PATH ADAPTER...`` it prints one JSON object, so a caller
-that must not import torch can have the numbers. The backend is inductor where a C++ compiler is found,
-else aot_eager. Compiled code of an earlier run is not reused: each first inference really compiles.
+Run as ``python -m hotswap.checks.timing --base PATH ADAPTER...`` it prints one JSON object, so a
+caller that must not import torch can have the numbers. The backend is inductor where a C++ compiler
+is found, else aot_eager. Compiled code of an earlier run is not reused: each first inference really
+compiles.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ BATCH, LENGTH = 1, 16
 class TimingRow:
     """One way to serve: seconds of the first inference and of a swap with the inference after it.
 
-    ``swap`` is the median. ``recompiles`` is None where nothing is compiled; ``error`` says why a row
-    could not be measured, and then the numbers are zero.
+    ``swap`` is the median. ``recompiles`` is None where nothing is compiled; ``error`` says why a
+    row could not be measured, and then the numbers are zero.
     """
 
     row: str

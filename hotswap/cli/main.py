@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 import hotswap
-from hotswap.cli.plan import plan
-from hotswap.cli.plan import say as _say
+from hotswap.cli import bench, plan, verify
+from hotswap.cli.terminal import say
 from hotswap.errors import AdapterError, HotswapError
 
-OK, FAILED, USAGE = 0, 1, 2
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="hotswap",
@@ -22,12 +22,16 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
+app.command("verify", epilog=verify.EPILOG)(verify.verify)
+app.command("bench")(bench.bench)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hotswap {hotswap.__version__}")
+        say(f"hotswap {hotswap.__version__}")
         raise typer.Exit(OK)
 
 
@@ -43,40 +47,30 @@ def _options(
     pass
 
 
-app.command("plan")(plan)
-
-
-@app.command(
-    "verify",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def _verify(context: typer.Context) -> None:
-    """Run the contract on a deployment and say whether it is ready to hot-swap."""
-    from hotswap.cli import verify
-
-    raise typer.Exit(verify.main(context.args))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code (0 good, 1 something is wrong, 2 wrong usage)."""
+    """Run the command line; return its exit code.
+
+    0: good; 1: something is wrong; 2: wrong usage; 130: interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == ["verify"]:  # not through typer, which would swallow the "--"
-            from hotswap.cli import verify
-
-            return verify.main(words[1:])
         return _run(words) if words else _run(["--help"]) or USAGE
     except AdapterError as error:
-        _say(*error.findings, error=True)
+        say(*error.findings, error=True)
     except (HotswapError, OSError) as error:
-        _say(f"hotswap: {error}", error=True)
+        say(f"hotswap: {error}", error=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return FAILED
 
 
 def _run(words: list[str]) -> int:
+    pytest_args: list[str] = []
+    if words[0] == "verify" and "--" in words:  # typer would swallow it
+        at = words.index("--")
+        words, pytest_args = words[:at], words[at + 1 :]
     try:
-        app(words, prog_name="hotswap")
+        app(words, prog_name="hotswap", obj=pytest_args)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else OK if ended.code is None else FAILED
     return OK

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hotswap.adapters.plan import plan as plan_fleet
+from hotswap.cli.folders import adapter_folders
+from hotswap.cli.terminal import say
+
+EPILOG = """\b
+Examples:
+  hotswap plan adapters/a adapters/b
+  hotswap plan 'adapters/*' -o hotswap-plan.json
+
+Exit codes: 0, every adapter fits; 1, one cannot be read or does not fit the others; 2, wrong usage.
+"""
 
 
 def plan(
@@ -25,16 +32,12 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Find the smallest preparation that every adapter fits in: target rank, need, memory, conflicts.
+    """Find what a fleet of adapters needs to be hot-swapped.
 
-    Reads headers only. Exits with 1 when an adapter cannot be read or does not fit the others.
+    Says the target rank to prepare for, whether preparation is needed and why, the memory it
+    costs, and which adapters do not fit. Reads headers only: no model is loaded.
     """
-    folders, unmatched = expand(adapters)
-    if unmatched:
-        for pattern in unmatched:
-            say(f"hotswap plan: no folder matches {pattern!r}", error=True)
-        raise typer.Exit(2)
-    found = plan_fleet(folders)
+    found = plan_fleet(adapter_folders("plan", adapters))
     say(json.dumps(found.to_dict(), indent=2) if as_json else found)
     if found.conflicts:
         if as_json:
@@ -43,28 +46,10 @@ def plan(
             say(f"hotswap plan: {output} is not written, there are conflicts", error=True)
         raise typer.Exit(1)
     if output is not None:
-        found.save(output)
+        try:
+            found.save(output)
+        except OSError as error:
+            reason = f"cannot write {output}: {error.strerror}"
+            say(f"hotswap plan: {reason}; give -o another file", error=True)
+            raise typer.Exit(1) from error
         say(f"saved {output}", error=True)
-
-
-def expand(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Expand patterns that the shell left alone to folders; return those and the words that match none."""
-    folders: list[str] = []
-    unmatched: list[str] = []
-    for word in words:
-        if not glob.has_magic(word) or Path(word).exists():
-            folders.append(word)
-            continue
-        found = sorted(path for path in glob.glob(word, recursive=True) if Path(path).is_dir())
-        folders += found
-        if not found:
-            unmatched.append(word)
-    return folders, unmatched
-
-
-def say(*lines: object, error: bool = False) -> None:
-    """Print lines, with escapes for what the terminal's encoding lacks."""
-    stream = sys.stderr if error else sys.stdout
-    encoding = stream.encoding or "utf-8"
-    for line in lines:
-        print(str(line).encode(encoding, "backslashreplace").decode(encoding), file=stream)

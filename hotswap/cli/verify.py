@@ -6,24 +6,24 @@ settings of the project in the current folder nor those of the environment can l
 
 from __future__ import annotations
 
-import argparse
 import glob
 import importlib.resources
+import importlib.util
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hotswap.errors import AdapterError
+import typer
+
+from hotswap.cli import child
+from hotswap.cli.folders import adapter_folders
+from hotswap.cli.terminal import say
+from hotswap.errors import AdapterError, HotswapError, MissingExtraError
 from hotswap.report import text
 
 if TYPE_CHECKING:
@@ -31,10 +31,18 @@ if TYPE_CHECKING:
     from hotswap.findings import Finding
 
 Backend = Literal["eager", "aot_eager", "inductor"]
-BACKENDS: tuple[Backend, ...] = ("eager", "aot_eager", "inductor")
 READY, NOT_READY, USAGE, INTERRUPTED = 0, 1, 2, 130
-GRACE = 10.0
-"""Seconds that an interrupted child is given to write its last records."""
+EPILOG = """\b
+Examples:
+  hotswap verify --demo
+  hotswap verify 'adapters/*' --base path/to/base
+  hotswap verify 'adapters/*' --base path/to/base -- -k swap -n 2
+
+What follows -- goes to pytest: -k selects laws, -n 2 spreads them over processes.
+
+Exit codes: 0, ready; 1, a law or an adapter failed or did not run; 2, wrong usage, or nothing was
+verified; 130, Ctrl-C, after what was found until then.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +60,56 @@ class Request:
     pytest_args: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a child process ended; ``output`` is what it printed, standard error included."""
+def verify(
+    context: typer.Context,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ADAPTER", help="Adapter folders, or patterns like 'adapters/*'."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Folder of the base model.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Write a small model and four adapters, and verify them.")
+    ] = False,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUBJECT",
+            help="Code that loads, prepares, compiles and swaps, as module:Class or file.py:Class;"
+            " hotswap's own if not given.",
+        ),
+    ] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="Backend of torch.compile while the laws are checked.")
+    ] = "eager",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    no_timing: Annotated[
+        bool, typer.Option("--no-timing", help="Leave out the timing table.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what pytest prints.")] = False,
+) -> None:
+    """Prove that a fleet of adapters can be hot-swapped.
 
-    code: int
-    output: str
-    interrupted: bool
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command with the words after ``hotswap verify``; return the exit code."""
-    own, rest = _split(argv)
-    try:
-        options = _parser().parse_args(own)
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else USAGE
-    return verify(
-        Request(
-            adapters=tuple(options.adapters),
-            base=options.base,
-            subject=options.subject,
-            backend=options.backend,
-            demo=options.demo,
-            as_json=options.as_json,
-            timing=not options.no_timing,
-            verbose=options.verbose,
-            pytest_args=tuple(rest),
-        )
-    )
-
-
-def verify(request: Request) -> int:
-    """Verify a deployment, print the report, and return the exit code.
-
-    0: ready; 1: a law or an adapter failed, or did not run; 2: the call was wrong, or nothing was
-    verified; 130: interrupted, after printing what was found until then.
+    Loads, prepares and compiles the base model, swaps every adapter in, and checks the laws of
+    hot-swapping, each with a control that shows that the check can fail. The last line says
+    whether the fleet is ready to hot-swap, or what is wrong.
     """
+    request = Request(
+        adapters=tuple(adapter_folders("verify", adapters or ())),
+        base=base,
+        subject=subject,
+        backend=backend,
+        demo=demo,
+        as_json=as_json,
+        timing=not no_timing,
+        verbose=verbose,
+        pytest_args=tuple(context.obj),
+    )
+    raise typer.Exit(_answer(request))
+
+
+def _answer(request: Request) -> int:
     problem = _usage_problem(request)
     if problem:
         return _refuse(problem)
@@ -98,56 +119,121 @@ def verify(request: Request) -> int:
                 request = _with_demo(request, Path(folder))
             return _verify(request, Path(folder))
         except KeyboardInterrupt:
-            _say("interrupted; nothing was verified")
+            say("interrupted; nothing was verified", error=True)
             return INTERRUPTED
-        except ChildError as error:
-            _say(error.output)
-            return _refuse(str(error))
 
 
-class ChildError(Exception):
-    """A child process that the report needs ended without doing its work."""
+def _usage_problem(request: Request) -> str | None:
+    if _wants_xdist(request.pytest_args) and importlib.util.find_spec("xdist") is None:
+        return str(MissingExtraError("-n", "pytest-xdist", "xdist"))
+    if request.demo:
+        if request.base or request.adapters:
+            return "--demo brings its own base model and adapters; leave out ADAPTER and --base"
+        return None
+    seen: dict[str, str] = {}
+    for path in request.adapters:
+        name = Path(path).resolve().name
+        if name in seen:
+            return (
+                f"{seen[name]} and {path} have the same name, so the report could not tell them"
+                " apart; rename one of the folders"
+            )
+        seen[name] = path
+    if request.base is not None and not Path(request.base).is_dir():
+        return f"--base {request.base}: no such folder; give the folder of the base model"
+    if request.subject:
+        return None  # a subject may name its own base model and adapters
+    if not request.adapters:
+        return "no adapters; give adapter folders and --base PATH, or try hotswap verify --demo"
+    if request.base is None:
+        return "no base model; give --base PATH, the folder of the model the adapters belong to"
+    if not Path(request.base, "config.json").is_file():
+        return (
+            f"--base {request.base}: no config.json in it; give a folder that the model's"
+            " save_pretrained wrote"
+        )
+    return None
 
-    def __init__(self, message: str, output: str) -> None:
-        self.output = output
-        super().__init__(message)
+
+def _wants_xdist(pytest_args: Sequence[str]) -> bool:
+    return any(word.startswith(("-n", "--numprocesses")) for word in pytest_args)
+
+
+def _with_demo(request: Request, folder: Path) -> Request:
+    """Write the demo in a child process and name its folders, as a user would."""
+    from hotswap.cli.demo import demo_paths
+
+    command = [sys.executable, "-m", "hotswap.cli.demo", str(folder)]
+    ended = child.run(command, folder / "demo.txt", lambda: "writing a model and four adapters")
+    if ended.interrupted:
+        raise KeyboardInterrupt
+    if ended.code:
+        raise HotswapError(f"the demo could not be written: {ended.last_line}")
+    base, adapters = demo_paths(folder)
+    return replace(request, base=str(base), adapters=tuple(str(path) for path in adapters))
 
 
 def _verify(request: Request, folder: Path) -> int:
-    plan: SwapPlan | None = None
-    if request.adapters:
-        plan, findings = _plan_of(request.adapters)
-        if plan is None or findings:
-            for finding in findings:
-                print(finding, file=sys.stderr)
-            return NOT_READY
-        if not request.as_json:
-            print(plan, flush=True)
-            print(flush=True)
+    plan, findings = _plan_of(request.adapters)
+    if plan is not None and not request.as_json:
+        say(plan, "")
+    if findings:
+        return _report_findings(request, plan, findings)
     report = folder / "report.jsonl"
-    ended = _run(_pytest_command(request, report), folder / "pytest.txt", lambda: _progress(report))
+    command = _pytest_command(request, report)
+    ended = child.run(command, folder / "pytest.txt", lambda: progress(report))
     results = text.Results.read(report)
     if request.verbose:
-        _say(ended.output)
+        say(ended.output.rstrip(), error=True)
     if not ended.interrupted:
         if not any(record.get("law") for record in results.records):
-            if not request.verbose:
-                _say(ended.output)
-            return _refuse("nothing was verified")
+            return _refuse_run(request, results, ended.output)
         if results.exitstatus is None and not request.verbose:
-            _say(ended.output)
+            say(ended.output.rstrip(), error=True)
     names = _names(plan, results)
     timing = None if ended.interrupted else _timing(request, folder)
     if timing is not None and timing.pop("interrupted", False):
         ended = replace(ended, interrupted=True)
     verdict = text.verdict(results, names, target_rank=plan.target_rank if plan else None)
     if request.as_json:
-        print(_json(plan, results, names, timing, verdict))
+        say(_json(plan, results, names, timing, verdict))
     else:
         _print_report(results, names, timing, verdict)
     if ended.interrupted:
         return INTERRUPTED
     return READY if verdict.ready else NOT_READY
+
+
+def _plan_of(adapters: Sequence[str]) -> tuple[SwapPlan | None, tuple[Finding, ...]]:
+    """Plan from the files' headers alone; None for a subject that names its own adapters."""
+    from hotswap.adapters.plan import plan
+
+    if not adapters:
+        return None, ()
+    try:
+        made = plan(adapters)
+    except AdapterError as error:
+        return None, error.findings
+    return made, made.conflicts
+
+
+def _report_findings(request: Request, plan: SwapPlan | None, findings: Sequence[Finding]) -> int:
+    """Say why the files of the adapters rule out a run."""
+    if plan is None or request.as_json:  # else they stand in the plan
+        say(*findings, error=True)
+    count = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}"
+    line = f"not ready: {count} in the files of the adapters, so nothing was run"
+    verdict = text.Verdict("not ready", line)
+    say(_json(plan, text.Results(), (), None, verdict) if request.as_json else verdict.line)
+    return NOT_READY
+
+
+def _refuse_run(request: Request, results: text.Results, output: str) -> int:
+    """Say why no law was tried: what each failing record says, or else what pytest printed."""
+    messages = dict.fromkeys(str(r["message"]) for r in results.records if r.get("message"))
+    if not messages and not request.verbose:
+        say(output.rstrip(), error=True)
+    return _refuse(": ".join(["nothing was verified", *messages]))
 
 
 def _print_report(
@@ -156,11 +242,11 @@ def _print_report(
     timing: text.Record | None,
     verdict: text.Verdict,
 ) -> None:
-    print(text.adapter_table(text.adapter_rows(results, names)), end="\n\n")
-    print(text.law_table(text.law_rows(results)), end="\n\n")
+    say(text.adapter_table(text.adapter_rows(results, names)), "")
+    say(text.law_table(text.law_rows(results)), "")
     if timing is not None:
-        print(text.timing_table(timing), end="\n\n")
-    print(verdict.line, flush=True)
+        say(text.timing_table(timing), "")
+    say(verdict.line)
 
 
 def _json(
@@ -192,96 +278,6 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    words = list(argv)
-    if "--" not in words:
-        return words, []
-    at = words.index("--")
-    return words[:at], words[at + 1 :]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hotswap verify",
-        usage="hotswap verify (ADAPTER... --base PATH | --demo) [options] [-- PYTEST_ARGS]",
-        description="Run the hot-swap contract on a base model and its adapters.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("adapters", nargs="*", metavar="ADAPTER", help="adapter folders")
-    parser.add_argument("--base", metavar="PATH", help="folder of the base model")
-    parser.add_argument(
-        "--subject", metavar="SUBJECT", help="deployment under test: module:Class or file.py:Class"
-    )
-    parser.add_argument(
-        "--backend", choices=BACKENDS, default="eager", help="torch.compile backend of the contract"
-    )
-    parser.add_argument("--demo", action="store_true", help="write a small fleet and verify it")
-    parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
-    parser.add_argument("--no-timing", action="store_true", help="leave out the timing table")
-    parser.add_argument("--verbose", action="store_true", help="show what pytest prints")
-    return parser
-
-
-def _usage_problem(request: Request) -> str | None:
-    if request.backend not in BACKENDS:
-        return f"unknown backend {request.backend!r}; choose from {', '.join(BACKENDS)}"
-    if request.demo:
-        if request.base or request.adapters:
-            return "--demo brings its own base model and adapters; leave out ADAPTER and --base"
-        return None
-    seen: dict[str, str] = {}
-    for path in request.adapters:
-        name = Path(path).resolve().name
-        if name in seen:
-            return (
-                f"{seen[name]} and {path} have the same name; the report could not tell them apart"
-            )
-        seen[name] = path
-    if request.base and not Path(request.base).is_dir():
-        return f"--base {request.base}: no such folder; give the folder of the base model"
-    if request.subject:
-        return None  # a subject may name its own base model and adapters
-    if not request.adapters:
-        return "no adapters; give adapter folders and --base PATH, or try hotswap verify --demo"
-    if not request.base:
-        return "no base model; give --base PATH, the folder of the model the adapters belong to"
-    return None
-
-
-def _with_demo(request: Request, folder: Path) -> Request:
-    """Write the demo in a child process and name its folders, as a user would."""
-    from hotswap.cli.demo import demo_paths
-
-    command = [sys.executable, "-m", "hotswap.cli.demo", str(folder)]
-    ended = _run(command, folder / "demo.txt", lambda: "writing a model and four adapters")
-    if ended.interrupted:
-        raise KeyboardInterrupt
-    if ended.code:
-        raise ChildError("the demo could not be written", ended.output)
-    base, adapters = demo_paths(folder)
-    return replace(request, base=str(base), adapters=tuple(str(path) for path in adapters))
-
-
-def _plan_of(adapters: Sequence[str]) -> tuple[SwapPlan | None, list[Finding]]:
-    """Plan from the files' headers alone; every finding of every adapter, not only the first."""
-    from hotswap.adapters.plan import plan
-    from hotswap.adapters.spec import AdapterSpec
-
-    specs: list[AdapterSpec] = []
-    findings: list[Finding] = []
-    for path in adapters:
-        try:
-            specs.append(AdapterSpec.read(path))
-        except AdapterError as error:
-            findings += error.findings
-    for spec in specs:
-        findings += spec.findings
-    if len(specs) < len(adapters):
-        return None, sorted(set(findings))
-    made = plan(specs)
-    return made, sorted({*findings, *made.conflicts})
-
-
 def _names(plan: SwapPlan | None, results: text.Results) -> tuple[str, ...]:
     reported = text.adapter_names(results)
     if plan is None:
@@ -302,12 +298,6 @@ def _pytest_command(request: Request, report: Path) -> list[str]:
     return [*command, "--hotswap-report", str(report), *request.pytest_args]
 
 
-def _environment() -> dict[str, str]:
-    """The environment without what would change the selection of tests behind the user's back."""
-    leaks = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-    return {key: value for key, value in os.environ.items() if key not in leaks}
-
-
 def _timing(request: Request, folder: Path) -> text.Record | None:
     """Measure in a child process; what goes wrong is said in the table, and changes no verdict."""
     if not request.timing:
@@ -316,81 +306,26 @@ def _timing(request: Request, folder: Path) -> text.Record | None:
         return {"error": "timing needs ADAPTER... and --base", "rows": []}
     command = [sys.executable, "-m", "hotswap.checks.timing", "--base", request.base]
     answer = folder / "timing.json"
-    ended = _run(
+    ended = child.run(
         [*command, "--output", str(answer), "--", *request.adapters],
         folder / "timing.txt",
-        lambda: "timing",
+        lambda: "timing: no compile, compiled unprepared, compiled prepared",
     )
     if ended.interrupted:
         return {"error": "interrupted", "rows": [], "interrupted": True}
     if ended.code or not answer.exists():
-        lines = [line for line in ended.output.splitlines() if line.strip()]
-        return {"error": lines[-1] if lines else f"exit code {ended.code}", "rows": []}
+        return {"error": ended.last_line, "rows": []}
     timing: text.Record = json.loads(answer.read_text(encoding="utf-8"))
     return timing
 
 
-def _run(command: Sequence[str], output: Path, status: Callable[[], str]) -> Ended:
-    """Run a child to its end with its output in a file; Ctrl-C lets it finish its report first."""
-    interrupted = False
-    with output.open("wb") as sink:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=_environment()
-        )
-        try:
-            _wait(child, status)
-        except KeyboardInterrupt:
-            interrupted = True
-            _stop(child)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-    shown = output.read_text(encoding="utf-8", errors="replace")
-    return Ended(child.returncode, shown, interrupted or child.returncode == -signal.SIGINT)
-
-
-def _wait(child: subprocess.Popen[bytes], status: Callable[[], str]) -> None:
-    with _progress_line() as show:
-        while child.poll() is None:
-            show(status())
-            time.sleep(0.1)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End a child: a terminal's Ctrl-C has reached it already, a signal to this process has not."""
-    for name in (None, signal.SIGINT):
-        try:
-            if name is not None:
-                child.send_signal(name)
-            child.wait(timeout=GRACE)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            continue
-        return
-
-
-@contextmanager
-def _progress_line() -> Iterator[Callable[[str], None]]:
-    """A line on standard error that is rewritten; silent when that is not a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as shown:
-        yield lambda line: shown.update(line)
-
-
-def _progress(report: Path) -> str:
+def progress(report: Path) -> str:
+    """Say how far the run is, from the records written until now."""
     records = text.Results.read(report).records
     last = f", last: {records[-1].get('law') or 'a test'}" if records else ""
     return f"verifying: {len(records)} tests done{last}"
 
 
-def _say(message: str) -> None:
-    print(message.rstrip(), file=sys.stderr, flush=True)
-
-
 def _refuse(problem: str) -> int:
-    _say(f"hotswap verify: {problem}")
+    say(f"hotswap verify: {problem}", error=True)
     return USAGE

@@ -85,6 +85,14 @@ class Slot:
         split = torch.unflatten(whole, self.axis, (self.blocks, -1))
         return split.narrow(self.axis + 1, 0, length // self.blocks)
 
+    def rest(self, whole: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+        """What a tensor of another shape does not fill of the whole, a view; without one all of it."""
+        if self.axis is None or shape is None:
+            return whole
+        length, room = shape[self.axis] // self.blocks, whole.shape[self.axis] // self.blocks
+        split = torch.unflatten(whole, self.axis, (self.blocks, -1))
+        return split.narrow(self.axis + 1, length, room - length)
+
     def split(self, value: Tensor, like: Tensor) -> Tensor:
         """View a whole value in the shape that ``part`` gave for it."""
         return value if value.shape == like.shape else value.reshape(like.shape)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+import xxhash
 from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
@@ -37,7 +38,10 @@ DTYPES = {
 """What safetensors calls torch's dtypes."""
 
 
-@dataclass(slots=True)
+Records = list[tuple[dict[str, Any], Any]]
+
+
+@dataclass(slots=True, weakref_slot=True)
 class Content:
     """An adapter ready to be put in place: its bytes, and what else must say that it is there.
 
@@ -47,9 +51,28 @@ class Content:
 
     label: str | None
     image: Arena
-    digest: str
-    records: list[tuple[dict[str, Any], Any]]
+    records: Records
     fields: dict[str, Any] | None
+    _digest: str | None = None
+    _changed: tuple[weakref.ref[Content], Records] | None = None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the bytes (128 bits of XXH3); equal bytes have equal ones."""
+        if self._digest is None:
+            digest = xxhash.xxh3_128()
+            for buffer in self.image.buffers.values():
+                digest.update(buffer.cpu().numpy().data)
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    def changed_from(self, before: Content) -> Records:
+        """The records that differ from those of another content; kept for the last one asked for."""
+        if self._changed is None or self._changed[0]() is not before:
+            pairs = zip(self.records, before.records, strict=True)
+            changed = [mine for mine, theirs in pairs if mine[1] != theirs[1]]
+            self._changed = weakref.ref(before), changed
+        return self._changed[1]
 
 
 @dataclass(slots=True)
@@ -68,13 +91,18 @@ class Placement:
     envelope: SwapPlan
     label: str | None
     content: Content | None = None
-    staging: Arena | None = None
-    undo: Arena | None = None
+    recipes: list[Any] = field(default_factory=list)  # stage.py's: how adapters are laid out here
+    _staging: list[tuple[Arena, weakref.ref[Content] | None]] = field(default_factory=list)
+    _undo: Arena | None = None
+    _versions: list[int] | None = None
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
+    _tensors: list[Tensor] = field(default_factory=list)
+    _buffers: list[dict[str, Any]] = field(default_factory=list)  # of the Scalings
     _anchors: tuple[list[dict[str, Any]], list[str], list[int]] = field(
         default_factory=lambda: ([], [], [])
     )
+    _merged: list[list[str]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
     @classmethod
@@ -94,7 +122,10 @@ class Placement:
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[tensor for tensor in tensors if _has_version(tensor)],
+            _tensors=[slot.tensor for slot in slots],
+            _buffers=[layer.scaling._buffers for layer in layers.values()],
             _anchors=_anchors(model, layers, slots, name),
+            _merged=[layer.merged_adapters for layer in layers.values()],
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache
                 for layer in layers.values()
@@ -119,42 +150,66 @@ class Placement:
         """Whether a tensor is not where the arena has it, looking at every one."""
         if self.arena is None:
             return True
-        here = [slot.tensor.data_ptr() for slot in self.slots]
-        here += [layer.scaling[self.name].data_ptr() for layer in self.layers.values()]
-        return here != self.arena.addresses
+        here = [*self._tensors, *(buffers[self.name] for buffers in self._buffers)]
+        return list(map(Tensor.data_ptr, here)) != self.arena.addresses
 
     def require_unmerged(self) -> None:
         """Raise HotswapError if an adapter is merged into a base weight."""
-        for name, layer in self.layers.items():
-            if layer.merged_adapters:
-                raise HotswapError(
-                    f"{name} has merged adapters {layer.merged_adapters}; call unmerge_adapter() "
-                    "(unfuse_lora() of a pipeline) before a swap"
-                )
+        if not any(self._merged):
+            return
+        name = next(name for name, layer in self.layers.items() if layer.merged_adapters)
+        raise HotswapError(
+            f"{name} has merged adapters {self.layers[name].merged_adapters}; call unmerge_adapter() "
+            "(unfuse_lora() of a pipeline) before a swap"
+        )
 
     def require_resident(self) -> None:
         """Raise HotswapError if a tensor is on the meta device, where a copy does nothing."""
+        if self.arena is not None:
+            return  # its tensors are where they were when it was made
         away = next((slot.name for slot in self.slots if slot.tensor.is_meta), None)
         if away is not None:
             raise HotswapError(
                 f"{away} is on the meta device (offloaded); load the model without offloading"
             )
 
+    def staging(self) -> Arena:
+        """A buffer to stage an adapter in: one of two, which does not hold what is in place."""
+        in_place = self.content.image if self.content is not None else None
+        for index, (image, user) in enumerate(self._staging):
+            if image is not in_place:
+                content = user() if user is not None else None
+                if content is not None:
+                    _ = content.digest  # somebody keeps it, and its bytes are about to go
+                self._staging[index] = image, None
+                return image
+        self._staging.append((self.layout.new(torch.device("cpu")), None))
+        return self._staging[-1][0]
+
+    def stages_in(self, image: Arena) -> bool:
+        """Whether an image is one of the buffers that ``staging`` gives."""
+        return any(image is buffer for buffer, _ in self._staging)
+
     def put(self, content: Content, *, undo: Arena | None = None) -> None:
         """Put an adapter in place, all or nothing: on any exception everything is as it was.
 
-        ``undo`` has the weights that are in place now; they are copied first if it is not given.
+        ``undo`` has the weights that are in place now, those of the last content; if it is not given,
+        they are copied first, unless nobody wrote them since.
         """
-        if self.arena is None:
-            self.require_resident()
+        self.require_resident()
+        given = undo is not None
         if undo is None or self.arena is None:
-            undo = self._copy_of_now()
+            undo = self._now()
         scales = [scale.clone() for scale in self._scales]
-        records = [(holder, holder.get(self.name)) for holder, _ in content.records]
+        after = content.records
+        if given and self.content is not None:
+            after = content.changed_from(self.content)
+        records = [(holder, holder.get(self.name)) for holder, _ in after]
         fields = dict(vars(self.config)) if self.config is not None else None
         before = self.content, self.label
+        self._versions = None
         try:
-            self._follow(content.records, content.fields)
+            self._follow(after, content.fields)
             self.content, self.label = content, content.label
             self._write(content.image)
         except BaseException:
@@ -166,14 +221,33 @@ class Placement:
             self.content, self.label = before
             raise
 
-    def _copy_of_now(self) -> Arena:
-        if self.undo is None:
-            self.undo = self.layout.new()
+    def put_staged(self, content: Content) -> None:
+        """Put in place what was written into the buffer that ``staging`` gave last."""
+        self._staging = [
+            (image, weakref.ref(content) if image is content.image else user)
+            for image, user in self._staging
+        ]
+        self.put(content)
+        self._versions = self._seen()
+
+    def _seen(self) -> list[int] | None:
+        """The version counters, which every write in place raises, but for one through ``.data``."""
+        if self.arena is None or len(self._versioned) < len(self.slots) + len(self.layers):
+            return None
+        return [tensor._version for tensor in self._versioned]
+
+    def _now(self) -> Arena:
+        """The bytes in place: the content's, if nobody wrote since, else a copy."""
+        unchanged = self._versions is not None and self._versions == self._seen()
+        if self.content is not None and unchanged:
+            return self.content.image
+        if self._undo is None:
+            self._undo = self.layout.new()
         if self.arena is not None:
-            self.undo.copy(self.arena)
+            self._undo.copy(self.arena)
         else:
-            torch._foreach_copy_(self.undo.views, self.targets)
-        return self.undo
+            torch._foreach_copy_(self._undo.views, self.targets)
+        return self._undo
 
     def _write(self, image: Arena) -> None:
         with torch.no_grad():
@@ -189,9 +263,7 @@ class Placement:
         for cache in self._caches:
             cache.clear()
 
-    def _follow(
-        self, records: list[tuple[dict[str, Any], Any]], fields: dict[str, Any] | None
-    ) -> None:
+    def _follow(self, records: Records, fields: dict[str, Any] | None) -> None:
         for holder, value in records:
             holder[self.name] = value
         if self.config is None:
@@ -276,6 +348,13 @@ def placement_of(model: nn.Module, name: str) -> Placement:
         placement = prepared.placements[name] = Placement.of(root, name)
         placement.label = label
     return placement
+
+
+def forget_content(model: nn.Module) -> None:
+    """Note that something else has written a model's adapters, so what is in place is not known."""
+    for placement in prepared_of(model).placements.values():
+        placement.content = None
+        placement._versions = None
 
 
 def require_prepared(model: nn.Module, name: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,13 @@ from peft import LoraConfig, PeftConfig
 from torch import Tensor
 
 from hotswap.adapters.config import CONFIG, read_config
-from hotswap.adapters.header import TensorInfo, read_layout
+from hotswap.adapters.header import (
+    FileLayout,
+    TensorInfo,
+    open_weights,
+    parse_layout,
+    read_raw_header,
+)
 from hotswap.adapters.spec import AdapterSpec, canonical
 from hotswap.engine.placement import DTYPES
 from hotswap.errors import AdapterError, UnreadableAdapterError
@@ -21,12 +31,28 @@ from hotswap.findings import Finding, has_code
 
 Adapter = str | Path | Mapping[str, Tensor]
 _TORCH = {word: dtype for dtype, word in DTYPES.items()}
+_KEPT = 64  # descriptions
 _kept = threading.local()
+
+
+@dataclass(slots=True)
+class Description:
+    """What is known of an adapter without its values; adapters of one recipe share it.
+
+    ``names`` are the canonical names of its tensors, in the order in which they are given; of a file
+    ``views`` are its tensors in the buffer that it was read into last.
+    """
+
+    spec: AdapterSpec
+    names: tuple[str, ...]
+    config: LoraConfig
+    layout: FileLayout | None = None
+    views: tuple[Tensor, list[Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An adapter in memory; ``tensors`` by their canonical names, of a file until the next is read."""
+    """An adapter in memory; the tensors of a file are valid until this thread reads the next one."""
 
     label: str
     spec: AdapterSpec
@@ -44,25 +70,67 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Sour
         return _from_state_dict(adapter, config)
     path = _located(adapter, hub)
     fields = _fields(path) if config is None else _plain(config)
-    layout = read_layout(path)
-    spec = AdapterSpec.from_tensors(str(adapter), fields, layout.tensors)
-    if has_code(spec.findings, "HSW102"):
-        raise AdapterError(spec.findings)  # PEFT may not even build a config with such a feature
+    with open_weights(path) as file:
+        known = _describe(str(adapter), file, fields, config)
+        tensors = dict(zip(known.names, _read_data(file, known), strict=True))
+    return Source(str(adapter), replace(known.spec, path=str(adapter)), tensors, known.config)
+
+
+def _describe(
+    label: str, file: BufferedReader, fields: dict[str, Any], config: LoraConfig | None
+) -> Description:
+    header = read_raw_header(file)
+    key = json.dumps(fields, sort_keys=True, default=str), header, os.fstat(file.fileno()).st_size
+    known = _descriptions().get(key)
+    if known is None:
+        layout = parse_layout(file, header)
+        spec = AdapterSpec.from_tensors(label, fields, layout.tensors)
+        if has_code(spec.findings, "HSW102"):
+            raise AdapterError(
+                spec.findings
+            )  # PEFT may not even build a config with such a feature
+        names = tuple(canonical(name) for name in layout.tensors)
+        config = PeftConfig.from_peft_type(**fields) if config is None else config
+        known = Description(spec, names, config, layout)
+        _keep(key, known)
+    return known
+
+
+def _read_data(file: BufferedReader, known: Description) -> list[Tensor]:
+    layout = known.layout
+    if layout is None:
+        raise TypeError("a state dict has no file")
     data = _buffer(layout.size)
-    with layout.path.open("rb") as file:
+    try:
         file.seek(layout.start)
         got = file.readinto(data.numpy().data) if layout.size else 0
+    except OSError as error:
+        text = f"cannot be read: {error.strerror or error}"
+        remedy = "check the file and its permissions"
+        raise UnreadableAdapterError([Finding(file.name, "HSW005", text, remedy)]) from error
     if got != layout.size:
         text = f"the file has shrunk while it was read: {got} of {layout.size} bytes"
-        raise UnreadableAdapterError([Finding(str(layout.path), "HSW005", text, "load it again")])
-    tensors = {
-        canonical(name): _view(data, info)
-        for name, info in layout.tensors.items()
-        if info.dtype in _TORCH  # of the others, the spec has a finding
-    }
-    if config is None:
-        config = PeftConfig.from_peft_type(**fields)
-    return Source(str(adapter), spec, tensors, config)
+        raise UnreadableAdapterError([Finding(file.name, "HSW005", text, "load it again")])
+    if known.views is None or known.views[0] is not _kept.buffer:
+        known.views = _kept.buffer, [_view(data, info) for info in layout.tensors.values()]
+    return known.views[1]
+
+
+def _descriptions() -> OrderedDict[Hashable, Description]:
+    """The descriptions of this thread's last adapters, by what they were made from."""
+    if not hasattr(_kept, "descriptions"):
+        _kept.descriptions = OrderedDict()
+    found: OrderedDict[Hashable, Description] = _kept.descriptions
+    return found
+
+
+def _keep(key: Hashable, description: Description) -> None:
+    if description.spec.findings:
+        return  # they name the file
+    kept = _descriptions()
+    kept[key] = description
+    while len(kept) > _KEPT:
+        kept.popitem(last=False)
 
 
 def config_of(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> LoraConfig:
@@ -95,8 +163,12 @@ def _buffer(size: int) -> Tensor:
 
 
 def _view(data: Tensor, info: TensorInfo) -> Tensor:
-    dtype = _TORCH[info.dtype]
+    dtype = _TORCH.get(
+        info.dtype, torch.uint8
+    )  # of a dtype that torch lacks, the spec has a finding
     piece = data[info.start : info.end]
+    if dtype is torch.uint8 and info.dtype != "U8":
+        return piece
     if info.start % dtype.itemsize:
         piece = piece.clone()  # a file may be packed tighter than its dtypes
     return piece.view(dtype).view(info.shape)
@@ -109,13 +181,19 @@ def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -
             raise ValueError(
                 f"the state dict has {name} = {type(value).__name__}, expected a tensor"
             )
-    infos = {
-        name: TensorInfo(DTYPES.get(value.dtype, str(value.dtype)), tuple(value.shape), 0, 0)
-        for name, value in adapter.items()
-    }
-    spec = AdapterSpec.from_tensors("state dict", _plain(config), infos)
-    tensors = {canonical(name): value.detach() for name, value in adapter.items()}
-    return Source("state dict", spec, tensors, config)
+    values = list(adapter.values())
+    key = (repr(config), tuple(adapter), tuple((value.shape, value.dtype) for value in values))
+    known = _descriptions().get(key)
+    if known is None:
+        infos = {
+            name: TensorInfo(DTYPES.get(value.dtype, str(value.dtype)), tuple(value.shape), 0, 0)
+            for name, value in zip(adapter, values, strict=True)
+        }
+        spec = AdapterSpec.from_tensors("state dict", _plain(config), infos)
+        known = Description(spec, tuple(canonical(name) for name in adapter), config)
+        _keep(key, known)
+    tensors = dict(zip(known.names, values, strict=True))
+    return Source("state dict", known.spec, tensors, known.config)
 
 
 def _plain(config: LoraConfig) -> dict[str, Any]:

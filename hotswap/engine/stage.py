@@ -6,14 +6,13 @@ import dataclasses
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from hotswap.adapters.fit import fits
-from hotswap.adapters.spec import canonical
+from hotswap.adapters.spec import ModuleSpec, canonical
 from hotswap.engine.arena import Arena
 from hotswap.engine.layers import norm_of
-from hotswap.engine.placement import Content, Placement
+from hotswap.engine.placement import Content, Placement, Records
 from hotswap.engine.scalings import Own
 from hotswap.engine.source import Source
 from hotswap.engine.trained import own_content
@@ -21,17 +20,99 @@ from hotswap.errors import AdapterError, RankTooLargeError
 from hotswap.findings import Finding, has_code
 
 # config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
+_KEPT = 16  # recipes of a placement
+_NO_MODULES: dict[str, ModuleSpec] = {}  # those of the base model
 _SLOT_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "revision"}
     | {"runtime_config", "task_type"}
 )
 
 
+class Recipe:
+    """How adapters of one description are laid out in a placement: worked out once, used at every swap.
+
+    ``copied`` are (index of a slot, name of the tensor) pairs, ``later`` the slots whose DoRA magnitude is
+    computed.
+    """
+
+    def __init__(self, placement: Placement, source: Source | None) -> None:
+        given = source.tensors if source is not None else {}
+        self.modules = modules = source.spec.modules if source is not None else _NO_MODULES
+        self.defaults: list[int] = []
+        self.zeroed: list[int] = []
+        self.copied: list[tuple[int, str]] = []
+        self.rows: list[tuple[int, list[int]]] = []
+        self.later: list[int] = []
+        self.norms: dict[int, Tensor] = {}
+        self.shapes = {name: tensor.shape for name, tensor in given.items()}
+        for index, slot in enumerate(placement.slots):
+            there = slot.name in given
+            if slot.role == "tokens":
+                self.defaults.append(index)
+                if there and source is not None:
+                    rows = source.spec.tokens[slot.module].indices
+                    self.rows.append((index, [slot.rows.index(row) for row in rows]))
+            elif slot.role == "magnitude" and not there:
+                self.later.append(index)
+            elif there:
+                self.copied.append((index, slot.name))
+                if tuple(self.shapes[slot.name]) != tuple(slot.tensor.shape):
+                    self.zeroed.append(index)
+            else:
+                (self.zeroed if slot.default is None else self.defaults).append(index)
+        self.reshaped = [
+            place
+            for place, (index, name) in enumerate(self.copied)
+            if placement.slots[index].blocks > 1 and index in self.zeroed
+        ]
+        scalings = [modules[n].scaling if n in modules else 0.0 for n in placement.layers]
+        self.constants = [
+            default
+            for index in self.defaults
+            if (default := placement.slots[index].default) is not None
+        ]
+        self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
+        self.records = _records(placement, source)
+        self.fields = _fields(source)
+        self._bound: dict[int, tuple[Arena, list[Tensor], list[Tensor]]] = {}
+
+    def bound(self, placement: Placement, image: Arena) -> tuple[list[Tensor], list[Tensor]]:
+        """The views of an image that are zeroed, and those that are copied to, the scalings last."""
+        known = self._bound.get(id(image))
+        if known is None:
+            slots, views = placement.slots, image.views
+            parts = [
+                views[index]
+                if (axis := slots[index].axis) is None
+                else slots[index].part(views[index], self.shapes[name][axis])
+                for index, name in self.copied
+            ]
+            zeroed = [
+                slots[index].rest(views[index], self.shapes.get(slots[index].name))
+                for index in self.zeroed
+            ]
+            parts += [views[index] for index in self.defaults] + views[len(slots) :]
+            known = image, zeroed, parts
+            if placement.stages_in(image):
+                self._bound[id(image)] = known
+        return known[1:]
+
+
 def validate(model: nn.Module, placement: Placement, source: Source) -> None:
     """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
-    _refuse(fits(placement.envelope, source.spec))
+    if not any(recipe.modules is source.spec.modules for recipe in placement.recipes):
+        _refuse(fits(placement.envelope, source.spec))
     if source.spec.copies:
         _refuse(tuple(_other_copies(model, source)))
+
+
+def _recipe(placement: Placement, source: Source | None) -> Recipe:
+    modules = source.spec.modules if source is not None else _NO_MODULES
+    found = next((recipe for recipe in placement.recipes if recipe.modules is modules), None)
+    if found is None:
+        found = Recipe(placement, source)
+        placement.recipes = [found, *placement.recipes[: _KEPT - 1]]
+    return found
 
 
 @torch.no_grad()
@@ -41,73 +122,53 @@ def stage(placement: Placement, source: Source | None, image: Arena) -> Content:
     Raises AdapterError when a value is not finite.
     """
     with torch.inference_mode(False):
-        _fill(placement, source, image)
+        recipe = _recipe(placement, source)
+        _fill(placement, source, recipe, image)
     if not image.finite():
         _refuse(_infinite(placement, source, image))
-    digest = xxhash.xxh3_128()
-    for buffer in image.buffers.values():
-        digest.update(buffer.cpu().numpy().data)
     label = source.label if source is not None else None
-    return Content(
-        label, image, digest.hexdigest(), _records(placement, source), _fields(placement, source)
-    )
+    return Content(label, image, recipe.records, recipe.fields)
 
 
-def _fill(placement: Placement, source: Source | None, image: Arena) -> None:
-    tensors = source.tensors if source is not None else {}
-    modules = source.spec.modules if source is not None else {}
-    zeroed: list[Tensor] = []
-    parts: list[Tensor] = []
-    values: list[Tensor] = []
-    later: list[int] = []
-    for index, slot in enumerate(placement.slots):
-        view, given = image.views[index], tensors.get(slot.name)
-        if slot.role == "magnitude" and given is None:
-            later.append(index)
-        elif slot.role == "tokens" and slot.default is not None:
-            view.copy_(slot.default)
-            if given is not None and source is not None:
-                rows = source.spec.tokens[slot.module].indices
-                view[[slot.rows.index(row) for row in rows]] = given.to(view.device, view.dtype)
-        elif given is not None:
-            part = view
-            if slot.axis is not None and given.shape != view.shape:
-                zeroed.append(view)
-                part = slot.part(view, given.shape[slot.axis])
-            parts.append(part)
-            values.append(slot.split(given, part))
-        elif slot.default is not None:
-            parts.append(view)
-            values.append(slot.default)
-        else:
-            zeroed.append(view)
+def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Arena) -> None:
+    given = source.tensors if source is not None else {}
+    slots, views = placement.slots, image.views
+    zeroed, parts = recipe.bound(placement, image)
     if zeroed:
         torch._foreach_zero_(zeroed)
-    if parts:
-        torch._foreach_copy_(parts, values)
-    scalings = image.views[len(placement.slots) :]
-    for name, view in zip(placement.layers, scalings, strict=True):
-        view.fill_(modules[name].scaling if name in modules else 0.0)
-    for index in later:
-        image.views[index].copy_(_magnitude(placement, placement.slots[index].module, image))
+    values = [given[name] for _, name in recipe.copied]
+    for place in recipe.reshaped:
+        values[place] = values[place].reshape(parts[place].shape)
+    torch._foreach_copy_(parts, values + recipe.constants)
+    for index, rows in recipe.rows:
+        view = views[index]
+        view[rows] = given[slots[index].name].to(view.device, view.dtype)
+    for index in recipe.later:
+        known = recipe.norms.get(index)
+        if known is None:
+            known = _magnitude(placement, index, image)
+            if slots[index].module not in recipe.modules:
+                recipe.norms[index] = known  # of the base weight alone
+        views[index].copy_(known)
 
 
-def _magnitude(placement: Placement, name: str, image: Arena) -> Tensor:
+def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
     """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
-    found = {
-        s.key: v for s, v in zip(placement.slots, image.views, strict=False) if s.module == name
-    }
-    scaling = image.views[len(placement.slots) + list(placement.layers).index(name)]
-    layer = placement.layers[name]
-    return norm_of(layer, placement.name, found, scaling)
+    slots, name = placement.slots, placement.slots[index].module
+    start = index
+    while start and slots[start - 1].module == name:  # the slots of a layer lie side by side
+        start -= 1
+    found = {slots[at].key: image.views[at] for at in range(start, index)}
+    scaling = image.views[len(slots) + list(placement.layers).index(name)]
+    return norm_of(placement.layers[name], placement.name, found, scaling)
 
 
-def _records(placement: Placement, source: Source | None) -> list[tuple[dict[str, Any], Any]]:
+def _records(placement: Placement, source: Source | None) -> Records:
     """Ranks and alphas of the layers and rows of the wrapped modules, each with the dict that holds it.
 
     A layer without an adapter has alpha 0, so that PEFT's set_scale keeps its scaling at 0.
     """
-    records: list[tuple[dict[str, Any], Any]] = []
+    records: Records = []
     rslora = source is not None and bool(source.config.use_rslora)
     for name, layer in placement.layers.items():
         module = source.spec.modules.get(name) if source is not None else None
@@ -129,7 +190,7 @@ def _records(placement: Placement, source: Source | None) -> list[tuple[dict[str
     return records
 
 
-def _fields(placement: Placement, source: Source | None) -> dict[str, Any] | None:
+def _fields(source: Source | None) -> dict[str, Any] | None:
     if source is None:
         return None
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import nn
 
 from hotswap.engine.layers import unwrap
-from hotswap.engine.placement import Placement, placement_of, prepared_of
+from hotswap.engine.placement import Content, Placement, placement_of, prepared_of
 from hotswap.engine.source import Adapter, read
 from hotswap.engine.stage import stage, validate
 
@@ -21,18 +21,25 @@ from hotswap.engine.stage import stage, validate
 class SwapReport:
     """What a swap did.
 
-    ``digest`` is that of the bytes in place: equal adapters in equally prepared models have equal ones,
-    so caches may key on it. ``path`` says whether one copy did it, or one per tensor because the model
+    ``path`` says whether one copy did it, or one per tensor because the model
     was copied or moved after prepare(). ``scale_reset`` is the user's scale factor that the swap set
     back to 1, if there was one.
     """
 
     adapter: str | None
-    digest: str
     bytes: int
     seconds: float
     path: Literal["arena", "fallback"]
     scale_reset: float | None
+    _content: Content = field(repr=False, compare=False)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the bytes put in place, computed when it is first asked for.
+
+        Equal adapters in equally prepared models have equal ones, so caches may key on it.
+        """
+        return self._content.digest
 
 
 def swap(
@@ -66,19 +73,16 @@ def swap(
         if adapter is not None:
             source = read(adapter, config)
             validate(root, placement, source)
-        if placement.staging is None:
-            placement.staging = placement.layout.new()
-        content = stage(placement, source, placement.staging)
+        content = stage(placement, source, placement.staging())
         scale = _user_scale(placement)
-        placement.put(content)
-        placement.content = None  # the staging buffer is written again by the next swap
+        placement.put_staged(content)
     return SwapReport(
         content.label,
-        content.digest,
         placement.layout.bytes,
         time.perf_counter() - start,
         "arena" if placement.arena is not None else "fallback",
         scale,
+        content,
     )
 
 

@@ -151,7 +151,7 @@ class HotswapContract:
 
     def test_control_of_swap_equals_load(self, swapping: Deployment) -> None:
         swapping.subject.swap(swapping.compiled, swapping.first)
-        assert not swapping.compare(swapping.other(swapping.first)).equal
+        assert not swapping.compare(swapping.rescaled).equal
 
     def test_swap_forgets(self, swapping: Deployment) -> None:
         one, other = swapping.first, swapping.other(swapping.first)
@@ -167,7 +167,7 @@ class HotswapContract:
     def test_control_of_swap_forgets(self, swapping: Deployment) -> None:
         swapping.subject.swap(swapping.compiled, swapping.first)
         snapshot = Snapshot.take(*swapping.subject.models(swapping.compiled))
-        swapping.subject.swap(swapping.compiled, swapping.other(swapping.first))
+        swapping.subject.swap(swapping.compiled, swapping.rescaled)
         assert snapshot.changes(storage=False)
 
     def test_swap_has_effect(

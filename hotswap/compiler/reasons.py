@@ -27,10 +27,7 @@ class Reason:
         return replace(self, modules=tuple(prefix + module for module in self.modules))
 
     def __str__(self) -> str:
-        listed = ", ".join(self.modules[:2])
-        if len(self.modules) > 2:
-            listed += f" and {len(self.modules) - 2} more"
-        text = f"{listed}: {self.message}" if listed else self.message
+        text = f"{some(self.modules)}: {self.message}" if self.modules else self.message
         return f"{text}; {self.remedy}" if self.remedy else text
 
 
@@ -323,6 +320,12 @@ def explain(
         remedy = rule.remedy.format(**{"new": "...", **groups})
         return Reason(rule.cause, rule.message.format(**groups), remedy, modules, (text,))
     return Reason("unknown", f"a guard failed: {text[:300]}", "", (), (text,))
+
+
+def some(names: Collection[str]) -> str:
+    """Name two, and count the others."""
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(list(names)[:2]) + more
 
 
 def group(reasons: Iterable[Reason]) -> tuple[Reason, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -47,47 +47,52 @@ class Place(NamedTuple):
 class Region:
     """A module or a function whose calls are counted apart; does not keep the module alive."""
 
-    __slots__ = ("_owner", "place")
+    __slots__ = ("compiled", "eager", "hits", "owner", "place")
 
     def __init__(self, place: Place, owner: nn.Module | None) -> None:
         self.place = place
-        self._owner = weakref.ref(owner) if owner is not None else None
+        self.owner = weakref.ref(owner) if owner is not None else _no_module
+        self.hits = 0  # calls that ran compiled code
+        self.eager = 0  # calls that found none that fits, and got none
+        self.compiled = False  # since the observer was installed
 
-    def module(self) -> nn.Module | None:
-        """The module, if it is one and still alive."""
-        return self._owner() if self._owner is not None else None
+
+def _no_module() -> nn.Module | None:
+    return None
 
 
 class Regions:
     """Every region met so far, each under a label of its own."""
 
     def __init__(self) -> None:
-        self._modules: dict[int, Region] = {}
-        self._functions: dict[str, Region] = {}
+        self._known: dict[int | CodeType | str, Region] = {}  # a module is known by its id
 
-    def find(self, owner: nn.Module) -> Region | None:
-        """The region of a module that was met before."""
-        region = self._modules.get(id(owner))
-        return region if region is not None and region.module() is owner else None
+    def __iter__(self) -> Iterator[Region]:
+        return iter(list(self._known.values()))
 
     def of(self, owner: nn.Module | None, code: CodeType | str, frame: FrameType | None) -> Region:
         """The region of a module's or a function's code; ``frame`` is where its name is looked for."""
-        if owner is None:
-            label = _function_label(code)
-            return self._functions.setdefault(label, Region(Place(label), None))
-        region = self.find(owner)
-        if region is None:
-            path = _path_on_stack(owner, frame)
-            label = self._unique(path or type(owner).__name__)
-            region = Region(Place(label, f"{label}." if path else ""), owner)
-            self._modules[id(owner)] = region
+        key = code if owner is None else id(owner)
+        region = self._known.get(key)
+        if region is None or region.owner() is not owner:
+            region = self._known[key] = self._new(owner, code, frame)
         return region
 
-    def _unique(self, label: str) -> str:
-        alive = [region for region in self._modules.values() if region.module() is not None]
-        taken = {region.place.label for region in alive}
+    def _new(
+        self, owner: nn.Module | None, code: CodeType | str, frame: FrameType | None
+    ) -> Region:
+        if owner is None:
+            place = Place(_function_label(code))
+            same = (
+                region for region in self if region.owner is _no_module and region.place == place
+            )
+            return next(same, None) or Region(place, None)
+        path = _path_on_stack(owner, frame)
+        label = path or type(owner).__name__
+        taken = {region.place.label for region in self if region.owner() is not None}
         numbered = (f"{label} ({n})" for n in range(2, len(taken) + 3))
-        return next(name for name in (label, *numbered) if name not in taken)
+        label = next(name for name in (label, *numbered) if name not in taken)
+        return Region(Place(label, f"{label}." if path else ""), owner)
 
 
 def _function_label(code: CodeType | str) -> str:
@@ -139,7 +144,7 @@ class Names:
 
         A function is never left out: what it calls cannot be seen from outside.
         """
-        owner = region.module()
+        owner = region.owner()
         if owner is None or not self._models:
             return region.place
         if (place := self._places.get(id(owner))) is not None:

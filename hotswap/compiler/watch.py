@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
 from hotswap.compiler import private
 from hotswap.compiler.observer import OBSERVER, Heard
-from hotswap.compiler.reasons import Cause, Reason
+from hotswap.compiler.reasons import Cause, Reason, group, some
 from hotswap.compiler.regions import Names, Place, Region
 from hotswap.errors import RecompileError
 
@@ -71,8 +71,11 @@ class CompileLog:
         self._names = names
         self._places: dict[Region, Place | None] = {}
         self._compiles: dict[str, list[Compile]] = {}
-        self._hits: Counter[Region] = Counter()
-        self._eager: Counter[Region] = Counter()
+        OBSERVER.flush()
+        self._before: dict[Region, tuple[int, int]] = {
+            region: (region.hits, region.eager) for region in OBSERVER.regions
+        }
+        self._counts: tuple[dict[str, int], dict[str, int]] | None = None  # once the scope is over
         self._why: dict[str, str] = {}
         self._graph_breaks: dict[str, None] = {}
         self._resets = 0
@@ -92,13 +95,8 @@ class CompileLog:
         if heard.broken_at:
             self._graph_breaks[f"{place.label}: the graph breaks in {heard.broken_at}"] = None
 
-    def heard_hit(self, region: Region) -> None:
-        """Count a call that runs compiled code."""
-        self._hits[region] += 1
-
     def heard_eager(self, region: Region, why: str) -> None:
-        """Count a call that ran eagerly."""
-        self._eager[region] += 1
+        """Note why a call ran eagerly."""
         if why and (place := self._place(region)) is not None:
             self._why[place.label] = why
 
@@ -123,9 +121,8 @@ class CompileLog:
         self._problems[text] = None
 
     def close(self) -> None:
-        """Let go of the models."""
-        for region in (*self._hits, *self._eager):
-            self._place(region)
+        """Count for the last time, and let go of the models."""
+        self._counts = self._count()
         self._names = Names((), {})
 
     def _place(self, region: Region) -> Place | None:
@@ -133,12 +130,19 @@ class CompileLog:
             self._places[region] = self._names.of(region)
         return self._places[region]
 
-    def _counts(self, regions: Counter[Region]) -> dict[str, int]:
-        found: Counter[str] = Counter()
-        for region, count in list(regions.items()):
+    def _count(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Hits and eager misses since the scope began, per region."""
+        if self._counts is not None:
+            return self._counts
+        OBSERVER.flush()
+        hits: Counter[str] = Counter()
+        eager: Counter[str] = Counter()
+        for region in set(OBSERVER.regions):
+            hits_before, eager_before = self._before.get(region, (0, 0))
             if (place := self._place(region)) is not None:
-                found[place.label] += count
-        return dict(found)
+                hits[place.label] += region.hits - hits_before
+                eager[place.label] += region.eager - eager_before
+        return dict(+hits), dict(+eager)
 
     # ---- what happened ------------------------------------------------------------------------
 
@@ -169,7 +173,7 @@ class CompileLog:
     @property
     def hits(self) -> dict[str, int]:
         """Calls that ran compiled code, per region."""
-        return self._counts(self._hits)
+        return self._count()[0]
 
     @property
     def total_hits(self) -> int:
@@ -179,8 +183,7 @@ class CompileLog:
     @property
     def eager_misses(self) -> dict[str, int]:
         """Calls that ran eagerly although they should have been compiled, per region."""
-        OBSERVER.flush()
-        return self._counts(self._eager)
+        return self._count()[1]
 
     @property
     def graph_breaks(self) -> list[str]:
@@ -225,20 +228,16 @@ class CompileLog:
         """
         blamed = [found for found in self.recompiles if any_cause or found.swapped]
         others = [found for found in self.recompiles if not (any_cause or found.swapped)]
-        notes = tuple(f"the warm-up does not match this call: {found}" for found in others)
+        notes = tuple(f"the warm-up does not match this call: {t}" for t in _summaries(others))
         reasons = []
         if len(blamed) > max_recompiles:
-            reasons += [f"recompiled {found}" for found in blamed]
+            reasons += [f"recompiled {text}" for text in _summaries(blamed)]
         if not allow_first_compiles:
             reasons += [
                 f"compiled {found} for the first time inside the scope; warm up before it"
                 for found in self.first_compiles
             ]
-        reasons += [
-            f"{count} call(s) to {region} found no compiled code that fits and ran eagerly: "
-            f"{self._why.get(region, 'torch skipped the frame')}"
-            for region, count in self.eager_misses.items()
-        ]
+        reasons += self._ran_eagerly()
         reasons += [f"compilation of {found.region} failed: {found.raw}" for found in self.failed]
         if self.resets:
             reasons.append("torch._dynamo.reset() was called inside the scope")
@@ -249,6 +248,16 @@ class CompileLog:
         if not hits or any(found.region not in hits for found in others):
             return Verdict("vacuous", (notes or (_nothing_ran(),)))
         return Verdict("passed", (), notes)
+
+    def _ran_eagerly(self) -> list[str]:
+        misses: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for region, count in self.eager_misses.items():
+            misses[self._why.get(region, "torch skipped the frame")][region] = count
+        return [
+            f"{sum(counts.values())} call(s) to {some(counts)} found no compiled code that fits and "
+            f"ran eagerly: {why}"
+            for why, counts in misses.items()
+        ]
 
     def as_dict(self) -> dict[str, int | float]:
         """Counts and seconds, as JSON scalars."""
@@ -263,6 +272,22 @@ class CompileLog:
             "resets": self.resets,
             "compile_seconds": round(self.seconds, 6),
         }
+
+
+def _summaries(compiles: Iterable[Compile]) -> list[str]:
+    """Say once what several regions have in common."""
+    same: defaultdict[tuple[tuple[str, str], ...], list[Compile]] = defaultdict(list)
+    for found in compiles:
+        same[tuple((reason.message, reason.remedy) for reason in found.reasons)].append(found)
+    return [
+        str(
+            replace(
+                found[0], region=some(dict.fromkeys(one.region for one in found)), reasons=joined
+            )
+        )
+        for found in same.values()
+        for joined in [group(reason for one in found for reason in one.reasons)]
+    ]
 
 
 def _nothing_ran() -> str:
@@ -286,7 +311,6 @@ def watch_compiles(*models: nn.Module, **named_models: nn.Module) -> Iterator[Co
         yield log
     finally:
         OBSERVER.remove(log)
-        log.close()
 
 
 @contextmanager

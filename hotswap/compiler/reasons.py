@@ -247,6 +247,13 @@ _RULES: tuple[_Rule, ...] = (
     ),
     _rule(
         "model",
+        r"___dict_contains\('(?P<what>\w+)'",
+        "swap",
+        "{what} was added to the model or removed from it after it was compiled",
+        "build the model completely before torch.compile",
+    ),
+    _rule(
+        "model",
         r"___check_(?:type|obj)_id|___dict_contains|len\(|hasattr|^not ",
         "swap",
         "a part of the model was replaced, added or removed after it was compiled",

@@ -259,6 +259,21 @@ class CompileLog:
             for why, counts in misses.items()
         ]
 
+    def __str__(self) -> str:
+        counts = (f"{key.replace('_', ' ')}: {value}" for key, value in self.as_dict().items())
+        return "\n".join(
+            [
+                ", ".join(counts),
+                *(f"hits of {region}: {count}" for region, count in self.hits.items()),
+                *(f"first compile: {found}" for found in self.first_compiles),
+                *(f"recompile: {found}" for found in self.recompiles),
+                *(f"failed: {found.region}: {found.raw}" for found in self.failed),
+                *self._ran_eagerly(),
+                *self.graph_breaks,
+                *self.problems,
+            ]
+        )
+
     def as_dict(self) -> dict[str, int | float]:
         """Counts and seconds, as JSON scalars."""
         return {

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from types import CodeType, FrameType
 from typing import Any, Literal, Protocol
 
+from torch import nn
+
 from hotswap.compiler import private
 from hotswap.compiler.compiled import ignored_hooks
 from hotswap.compiler.guards import nearest
@@ -86,7 +88,7 @@ class Observer:
         self.regions = Regions()
         self._last: Any = None
         self._missed: dict[int, tuple[Region, str]] = {}  # by thread
-        self._why: dict[Region, str] = {}
+        self._why: dict[tuple[Region, str], str] = {}
         self._starts: dict[str, _Start] = {}
 
     def add(self, listener: Listener) -> None:
@@ -177,7 +179,7 @@ class Observer:
         region.compiled = True
         reasons = nearest(variants, call.values())
         if call.owner is not None and not known and private.was_traced(call.owner) is False:
-            reasons = tuple(replace(r, cause="other model") for r in reasons)
+            reasons = _first_call(call.owner, reasons)
         broken = graph_break(code) if isinstance(code, CodeType) else None
         broken_at = f"{broken[0]}, line {broken[1]}" if broken else ""
         self._starts[compile_id] = _Start(region, reasons, broken_at)
@@ -186,12 +188,15 @@ class Observer:
 
     def _why_eager(self, region: Region, frame: FrameType) -> str:
         """Say why a miss will not be followed by a compile, where that is certain already."""
-        if region in self._why:
-            return self._why[region]
         try:
+            stance, limit = private.stance(), private.recompile_limit()
+            key = (region, stance)
+            if (
+                key in self._why
+            ):  # to explain takes milliseconds, and a miss may come with every call
+                return self._why[key]
             call = private.called_from(frame)
             variants = private.variants(call.code) if call.code is not None else []
-            stance, limit = private.stance(), private.recompile_limit()
             if stance != "default":
                 cause = f"torch.compiler.set_stance({stance!r}) is in force"
             elif len(variants) >= limit:
@@ -201,8 +206,8 @@ class Observer:
             because = "; ".join(str(reason) for reason in nearest(variants, call.values()))
         except Exception as error:  # the user's call must go on
             return f"no reason is known: {error}"
-        self._why[region] = f"{cause}, and none fits: {because}" if because else cause
-        return self._why[region]
+        self._why[key] = f"{cause}, and none fits: {because}" if because else cause
+        return self._why[key]
 
     def _settle(self, thread: int) -> None:
         region, why = self._missed.pop(thread, (None, ""))
@@ -259,6 +264,21 @@ class Observer:
             f"{record.fail_type}: {record.fail_reason}" if record.fail_type else "",
             start.broken_at,
         )
+
+
+def _first_call(owner: nn.Module, reasons: tuple[Reason, ...]) -> tuple[Reason, ...]:
+    """Blame the other module whose code a module shares that is called for the first time."""
+    if not reasons or any(reason.cause == "other model" for reason in reasons):
+        return tuple(replace(reason, cause="other model") for reason in reasons)
+    return (
+        Reason(
+            "other model",
+            f"the first call of this {type(owner).__name__}, which shares its code with another one and "
+            f"differs from it: {'; '.join(reason.message for reason in reasons)}",
+            "warm up each model, or compile each with isolate_recompiles=True",
+            raw=tuple(text for reason in reasons for text in reason.raw),
+        ),
+    )
 
 
 OBSERVER = Observer()

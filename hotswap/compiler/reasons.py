@@ -226,6 +226,13 @@ _RULES: tuple[_Rule, ...] = (
     ),
     _rule(
         "model",
+        r"lora_.*requires_grad mismatch",
+        "swap",
+        "an adapter was frozen or unfrozen after warm-up, as by set_adapter() or by enabling it",
+        "call requires_grad_() before the warm-up",
+    ),
+    _rule(
+        "model",
         r"requires_grad mismatch",
         "swap",
         "a weight was frozen or unfrozen after warm-up",

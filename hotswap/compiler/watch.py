@@ -137,7 +137,7 @@ class CompileLog:
         OBSERVER.flush()
         hits: Counter[str] = Counter()
         eager: Counter[str] = Counter()
-        for region in set(OBSERVER.regions):
+        for region in dict.fromkeys(OBSERVER.regions):
             hits_before, eager_before = self._before.get(region, (0, 0))
             if (place := self._place(region)) is not None:
                 hits[place.label] += region.hits - hits_before

@@ -18,7 +18,7 @@ from hotswap.compiler.reasons import Reason, where
 from hotswap.errors import NotCompiledError
 from hotswap.findings import Finding
 
-_PINNED = re.compile(r"\.scaling.* == ([-\d.e+]+)")
+_PINNED = re.compile(r"\.scaling\[.* == ([-\d.e+]+)")
 _RANK = re.compile(r"lora_(?:embedding_)?A.*size=\[(\d+),")
 _NEARLY = 2
 

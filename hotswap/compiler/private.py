@@ -137,13 +137,16 @@ def called_from(frame: FrameType) -> Call:
     return call_of(target, values.get("args", ()), values.get("kwargs", {}))
 
 
+_CALLS = ("_call_impl", "_wrapped_call_impl")
+
+
 def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Describe the call of a module or function as Dynamo sees it: its innermost frame's locals."""
     method = getattr(target, "_compiled_call_impl", None) or getattr(target, "forward", target)
     while inner := getattr(method, "_torchdynamo_orig_callable", None):
         method = inner
     owner = getattr(method, "__self__", None)
-    if isinstance(owner, nn.Module) and method.__name__ in ("_call_impl", "__call__"):
+    if isinstance(owner, nn.Module) and method.__name__ in _CALLS:
         method = owner.forward
         while inner := getattr(method, "_torchdynamo_orig_callable", None):
             method = inner

@@ -130,7 +130,10 @@ class Observer:
         with self._lock:
             if self._listeners:
                 self._read_records()
-                self._settle(threading.get_ident())
+                running = {thread.ident for thread in threading.enumerate()}
+                running.discard(threading.get_ident())
+                for thread in self._missed.keys() - running:  # another one may be about to compile
+                    self._settle(thread)
                 self._check_reset()
 
     # ---- what torch calls ---------------------------------------------------------------------

@@ -108,7 +108,7 @@ def callee(frame: FrameType) -> tuple[nn.Module | None, CodeType | str]:
     """Say which module, or else which function, a frame is about to call; quick, for every call."""
     code, values = frame.f_code, frame.f_locals
     if code.co_name != "compile_wrapper":
-        owner = values.get("self")
+        owner = values["self"] if "self" in values else values.get(receiver(code))
         return (owner if isinstance(owner, nn.Module) else None), code
     function = values.get("fn")
     owner = getattr(function, "__self__", None)
@@ -137,6 +137,7 @@ def called_from(frame: FrameType) -> Call:
     return call_of(target, values.get("args", ()), values.get("kwargs", {}))
 
 
+RESUME = "torch_dynamo_resume_in_"
 _CALLS = ("_call_impl", "_wrapped_call_impl")
 
 
@@ -169,11 +170,9 @@ def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 def compiling(frame: FrameType | None) -> tuple[Call, list[Any]] | None:
     """What torch compiles, found on the stack of a start callback, and the variants it has already."""
-    while frame is not None:
-        if frame.f_code.co_name == "_compile" and frame.f_code.co_filename.endswith(
-            "convert_frame.py"
-        ):
-            break
+    while frame is not None and not (
+        frame.f_code.co_name == "_compile" and "_dynamo" in frame.f_code.co_filename
+    ):
         frame = frame.f_back
     if frame is None:
         return None
@@ -183,12 +182,22 @@ def compiling(frame: FrameType | None) -> tuple[Call, list[Any]] | None:
         values = dict(inside["frame"].f_locals)
         entries = inside.get("cache_entries_for_reasons", inside.get("cache_entries"))
     owner = values.get(receiver(code))
+    if code.co_name.startswith(RESUME) and not isinstance(owner, nn.Module):
+        owner = _owner_before_break(code, frame)
     return Call(
         owner if isinstance(owner, nn.Module) else None,
         code.co_qualname,
         code,
         lambda: values,
     ), variants(code) if entries is None else list(entries)
+
+
+def _owner_before_break(code: CodeType, frame: FrameType | None) -> nn.Module | None:
+    """The module of the code before a graph break, which calls the code behind it."""
+    before = code.co_name.removeprefix(RESUME).rpartition("_at_")[0]
+    while frame is not None and frame.f_code.co_name != before:
+        frame = frame.f_back
+    return callee(frame)[0] if frame is not None else None
 
 
 def receiver(code: CodeType) -> str:

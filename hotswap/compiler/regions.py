@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-_RESUMED = re.compile(r"torch_dynamo_resume_in_(.+?)_at_(\d+)$")
+from hotswap.compiler import private
+
+_RESUMED = re.compile(private.RESUME + r"(.+?)_at_(\d+)$")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

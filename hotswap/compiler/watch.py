@@ -49,15 +49,17 @@ class Compile:
 class Verdict:
     """Whether a scope obeyed; ``vacuous``: no compiled code ran, so nothing was shown.
 
-    ``notes`` are recompiles that no swap caused: the warm-up does not match these calls.
+    ``notes`` are recompiles that no swap caused: the warm-up does not match these calls. ``shown`` says
+    what a pass rests on.
     """
 
     outcome: Literal["passed", "failed", "vacuous"]
     reasons: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    shown: str = ""
 
     def __str__(self) -> str:
-        return "\n  ".join([f"{self.outcome}:", *self.reasons, *self.notes])
+        return "\n  ".join([f"{self.outcome}: {self.shown}".rstrip(), *self.reasons, *self.notes])
 
 
 class CompileLog:
@@ -247,7 +249,8 @@ class CompileLog:
         hits = self.hits
         if not hits or any(found.region not in hits for found in others):
             return Verdict("vacuous", (notes or (_nothing_ran(),)))
-        return Verdict("passed", (), notes)
+        shown = f"{self.total_hits} call(s) ran compiled code in {some(hits)}"
+        return Verdict("passed", (), notes, shown)
 
     def _ran_eagerly(self) -> list[str]:
         misses: defaultdict[str, dict[str, int]] = defaultdict(dict)

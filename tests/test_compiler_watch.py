@@ -361,13 +361,7 @@ def test_nothing_of_the_users_is_touched() -> None:
 
 
 def test_threads_are_counted_exactly_and_an_eager_miss_of_a_finished_one_is_kept() -> None:
-    class Alone(
-        nn.Module
-    ):  # torch remembers of a shared one which shapes were dynamic in other tests
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + 1
-
-    model, compiled = warm(Alone(), dynamic=False)
+    model, compiled = warm()
 
     def work() -> None:
         for _ in range(50):
@@ -375,17 +369,21 @@ def test_threads_are_counted_exactly_and_an_eager_miss_of_a_finished_one_is_kept
 
     def miss() -> None:
         with torch._dynamo.config.patch(recompile_limit=1):  # a patch holds in its own thread
-            compiled(torch.ones(7, 4))
+            model.scaling["default"] = 3.0
+            compiled(X)
 
-    with hotswap.watch_compiles(model) as log:
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        threads.append(threading.Thread(target=miss))
+    def run(*targets: Any) -> None:
+        threads = [threading.Thread(target=target) for target in targets]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert log.eager_misses == {"Alone": 1}
-    assert (log.hits, log.eager_misses) == ({"Alone": 200}, {"Alone": 1})
+
+    with hotswap.watch_compiles(model) as log:
+        run(work, work, work, work)
+        run(miss)
+        assert log.eager_misses == {"Scaled": 1}
+    assert (log.hits, log.eager_misses) == ({"Scaled": 200}, {"Scaled": 1})
 
 
 def test_a_reset_inside_the_scope_is_seen() -> None:

@@ -136,20 +136,29 @@ class Observer:
                     self._settle(thread)
                 self._check_reset()
 
+    def counts(self) -> dict[Region, tuple[int, int]]:
+        """Hits and eager misses of every region since the observer was installed."""
+        with self._lock:
+            self.flush()
+            return {region: (region.hits(), region.eager) for region in self.regions}
+
     # ---- what torch calls ---------------------------------------------------------------------
 
     def _on_guard(self, hit: bool) -> bool:
         if self._previous is not None:
             hit = self._previous(hit)
         frame = sys._getframe(1)
-        owner, code = private.callee(frame)
-        with self._lock:
-            if self._missed or self._start_hook not in self._callbacks:
-                self.flush()
-            region = self.regions.of(owner, code, frame)
-            if hit:
-                region.hits += 1
-            elif self._listeners:
+        owner = frame.f_locals.get("self")  # the quick way, for every call of a module
+        region = self.regions.known.get(id(owner))
+        if region is None or region.owner() is not owner:
+            with self._lock:
+                region = self.regions.of(*private.callee(frame), frame)
+        if self._missed or self._start_hook not in self._callbacks:
+            self.flush()
+        if hit:
+            region.hit()
+        elif self._listeners:
+            with self._lock:
                 self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
         return hit
 
@@ -178,7 +187,7 @@ class Observer:
         call, variants = found
         code = call.code or call.name
         region = self.regions.of(call.owner, code, frame)
-        known = region.compiled or region.hits > 0
+        known = region.compiled or region.hits() > 0
         region.compiled = True
         reasons = nearest(variants, call.values())
         if call.owner is not None and not known and private.was_traced(call.owner) is False:
@@ -227,7 +236,7 @@ class Observer:
 
     def _look_for_ignored_hooks(self) -> None:
         for region in self.regions:
-            if region.hits and (owner := region.owner()) is not None:
+            if region.hits() and (owner := region.owner()) is not None:
                 for module in ignored_hooks(owner):
                     for listener in self._listeners:
                         listener.heard_ignored_hook(region, module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,14 +50,20 @@ class Place(NamedTuple):
 class Region:
     """A module or a function whose calls are counted apart; does not keep the module alive."""
 
-    __slots__ = ("compiled", "eager", "hits", "owner", "place")
+    __slots__ = ("_counter", "_reads", "compiled", "eager", "hit", "owner", "place")
 
     def __init__(self, place: Place, owner: nn.Module | None) -> None:
         self.place = place
         self.owner = weakref.ref(owner) if owner is not None else _no_module
-        self.hits = 0  # calls that ran compiled code
-        self.eager = 0  # calls that found none that fits, and got none
+        self._counter, self._reads = itertools.count(), 0
+        self.hit = self._counter.__next__  # one step in C, so that no thread waits for another
+        self.eager = 0  # calls that found no compiled code that fits, and got none
         self.compiled = False  # since the observer was installed
+
+    def hits(self) -> int:
+        """Calls that ran compiled code; to be asked by one thread at a time."""
+        self._reads += 1
+        return next(self._counter) - self._reads + 1
 
 
 def _no_module() -> nn.Module | None:
@@ -67,17 +74,20 @@ class Regions:
     """Every region met so far, each under a label of its own."""
 
     def __init__(self) -> None:
-        self._known: dict[int | CodeType | str, Region] = {}  # a module is known by its id
+        self.known: dict[int | CodeType | str, Region] = {}  # a module is known by its id
+        self._all: list[Region] = []  # a dead module's id may be another one's by now
 
     def __iter__(self) -> Iterator[Region]:
-        return iter(list(self._known.values()))
+        return iter(list(self._all))
 
     def of(self, owner: nn.Module | None, code: CodeType | str, frame: FrameType | None) -> Region:
         """The region of a module's or a function's code; ``frame`` is where its name is looked for."""
         key = code if owner is None else id(owner)
-        region = self._known.get(key)
+        region = self.known.get(key)
         if region is None or region.owner() is not owner:
-            region = self._known[key] = self._new(owner, code, frame)
+            region = self.known[key] = self._new(owner, code, frame)
+            if region not in self._all:
+                self._all.append(region)
         return region
 
     def _new(

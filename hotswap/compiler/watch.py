@@ -73,10 +73,7 @@ class CompileLog:
         self._names = names
         self._places: dict[Region, Place | None] = {}
         self._compiles: dict[str, list[Compile]] = {}
-        OBSERVER.flush()
-        self._before: dict[Region, tuple[int, int]] = {
-            region: (region.hits, region.eager) for region in OBSERVER.regions
-        }
+        self._before = OBSERVER.counts()
         self._counts: tuple[dict[str, int], dict[str, int]] | None = None  # once the scope is over
         self._why: dict[str, str] = {}
         self._graph_breaks: dict[str, None] = {}
@@ -136,14 +133,13 @@ class CompileLog:
         """Hits and eager misses since the scope began, per region."""
         if self._counts is not None:
             return self._counts
-        OBSERVER.flush()
         hits: Counter[str] = Counter()
         eager: Counter[str] = Counter()
-        for region in dict.fromkeys(OBSERVER.regions):
-            hits_before, eager_before = self._before.get(region, (0, 0))
+        for region, now in OBSERVER.counts().items():
+            before = self._before.get(region, (0, 0))
             if (place := self._place(region)) is not None:
-                hits[place.label] += region.hits - hits_before
-                eager[place.label] += region.eager - eager_before
+                hits[place.label] += now[0] - before[0]
+                eager[place.label] += now[1] - before[1]
         return dict(+hits), dict(+eager)
 
     # ---- what happened ------------------------------------------------------------------------

@@ -18,6 +18,7 @@ _HOME = {
     "HotswapError": "hotswap.errors",
     "SwapPlan": "hotswap.adapters.plan",
     "active": "hotswap.engine.swap",
+    "audit_guards": "hotswap.compiler.audit",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
     "plan": "hotswap.adapters.plan",
@@ -25,6 +26,7 @@ _HOME = {
     "set_scale": "hotswap.engine.swap",
     "swap": "hotswap.engine.swap",
     "watch_compiles": "hotswap.compiler.watch",
+    "would_recompile": "hotswap.compiler.audit",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "HotswapError",
     "SwapPlan",
     "active",
+    "audit_guards",
     "forbid_recompiles",
     "load",
     "plan",
@@ -42,11 +45,13 @@ __all__ = [
     "set_scale",
     "swap",
     "watch_compiles",
+    "would_recompile",
 ]
 
 if TYPE_CHECKING:
     from hotswap.adapters.plan import SwapPlan, plan
     from hotswap.adapters.spec import AdapterSpec
+    from hotswap.compiler.audit import audit_guards, would_recompile
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.bank import AdapterBank
     from hotswap.engine.load import load

@@ -22,8 +22,16 @@ RULES: dict[str, str] = {
     "HSW108": "unexpected-tensor",
     "HSW109": "dtype-not-floating",
     "HSW110": "not-finite",
+    "HSW301": "scaling-constant",
+    "HSW302": "compiled-rank-too-small",
+    "HSW303": "no-compiled-layer",
+    "HSW304": "no-variant-fits",
+    "HSW305": "recompile-limit-near",
+    "HSW306": "shared-code",
+    "HSW307": "hook-ignored",
+    "HSW308": "nothing-compiled",
 }
-"""Stable code → kebab name. ``HSW0xx`` unreadable, ``HSW1xx`` adapter files."""
+"""Stable code → kebab name. ``HSW0xx`` unreadable, ``HSW1xx`` adapter files, ``HSW3xx`` compiled code."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

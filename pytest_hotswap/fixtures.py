@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pytest_hotswap.reporting import PREFIX
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from pytest_hotswap.subjects.base import Subject
 
 DEFAULT_SUBJECT = "pytest_hotswap.subjects.reference:ReferenceSubject"
+
+LOG: pytest.StashKey[CompileLog] = pytest.StashKey()
+"""Where the fixture ``hotswap_compile_watch`` leaves its log for the report."""
 
 _SUBJECT: pytest.StashKey[Any] = pytest.StashKey()
 
@@ -72,6 +78,21 @@ def load_class(name: str, folder: Path) -> type[Any]:
 
 
 @contextmanager
+def watched_setup(item: pytest.Item) -> Iterator[None]:
+    """Watch the setup of a test; what it compiles is told apart from what the test does."""
+    from hotswap.compiler.watch import watch_compiles
+
+    _drop_trace_capture()
+    with watch_compiles() as log:
+        yield
+    _record(
+        item,
+        setup_compiles=len(log.first_compiles) + len(log.recompiles),
+        setup_compile_seconds=round(log.seconds, 6),
+    )
+
+
+@contextmanager
 def watched_call(item: pytest.Item, *, max_recompiles: int = 0) -> Iterator[CompileLog]:
     """Watch the body of a marked test; fail it if it recompiled or nothing compiled ran.
 
@@ -80,16 +101,8 @@ def watched_call(item: pytest.Item, *, max_recompiles: int = 0) -> Iterator[Comp
     __tracebackhide__ = True
     from hotswap.compiler.watch import watch_compiles
 
-    log: CompileLog | None = None
-    try:
-        with watch_compiles() as log:
-            yield log
-    except BaseException:  # pytest's own failures and skips are not Exceptions
-        if log is not None:
-            _record(item, log)
-            _add_section(item, log)
-        raise
-    _record(item, log)
+    with watch_compiles() as log, reported(item, log):
+        yield log
     verdict = log.verdict(max_recompiles=max_recompiles, allow_first_compiles=True)
     if verdict.outcome != "passed":
         _add_section(item, log)
@@ -98,6 +111,22 @@ def watched_call(item: pytest.Item, *, max_recompiles: int = 0) -> Iterator[Comp
             + "; ".join(verdict.reasons),
             pytrace=False,  # the frames are the plugin's, not the test's
         )
+
+
+@contextmanager
+def reported(item: pytest.Item, log: CompileLog | None = None) -> Iterator[None]:
+    """Put the counts of a log (by default the fixture's) into the test's report, whatever happens."""
+    _drop_trace_capture()
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        log = log or item.stash.get(LOG, None)
+        if log is not None:
+            _record(item, **log.as_dict())
+            if failed:
+                _add_section(item, log)
 
 
 class AdapterFactory:
@@ -228,24 +257,18 @@ def _origin(name: str) -> str | None:
     return spec.origin if spec else None
 
 
-def _record(item: pytest.Item, log: CompileLog) -> None:
-    counts = {
-        "hotswap.recompiles": len(log.recompiles),
-        "hotswap.hits": log.total_hits,
-        "hotswap.first_compiles": len(log.first_compiles),
-    }
-    kept = [(key, value) for key, value in item.user_properties if key not in counts]
-    item.user_properties[:] = [*kept, *counts.items()]  # a rerun counts anew
+def _record(item: pytest.Item, **counts: float) -> None:
+    named = {f"{PREFIX}{key}": value for key, value in counts.items()}
+    kept = [(key, value) for key, value in item.user_properties if key not in named]
+    item.user_properties[:] = [*kept, *named.items()]  # a rerun counts anew
 
 
 def _add_section(item: pytest.Item, log: CompileLog) -> None:
-    lines = [
-        f"first compiles: {len(log.first_compiles)}, recompiles: {len(log.recompiles)}, "
-        f"hits: {log.total_hits}"
-    ]
-    lines += [f"recompile: {recompile}" for recompile in log.recompiles]
-    lines += [
-        f"ran eagerly: {region} ({times} times)" for region, times in log.eager_misses.items()
-    ]
-    lines += [f"{problem}" for problem in log.problems]
-    item.add_report_section("call", "hotswap", "\n".join(lines))
+    item.add_report_section("call", "hotswap", str(log))
+
+
+def _drop_trace_capture() -> None:
+    """Keep torch's structured trace out of the captured log: it is hundreds of lines a compile."""
+    trace = logging.getLogger("torch.__trace")
+    for handler in [h for h in trace.handlers if type(h).__module__ == "_pytest.logging"]:
+        trace.removeHandler(handler)

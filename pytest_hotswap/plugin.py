@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("eager", "aot_eager", "inductor")
 MARKER = "hotswap"
+WATCH = "hotswap_compile_watch"
 MARKER_ARGUMENTS = ("max_recompiles",)
 
 
@@ -114,12 +115,28 @@ def pytest_make_collect_report(
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Watch the compiles in the setup of a watched test."""
+    if not _is_watched(item):
+        return (yield)
+    from pytest_hotswap.fixtures import watched_setup
+
+    with watched_setup(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Watch the compiles of a marked test; fail it if it recompiles or nothing compiled runs."""
     __tracebackhide__ = True
+    if not _is_watched(item):
+        return (yield)
     marker = item.get_closest_marker(MARKER)
     if marker is None:
-        return (yield)
+        from pytest_hotswap.fixtures import reported
+
+        with reported(item):
+            return (yield)
     problems = marker_problems(item)
     if problems:  # a marker that was added after collection
         pytest.fail(f"{item.nodeid}: {problems[0]}", pytrace=False)
@@ -127,6 +144,22 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
     with watched_call(item, **marker.kwargs):
         return (yield)
+
+
+def _is_watched(item: pytest.Item) -> bool:
+    marked = item.get_closest_marker(MARKER) is not None
+    return marked or WATCH in getattr(item, "fixturenames", ())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the watched tests compiled."""
+    from pytest_hotswap.reporting import compile_table
+
+    lines = compile_table(terminalreporter.stats.values())
+    if lines:
+        terminalreporter.section("hotswap: what was compiled")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 def marker_problems(item: pytest.Item) -> list[str]:
@@ -150,12 +183,14 @@ def marker_problems(item: pytest.Item) -> list[str]:
     return problems
 
 
-@pytest.fixture
-def hotswap_compile_watch() -> Iterator[CompileLog]:
+@pytest.fixture(name=WATCH)
+def _hotswap_compile_watch(request: pytest.FixtureRequest) -> Iterator[CompileLog]:
     """A CompileLog of everything that torch.compile does during the test."""
     from hotswap.compiler.watch import watch_compiles
+    from pytest_hotswap.fixtures import LOG
 
     with watch_compiles() as log:
+        request.node.stash[LOG] = log
         yield log
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -103,6 +104,38 @@ class Report:
         if self._file is not None:
             self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
+
+
+_COLUMNS = {
+    "first_compiles": "compiles",
+    "recompiles": "recompiles",
+    "eager_misses": "eager misses",
+    "compile_seconds": "seconds",
+}
+_ROWS = 10
+
+
+def compile_table(outcomes: Iterable[Sequence[object]]) -> list[str]:
+    """Tabulate what the watched tests compiled, the slowest first, with a total; empty without any."""
+    rows: list[tuple[list[float], str]] = []
+    for report in (report for reports in outcomes for report in reports):
+        if isinstance(report, pytest.TestReport) and report.when == "call":
+            found: dict[str, Any] = dict(report.user_properties)
+            if f"{PREFIX}first_compiles" in found:
+                rows.append(([found[PREFIX + key] for key in _COLUMNS], report.nodeid))
+    if not rows:
+        return []
+    rows.sort(key=lambda row: row[0][-1], reverse=True)
+    total = [sum(column) for column in zip(*(counts for counts, _ in rows), strict=True)]
+    more = f" ({len(rows) - _ROWS} more tests)" if len(rows) > _ROWS else ""
+    titles = _COLUMNS.values()
+    return [
+        "  ".join([*titles, "test"]),
+        *(
+            "  ".join([*(f"{n:{len(t)}.4g}" for t, n in zip(titles, counts, strict=True)), name])
+            for counts, name in [*rows[:_ROWS], (total, f"total{more}")]
+        ),
+    ]
 
 
 def first_line(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import fresh, micro, write_adapter
-from peft.utils.hotswap import hotswap_adapter
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import nn
 
 from hotswap.checks.equivalence import compare, first_difference
@@ -70,11 +70,69 @@ def test_a_parameter_that_peft_replaced_comes_back(model: Any, tmp_path: Path) -
     snapshot, parameter = Snapshot.take(model), weight(model)
     hotswap_adapter(model, str(wide), adapter_name="default")
     assert type(weight(model)) is torch.Tensor
-    assert any("became a Tensor" in found for found in snapshot.changes())
+    assert any("changed its type: Parameter to Tensor" in found for found in snapshot.changes())
     snapshot.restore()
     assert weight(model) is parameter
     assert type(parameter) is nn.Parameter
     assert snapshot.changes() == []
+
+
+def assign(model: Any) -> None:
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def safe_merge(model: Any) -> None:
+    model.merge_adapter(safe_merge=True)
+    model.unmerge_adapter()
+
+
+MOVES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "cast": (
+        lambda m: m.to(torch.bfloat16),
+        "first.base_layer.weight changed its address, dtype: torch.float32 to torch.bfloat16",
+        "model.to(dtype) or half()",
+    ),
+    "freeze": (
+        lambda m: weight(m).requires_grad_(True),
+        "first.lora_A.default.weight changed its requires_grad: False to True",
+        "set_adapter()",
+    ),
+    "assign": (assign, "embed.weight changed its address", "load_state_dict(assign=True)"),
+    "safe merge": (safe_merge, "first.base_layer.weight changed its address", "safe_merge=True"),
+    "layout": (
+        lambda m: setattr(weight(m), "data", weight(m).data.t().contiguous().t()),
+        "first.lora_A.default.weight changed its address, stride",
+        "use copy_()",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MOVES)
+def test_what_moved_is_said_with_the_call_that_typically_does_it(model: Any, kind: str) -> None:
+    move_it, named, usual = MOVES[kind]
+    snapshot = Snapshot.take(model)
+    move_it(model)
+    (found,) = [text for text in snapshot.changes(values=False) if text.startswith(named)]
+    assert usual in found
+
+
+def test_a_scaling_that_became_a_number_is_said_with_what_does_it(model: Any) -> None:
+    prepare_model_for_compiled_hotswap(model, target_rank=4)
+    snapshot = Snapshot.take(model)
+    layer(model).set_scale("default", 3)
+    (found,) = snapshot.changes(values=False)
+    assert found.startswith("first.scaling.default is no tensor any more (PEFT's set_scale()")
+
+
+def test_what_does_not_move_storage_is_no_change(model: Any) -> None:
+    snapshot = Snapshot.take(model)
+    model.train()
+    model.eval()
+    model.to(torch.float32)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert snapshot.changes(values=False) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -15,6 +15,21 @@ def double(x):
 def fresh():
     torch._dynamo.reset()
 
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.name = 2.0, "zero"
+
+    def forward(self, x):
+        return x * self.scale if self.name else x
+
+@pytest.fixture
+def model():
+    scaled = Scaled()
+    scaled.compile(backend="eager", dynamic=False)
+    scaled(torch.ones(2))
+    return scaled
+
 @pytest.fixture
 def compiled():
     function = torch.compile(double, backend="eager", dynamic=False)
@@ -38,8 +53,18 @@ def test_a_marked_test_fails_exactly_when_it_recompiles_or_runs_nothing_compiled
 ) -> None:
     source = """
 @pytest.mark.hotswap
-def test_recompiles(compiled):
+def test_recompiles(model):
+    model.scale = 3.0
+    model(torch.ones(2))
+
+@pytest.mark.hotswap
+def test_another_shape_alone_shows_nothing(compiled):
     compiled(torch.ones(3))
+
+@pytest.mark.hotswap
+def test_another_shape_beside_hits_is_not_the_swap(compiled):
+    compiled(torch.ones(3))
+    compiled(torch.ones(2))
 
 @pytest.mark.hotswap
 def test_hits(compiled):
@@ -50,14 +75,16 @@ def test_vacuous(compiled):
     double(torch.ones(2))
 
 @pytest.mark.hotswap(max_recompiles=1)
-def test_one_recompile_is_allowed(compiled):
-    compiled(torch.ones(3))
-    compiled(torch.ones(2))
+def test_one_recompile_is_allowed(model):
+    model.scale = 3.0
+    model(torch.ones(2))
+    model(torch.ones(2))
 
 @pytest.mark.hotswap(max_recompiles=1)
-def test_two_are_not(compiled):
-    compiled(torch.ones(3))
-    compiled(torch.ones(4))
+def test_two_are_not(model):
+    for name in ("one", "two"):
+        model.name = name
+        model(torch.ones(2))
 
 @pytest.mark.hotswap
 def test_a_first_compile_in_the_body_is_no_recompile():
@@ -70,18 +97,23 @@ def test_unmarked_tests_may_recompile(compiled):
 
 @pytest.mark.hotswap
 class TestMarked:
-    def test_the_class_marker_counts(self, compiled):
-        compiled(torch.ones(3))
+    def test_the_class_marker_counts(self, model):
+        model.scale = 3.0
+        model(torch.ones(2))
+        model(torch.ones(2))
 
     @pytest.mark.hotswap(max_recompiles=1)
-    def test_the_closest_marker_wins(self, compiled):
-        compiled(torch.ones(3))
-        compiled(torch.ones(3))
+    def test_the_closest_marker_wins(self, model):
+        model.scale = 3.0
+        model(torch.ones(2))
+        model(torch.ones(2))
 """
     result = run(pytester, COMPILED + source, "-rA")
     result.stdout.fnmatch_lines_random(
         [
             "FAILED *::test_recompiles - *",
+            "FAILED *::test_another_shape_alone_shows_nothing - *",
+            "PASSED *::test_another_shape_beside_hits_is_not_the_swap",
             "PASSED *::test_hits",
             "FAILED *::test_vacuous - *",
             "PASSED *::test_one_recompile_is_allowed",
@@ -94,9 +126,10 @@ class TestMarked:
             "@pytest.mark.hotswap(max_recompiles=0) vacuous: *",
             "*- Captured hotswap call -*",
             "first compiles: 0, recompiles: 1, *",
+            "recompile: Scaled: the model's attribute scale was 2.0 when it was compiled*",
         ]
     )
-    result.assert_outcomes(passed=5, failed=4)
+    result.assert_outcomes(passed=6, failed=5)
 
 
 def test_the_body_keeps_its_own_outcome(pytester: pytest.Pytester) -> None:
@@ -140,7 +173,10 @@ def test_counts(compiled, record_property):
     result = run(pytester, COMPILED + source, "-s")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
-        ["*PROPERTIES *'hotswap.first_compiles', 0*'hotswap.hits', *'hotswap.recompiles', 1)[]]"]
+        [
+            "*PROPERTIES *'hotswap.first_compiles', 0*'hotswap.hits', 1*'hotswap.recompiles', 1)*"
+            "'hotswap.setup_compiles', 1)[]]"
+        ]
     )
 
 

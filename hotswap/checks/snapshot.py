@@ -32,18 +32,50 @@ class _Entry:
     kind: type
 
     def storage(self) -> dict[str, Any]:
-        return _storage(self.alias) | {"requires_grad": self.requires_grad}
+        found = _storage(self.alias)
+        return found | {"type": self.kind.__name__, "requires_grad": self.requires_grad}
 
 
 def _storage(tensor: Tensor) -> dict[str, Any]:
     return {
+        "type": type(tensor).__name__,
         "address": tensor.data_ptr(),
         "offset": tensor.storage_offset(),
         "shape": tuple(tensor.shape),
         "stride": tensor.stride(),
         "dtype": tensor.dtype,
         "device": str(tensor.device),
+        "requires_grad": tensor.requires_grad,
     }
+
+
+_USUAL = (
+    (("type", "shape"), "PEFT's swap of a rank above the prepared one replaces the parameter"),
+    (("dtype",), "model.to(dtype) or half() does this: cast before torch.compile"),
+    (("device",), "model.to(device) does this: move before torch.compile"),
+    (("shape",), "prepare() after the snapshot or a swap of another rank does this"),
+    (("stride",), "replacing .data by a transposed or contiguous copy does this: use copy_()"),
+    (
+        ("requires_grad",),
+        "requires_grad_() or PEFT's set_adapter() does this: call it before warm-up",
+    ),
+    (
+        ("address",),
+        "load_state_dict(assign=True), merge_adapter(safe_merge=True), or .to() there and back does "
+        "this: CUDA graphs are recorded again",
+    ),
+)
+"""What changed together, the most telling first, and the call that typically does it."""
+
+
+def _moved(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say what changed of a tensor's identity and which call typically does it; empty if nothing did."""
+    changed = [key for key in then if then[key] != now[key]]
+    if not changed:
+        return ""
+    told = [key if key == "address" else f"{key}: {then[key]} to {now[key]}" for key in changed]
+    usual = next((call for keys, call in _USUAL if set(keys) <= set(changed)), "")
+    return f"changed its {', '.join(told)}" + (f" ({usual})" if usual else "")
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -111,19 +143,15 @@ class Snapshot:
         for entry in self._entries:
             now = entry.holder.get(entry.key)
             if not isinstance(now, Tensor):
-                found.append(f"{entry.name} is no tensor any more")
+                found.append(
+                    f"{entry.name} is no tensor any more (PEFT's set_scale() or unscale_layer() does this "
+                    "to a scaling: use hotswap.set_scale())"
+                )
                 continue
             if values and not _same_bits(now, entry.values):
                 found.append(f"{entry.name} changed its values")
-            if storage:
-                if type(now) is not entry.kind:
-                    found.append(f"{entry.name} became a {type(now).__name__}")
-                then, new = entry.storage(), _storage(now) | {"requires_grad": now.requires_grad}
-                found += [
-                    f"{entry.name} changed its {key}: {then[key]} to {new[key]}"
-                    for key in then
-                    if then[key] != new[key]
-                ]
+            if storage and (moved := _moved(entry.storage(), _storage(now))):
+                found.append(f"{entry.name} {moved}")
         if values:
             found += self._changed_flags()
         return found

@@ -1,10 +1,18 @@
-"""compiled_parts: is any part of this model compiled already, and how. PYTEST_DONT_REWRITE"""
+"""What is compiled in a model already, and how. PYTEST_DONT_REWRITE"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from torch import nn
+
+from hotswap.compiler import private
+from hotswap.compiler.guards import module_reasons, of_module
+from hotswap.compiler.reasons import Reason, module_path
+from hotswap.compiler.regions import canonical, unwrap
 
 
 def compiled_parts(model: nn.Module) -> list[str]:
@@ -14,17 +22,74 @@ def compiled_parts(model: nn.Module) -> list[str]:
     compiled one, on the model and on every submodule. A wrapper or a function that holds the model
     from outside cannot be seen.
     """
-    parts = []
+    return [f"{name or 'the model'} {how}" for name, how, _ in _parts(model)]
+
+
+def compiled_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Map the path of each compiled part to its module or wrapper; "" is the model itself."""
+    return {canonical(name): module for name, _, module in _parts(model)}
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     for name, module in model.named_modules():
-        where = name or "the model"
         if "_orig_mod" in module.__dict__.get("_modules", {}):
-            parts.append(f"{where} is wrapped by torch.compile")
+            yield name, "is wrapped by torch.compile", module
         elif getattr(module, "_compiled_call_impl", None) is not None:
-            parts.append(f"{where} was compiled in place by .compile()")
+            yield name, "was compiled in place by .compile()", module
         elif _is_compiled_function(module.__dict__.get("forward")):
-            parts.append(f"{where} has a compiled forward")
-    return parts
+            yield name, "has a compiled forward", module
 
 
 def _is_compiled_function(function: Any) -> bool:
     return function is not None and hasattr(function, "_torchdynamo_orig_callable")
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledModule:
+    """The compiled code of a module that is compiled on its own.
+
+    ``variants`` are those that fit the module as it stands, whatever it may be called with, each with
+    the code that it replaces; ``misfits`` says of each other variant why it does not fit.
+    """
+
+    module: nn.Module
+    code: CodeType | None
+    variants: list[tuple[Any, CodeType]]
+    misfits: list[tuple[Reason, ...]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> CompiledModule:
+        """Look up what was compiled for a module (or its wrapper); nothing is, before it was called."""
+        found = cls(unwrap(module), private.call_of(module, (), {}).code, [], [])
+        if found.code is not None:
+            found._add(found.code)
+        return found
+
+    def _add(self, code: CodeType) -> None:
+        for variant in private.variants(code):
+            if why := module_reasons(variant, code, self.module):
+                self.misfits.append(why)
+                continue
+            self.variants.append((variant, code))
+            for rest in private.continuations(variant):
+                if all(rest is not known for _, known in self.variants):
+                    self._add(rest)
+
+
+def ignored_hooks(module: nn.Module) -> list[str]:
+    """Name the modules inside with a forward hook that the compiled code, which fits, never calls.
+
+    torch has no guards on hooks that it did not meet when it compiled.
+    """
+    hooked = [
+        path
+        for path, inner in unwrap(module).named_modules()
+        if path and (inner._forward_hooks or inner._forward_pre_hooks)
+    ]
+    found: set[str] = set()
+    for variant, code in CompiledModule.of(module).variants if hooked else ():
+        sources = [guard.source for guard in of_module(variant, code)]
+        traced = {".".join(module_path(source)) for source in sources}
+        called = {".".join(module_path(source)) for source in sources if "_forward_" in source}
+        found |= {canonical(path) for path in hooked if path in traced - called}
+    return sorted(found)

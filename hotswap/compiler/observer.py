@@ -1,37 +1,75 @@
 """The process-wide listener behind every watch. PYTEST_DONT_REWRITE
 
-It chains into torch's guard hook (a hit or a miss at every compiled frame) and reads torch's compile
-records; a miss that is followed by no record ran eagerly. It touches no stance, config, logger or
-counter, and leaves nothing installed.
+It chains into torch's guard hook (a hit or a miss at every compiled frame), is told when a compile
+starts, and reads torch's compile records; a miss that is followed by no compile ran eagerly. It
+touches no stance, config, logger or counter, and leaves nothing installed.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from types import FrameType
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import CodeType, FrameType
+from typing import Any, Literal, Protocol
+
+from torch import nn
 
 from hotswap.compiler import private
+from hotswap.compiler.compiled import ignored_hooks
+from hotswap.compiler.guards import nearest
+from hotswap.compiler.reasons import Reason, explain
+from hotswap.compiler.regions import Region, Regions, graph_break
+
+Kind = Literal["first", "recompile", "backward", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One compile as it ended; ``error`` is torch's text where it failed."""
+
+    kind: Kind
+    region: Region
+    reasons: tuple[Reason, ...] = ()
+    raw: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    broken_at: str = ""
 
 
 class Listener(Protocol):
     """What a watch hears."""
 
-    def heard_compile(self, kind: str, region: str, record: Any) -> None:
-        """A compile ended: ``kind`` is first, recompile, backward, limit or failed."""
+    def heard_compile(self, heard: Heard) -> None:
+        """A compile ended."""
 
-    def heard_hit(self, region: str) -> None:
-        """Compiled code of the region is about to run."""
+    def heard_eager(self, region: Region, why: str) -> None:
+        """A call missed every variant and ran eagerly."""
 
-    def heard_eager(self, region: str) -> None:
-        """A call missed every cache entry and ran eagerly."""
+    def heard_cudagraph(self) -> None:
+        """A CUDA graph is being recorded."""
 
     def heard_reset(self) -> None:
         """``torch._dynamo.reset()`` was called."""
 
+    def heard_ignored_hook(self, region: Region, module: str) -> None:
+        """A module inside the region has a forward hook that compiled code does not call."""
+
     def heard_problem(self, text: str) -> None:
         """Something cannot be observed."""
+
+    def close(self) -> None:
+        """Nothing more will be heard, and what was counted is about to be forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What was known when a compile started."""
+
+    region: Region
+    reasons: tuple[Reason, ...]
+    broken_at: str
 
 
 class Observer:
@@ -41,8 +79,17 @@ class Observer:
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._previous: private.GuardHook | None = None
+        self._callbacks: list[Any] = []
+        self._guard_hook: private.GuardHook = self._on_guard
+        self._start_hook: Callable[[Any], None] = self._on_start
+        self._forget()
+
+    def _forget(self) -> None:
+        self.regions = Regions()
         self._last: Any = None
-        self._missed = threading.local()
+        self._missed: dict[int, tuple[Region, str]] = {}  # by thread
+        self._why: dict[tuple[Region, str], str] = {}
+        self._starts: dict[str, _Start] = {}
 
     def add(self, listener: Listener) -> None:
         """Start to tell a listener what happens; install if it is the first."""
@@ -52,67 +99,147 @@ class Observer:
             else:
                 records = private.compile_records()
                 self._last = records[-1] if records else None
-                self._missed.region = None
-                private.start_callbacks().append(self._on_start)
-                self._previous = private.set_guard_hook(self._on_guard)
+                self._callbacks = private.start_callbacks()
+                self._previous = private.set_guard_hook(self._guard_hook)
+                self._callbacks.append(self._start_hook)
             self._listeners.append(listener)
 
     def remove(self, listener: Listener) -> None:
         """Stop telling a listener; uninstall if it was the last."""
         with self._lock:
             self.flush()
-            self._listeners = [kept for kept in self._listeners if kept is not listener]
-            if self._listeners:
-                return
-            found = private.set_guard_hook(self._previous)
-            if found != self._on_guard:
-                private.set_guard_hook(found)
+            for thread in list(self._missed):
+                self._settle(thread)
+            self._look_for_ignored_hooks()
+            found = private.set_guard_hook(self._guard_hook)
+            if found is not self._guard_hook:
                 listener.heard_problem(
-                    "the guard hook was replaced inside the scope: hits and misses are not all seen"
+                    "another guard hook was installed inside the scope: not every call was seen"
                 )
-            callbacks = private.start_callbacks()
-            if self._on_start in callbacks:
-                callbacks.remove(self._on_start)
-            self._last = None
+            listener.close()
+            self._listeners = [kept for kept in self._listeners if kept is not listener]
+            if not self._listeners:
+                if self._start_hook in self._callbacks:
+                    self._callbacks.remove(self._start_hook)
+                found = self._previous if found is self._guard_hook else found
+                self._forget()
+            private.set_guard_hook(found)
 
     def flush(self) -> None:
         """Report what has happened and was not reported yet."""
         with self._lock:
-            if not self._listeners:
-                return
-            self._read_records()
-            self._settle()
-            self._check_reset()
+            if self._listeners:
+                self._read_records()
+                running = {thread.ident for thread in threading.enumerate()}
+                running.discard(threading.get_ident())
+                for thread in self._missed.keys() - running:  # another one may be about to compile
+                    self._settle(thread)
+                self._check_reset()
 
-    def _on_start(self, _: Any) -> None:
-        """Exist, so that a reset, which empties torch's list of callbacks, can be noticed."""
+    def counts(self) -> dict[Region, tuple[int, int]]:
+        """Hits and eager misses of every region since the observer was installed."""
+        with self._lock:
+            self.flush()
+            return {region: (region.hits(), region.eager) for region in self.regions}
+
+    # ---- what torch calls ---------------------------------------------------------------------
 
     def _on_guard(self, hit: bool) -> bool:
         if self._previous is not None:
             hit = self._previous(hit)
-        region = _region(sys._getframe(1))
-        with self._lock:
+        frame = sys._getframe(1)
+        owner = frame.f_locals.get("self")  # the quick way, for every call of a module
+        region = self.regions.known.get(id(owner))
+        if region is None or region.owner() is not owner:
+            with self._lock:
+                region = self.regions.of(*private.callee(frame), frame)
+        if self._missed or self._start_hook not in self._callbacks:
             self.flush()
-            if hit:
-                for listener in self._listeners:
-                    listener.heard_hit(region)
-            else:
-                self._missed.region = region
+        if hit:
+            region.hit()
+        elif self._listeners:
+            with self._lock:
+                self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
         return hit
 
-    def _settle(self) -> None:
-        region = getattr(self._missed, "region", None)
+    def _on_start(self, arguments: Any) -> None:
+        with self._lock:
+            if not self._listeners:
+                return
+            try:
+                self._read_records()
+                trigger = arguments.callback_trigger.name
+                if trigger == "CUDAGRAPH_RECORDING":
+                    for listener in self._listeners:
+                        listener.heard_cudagraph()
+                elif trigger == "DYNAMO":
+                    self._missed.pop(threading.get_ident(), None)
+                    self._note_start(str(arguments.compile_id))
+            except Exception as error:  # the user's compile must go on
+                for listener in self._listeners:
+                    listener.heard_problem(str(error))
+
+    def _note_start(self, compile_id: str) -> None:
+        frame = sys._getframe(2)
+        found = private.compiling(frame)
+        if found is None:
+            return
+        call, variants = found
+        code = call.code or call.name
+        region = self.regions.of(call.owner, code, frame)
+        known = region.compiled or region.hits() > 0
+        region.compiled = True
+        reasons = nearest(variants, call.values())
+        if call.owner is not None and not known and private.was_traced(call.owner) is False:
+            reasons = _first_call(call.owner, reasons)
+        broken = graph_break(code) if isinstance(code, CodeType) else None
+        broken_at = f"{broken[0]}, line {broken[1]}" if broken else ""
+        self._starts[compile_id] = _Start(region, reasons, broken_at)
+
+    # ---- what it means ------------------------------------------------------------------------
+
+    def _why_eager(self, region: Region, frame: FrameType) -> str:
+        """Say why a miss will not be followed by a compile, where that is certain already."""
+        try:
+            stance, limit = private.stance(), private.recompile_limit()
+            key = (region, stance)
+            if (
+                key in self._why
+            ):  # to explain takes milliseconds, and a miss may come with every call
+                return self._why[key]
+            call = private.called_from(frame)
+            variants = private.variants(call.code) if call.code is not None else []
+            if stance != "default":
+                cause = f"torch.compiler.set_stance({stance!r}) is in force"
+            elif len(variants) >= limit:
+                cause = f"its {len(variants)} compiled variants fill recompile_limit={limit}"
+            else:
+                return ""
+            because = "; ".join(str(reason) for reason in nearest(variants, call.values()))
+        except Exception as error:  # the user's call must go on
+            return f"no reason is known: {error}"
+        self._why[key] = f"{cause}, and none fits: {because}" if because else cause
+        return self._why[key]
+
+    def _settle(self, thread: int) -> None:
+        region, why = self._missed.pop(thread, (None, ""))
         if region is not None:
-            self._missed.region = None
+            region.eager += 1
             for listener in self._listeners:
-                listener.heard_eager(region)
+                listener.heard_eager(region, why)
 
     def _check_reset(self) -> None:
-        callbacks = private.start_callbacks()
-        if self._on_start not in callbacks:
-            callbacks.append(self._on_start)
+        if self._start_hook not in self._callbacks:
+            self._callbacks.append(self._start_hook)
             for listener in self._listeners:
                 listener.heard_reset()
+
+    def _look_for_ignored_hooks(self) -> None:
+        for region in self.regions:
+            if region.hits() and (owner := region.owner()) is not None:
+                for module in ignored_hooks(owner):
+                    for listener in self._listeners:
+                        listener.heard_ignored_hook(region, module)
 
     def _read_records(self) -> None:
         new = []
@@ -123,34 +250,47 @@ class Observer:
         if new:
             self._last = new[0]
         for record in reversed(new):
-            if getattr(record, "is_runtime", False):
-                continue
-            kind = _kind(record)
-            region = getattr(self._missed, "region", None) or record.co_name or "?"
-            if kind != "backward":
-                self._missed.region = None
-            for listener in self._listeners:
-                if kind == "limit":
-                    listener.heard_eager(region)
-                else:
-                    listener.heard_compile(kind, region, record)
+            if not record.is_runtime and (heard := self._heard(record)) is not None:
+                for listener in self._listeners:
+                    listener.heard_compile(heard)
+
+    def _heard(self, record: Any) -> Heard | None:
+        raw = record.recompile_reason or ""
+        if record.fail_type and record.co_name is None and raw:
+            return None  # the recompile limit: the miss that led to it is counted
+        start = self._starts.get(record.compile_id)
+        if start is None:
+            region = self.regions.of(None, record.co_name or "?", None)
+            start = _Start(region, (explain(raw),) if raw else (), "")
+        kind: Kind = "recompile" if raw or (record.cache_size or 0) > 0 else "first"
+        if record.fail_type:
+            kind = "failed"
+        elif record.is_forward is False:
+            kind = "backward"
+        return Heard(
+            kind,
+            start.region,
+            (start.reasons or ((explain(raw),) if raw else ())) if kind == "recompile" else (),
+            raw,
+            (record.duration_us or 0) / 1e6,
+            f"{record.fail_type}: {record.fail_reason}" if record.fail_type else "",
+            start.broken_at,
+        )
 
 
-def _kind(record: Any) -> str:
-    if record.fail_type:
-        return "limit" if record.co_name is None and record.recompile_reason else "failed"
-    if record.is_forward is False:
-        return "backward"
-    return "recompile" if record.recompile_reason or (record.cache_size or 0) > 0 else "first"
-
-
-def _region(caller: FrameType) -> str:
-    """Name what is called from a frame: the class of the module, or the function."""
-    function = caller.f_locals.get("fn") if caller.f_code.co_name == "compile_wrapper" else None
-    owner = getattr(function, "__self__", None) if function else caller.f_locals.get("self")
-    if owner is not None:
-        return type(owner).__name__
-    return getattr(function, "__name__", caller.f_code.co_name)
+def _first_call(owner: nn.Module, reasons: tuple[Reason, ...]) -> tuple[Reason, ...]:
+    """Blame the other module whose code a module shares that is called for the first time."""
+    if not reasons or any(reason.cause == "other model" for reason in reasons):
+        return tuple(replace(reason, cause="other model") for reason in reasons)
+    return (
+        Reason(
+            "other model",
+            f"the first call of this {type(owner).__name__}, which shares its code with another one and "
+            f"differs from it: {'; '.join(reason.message for reason in reasons)}",
+            "warm up each model, or compile each with isolate_recompiles=True",
+            raw=tuple(text for reason in reasons for text in reason.raw),
+        ),
+    )
 
 
 OBSERVER = Observer()

@@ -1,16 +1,35 @@
 """Every use of a private torch name, one function each; PYTEST_DONT_REWRITE
 
-On a torch that lacks one of them the watch raises CannotObserveError: it never passes blind.
+On a torch that lacks one of them CannotObserveError is raised: nothing passes blind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FrameType
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from hotswap.errors import CannotObserveError
 
 GuardHook = Callable[[bool], bool]
+
+
+@contextmanager
+def _observing(what: str) -> Iterator[None]:
+    """Turn a missing private name into the error that says what cannot be seen without it."""
+    try:
+        yield
+    except (ImportError, AttributeError, KeyError, TypeError) as error:
+        raise CannotObserveError(
+            f"cannot observe {what}: torch {torch.__version__} has changed ({error}); "
+            "use a torch version from the table in docs/compile-watch.md"
+        ) from error
 
 
 def set_guard_hook(hook: GuardHook | None) -> GuardHook | None:
@@ -18,30 +37,270 @@ def set_guard_hook(hook: GuardHook | None) -> GuardHook | None:
 
     True: compiled code is about to run; False: cache miss. torch's guard collectives use the same hook.
     """
-    try:
+    with _observing("cache hits"):
         from torch._C._dynamo.eval_frame import set_guard_complete_hook
-    except ImportError as error:
-        raise CannotObserveError(
-            "cannot observe cache hits: no guard hook in this torch"
-        ) from error
     previous: GuardHook | None = set_guard_complete_hook(hook)  # type: ignore[arg-type]
     return previous
 
 
+_RECORD_FIELDS = ("compile_id", "co_name", "recompile_reason", "fail_type", "is_forward")
+
+
 def compile_records() -> list[Any]:
     """torch's own records of the last compiles, oldest first (at most 64)."""
-    try:
-        from torch._dynamo.utils import get_compilation_metrics
-    except ImportError as error:
-        raise CannotObserveError("cannot observe compiles: no metrics in this torch") from error
+    with _observing("compiles"):
+        from torch._dynamo.utils import CompilationMetrics, get_compilation_metrics
+
+        for field in _RECORD_FIELDS:
+            CompilationMetrics.__dataclass_fields__[field]
     return list(get_compilation_metrics())
 
 
 def start_callbacks() -> list[Any]:
     """The live list of functions called when a compile starts; ``torch._dynamo.reset()`` empties it."""
-    try:
+    with _observing("resets"):
         from torch._dynamo.callback import callback_handler
-    except ImportError as error:
-        raise CannotObserveError("cannot observe resets: no callbacks in this torch") from error
-    callbacks: list[Any] = callback_handler.start_callbacks
+
+        callbacks: list[Any] = callback_handler.start_callbacks
     return callbacks
+
+
+def stance() -> str:
+    """The name of the stance of ``torch.compiler.set_stance`` that is in force."""
+    with _observing("the compiler stance"):
+        from torch._dynamo import eval_frame
+
+        name: str = eval_frame._stance.stance
+    return name
+
+
+def recompile_limit() -> int:
+    """How many variants of one code object torch compiles before it runs eagerly."""
+    with _observing("the recompile limit"):
+        from torch._dynamo import config
+
+        limit: int = config.recompile_limit
+    return limit
+
+
+def was_traced(module: nn.Module) -> bool | None:
+    """Tell whether Dynamo has traced this very module: it marks each parameter it meets.
+
+    The mark outlives ``torch._dynamo.reset()``. None for a module without parameters.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if not tensors:
+        return None
+    return any(hasattr(tensor, "_dynamo_static_input_type") for tensor in tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a compiled frame: the module whose method it is, the frame's code and locals."""
+
+    owner: nn.Module | None
+    name: str
+    code: CodeType | None = None
+    values: Callable[[], dict[str, Any]] = dict
+
+
+def callee(frame: FrameType) -> tuple[nn.Module | None, CodeType | str]:
+    """Say which module, or else which function, a frame is about to call; quick, for every call."""
+    code, values = frame.f_code, frame.f_locals
+    if code.co_name != "compile_wrapper":
+        owner = values["self"] if "self" in values else values.get(receiver(code))
+        return (owner if isinstance(owner, nn.Module) else None), code
+    function = values.get("fn")
+    owner = getattr(function, "__self__", None)
+    called = getattr(function, "__code__", type(function).__name__)
+    if owner is None and _is_wrap_inline(called):
+        owner = function.__wrapped__  # type: ignore[union-attr]
+    return (owner if isinstance(owner, nn.Module) else None), called
+
+
+def _is_wrap_inline(code: Any) -> bool:
+    """Whether it is the frame that torch puts around what it would not compile, such as nn.Sequential."""
+    return getattr(code, "co_name", "") == "inner" and code.co_filename.endswith(
+        "external_utils.py"
+    )
+
+
+def called_from(frame: FrameType) -> Call:
+    """Describe what a frame is about to call; the compiled frame itself is not on Python's stack yet."""
+    values = frame.f_locals
+    target = {"_call_impl": values.get("self"), "compile_wrapper": values.get("fn")}.get(
+        frame.f_code.co_name
+    )
+    if target is None:
+        owner, _ = callee(frame)
+        return Call(owner, frame.f_code.co_name)
+    return call_of(target, values.get("args", ()), values.get("kwargs", {}))
+
+
+RESUME = "torch_dynamo_resume_in_"
+_CALLS = ("_call_impl", "_wrapped_call_impl")
+
+
+def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Describe the call of a module or function as Dynamo sees it: its innermost frame's locals."""
+    method = getattr(target, "_compiled_call_impl", None) or getattr(target, "forward", target)
+    while inner := getattr(method, "_torchdynamo_orig_callable", None):
+        method = inner
+    owner = getattr(method, "__self__", None)
+    if isinstance(owner, nn.Module) and method.__name__ in _CALLS:
+        method = owner.forward
+        while inner := getattr(method, "_torchdynamo_orig_callable", None):
+            method = inner
+    function = getattr(method, "__func__", method)
+    code = getattr(function, "__code__", None)
+    bound = args if method is function else (method.__self__, *args)
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True) if code else ()
+    closure = {name: cell.cell_contents for name, cell in cells}
+    if owner is None and _is_wrap_inline(code):
+        owner = closure["fn"]
+
+    def values() -> dict[str, Any]:
+        arguments = inspect.signature(function, follow_wrapped=False).bind(*bound, **kwargs)
+        arguments.apply_defaults()
+        return {**arguments.arguments, **closure}
+
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return Call(owner if isinstance(owner, nn.Module) else None, name, code, values)
+
+
+def compiling(frame: FrameType | None) -> tuple[Call, list[Any]] | None:
+    """What torch compiles, found on the stack of a start callback, and the variants it has already."""
+    while frame is not None and not (
+        frame.f_code.co_name == "_compile" and "_dynamo" in frame.f_code.co_filename
+    ):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    inside = frame.f_locals
+    with _observing("what is compiled"):
+        code: CodeType = inside["code"]
+        values = dict(inside["frame"].f_locals)
+        entries = inside.get("cache_entries_for_reasons", inside.get("cache_entries"))
+    owner = values.get(receiver(code))
+    if code.co_name.startswith(RESUME) and not isinstance(owner, nn.Module):
+        owner = _owner_before_break(code, frame)
+    return Call(
+        owner if isinstance(owner, nn.Module) else None,
+        code.co_qualname,
+        code,
+        lambda: values,
+    ), variants(code) if entries is None else list(entries)
+
+
+def _owner_before_break(code: CodeType, frame: FrameType | None) -> nn.Module | None:
+    """The module of the code before a graph break, which calls the code behind it."""
+    before = code.co_name.removeprefix(RESUME).rpartition("_at_")[0]
+    while frame is not None and frame.f_code.co_name != before:
+        frame = frame.f_back
+    return callee(frame)[0] if frame is not None else None
+
+
+def receiver(code: CodeType) -> str:
+    """The name under which a method's code knows its module, after a graph break as well."""
+    if _is_wrap_inline(code):
+        return "fn"
+    return next((name for name in code.co_varnames if not name.startswith("__")), "self")
+
+
+def continuations(variant: Any) -> list[CodeType]:
+    """The code that goes on after each graph break of a variant."""
+    with _observing("graph breaks"):
+        outer = variant.guard_manager.global_scope or {}
+        functions = [
+            outer.get("G", outer).get(name)
+            for name in variant.code.co_names
+            if name.startswith("__resume_at")
+        ]
+    return [function.__code__ for function in functions if hasattr(function, "__code__")]
+
+
+def variants(code: CodeType) -> list[Any]:
+    """The compiled variants of a code object, most recently used first."""
+    with _observing("compiled variants"):
+        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+    return list(_debug_get_cache_entry_list(code))
+
+
+_RELATIONAL = ("ALIASING", "OVERLAPPING", "SYMBOLIC_SHAPE")
+"""Kinds of guards that remember what they saw: asking one alone would change its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """One guard of a variant: what it reads (``L['self'].training``), its text, its check."""
+
+    source: str
+    text: str
+    check: Callable[[Any], bool]
+
+
+def guards(variant: Any) -> list[Guard]:
+    """List the guards that read one value each; relations between values are not among them."""
+    with _observing("guards"):
+        root = getattr(variant.guard_manager, "root", None)
+        if root is None:  # the variant was invalidated
+            return []
+        return [
+            Guard(manager.get_source(), part, leaf)
+            for manager in _managers(root)
+            for leaf in manager.get_leaf_guards()
+            if not any(kind in type(leaf).__name__ for kind in _RELATIONAL)
+            if (parts := leaf.verbose_code_parts()) and (part := parts[0])
+        ]
+
+
+def _managers(root: Any) -> Iterator[Any]:
+    yield root
+    for child in root.get_child_managers():
+        yield from _managers(child)
+    if hasattr(root, "get_key_value_managers"):
+        for pair in root.get_key_value_managers().values():
+            for child in pair:
+                if child is not None:
+                    yield from _managers(child)
+
+
+def scope(variant: Any, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The globals and locals in which a guard's source can be evaluated."""
+    with _observing("guards"):
+        manager = variant.guard_manager
+        outer = dict(manager.global_scope or {})
+        return outer, {"L": values, "G": outer.get("G", outer), **(manager.closure_vars or {})}
+
+
+def first_failure(variant: Any, values: dict[str, Any]) -> str | None:
+    """torch's own text of the first guard that fails for these locals; None where all hold."""
+    with _observing("guards"):
+        manager = variant.guard_manager
+        if getattr(manager, "root", None) is None:
+            return str(getattr(manager, "invalidation_reason", "the variant was invalidated"))
+        found = manager.check_verbose(values)
+        if found.result:
+            return None
+        parts = list(found.verbose_code_parts)
+    if len(parts) == 1:
+        return str(parts[0])
+    outer, inner = scope(variant, values)
+    for part in parts:
+        try:
+            if not eval(part, outer, inner):  # noqa: S307 (torch's own text, as torch does)
+                return str(part)
+        except Exception:  # noqa: S112 (a part that cannot be evaluated alone)
+            continue
+    return "; ".join(map(str, parts)) or "a guard failed"
+
+
+def tensor_keys(tensor: Tensor) -> str:
+    """The dispatch keys of a tensor in the present mode, as guards spell them."""
+    with _observing("dispatch keys"):
+        c = torch._C
+        included, excluded = (
+            c._dispatch_tls_local_include_set(),
+            c._dispatch_tls_local_exclude_set(),
+        )
+        return str((c._dispatch_keys(tensor) | included) - excluded)

@@ -17,6 +17,7 @@ _HOME = {
     "HotswapError": "hotswap.errors",
     "SwapPlan": "hotswap.adapters.plan",
     "active": "hotswap.engine.swap",
+    "check_source": "hotswap.source.check",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
     "plan": "hotswap.adapters.plan",
@@ -33,6 +34,7 @@ __all__ = [
     "HotswapError",
     "SwapPlan",
     "active",
+    "check_source",
     "forbid_recompiles",
     "load",
     "plan",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from hotswap.engine.swap import active, set_scale, swap
     from hotswap.errors import HotswapError
     from hotswap.findings import Finding
+    from hotswap.source.check import check_source
 
 
 def __getattr__(name: str) -> Any:

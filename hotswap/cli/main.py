@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import hotswap
+from hotswap.cli.lint import explain, lint
 from hotswap.cli.plan import plan
 from hotswap.cli.plan import say as _say
 from hotswap.errors import AdapterError, HotswapError
@@ -44,6 +45,8 @@ def _options(
 
 
 app.command("plan")(plan)
+app.command("lint")(lint)
+app.command("explain")(explain)
 
 
 @app.command(

@@ -1,0 +1,592 @@
+"""What the calls of PEFT, diffusers, transformers, torch and hotswap do to a model."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hotswap.source import typestate as ts
+from hotswap.source.evaluate import Args, Evaluator
+from hotswap.source.names import made_by
+from hotswap.source.rules import VETO, rules_on
+from hotswap.source.typestate import (
+    Adapter,
+    By,
+    Compiled,
+    Deferred,
+    Event,
+    Facts,
+    Prepared,
+    Problem,
+    Ran,
+)
+from hotswap.source.values import Const, Dict, Lora, Number, Obj, Opaque, Part, Seq, Tensor, Value
+
+_RANK_IN_NAME = re.compile(
+    r"(?:^|[^a-z])(?:lora_?)?(?:rank|r)[-_=]?(\d{1,4})(?![0-9a-z])", re.IGNORECASE
+)
+_RANK_KEYS = ("rank", "r", "lora_rank", "lora_r")
+_LAYERS = re.compile(
+    r"layer|block|^h\[|\.h\[|base_model|^model$|^model\.model|language_model|transformer"
+)
+_SELF = frozenset(
+    {
+        "to",
+        "eval",
+        "train",
+        "cuda",
+        "cpu",
+        "half",
+        "float",
+        "bfloat16",
+        "double",
+        "requires_grad_",
+        "type",
+        "to_empty",
+        "share_memory",
+    }
+)
+_RUNS = frozenset({"forward", "generate", "__call__", "encode"})
+
+
+class Models(Evaluator):
+    """Follows what is done to models, and shows each step to the rules."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__()
+        self.folder = folder
+        self.found: dict[tuple[str, ast.AST], Problem] = {}
+        self.vetoed: set[tuple[str, ast.AST]] = set()
+        self.log: set[str] = set()
+        """The kinds of events since it was last cleared."""
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def emit(self, obj: Obj, event: Event) -> None:
+        """Show an event to the rules; the first that objects is reported, now or when it comes true."""
+        self.log.add(event.kind)
+        told = False
+        for rule in rules_on(event.kind):
+            outcome = rule.check(event)
+            if outcome is VETO:
+                self.vetoed.add((rule.code, event.node))
+            elif isinstance(outcome, Problem) and not told and not self.s.muted:
+                told = True
+                where = outcome.where or event.node
+                if outcome.until == "now":
+                    self.found.setdefault((rule.code, where), outcome)
+                else:
+                    wait = Deferred(rule.code, where, outcome.until, outcome)
+                    facts = self.facts(obj)
+                    self.put(obj, replace(facts, deferred=(*facts.deferred, wait)))
+
+    def flush(self, obj: Obj, until: Literal["run", "compile"]) -> None:
+        """Report what waited for the model to run or to be compiled."""
+        facts = self.facts(obj)
+        if facts.deferred:
+            for wait in facts.deferred:
+                if wait.until == until:
+                    self.found.setdefault((wait.code, wait.where), wait.problem)
+            left = tuple(w for w in facts.deferred if w.until != until)
+            self.put(obj, replace(facts, deferred=left))
+
+    # -- what is known of arguments -------------------------------------------------------------
+
+    def rank_of(
+        self, value: Value | None, node: ast.expr | None
+    ) -> tuple[int | None, float | None]:
+        """Return rank and alpha of the adapter that the value names, as far as the source shows them."""
+        if isinstance(value, Lora):
+            return value.rank, value.alpha
+        saved = self.s.heap.get(("saved", _path_key(value)))
+        if saved is not None:
+            return saved  # type: ignore[no-any-return]
+        if isinstance(node, ast.Subscript | ast.Attribute):
+            owner = self.ev(node.value)
+            if isinstance(owner, Dict):
+                for key in _RANK_KEYS:
+                    rank = owner.items.get(key)
+                    if isinstance(rank, Const) and type(rank.value) is int:
+                        return rank.value, None
+        if isinstance(value, Const) and isinstance(value.value, str):
+            return self._rank_in_folder(value.value)
+        return None, None
+
+    def _rank_in_folder(self, path: str) -> tuple[int | None, float | None]:
+        for root in (self.folder, Path()):
+            if root is None or "\0" in path or len(path) > 200:
+                continue
+            try:
+                config = json.loads(
+                    (root / path / "adapter_config.json").read_text(encoding="utf-8")
+                )
+                pattern = config.get("rank_pattern") or {}
+                return max([int(config["r"]), *map(int, pattern.values())]), config.get(
+                    "lora_alpha"
+                )
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+        found = _RANK_IN_NAME.findall(path)
+        return (int(found[-1]), None) if len(found) == 1 else (None, None)
+
+    def _preparation(self, args: Args, by: By, *, default: int | None) -> Prepared:
+        target = args.get(None, "target_rank")
+        if target is None and by != "peft" and by != "hotswap":
+            target = args.get(0, "target_rank")
+        check = args.get(None, "check_compiled")
+        strict = check is None or (isinstance(check, Const) and check.value == "error")
+        if args.starred and target is None:
+            return Prepared(None, args.node, by, strict=False)
+        how = Prepared(default, args.node, by, strict=strict and not args.starred)
+        if target is None:
+            return how
+        if isinstance(target, Const) and type(target.value) is int:
+            return replace(how, rank=target.value, drawn_from=target.drawn_from)
+        return replace(how, rank=None)
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def do_compile(self, value: Value, node: ast.AST, how: ts.How) -> Value:
+        """Compile a model, a part of one, or a function."""
+        if isinstance(value, Part):
+            if value.path == "forward":
+                self._compiled(value.owner, node, "forward")
+            elif _LAYERS.search(value.path):
+                self._compiled(value.owner, node, "blocks")
+            return value
+        obj = self.become(value, "unknown")
+        if obj is None:
+            return value
+        self._compiled(obj, node, how)
+        return Obj(obj.oid, wrapped=True) if how == "wrapper" else obj
+
+    def _compiled(self, obj: Obj, node: ast.AST, how: ts.How) -> None:
+        facts = self.facts(obj)
+        if facts.kind == "pipeline":
+            return
+        self.emit(obj, Event("compile", node, facts, "torch.compile", obj.wrapped))
+        self.put(obj, ts.compiled(self.facts(obj), Compiled(node, how)))
+        self.flush(obj, "compile")
+
+    def do_run(self, obj: Obj, node: ast.AST, *, grad: str | None) -> None:
+        """Call the model; a pipeline calls its denoiser."""
+        facts = self.facts(obj)
+        if facts.kind == "pipeline":
+            for name in ("transformer", "transformer_2"):
+                if name == "transformer" or (obj.oid, name) in self.s.heap:
+                    self.do_run(self.component(obj, name), node, grad=None)
+            return
+        if facts.compiled is None:
+            self.log.add("run")
+            return
+        self.emit(obj, Event("run", node, facts, "call", obj.wrapped, grad=grad))
+        self.flush(obj, "run")
+        facts = self.facts(obj)
+        if facts.ran is None:
+            self.put(obj, replace(facts, ran=Ran(node, grad)))
+
+    def do_prepare(self, value: Value | None, args: Args, by: By) -> Value:
+        """Prepare the adapters that are loaded: PEFT's function, or hotswap's."""
+        obj = self.become(value, "unknown")
+        if obj is None:
+            return self.fresh()
+        obj = self.denoiser(obj)
+        facts = self.facts(obj)
+        first = facts.adapters[0] if facts.adapters else None
+        how = self._preparation(args, by, default=first.rank if first and by == "peft" else None)
+        api = "prepare_model_for_compiled_hotswap" if by == "peft" else "hotswap.prepare"
+        self.emit(obj, Event("prepare", args.node, facts, api, obj.wrapped, prepared=how))
+        facts = self.facts(obj)
+        if not facts.adapters:
+            unknown = Adapter(None, args.node)
+            facts = replace(facts, adapters=(unknown,), open=True)
+        self.put(obj, ts.prepared(facts, how))
+        return self.fresh()
+
+    def do_enable(self, obj: Obj, args: Args, api: str) -> Value:
+        """Enable hot-swapping for the first load: diffusers and transformers."""
+        by: By = "transformers" if api == "enable_peft_hotswap" else "diffusers"
+        obj = self.denoiser(obj)
+        facts = self.facts(obj)
+        how = self._preparation(args, by, default=128)
+        self.emit(obj, Event("enable", args.node, facts, api, obj.wrapped, prepared=how))
+        self.put(obj, replace(self.facts(obj), enabled=how, auto_swap=by == "transformers"))
+        return Const(None)
+
+    def denoiser(self, obj: Obj) -> Obj:
+        """Return the model that carries the adapters."""
+        return self.component(obj, "transformer") if self.facts(obj).kind == "pipeline" else obj
+
+    def do_load(self, obj: Obj, args: Args, api: str) -> Value:
+        """Load an adapter: anew or, with ``hotswap``, in place of one."""
+        pipeline = self.facts(obj).kind == "pipeline"
+        if pipeline and (into := args.get(None, "load_into_transformer_2")) is not None:
+            obj = self.component(obj, "transformer_2" if self.holds(into) else "transformer")
+        obj = self.denoiser(obj)
+        facts = self.facts(obj)
+        index = 1 if api == "load_adapter" else None
+        given = args.get(index, "adapter_name")
+        name = given.value if isinstance(given, Const) and isinstance(given.value, str) else None
+        named: bool | None = given is not None and given != Const(None)
+        if given is not None and not isinstance(given, Const):
+            named = True
+        if given is None and args.starred:
+            named = None
+        hotswap = self._hotswap(args.get(None, "hotswap"), facts, name, named)
+        if args.starred and args.get(None, "hotswap") is None:
+            hotswap = None
+        path = args.get(0, "pretrained_model_name_or_path_or_dict") or args.get(0, "peft_model_id")
+        rank, alpha = self.rank_of(path, args.node.args[0] if args.node.args else None)
+        if rank is None and (weight := args.get(None, "weight_name")) is not None:
+            rank, alpha = self.rank_of(weight, None)
+        if name is None and named is False and hotswap is not True:
+            name = (
+                f"default_{len(facts.adapters)}"
+                if facts.kind != "peft" and api != "load_adapter"
+                else "default"
+            )
+        kind: Literal["swap", "load"] = "swap" if hotswap else "load"
+        self.emit(
+            obj,
+            Event(kind, args.node, facts, api, obj.wrapped, name, named, hotswap, rank, alpha),
+        )
+        facts = self.facts(obj)
+        if hotswap is True or (hotswap is None and facts.adapter(name)):
+            self.put(obj, replace(facts, swapped=args.node))
+        elif api == "load_adapter" and facts.kind == "peft" and facts.adapter(name):
+            pass
+        else:
+            self.put(obj, ts.loaded(facts, Adapter(name, args.node, rank, alpha)))
+        return self.fresh()
+
+    def _hotswap(
+        self, given: Value | None, facts: Facts, name: str | None, named: bool | None
+    ) -> bool | None:
+        if given is None or (isinstance(given, Const) and given.value == "auto"):
+            if facts.auto_swap and not facts.open:
+                if named and name is None:
+                    return None
+                return facts.adapter(name or "default") is not None
+            return None if facts.open and facts.kind in ("transformers", "unknown") else False
+        return self.holds(given)
+
+    def do_swap(
+        self, value: Value | None, args: Args, api: str, *, path: int, name: int | None
+    ) -> Value:
+        """Swap an adapter in place by a function: PEFT's, or hotswap's."""
+        obj = self.become(value, "unknown")
+        if obj is None:
+            return self.fresh()
+        obj = self.denoiser(obj)
+        facts = self.facts(obj)
+        given = args.get(name, "adapter_name")
+        text = given.value if isinstance(given, Const) and isinstance(given.value, str) else None
+        named: bool | None = given is not None or (None if args.starred else False)
+        if api == "hotswap.swap" and given is None:
+            text, named = "default", True
+        node = args.node.args[path] if len(args.node.args) > path else None
+        rank, alpha = self.rank_of(args.get(path, "model_name_or_path"), node)
+        config = args.get(None, "config") or (
+            args.get(3, "config") if "state_dict" in api else None
+        )
+        if isinstance(config, Lora):
+            rank, alpha = config.rank, config.alpha
+        self.emit(
+            obj, Event("swap", args.node, facts, api, obj.wrapped, text, named, True, rank, alpha)
+        )
+        self.put(obj, replace(self.facts(obj), swapped=args.node))
+        return self.fresh()
+
+    def do_toggle(self, obj: Obj, args: Args, api: str) -> Value:
+        """Change which adapters are active or loaded."""
+        obj = self.denoiser(obj)
+        facts = self.facts(obj)
+        given = args.get(0, "adapter_names") or args.get(0, "adapter_name")
+        names = _names(given)
+        event = Event("toggle", args.node, facts, api, obj.wrapped, names=names)
+        self.emit(obj, event)
+        facts = self.facts(obj)
+        if api.startswith("delete_adapter"):
+            facts = ts.unloaded(facts, names) if names else replace(facts, open=True)
+        elif api.startswith("set_adapter") and names:
+            facts = replace(facts, active=names)
+        self.put(obj, facts)
+        return self.fresh()
+
+    def do_scale(self, obj: Obj, node: ast.AST, api: str, value: Value | None) -> None:
+        """Write a number into a layer's scaling."""
+        text = "tensor" if isinstance(value, Tensor) else "float" if _is_number(value) else ""
+        self.emit(obj, Event("scale", node, self.facts(obj), api, obj.wrapped, value=text))
+
+    def do_merge(self, obj: Obj, node: ast.AST | None) -> None:
+        """Merge the adapters into the weights, or, with None, take them out again."""
+        obj = self.denoiser(obj)
+        self.put(obj, replace(self.facts(obj), merged=node))
+
+    def do_add(
+        self, obj: Obj, args: Args, api: str, config: Value | None, name: str | None
+    ) -> Value:
+        """Add an adapter made from a config."""
+        rank, alpha = (config.rank, config.alpha) if isinstance(config, Lora) else (None, None)
+        facts = self.facts(obj)
+        self.emit(
+            obj, Event("load", args.node, facts, api, obj.wrapped, name, True, False, rank, alpha)
+        )
+        self.put(obj, ts.loaded(self.facts(obj), Adapter(name, args.node, rank, alpha)))
+        return Const(None)
+
+    # -- constructors ---------------------------------------------------------------------------
+
+    def make(self, name: str, args: Args, *, method: str = "") -> Value | None:
+        """Create a model by its class, or return None if the class makes none."""
+        kind = made_by(name)
+        if kind is None:
+            return None
+        last = name.rsplit(".", 1)[-1]
+        if kind == "peft" and not last.startswith("AutoPeft"):
+            return self.wrap(args, args.get(0, "model"), path=1, name=2)
+        obj = self.new(kind)
+        if kind == "peft":
+            rank, alpha = self.rank_of(args.get(0, "pretrained_model_name_or_path"), None)
+            given = args.get(1, "adapter_name")
+            self.put(
+                obj,
+                ts.loaded(self.facts(obj), Adapter(_str(given, "default"), args.node, rank, alpha)),
+            )
+        elif kind == "pipeline":
+            self._assemble(obj, args)
+        elif kind == "transformers":
+            path = args.get(0, "pretrained_model_name_or_path")
+            if isinstance(path, Const) and re.search(
+                r"lora|adapter|peft", str(path.value), re.IGNORECASE
+            ):
+                self.put(obj, ts.opened(self.facts(obj)))
+        self.log.add("create")
+        return obj
+
+    def _assemble(self, pipe: Obj, args: Args) -> None:
+        source = args.get(0, "pipeline")
+        for keyword in args.node.keywords:
+            given = keyword.value
+            if (
+                keyword.arg is None
+                and isinstance(given, ast.Attribute)
+                and given.attr == "components"
+            ):
+                source = self.ev(given.value)
+        if isinstance(source, Obj) and self.facts(source).kind == "pipeline":
+            self.component(source, "transformer")
+            for key, shared in list(self.s.heap.items()):
+                if isinstance(key, tuple) and len(key) == 2 and key[0] == source.oid:
+                    self.s.put((pipe.oid, key[1]), shared)
+        for name, value in args.keywords.items():
+            part = (
+                self.become(value, "component")
+                if name in ("unet", "transformer", "transformer_2")
+                else None
+            )
+            if part is not None:
+                self.s.put((pipe.oid, "denoiser" if name != "transformer_2" else name), part)
+
+    def wrap(self, args: Args, base: Value | None, *, path: int, name: int) -> Value:
+        """Put a PEFT model with a first adapter around a base model."""
+        below = self.facts(base) if isinstance(base, Obj) else Facts()
+        obj = self.new("peft")
+        key = next((k for k in ("peft_config", "config") if k in args.keywords), "model_id")
+        rank, alpha = self.rank_of(
+            args.get(path, key), args.node.args[path] if len(args.node.args) > path else None
+        )
+        facts = self.facts(obj)
+        if below.compiled:
+            facts = replace(facts, compiled=replace(below.compiled, how="blocks"), ran=below.ran)
+            self.put(obj, facts)
+            self.emit(
+                obj,
+                Event("load", args.node, facts, "PeftModel", False, "default", True, False, rank),
+            )
+            facts = self.facts(obj)
+        given = args.get(name, "adapter_name")
+        text = _str(given, "default") if not args.starred else None
+        self.put(obj, ts.loaded(facts, Adapter(text, args.node, rank, alpha)))
+        self.log.add("create")
+        return obj
+
+    # -- methods --------------------------------------------------------------------------------
+
+    def method(self, obj: Obj, name: str, args: Args) -> Value | None:
+        """Call a method of a model by its name; None if it does nothing that matters."""
+        if name in _SELF:
+            return obj
+        handler = _METHODS.get(name)
+        if handler is not None:
+            return handler(self, obj, args, name)
+        if name in _RUNS:
+            pure = name in ("generate", "encode") or self.facts(obj).kind == "pipeline"
+            self.do_run(obj, args.node, grad=None if pure else self.grad)
+            return self.fresh()
+        return None
+
+    @property
+    def grad(self) -> str | None:
+        """The gradient mode on this path."""
+        return self.s.grad[-1] if self.s.grad else None
+
+    def part_method(self, part: Part, args: Args) -> Value | None:
+        """Call a method of something inside a model."""
+        inside, _, name = part.path.rpartition(".")
+        if not inside:
+            return self.method(part.owner, name, args)
+        if name == "compile":
+            return self.do_compile(Part(part.owner, inside), args.node, "in place")
+        if name in ("set_scale", "unscale_layer"):
+            value = args.get(1, "scale")
+            self.do_scale(part.owner, args.node, name, Number() if value is None else value)
+            return Const(None)
+        if name == "fill_":
+            return Const(None)
+        if inside in ("base_model", "base_model.model", "model") and name in _METHODS:
+            return self.method(part.owner, name, args)
+        if name in ("modules", "named_modules", "children", "named_children", "items", "values"):
+            return Part(part.owner, f"{inside}.{name}")
+        return Part(part.owner, inside) if name in _SELF else None
+
+
+def _load(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    return m.do_load(obj, args, name)
+
+
+def _unload(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    carrier = m.denoiser(obj)
+    m.put(carrier, ts.unloaded(m.facts(carrier)))
+    return Const(None)
+
+
+def _enable(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    return m.do_enable(obj, args, name)
+
+
+def _toggle(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    return m.do_toggle(obj, args, name)
+
+
+def _merge(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    m.do_merge(obj, args.node)
+    return Const(None)
+
+
+def _unmerge(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    m.do_merge(obj, None)
+    return Const(None)
+
+
+def _add(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    config = next((v for v in args.all() if isinstance(v, Lora)), None)
+    texts = [v.value for v in args.all() if isinstance(v, Const) and isinstance(v.value, str)]
+    unknown = len(list(args.all())) > 1 or args.starred
+    return m.do_add(obj, args, name, config, texts[0] if texts else None if unknown else "default")
+
+
+def _compile_in_place(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    how: ts.How = "blocks" if name == "compile_repeated_blocks" else "in place"
+    m.do_compile(obj, args.node, how)
+    return Const(None)
+
+
+def _merge_and_unload(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    plain = m.new("transformers")
+    m.put(
+        plain,
+        replace(
+            m.facts(obj), kind="transformers", adapters=(), active=(), merged=None, enabled=None
+        ),
+    )
+    return plain
+
+
+def _modules(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    return Part(obj, name)
+
+
+def _save(m: Models, obj: Obj, args: Args, name: str) -> Value:
+    facts = m.facts(obj)
+    key = _path_key(args.get(0, "save_directory"))
+    if key is not None and len(facts.adapters) == 1:
+        m.s.put(("saved", key), (facts.adapters[0].rank, facts.adapters[0].alpha))
+    return Const(None)
+
+
+_METHODS: dict[str, Callable[[Models, Obj, Args, str], Value]] = {
+    "add_adapter": _add,
+    "compile": _compile_in_place,
+    "compile_repeated_blocks": _compile_in_place,
+    "delete_adapter": _toggle,
+    "delete_adapters": _toggle,
+    "disable_adapters": _toggle,
+    "disable_lora": _toggle,
+    "enable_adapters": _toggle,
+    "enable_lora": _toggle,
+    "enable_lora_hotswap": _enable,
+    "enable_peft_hotswap": _enable,
+    "fuse_lora": _merge,
+    "load_adapter": _load,
+    "load_lora_adapter": _load,
+    "load_lora_weights": _load,
+    "merge_adapter": _merge,
+    "merge_and_unload": _merge_and_unload,
+    "modules": _modules,
+    "named_modules": _modules,
+    "save_pretrained": _save,
+    "set_adapter": _toggle,
+    "set_adapters": _toggle,
+    "unfuse_lora": _unmerge,
+    "unload": _merge_and_unload,
+    "unload_lora": _unload,
+    "unload_lora_weights": _unload,
+    "unmerge_adapter": _unmerge,
+}
+PROMOTING: dict[str, ts.Kind] = {
+    "compile_repeated_blocks": "component",
+    "enable_lora_hotswap": "pipeline",
+    "enable_peft_hotswap": "transformers",
+    "fuse_lora": "pipeline",
+    "load_adapter": "unknown",
+    "load_lora_adapter": "component",
+    "load_lora_weights": "pipeline",
+    "set_adapters": "pipeline",
+    "unfuse_lora": "pipeline",
+    "unload_lora_weights": "pipeline",
+}
+"""Methods by whose call something unknown is known to be a model."""
+
+
+def _names(value: Value | None) -> tuple[str | None, ...] | None:
+    if isinstance(value, Const) and isinstance(value.value, str):
+        return (value.value,)
+    if isinstance(value, Seq) and all(isinstance(v, Const) for v in value.items):
+        return tuple(v.value for v in value.items if isinstance(v, Const))
+    return None
+
+
+def _str(value: Value | None, default: str) -> str | None:
+    if value is None:
+        return default
+    return value.value if isinstance(value, Const) and isinstance(value.value, str) else None
+
+
+def _path_key(value: Value | None) -> Any:
+    if isinstance(value, Const):
+        return ("const", str(value.value).rstrip("/"))
+    return value.oid if isinstance(value, Opaque) else None
+
+
+def _is_number(value: Value | None) -> bool:
+    return isinstance(value, Number) or (
+        isinstance(value, Const)
+        and isinstance(value.value, int | float)
+        and not isinstance(value.value, bool)
+    )

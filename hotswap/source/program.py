@@ -1,0 +1,254 @@
+"""Find the ways into a module, and run each: its body, what sets it up, then what is called later."""
+
+from __future__ import annotations
+
+import ast
+import bisect
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from hotswap.source.evaluate import Args, TooLongError
+from hotswap.source.state import Frame, State, merge
+from hotswap.source.typestate import Facts, Problem, Ran
+from hotswap.source.values import Class, Func, Obj
+from hotswap.source.walk import Walker
+
+_SETUP = re.compile(
+    r"^(__init__|__enter__|set_?up|load|init|initiali[sz]e|start|on_start|startup|lifespan|build|create|prepare|warm_?up)",
+)
+_PREPARES = frozenset(
+    {
+        "enable_lora_hotswap", "enable_peft_hotswap", "hotswap_adapter",
+        "hotswap_adapter_from_state_dict", "prepare_model_for_compiled_hotswap",
+    }
+)  # fmt: skip
+_COMPILES = frozenset({"compile", "compile_repeated_blocks", "optimize"})
+_LOADS = frozenset(
+    {
+        "add_adapter", "get_peft_model", "inject_adapter_in_model", "load_adapter", "load_lora_adapter",
+        "load_lora_weights", "set_adapter", "set_adapters",
+    }
+)  # fmt: skip
+_RUNS = re.compile(r"(?:pipe\w*|model\w*|unet|transformer|compiled\w*|generate|forward)\(")
+Def = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def analyse(
+    tree: ast.Module, text: str, folder: Path | None = None
+) -> dict[tuple[str, ast.AST], Problem]:
+    """Return every problem in a module by rule code and place."""
+    program = _Program(Walker(folder), text)
+    try:
+        program.run(tree)
+    except TooLongError:
+        pass
+    except RecursionError:
+        pass
+    w = program.walker
+    return {key: problem for key, problem in w.found.items() if key not in w.vetoed}
+
+
+class _Program:
+    def __init__(self, walker: Walker, text: str) -> None:
+        self.walker = walker
+        self.lines = text.splitlines()
+        self.relevant: set[str] = set()
+
+    def run(self, tree: ast.Module) -> None:
+        """Run the body, then the functions that set globals, then everything that was not called."""
+        lines = _lines_of_calls(tree)
+        if lines is None:
+            return
+        functions = list(_functions(tree.body))
+        self._find_relevant(functions, lines)
+        paths = self._body(tree)
+        free = [node for node, cls in functions if cls is None]
+        for node in free:
+            if (
+                node not in self.walker.executed
+                and _sets_globals(node)
+                and node.name in self.relevant
+            ):
+                paths = self._enter(paths, _named(paths, node))
+        later = [n for n in free if n.name in self.relevant and n not in self.walker.executed]
+        self._entries(
+            paths, [_named(paths, node) for node in later if not self._called_by(node, later)]
+        )
+        self._entries(paths, [_named(paths, node) for node in later])
+        for statement in tree.body:
+            if isinstance(statement, ast.ClassDef):
+                self._class(statement, paths)
+        for func in self.walker.callbacks:
+            if func.node not in self.walker.executed:
+                self._enter(_copies(paths), func)
+
+    def _body(self, tree: ast.Module) -> list[State]:
+        ends = self.walker.block(tree.body, State([Frame(-1)], grad=("grad",)))
+        self._finish(ends)
+        alive = [end for end in ends if end.exit != "raise"] or ends
+        for end in alive:
+            end.exit = end.result = None
+        return merge(alive, self.walker.fresh)
+
+    def _text(self, node: ast.stmt) -> str:
+        return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
+
+    def _find_relevant(
+        self, functions: list[tuple[Def, ast.ClassDef | None]], lines: list[int]
+    ) -> None:
+        """Find the functions that do something to a model, run one, or call such a function."""
+        texts = {node: self._text(node) for node, _ in functions}
+        more = {
+            node.name
+            for node, text in texts.items()
+            if _RUNS.search(text) or _between(lines, node.lineno, node.end_lineno or node.lineno)
+        }
+        while more:
+            self.relevant |= more
+            words = re.compile(rf"\b(?:{'|'.join(map(re.escape, more))})\b")
+            more = {
+                node.name
+                for node, text in texts.items()
+                if node.name not in self.relevant and words.search(text)
+            }
+
+    def _called_by(self, node: Def, others: list[Def]) -> bool:
+        call = re.compile(rf"\b{re.escape(node.name)}\(")
+        return any(call.search(self._text(other)) for other in others if other is not node)
+
+    def _class(self, node: ast.ClassDef, paths: list[State]) -> None:
+        """Run a class: ``__init__``, then the methods that set it up, then each of the others."""
+        methods = [n for n in node.body if isinstance(n, Def) and n.name in self.relevant]
+        left = [m for m in methods if m not in self.walker.executed]
+        cls = paths[0].frames[0].names.get(node.name)
+        if not isinstance(cls, Class) or not left:
+            return
+        paths = _copies(paths)
+        obj = Obj(self.walker.fresh().oid)
+        for state in paths:
+            state.put(obj.oid, Facts(kind="instance"))
+            state.put((obj.oid, "__class__"), cls)
+        for name in ("__init__", "__post_init__"):
+            self.walker.s = paths[0]
+            init = self.walker.read_attribute(obj, name, node)
+            if isinstance(init, Func):
+                paths = self._enter(paths, init)
+        setups = [m for m in left if _sets_up(m) and m not in self.walker.executed]
+        for method in setups:
+            if method not in self.walker.executed and not self._called_by(method, setups):
+                paths = self._enter(paths, Func(method, obj))
+        later = [m for m in left if m not in self.walker.executed]
+        self._entries(paths, [Func(m, obj) for m in later if not self._called_by(m, later)])
+        self._entries(paths, [Func(m, obj) for m in later])
+
+    def _entries(self, paths: list[State], entries: list[Func | None]) -> None:
+        """Run what is called from outside: once each, and what may be called again a second time."""
+        ran: set[int] = set()
+        again = []
+        for func in entries:
+            if func is None or func.node in self.walker.executed:
+                continue
+            self.walker.log.clear()
+            for end in self._enter(_copies(paths), func):
+                ran |= {k for k, f in end.heap.items() if isinstance(f, Facts) and f.ran}
+            if not self.walker.log & {"create", "prepare", "enable", "compile"}:
+                again.append(func)
+        for func in again:
+            used = _copies(paths)
+            for state in used:
+                for oid in ran:
+                    facts = state.heap.get(oid)
+                    if isinstance(facts, Facts) and facts.compiled and not facts.ran:
+                        state.put(oid, replace(facts, ran=Ran(facts.compiled.where, None)))
+            self._enter(self._enter(used, func), func)
+
+    def _enter(self, paths: list[State], func: Func | None) -> list[State]:
+        """Call a function with unknown arguments on every path; return the states after it."""
+        if func is None:
+            return paths
+        w = self.walker
+        call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
+        ends = []
+        for state in paths:
+            w.s = state
+            state.grad = ()
+            ends += w.inline(func, Args(call, [], {}))
+        self._finish(ends)
+        for end in ends:
+            end.exit = end.result = None
+        return merge(ends, w.fresh)
+
+    def _finish(self, ends: list[State]) -> None:
+        """Report what still waits for a run: the model is there to be run."""
+        for end in ends:
+            self.walker.s = end
+            for oid, facts in list(end.heap.items()):
+                if isinstance(facts, Facts) and facts.deferred:
+                    self.walker.flush(Obj(oid), "run")
+
+
+def _lines_of_calls(tree: ast.Module) -> list[int] | None:
+    """Return the lines on which something is done to models; None if no rule can apply to that."""
+    lines: list[int] = []
+    swaps = compiles = loads = False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            func = node.func
+            name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+            if name in _COMPILES:
+                compiles = True
+            elif name in _LOADS or name == "from_pretrained":
+                loads = True
+                swaps = swaps or any(k.arg in ("hotswap", None) for k in node.keywords)
+            elif name in _PREPARES:
+                swaps = True
+            else:
+                continue
+            lines.append(node.lineno)
+        elif isinstance(node, ast.alias) and node.name.split(".")[0] == "hotswap":
+            swaps = True
+        elif isinstance(node, ast.Attribute) and node.attr in ("compile", "scaling", *_PREPARES):
+            compiles = compiles or node.attr == "compile"
+            lines.append(node.lineno)
+    return sorted(lines) if swaps or (compiles and loads) else None
+
+
+def _between(lines: list[int], first: int, last: int) -> bool:
+    at = bisect.bisect_left(lines, first)
+    return at < len(lines) and lines[at] <= last
+
+
+def _copies(paths: list[State]) -> list[State]:
+    return [state.copy() for state in paths]
+
+
+def _named(paths: list[State], node: Def) -> Func | None:
+    func = paths[0].frames[0].names.get(node.name)
+    return func if isinstance(func, Func) and func.node is node else None
+
+
+def _functions(body: list[ast.stmt]) -> Iterator[tuple[Def, ast.ClassDef | None]]:
+    for node in body:
+        if isinstance(node, Def):
+            yield node, None
+        elif isinstance(node, ast.ClassDef):
+            for child in node.body:
+                if isinstance(child, Def):
+                    yield child, node
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            yield from _functions(node.body)
+
+
+def _sets_globals(node: Def) -> bool:
+    return any(isinstance(n, ast.Global) for n in node.body)
+
+
+def _sets_up(node: Def) -> bool:
+    """Tell whether a method makes what the others use: it assigns a new object to ``self``."""
+    if _SETUP.search(node.name.lstrip("_")):
+        for n in ast.walk(node):
+            if isinstance(n, ast.Assign) and any(isinstance(t, ast.Attribute) for t in n.targets):
+                return True
+    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -360,10 +360,25 @@ class Evaluator:
             return Dict({**left.items, **right.items})
         if _number(left) and _number(right):
             return Number()
+        if isinstance(node.op, ast.Div):
+            return self.joined_path([left, right])
         keys = key_of(left), key_of(right)
-        if isinstance(node.op, ast.Div | ast.Add) and None not in keys:
-            return self._memo((type(node.op).__name__, keys))
+        if isinstance(node.op, ast.Add) and None not in keys:
+            return self._memo(("+", keys))
         return self.fresh()
+
+    def joined_path(self, parts: Sequence[Value]) -> Value:
+        """Join the parts of a path; the same parts are the same path, however they are joined."""
+        if all(_text(part) for part in parts):
+            texts = [str(part.value).strip("/") for part in parts[1:] if isinstance(part, Const)]
+            return Const("/".join([str(getattr(parts[0], "value", "")).rstrip("/"), *texts]))
+        key = path_key(parts[0])
+        for part in parts[1:]:
+            inner = part.value if _text(part) else key_of(part)  # type: ignore[union-attr]
+            if key is None or inner is None:
+                return self.fresh()
+            key = ("path", key, inner.strip("/") if isinstance(inner, str) else inner)
+        return self._memo(key)
 
     def _compare(self, node: ast.Compare) -> Value:
         left = self.ev(node.left)
@@ -477,6 +492,17 @@ class Evaluator:
                 parts.append(str(value.value))
         if len(parts) == len(node.values):
             return Const("".join(parts))
+        values = node.values
+        if len(values) in (2, 3) and isinstance(values[0], ast.FormattedValue):
+            slash = values[1]
+            if (
+                isinstance(slash, ast.Constant)
+                and str(slash.value)[:1] == "/"
+                and (len(values) == 2 or slash.value == "/")
+            ):
+                last = values[-1]
+                inner = last.value if isinstance(last, ast.FormattedValue) else last
+                return self.joined_path([self.ev(values[0].value), self.ev(inner)])
         return self.fresh() if None in keys else self._memo(("f", tuple(keys)))
 
     def _lambda(self, node: ast.Lambda) -> Value:
@@ -590,6 +616,13 @@ def _last(node: ast.expr) -> str:
 
 def _text(value: Value | None) -> bool:
     return isinstance(value, Const) and isinstance(value.value, str)
+
+
+def path_key(value: Value | None) -> Any:
+    """Return what identifies a path: a text without its last slash, or the identity of something unknown."""
+    if isinstance(value, Const):
+        return str(value.value).rstrip("/") if isinstance(value.value, str) else None
+    return key_of(value) if value is not None else None
 
 
 def _small(value: Const) -> bool:

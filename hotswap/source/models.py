@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hotswap.source import typestate as ts
-from hotswap.source.evaluate import Args, Evaluator
+from hotswap.source.evaluate import Args, Evaluator, path_key
 from hotswap.source.names import made_by
 from hotswap.source.rules import VETO, rules_on
 from hotswap.source.typestate import (
@@ -24,13 +24,16 @@ from hotswap.source.typestate import (
     Prepared,
     Problem,
     Ran,
+    Shape,
 )
-from hotswap.source.values import Const, Dict, Lora, Number, Obj, Opaque, Part, Seq, Tensor, Value
+from hotswap.source.values import Const, Dict, Number, Obj, Part, Seq, Tensor, Value
 
 _RANK_IN_NAME = re.compile(
     r"(?:^|[^a-z])(?:lora_?)?(?:rank|r)[-_=]?(\d{1,4})(?![0-9a-z])", re.IGNORECASE
 )
 _RANK_KEYS = ("rank", "r", "lora_rank", "lora_r")
+_INNER = ("base_model", "base_model.model", "model")
+"""What a PeftModel forwards its attributes to: compiled, it counts as compiled itself."""
 _LAYERS = re.compile(
     r"layer|block|^h\[|\.h\[|base_model|^model$|^model\.model|language_model|transformer"
 )
@@ -97,42 +100,37 @@ class Models(Evaluator):
 
     # -- what is known of arguments -------------------------------------------------------------
 
-    def rank_of(
-        self, value: Value | None, node: ast.expr | None
-    ) -> tuple[int | None, float | None]:
+    def shape_of(self, value: Value | None, node: ast.expr | None) -> Shape:
         """Return rank and alpha of the adapter that the value names, as far as the source shows them."""
-        if isinstance(value, Lora):
-            return value.rank, value.alpha
-        saved = self.s.heap.get(("saved", _path_key(value)))
-        if saved is not None:
-            return saved  # type: ignore[no-any-return]
+        if isinstance(value, Shape):
+            return value
+        key = path_key(value) if value is not None else None
+        saved = self.s.heap.get(("saved", key)) if key is not None else None
+        if isinstance(saved, Shape):
+            return saved
         if isinstance(node, ast.Subscript | ast.Attribute):
             owner = self.ev(node.value)
-            if isinstance(owner, Dict):
-                for key in _RANK_KEYS:
-                    rank = owner.items.get(key)
-                    if isinstance(rank, Const) and type(rank.value) is int:
-                        return rank.value, None
+            ranks = [owner.items.get(k) for k in _RANK_KEYS] if isinstance(owner, Dict) else []
+            for rank in ranks:
+                if isinstance(rank, Const) and type(rank.value) is int:
+                    return Shape(rank.value)
         if isinstance(value, Const) and isinstance(value.value, str):
-            return self._rank_in_folder(value.value)
-        return None, None
+            return self._shape_in_folder(value.value)
+        return Shape(origin=key)
 
-    def _rank_in_folder(self, path: str) -> tuple[int | None, float | None]:
+    def _shape_in_folder(self, path: str) -> Shape:
         for root in (self.folder, Path()):
             if root is None or "\0" in path or len(path) > 200:
                 continue
             try:
-                config = json.loads(
-                    (root / path / "adapter_config.json").read_text(encoding="utf-8")
-                )
-                pattern = config.get("rank_pattern") or {}
-                return max([int(config["r"]), *map(int, pattern.values())]), config.get(
-                    "lora_alpha"
-                )
+                text = (root / path / "adapter_config.json").read_text(encoding="utf-8")
+                config = json.loads(text)
+                ranks = [int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())]
+                return Shape(max(ranks), config.get("lora_alpha"))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         found = _RANK_IN_NAME.findall(path)
-        return (int(found[-1]), None) if len(found) == 1 else (None, None)
+        return Shape(int(found[-1])) if len(found) == 1 else Shape()
 
     def _preparation(self, args: Args, by: By, *, default: int | None) -> Prepared:
         target = args.get(None, "target_rank")
@@ -156,6 +154,8 @@ class Models(Evaluator):
         if isinstance(value, Part):
             if value.path == "forward":
                 self._compiled(value.owner, node, "forward")
+            elif value.path in _INNER:
+                self._compiled(value.owner, node, "in place")
             elif _LAYERS.search(value.path):
                 self._compiled(value.owner, node, "blocks")
             return value
@@ -198,7 +198,9 @@ class Models(Evaluator):
         obj = self.denoiser(obj)
         facts = self.facts(obj)
         first = facts.adapters[0] if facts.adapters else None
-        how = self._preparation(args, by, default=first.rank if first and by == "peft" else None)
+        how = self._preparation(
+            args, by, default=first.shape.rank if first and by == "peft" else None
+        )
         api = "prepare_model_for_compiled_hotswap" if by == "peft" else "hotswap.prepare"
         self.emit(obj, Event("prepare", args.node, facts, api, obj.wrapped, prepared=how))
         facts = self.facts(obj)
@@ -241,9 +243,9 @@ class Models(Evaluator):
         if args.starred and args.get(None, "hotswap") is None:
             hotswap = None
         path = args.get(0, "pretrained_model_name_or_path_or_dict") or args.get(0, "peft_model_id")
-        rank, alpha = self.rank_of(path, args.node.args[0] if args.node.args else None)
-        if rank is None and (weight := args.get(None, "weight_name")) is not None:
-            rank, alpha = self.rank_of(weight, None)
+        shape = self.shape_of(path, args.node.args[0] if args.node.args else None)
+        if shape.rank is None and (weight := args.get(None, "weight_name")) is not None:
+            shape = self.shape_of(weight, None)
         if name is None and named is False and hotswap is not True:
             name = (
                 f"default_{len(facts.adapters)}"
@@ -253,7 +255,7 @@ class Models(Evaluator):
         kind: Literal["swap", "load"] = "swap" if hotswap else "load"
         self.emit(
             obj,
-            Event(kind, args.node, facts, api, obj.wrapped, name, named, hotswap, rank, alpha),
+            Event(kind, args.node, facts, api, obj.wrapped, name, named, hotswap, shape),
         )
         facts = self.facts(obj)
         if hotswap is True or (hotswap is None and facts.adapter(name)):
@@ -261,7 +263,7 @@ class Models(Evaluator):
         elif api == "load_adapter" and facts.kind == "peft" and facts.adapter(name):
             pass
         else:
-            self.put(obj, ts.loaded(facts, Adapter(name, args.node, rank, alpha)))
+            self.put(obj, ts.loaded(facts, Adapter(name, args.node, shape)))
         return self.fresh()
 
     def _hotswap(
@@ -290,15 +292,13 @@ class Models(Evaluator):
         if api == "hotswap.swap" and given is None:
             text, named = "default", True
         node = args.node.args[path] if len(args.node.args) > path else None
-        rank, alpha = self.rank_of(args.get(path, "model_name_or_path"), node)
+        shape = self.shape_of(args.get(path, "model_name_or_path"), node)
         config = args.get(None, "config") or (
             args.get(3, "config") if "state_dict" in api else None
         )
-        if isinstance(config, Lora):
-            rank, alpha = config.rank, config.alpha
-        self.emit(
-            obj, Event("swap", args.node, facts, api, obj.wrapped, text, named, True, rank, alpha)
-        )
+        if isinstance(config, Shape):
+            shape = config
+        self.emit(obj, Event("swap", args.node, facts, api, obj.wrapped, text, named, True, shape))
         self.put(obj, replace(self.facts(obj), swapped=args.node))
         return self.fresh()
 
@@ -332,12 +332,10 @@ class Models(Evaluator):
         self, obj: Obj, args: Args, api: str, config: Value | None, name: str | None
     ) -> Value:
         """Add an adapter made from a config."""
-        rank, alpha = (config.rank, config.alpha) if isinstance(config, Lora) else (None, None)
+        shape = config if isinstance(config, Shape) else Shape()
         facts = self.facts(obj)
-        self.emit(
-            obj, Event("load", args.node, facts, api, obj.wrapped, name, True, False, rank, alpha)
-        )
-        self.put(obj, ts.loaded(self.facts(obj), Adapter(name, args.node, rank, alpha)))
+        self.emit(obj, Event("load", args.node, facts, api, obj.wrapped, name, True, False, shape))
+        self.put(obj, ts.loaded(self.facts(obj), Adapter(name, args.node, shape)))
         return Const(None)
 
     # -- constructors ---------------------------------------------------------------------------
@@ -352,11 +350,11 @@ class Models(Evaluator):
             return self.wrap(args, args.get(0, "model"), path=1, name=2)
         obj = self.new(kind)
         if kind == "peft":
-            rank, alpha = self.rank_of(args.get(0, "pretrained_model_name_or_path"), None)
+            shape = self.shape_of(args.get(0, "pretrained_model_name_or_path"), None)
             given = args.get(1, "adapter_name")
             self.put(
                 obj,
-                ts.loaded(self.facts(obj), Adapter(_str(given, "default"), args.node, rank, alpha)),
+                ts.loaded(self.facts(obj), Adapter(_str(given, "default"), args.node, shape)),
             )
         elif kind == "pipeline":
             self._assemble(obj, args)
@@ -398,21 +396,22 @@ class Models(Evaluator):
         below = self.facts(base) if isinstance(base, Obj) else Facts()
         obj = self.new("peft")
         key = next((k for k in ("peft_config", "config") if k in args.keywords), "model_id")
-        rank, alpha = self.rank_of(
+        shape = self.shape_of(
             args.get(path, key), args.node.args[path] if len(args.node.args) > path else None
         )
         facts = self.facts(obj)
         if below.compiled:
-            facts = replace(facts, compiled=replace(below.compiled, how="blocks"), ran=below.ran)
+            how: ts.How = "in place" if isinstance(base, Obj) and base.wrapped else "blocks"
+            facts = replace(facts, compiled=replace(below.compiled, how=how), ran=below.ran)
             self.put(obj, facts)
             self.emit(
                 obj,
-                Event("load", args.node, facts, "PeftModel", False, "default", True, False, rank),
+                Event("load", args.node, facts, "PeftModel", False, "default", True, False, shape),
             )
             facts = self.facts(obj)
         given = args.get(name, "adapter_name")
         text = _str(given, "default") if not args.starred else None
-        self.put(obj, ts.loaded(facts, Adapter(text, args.node, rank, alpha)))
+        self.put(obj, ts.loaded(facts, Adapter(text, args.node, shape)))
         self.log.add("create")
         return obj
 
@@ -449,7 +448,7 @@ class Models(Evaluator):
             return Const(None)
         if name == "fill_":
             return Const(None)
-        if inside in ("base_model", "base_model.model", "model") and name in _METHODS:
+        if inside in _INNER and name in _METHODS:
             return self.method(part.owner, name, args)
         if name in ("modules", "named_modules", "children", "named_children", "items", "values"):
             return Part(part.owner, f"{inside}.{name}")
@@ -485,7 +484,7 @@ def _unmerge(m: Models, obj: Obj, args: Args, name: str) -> Value:
 
 
 def _add(m: Models, obj: Obj, args: Args, name: str) -> Value:
-    config = next((v for v in args.all() if isinstance(v, Lora)), None)
+    config = next((v for v in args.all() if isinstance(v, Shape)), None)
     texts = [v.value for v in args.all() if isinstance(v, Const) and isinstance(v.value, str)]
     unknown = len(list(args.all())) > 1 or args.starred
     return m.do_add(obj, args, name, config, texts[0] if texts else None if unknown else "default")
@@ -514,9 +513,11 @@ def _modules(m: Models, obj: Obj, args: Args, name: str) -> Value:
 
 def _save(m: Models, obj: Obj, args: Args, name: str) -> Value:
     facts = m.facts(obj)
-    key = _path_key(args.get(0, "save_directory"))
-    if key is not None and len(facts.adapters) == 1:
-        m.s.put(("saved", key), (facts.adapters[0].rank, facts.adapters[0].alpha))
+    key = path_key(args.get(0, "save_directory"))
+    for adapter in facts.adapters if key is not None and args.positional else ():
+        if adapter.name != "default":
+            key = path_key(m.joined_path([args.positional[0], Const(adapter.name)]))
+        m.s.put(("saved", key), adapter.shape)
     return Const(None)
 
 
@@ -526,8 +527,11 @@ _METHODS: dict[str, Callable[[Models, Obj, Args, str], Value]] = {
     "compile_repeated_blocks": _compile_in_place,
     "delete_adapter": _toggle,
     "delete_adapters": _toggle,
+    "disable_adapter": _toggle,
+    "disable_adapter_layers": _toggle,
     "disable_adapters": _toggle,
     "disable_lora": _toggle,
+    "enable_adapter_layers": _toggle,
     "enable_adapters": _toggle,
     "enable_lora": _toggle,
     "enable_lora_hotswap": _enable,
@@ -576,12 +580,6 @@ def _str(value: Value | None, default: str) -> str | None:
     if value is None:
         return default
     return value.value if isinstance(value, Const) and isinstance(value.value, str) else None
-
-
-def _path_key(value: Value | None) -> Any:
-    if isinstance(value, Const):
-        return ("const", str(value.value).rstrip("/"))
-    return value.oid if isinstance(value, Opaque) else None
 
 
 def _is_number(value: Value | None) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from hotswap.findings import RULES as NAMES
-from hotswap.source.typestate import Adapter, Event, Facts, Problem
+from hotswap.source.typestate import Event, Facts, Problem
 
 
 class _Veto:
@@ -212,18 +212,19 @@ def target_rank_too_small(event: Event) -> Outcome:
             return _too_small(how.rank, max(how.drawn_from), "the list it is taken from", ())
         if event.kind == "prepare":
             for old in event.facts.adapters:
-                if old.rank is not None and old.rank > how.rank:
-                    there = ((old.where, f"rank {old.rank} is loaded here"),)
-                    return _too_small(how.rank, old.rank, "the loaded adapter", there)
+                rank = old.shape.rank
+                if rank is not None and rank > how.rank:
+                    there = ((old.where, f"rank {rank} is loaded here"),)
+                    return _too_small(how.rank, rank, "the loaded adapter", there)
         return None
     adapter = event.facts.adapter(event.name) if event.kind == "swap" else None
     how = adapter.prepared if adapter else event.facts.enabled if event.kind == "load" else None
     if event.kind == "swap" and how is None and event.named is not False and event.name is None:
         how = event.facts.prepared
-    if how is None or how.rank is None or event.rank is None or event.rank <= how.rank:
+    rank = event.shape.rank
+    if how is None or how.rank is None or rank is None or rank <= how.rank:
         return None
-    there = ((event.node, f"an adapter of rank {event.rank}"),)
-    found = _too_small(how.rank, event.rank, "an adapter", there)
+    found = _too_small(how.rank, rank, "an adapter", ((event.node, f"an adapter of rank {rank}"),))
     return Problem(found.message, found.remedy, found.related, where=how.where)
 
 
@@ -358,7 +359,7 @@ def swap_unprepared_on_compiled(event: Event) -> Outcome:
     adapter = facts.adapter(event.name)
     if adapter is None or adapter.prepared:
         return VETO if adapter else None
-    if _same_shape(adapter, event):
+    if adapter.shape.equals(event.shape):
         return VETO
     first = (
         "enable_lora_hotswap" if facts.kind == "component" else "prepare_model_for_compiled_hotswap"
@@ -371,11 +372,6 @@ def swap_unprepared_on_compiled(event: Event) -> Outcome:
         f"call {first}(target_rank=...) {when}",
         ((facts.compiled.where, "compiled here"), (adapter.where, "loaded unprepared here")),
     )
-
-
-def _same_shape(adapter: Adapter, event: Event) -> bool:
-    same_rank = adapter.rank is not None and adapter.rank == event.rank
-    return same_rank and adapter.alpha == event.alpha
 
 
 @rule("HSW206", "load")
@@ -559,7 +555,10 @@ def _mode(mode: str) -> str:
 
 @rule("HSW215", "compile")
 def compile_in_loop(event: Event) -> Outcome:
-    """A loop compiles the same model again on every turn, although it hot-swaps.
+    """A loop compiles the wrapper of ``torch.compile`` again on every turn, although it hot-swaps.
+
+    ``torch.compile`` of a model that it has wrapped already returns a plain function: the next hot swap
+    finds no adapter in it and raises.
 
     Bad:
         for path in paths:
@@ -572,12 +571,11 @@ def compile_in_loop(event: Event) -> Outcome:
             hotswap_adapter(model, path, adapter_name="default")
     """
     facts = event.facts
-    if facts.compiled is None or facts.compiled.where is not event.node or not facts.swapped:
-        return None
-    if any(d.until == "run" for d in facts.deferred):
+    again = facts.compiled is not None and facts.compiled.where is event.node
+    if not again or not event.wrapped or not facts.intends_to_swap:
         return None
     return Problem(
-        "the same model is compiled again on every turn of the loop",
+        "the same model is compiled again on every turn of the loop: it becomes a plain function",
         "compile it once, before the loop; hot swaps need no new compile",
     )
 

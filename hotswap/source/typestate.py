@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Node: TypeAlias = ast.AST
 Kind = Literal["pipeline", "component", "transformers", "peft", "module", "instance", "unknown"]
@@ -29,13 +29,28 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """Rank and alpha of an adapter, each None if unknown; the same ``origin`` means the same config."""
+
+    rank: int | None = None
+    alpha: float | None = None
+    origin: Any = None
+
+    def equals(self, other: Shape) -> bool:
+        """Tell whether the two are known to be equal."""
+        if self.origin is not None and self.origin == other.origin:
+            return True
+        known = None not in (self.rank, self.alpha)
+        return known and (self.rank, self.alpha) == (other.rank, other.alpha)
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """One loaded adapter; ``name`` is None if it is not known."""
 
     name: str | None
     where: Node
-    rank: int | None = None
-    alpha: float | None = None
+    shape: Shape = Shape()
     prepared: Prepared | None = None
 
 
@@ -182,12 +197,8 @@ class Event:
     named: bool | None = False
     """Whether a name is given; None if that is unknown."""
     hotswap: bool | None = False
-    rank: int | None = None
-    alpha: float | None = None
+    shape: Shape = Shape()
     prepared: Prepared | None = None
     names: tuple[str | None, ...] | None = None
     value: str = ""
     grad: str | None = None
-    in_loop: Node | None = None
-    swaps_here: bool = False
-    """Whether anything in the file hot-swaps an adapter."""

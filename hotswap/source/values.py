@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from hotswap.source.typestate import Shape
+
 
 @dataclass(frozen=True, slots=True)
 class Const:
@@ -100,14 +102,6 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
-class Lora:
-    """A ``LoraConfig``."""
-
-    rank: int | None
-    alpha: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class GradMode:
     """A context manager or decorator that sets the gradient mode."""
 
@@ -134,7 +128,7 @@ Value: TypeAlias = (
     | Func
     | Class
     | Partial
-    | Lora
+    | Shape
     | GradMode
     | Opaque
 )

@@ -12,14 +12,13 @@ from hotswap.source.evaluate import Args, TooLongError, _last
 from hotswap.source.models import PROMOTING, Models
 from hotswap.source.names import HARMLESS, imported
 from hotswap.source.state import Frame, State, Table, join, merge
-from hotswap.source.typestate import Facts, opened
+from hotswap.source.typestate import Facts, Shape, opened
 from hotswap.source.values import (
     Class,
     Const,
     Dict,
     Func,
     GradMode,
-    Lora,
     Method,
     Number,
     Obj,
@@ -144,15 +143,10 @@ class Walker(Models):
         return ends
 
     def _augmented(self, node: ast.AugAssign) -> list[State]:
-        value = self.ev(node.value)
-        if isinstance(node.target, ast.Name):
-            before = self.look_up(node.target.id)
-            if isinstance(before, Seq) and isinstance(value, Seq):
-                self.assign(node.target, Seq((*before.items, *value.items)))
-            else:
-                self.assign(node.target, self.fresh())
-        elif isinstance(node.target, ast.Attribute):
-            self.assign(node.target, self.fresh())
+        operation = ast.BinOp(node.target, node.op, node.value)
+        result = self.ev(ast.copy_location(operation, node))
+        if isinstance(node.target, ast.Name | ast.Attribute):
+            self.assign(node.target, result)
         return [self.s]
 
     def assign(self, target: ast.expr, value: Value, source: ast.expr | None = None) -> None:
@@ -792,10 +786,16 @@ def _inject(w: Walker, args: Args) -> list[State]:
 
 def _lora_config(w: Walker, args: Args) -> list[State]:
     rank, alpha = args.get(None, "r"), args.get(None, "lora_alpha")
-    known = rank.value if isinstance(rank, Const) and type(rank.value) is int else None
-    if rank is None and not args.starred:
-        known = 8
-    return w.done(Lora(known, alpha.value if isinstance(alpha, Const) else None))
+    if args.starred or args.get(None, "rank_pattern") or args.get(None, "alpha_pattern"):
+        return w.done(Shape(origin=w.fresh().oid))
+    return w.done(Shape(_whole(rank), _whole(alpha), w.fresh().oid))
+
+
+def _whole(value: Value | None) -> int | None:
+    """Return a whole number; peft's default of rank and alpha is 8."""
+    if value is None:
+        return 8
+    return value.value if isinstance(value, Const) and type(value.value) is int else None
 
 
 def _extreme(pick: Callable[..., Any]) -> Callable[[Walker, Args], list[State]]:
@@ -899,6 +899,10 @@ def _hasattr(w: Walker, args: Args) -> list[State]:
     return w.done(w.fresh())
 
 
+def _join_path(w: Walker, args: Args) -> list[State]:
+    return w.done(w.joined_path(args.positional) if args.positional else w.fresh())
+
+
 def _partial(w: Walker, args: Args) -> list[State]:
     if not args.positional:
         return w.done(w.fresh())
@@ -945,6 +949,9 @@ _FUNCTIONS: dict[str, Callable[[Walker, Args], list[State]]] = {
     "hotswap_adapter": _swap,
     "hotswap_adapter_from_state_dict": _swap_state_dict,
     "len": _length,
+    "os.path.join": _join_path,
+    "pathlib.Path": _join_path,
+    "str": _same,
     "list": _sequence,
     "max": _extreme(max),
     "min": _extreme(min),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import operator
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ _PARTS = frozenset(
         "text_encoder_2", "text_encoder_3", "tokenizer", "transformer_2", "vae", "vocoder",
     }
 )  # fmt: skip
+_PLAIN = re.compile(r"(?:^|\.)(?:lora_alpha|r)(?:\[\])?$")
 _PURE = frozenset({"bool", "getattr", "hasattr", "isinstance", "len"})
 _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -359,6 +361,8 @@ class Evaluator:
         if isinstance(left, Dict) and isinstance(right, Dict) and isinstance(node.op, ast.BitOr):
             return Dict({**left.items, **right.items})
         if _number(left) and _number(right):
+            return Number()
+        if any(isinstance(v, Part) and _PLAIN.search(v.path) for v in (left, right)):
             return Number()
         if isinstance(node.op, ast.Div):
             return self.joined_path([left, right])

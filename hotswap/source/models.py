@@ -217,6 +217,8 @@ class Models(Evaluator):
         facts = self.facts(obj)
         how = self._preparation(args, by, default=128)
         self.emit(obj, Event("enable", args.node, facts, api, obj.wrapped, prepared=how))
+        if facts.compiled:  # what is wrong with that has been said here, not at the load
+            how = replace(how, strict=False)
         self.put(obj, replace(self.facts(obj), enabled=how, auto_swap=by == "transformers"))
         return Const(None)
 
@@ -444,7 +446,9 @@ class Models(Evaluator):
             return self.do_compile(Part(part.owner, inside), args.node, "in place")
         if name in ("set_scale", "unscale_layer"):
             value = args.get(1, "scale")
-            self.do_scale(part.owner, args.node, name, Number() if value is None else value)
+            self.do_scale(
+                part.owner, args.node, name, value if isinstance(value, Tensor) else Number()
+            )
             return Const(None)
         if name == "fill_":
             return Const(None)

@@ -31,6 +31,13 @@ _LOADS = frozenset(
         "load_lora_weights", "set_adapter", "set_adapters",
     }
 )  # fmt: skip
+_OTHERS = frozenset(
+    {
+        "delete_adapter", "delete_adapters", "disable_adapter", "disable_lora", "enable_lora", "fuse_lora",
+        "load", "merge_adapter", "prepare", "set_scale", "swap", "unfuse_lora", "unload_lora_weights",
+        "unmerge_adapter", "unscale_layer",
+    }
+)  # fmt: skip
 _RUNS = re.compile(r"(?:pipe\w*|model\w*|unet|transformer|compiled\w*|generate|forward)\(")
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -174,7 +181,7 @@ class _Program:
         for state in paths:
             w.s = state
             state.grad = ()
-            ends += w.inline(func, Args(call, [], {}))
+            ends += w.inline(func, Args(call, [], {}, starred=True))
         self._finish(ends)
         for end in ends:
             end.exit = end.result = None
@@ -204,7 +211,7 @@ def _lines_of_calls(tree: ast.Module) -> list[int] | None:
                 swaps = swaps or any(k.arg in ("hotswap", None) for k in node.keywords)
             elif name in _PREPARES:
                 swaps = True
-            else:
+            elif name not in _OTHERS:
                 continue
             lines.append(node.lineno)
         elif isinstance(node, ast.alias) and node.name.split(".")[0] == "hotswap":

@@ -410,7 +410,8 @@ def load_without_hotswap_on_compiled(event: Event) -> Outcome:
         )
     if facts.compiled is None:
         return None
-    if facts.ran is None and not (facts.intends_to_swap and facts.adapters):
+    first = not facts.adapters
+    if (first and facts.enabled) or (facts.ran is None and (first or not facts.intends_to_swap)):
         return None
     return Problem(
         "an adapter is loaded without hot-swapping into a compiled model, which then recompiles",

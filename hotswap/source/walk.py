@@ -678,12 +678,18 @@ class Walker(Models):
         for parameter, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
             if default is not None:
                 defaults[parameter.arg] = default
-        for name in allowed - bound.keys():
+        annotations = {
+            a.arg: a.annotation for a in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)
+        }
+        for name in sorted(allowed - bound.keys()):
             default = defaults.get(name)
-            bound[name] = (
-                self.ev(default) if default is not None and not args.starred else self.fresh()
-            )
+            given = default is not None and not args.starred
+            bound[name] = self.ev(default) if given else self._unknown_of(annotations.get(name))
         return bound
+
+    def _unknown_of(self, annotation: ast.expr | None) -> Value:
+        is_float = isinstance(annotation, ast.Name) and annotation.id == "float"
+        return Number() if is_float else self.fresh()
 
     def _container_method(self, owner: Value, name: str, args: Args) -> Value:
         func = args.node.func

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,9 +123,11 @@ class Models(Evaluator):
         for root in (self.folder, Path()):
             if root is None or "\0" in path or len(path) > 200:
                 continue
+            name = os.path.join(root, path, "adapter_config.json")
+            if not os.path.isfile(name):
+                continue
             try:
-                text = (root / path / "adapter_config.json").read_text(encoding="utf-8")
-                config = json.loads(text)
+                config = json.loads(Path(name).read_text(encoding="utf-8"))
                 ranks = [int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())]
                 return Shape(max(ranks), config.get("lora_alpha"))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):

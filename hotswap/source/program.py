@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import bisect
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from hotswap.source.evaluate import Args, TooLongError
+from hotswap.source.relevance import Relevance
 from hotswap.source.state import Frame, State, merge
 from hotswap.source.typestate import Facts, Problem, Ran
 from hotswap.source.values import Class, Func, Obj
@@ -18,27 +19,6 @@ from hotswap.source.walk import Walker
 _SETUP = re.compile(
     r"^(__init__|__enter__|set_?up|load|init|initiali[sz]e|start|on_start|startup|lifespan|build|create|prepare|warm_?up)",
 )
-_PREPARES = frozenset(
-    {
-        "enable_lora_hotswap", "enable_peft_hotswap", "hotswap_adapter",
-        "hotswap_adapter_from_state_dict", "prepare_model_for_compiled_hotswap",
-    }
-)  # fmt: skip
-_COMPILES = frozenset({"compile", "compile_repeated_blocks", "optimize"})
-_LOADS = frozenset(
-    {
-        "add_adapter", "get_peft_model", "inject_adapter_in_model", "load_adapter", "load_lora_adapter",
-        "load_lora_weights", "set_adapter", "set_adapters",
-    }
-)  # fmt: skip
-_OTHERS = frozenset(
-    {
-        "delete_adapter", "delete_adapters", "disable_adapter", "disable_lora", "enable_lora", "fuse_lora",
-        "load", "merge_adapter", "prepare", "set_scale", "swap", "unfuse_lora", "unload_lora_weights",
-        "unmerge_adapter", "unscale_layer",
-    }
-)  # fmt: skip
-_RUNS = re.compile(r"(?:pipe\w*|model\w*|unet|transformer|compiled\w*|generate|forward)\(")
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -46,40 +26,31 @@ def analyse(
     tree: ast.Module, text: str, folder: Path | None = None
 ) -> dict[tuple[str, ast.AST], Problem]:
     """Return every problem in a module by rule code and place."""
-    program = _Program(Walker(folder), text)
-    try:
+    program = _Program(Walker(folder), tree, text)
+    with contextlib.suppress(TooLongError, RecursionError):
         program.run(tree)
-    except TooLongError:
-        pass
-    except RecursionError:
-        pass
     w = program.walker
     return {key: problem for key, problem in w.found.items() if key not in w.vetoed}
 
 
 class _Program:
-    def __init__(self, walker: Walker, text: str) -> None:
+    def __init__(self, walker: Walker, tree: ast.Module, text: str) -> None:
         self.walker = walker
+        self.matters = walker.matters = Relevance(tree, text)
         self.lines = text.splitlines()
-        self.relevant: set[str] = set()
 
     def run(self, tree: ast.Module) -> None:
         """Run the body, then the functions that set globals, then everything that was not called."""
-        lines = _lines_of_calls(tree)
-        if lines is None:
+        matters = self.matters
+        if not matters.applies:
             return
         functions = list(_functions(tree.body))
-        self._find_relevant(functions, lines)
         paths = self._body(tree)
-        free = [node for node, cls in functions if cls is None]
+        free = [node for node, cls in functions if cls is None and matters.touches(node)]
         for node in free:
-            if (
-                node not in self.walker.executed
-                and _sets_globals(node)
-                and node.name in self.relevant
-            ):
+            if node not in self.walker.executed and _sets_globals(node):
                 paths = self._enter(paths, _named(paths, node))
-        later = [n for n in free if n.name in self.relevant and n not in self.walker.executed]
+        later = [n for n in free if n not in self.walker.executed]
         self._entries(
             paths, [_named(paths, node) for node in later if not self._called_by(node, later)]
         )
@@ -102,32 +73,13 @@ class _Program:
     def _text(self, node: ast.stmt) -> str:
         return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
 
-    def _find_relevant(
-        self, functions: list[tuple[Def, ast.ClassDef | None]], lines: list[int]
-    ) -> None:
-        """Find the functions that do something to a model, run one, or call such a function."""
-        texts = {node: self._text(node) for node, _ in functions}
-        more = {
-            node.name
-            for node, text in texts.items()
-            if _RUNS.search(text) or _between(lines, node.lineno, node.end_lineno or node.lineno)
-        }
-        while more:
-            self.relevant |= more
-            words = re.compile(rf"\b(?:{'|'.join(map(re.escape, more))})\b")
-            more = {
-                node.name
-                for node, text in texts.items()
-                if node.name not in self.relevant and words.search(text)
-            }
-
     def _called_by(self, node: Def, others: list[Def]) -> bool:
         call = re.compile(rf"\b{re.escape(node.name)}\(")
         return any(call.search(self._text(other)) for other in others if other is not node)
 
     def _class(self, node: ast.ClassDef, paths: list[State]) -> None:
         """Run a class: ``__init__``, then the methods that set it up, then each of the others."""
-        methods = [n for n in node.body if isinstance(n, Def) and n.name in self.relevant]
+        methods = [n for n in node.body if isinstance(n, Def) and self.matters.touches(n)]
         left = [m for m in methods if m not in self.walker.executed]
         cls = paths[0].frames[0].names.get(node.name)
         if not isinstance(cls, Class) or not left:
@@ -154,13 +106,18 @@ class _Program:
         """Run what is called from outside: once each, and what may be called again a second time."""
         ran: set[int] = set()
         again = []
+        compiled = any(
+            isinstance(f, Facts) and f.compiled for state in paths for f in state.heap.values()
+        )
         for func in entries:
             if func is None or func.node in self.walker.executed:
+                continue
+            if not self._can_matter(func.node, compiled=compiled):
                 continue
             self.walker.log.clear()
             for end in self._enter(_copies(paths), func):
                 ran |= {k for k, f in end.heap.items() if isinstance(f, Facts) and f.ran}
-            if not self.walker.log & {"create", "prepare", "enable", "compile"}:
+            if compiled and not self.walker.log & {"create", "prepare", "enable", "compile"}:
                 again.append(func)
         for func in again:
             used = _copies(paths)
@@ -171,17 +128,30 @@ class _Program:
                         state.put(oid, replace(facts, ran=Ran(facts.compiled.where, None)))
             self._enter(self._enter(used, func), func)
 
+    def _can_matter(self, node: ast.AST, *, compiled: bool) -> bool:
+        """Tell whether running the function can show a mistake, or a run of a model that is compiled."""
+        touches = self.matters.touches
+        if touches(node, "swap") or (compiled and touches(node, "run", "change")):
+            return True
+        return touches(node, "change") and touches(node, "compile")
+
     def _enter(self, paths: list[State], func: Func | None) -> list[State]:
         """Call a function with unknown arguments on every path; return the states after it."""
         if func is None:
             return paths
         w = self.walker
         call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
+        before = _copies(paths)
         ends = []
-        for state in paths:
-            w.s = state
-            state.grad = ()
-            ends += w.inline(func, Args(call, [], {}, starred=True))
+        try:
+            w.steps = 0
+            for state in paths:
+                w.s = state
+                state.grad = ()
+                ends += w.inline(func, Args(call, [], {}, starred=True))
+        except TooLongError:
+            w.leave_all()
+            return before
         self._finish(ends)
         for end in ends:
             end.exit = end.result = None
@@ -194,37 +164,6 @@ class _Program:
             for oid, facts in list(end.heap.items()):
                 if isinstance(facts, Facts) and facts.deferred:
                     self.walker.flush(Obj(oid), "run")
-
-
-def _lines_of_calls(tree: ast.Module) -> list[int] | None:
-    """Return the lines on which something is done to models; None if no rule can apply to that."""
-    lines: list[int] = []
-    swaps = compiles = loads = False
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            func = node.func
-            name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
-            if name in _COMPILES:
-                compiles = True
-            elif name in _LOADS or name == "from_pretrained":
-                loads = True
-                swaps = swaps or any(k.arg in ("hotswap", None) for k in node.keywords)
-            elif name in _PREPARES:
-                swaps = True
-            elif name not in _OTHERS:
-                continue
-            lines.append(node.lineno)
-        elif isinstance(node, ast.alias) and node.name.split(".")[0] == "hotswap":
-            swaps = True
-        elif isinstance(node, ast.Attribute) and node.attr in ("compile", "scaling", *_PREPARES):
-            compiles = compiles or node.attr == "compile"
-            lines.append(node.lineno)
-    return sorted(lines) if swaps or (compiles and loads) else None
-
-
-def _between(lines: list[int], first: int, last: int) -> bool:
-    at = bisect.bisect_left(lines, first)
-    return at < len(lines) and lines[at] <= last
 
 
 def _copies(paths: list[State]) -> list[State]:

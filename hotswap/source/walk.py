@@ -11,6 +11,7 @@ from typing import Any
 from hotswap.source.evaluate import Args, TooLongError, _last
 from hotswap.source.models import PROMOTING, Models
 from hotswap.source.names import HARMLESS, imported
+from hotswap.source.relevance import Relevance
 from hotswap.source.state import Frame, State, Table, join, merge
 from hotswap.source.typestate import Facts, Shape, opened
 from hotswap.source.values import (
@@ -33,7 +34,8 @@ from hotswap.source.values import (
 )
 
 DEEPEST = 8
-MOST_STEPS = 20_000
+MOST_STEPS = 2500
+"""Statements that one way into the program may take, over all of its paths."""
 _GRAD = {
     "torch.no_grad": "no_grad",
     "torch.inference_mode": "inference_mode",
@@ -72,7 +74,10 @@ class Walker(Models):
         self.steps = 0
         self.executed: set[ast.AST] = set()
         self.callbacks: list[Func] = []
+        self.matters: Relevance | None = None
+        """Set before anything runs: what the program has that can matter."""
         self._stack: list[ast.AST] = []
+        self._stored: dict[ast.stmt, list[ast.Name | ast.Attribute] | None] = {}
 
     # -- statements -----------------------------------------------------------------------------
 
@@ -98,7 +103,29 @@ class Walker(Models):
         handler = _STATEMENTS.get(type(node))
         if handler is None:
             return [state]
+        if isinstance(node, _BLOCKS) and self._passes_by(node):
+            return [state]
         return handler(self, node)
+
+    def _passes_by(self, node: ast.stmt) -> bool:
+        """Pass by a block that neither leaves nor does anything that matters; what it assigns is unknown."""
+        if self.matters is None or self.matters.touches(node):
+            return False
+        if node not in self._stored:
+            inside = list(ast.walk(node))
+            self._stored[node] = (
+                None
+                if any(isinstance(n, _EXITS) for n in inside)
+                else [
+                    n
+                    for n in inside
+                    if isinstance(n, ast.Name | ast.Attribute) and isinstance(n.ctx, ast.Store)
+                ]
+            )
+        stored = self._stored[node]
+        for target in stored or ():
+            self.assign(target, self.fresh())
+        return stored is not None
 
     def _expression(self, node: ast.Expr) -> list[State]:
         if isinstance(node.value, ast.Constant):
@@ -595,6 +622,10 @@ class Walker(Models):
             end.result = obj
         return ends
 
+    def leave_all(self) -> None:
+        """Forget which functions are running, after an analysis was given up."""
+        self._stack.clear()
+
     def inline(self, func: Func, args: Args) -> list[State]:
         """Call a function of this file by executing its body."""
         node = func.node
@@ -720,6 +751,17 @@ class Walker(Models):
         return self.fresh()
 
 
+_BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
+_EXITS = (
+    ast.Return,
+    ast.Raise,
+    ast.Break,
+    ast.Continue,
+    ast.FunctionDef,
+    ast.ClassDef,
+    ast.Import,
+    ast.ImportFrom,
+)
 _COMPILE_OPTIONS = {"mode", "fullgraph", "dynamic", "backend", "options", "disable"}
 _SELF_LIKE = frozenset({"to", "eval", "cuda", "half", "train", "bfloat16", "float", "cpu"})
 

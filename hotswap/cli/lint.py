@@ -12,6 +12,7 @@ from hotswap.cli.plan import say
 from hotswap.findings import RULES as NAMES
 from hotswap.report.findings import FORMATS, render
 from hotswap.source.check import check_source
+from hotswap.source.fix import fix as apply_fixes
 from hotswap.source.rules import RULES
 
 
@@ -32,6 +33,9 @@ def lint(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="CODES", help="Not these rules.")
     ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Move prepare() before compile() where that is safe.")
+    ] = False,
 ) -> None:
     """Find misuse of adapter hot-swapping around torch.compile, without running the code.
 
@@ -46,12 +50,20 @@ def lint(
         raise typer.Exit(2)
     try:
         findings = check_source(paths, select=_words(select), ignore=_words(ignore))
+        for path in apply_fixes(findings) if fix else ():
+            say(f"fixed {path}", error=True)
+            findings = [f for f in findings if f.where != str(path)]
+            findings += check_source(path, select=_words(select), ignore=_words(ignore))
     except ValueError as error:
         say(f"hotswap lint: {error}", error=True)
         raise typer.Exit(2) from None
     documentation = {rule.code: rule.documentation for rule in RULES.values()}
     text = render(
-        findings, form, tool="hotswap", version=hotswap.__version__, documentation=documentation
+        sorted(findings),
+        form,
+        tool="hotswap",
+        version=hotswap.__version__,
+        documentation=documentation,
     )
     if output is not None:
         output.write_text(f"{text}\n", encoding="utf-8")

@@ -78,6 +78,7 @@ def _finding(chunk: Chunk, code: str, node: ast.AST, problem: Problem) -> Findin
     lines = chunk.text.splitlines()
     first, last = _lines(node)
     end = getattr(node, "end_col_offset", 0)
+    indent = " " * chunk.indent
     related = tuple(Related(*_place(chunk, other), message) for other, message in problem.related)
     return Finding(
         where,
@@ -87,8 +88,8 @@ def _finding(chunk: Chunk, code: str, node: ast.AST, problem: Problem) -> Findin
         line,
         column,
         line + last - first,
-        _characters(lines[last - 1], end) + 1,
-        lines[first - 1].rstrip(),
+        _characters(lines[last - 1], end) + chunk.indent + 1,
+        indent + lines[first - 1].rstrip(),
         related,
     )
 
@@ -102,7 +103,7 @@ def _place(chunk: Chunk, node: ast.AST) -> tuple[str, int, int]:
     first, _ = _lines(node)
     where, line = chunk.locate(first)
     text = chunk.text.splitlines()[first - 1]
-    return where, line, _characters(text, getattr(node, "col_offset", 0)) + 1
+    return where, line, _characters(text, getattr(node, "col_offset", 0)) + chunk.indent + 1
 
 
 def _characters(line: str, offset: int) -> int:

@@ -36,6 +36,8 @@ class Chunk:
     tree: ast.Module
     cells: tuple[tuple[int, int], ...] = ()
     """For a notebook, the number of each code cell and the line of the text on which it starts."""
+    indent: int = 0
+    """How many characters every line was indented by where it stands."""
 
     def locate(self, line: int) -> tuple[str, int]:
         """Return where a line of the text stands: the path (with the cell), and the line there."""
@@ -172,21 +174,23 @@ def _markdown(text: str, path: Path) -> Iterator[Chunk]:
         if opened["info"].lower() in ("python", "py", "python3", "pycon") and concerns(
             "\n".join(body).encode()
         ):
-            code, tree = _block(body)
+            code, tree, indent = _block(body)
             if tree is not None:
                 ast.increment_lineno(tree, start)
-                yield Chunk(path, "\n" * start + code, tree)
+                yield Chunk(path, "\n" * start + code, tree, indent=indent)
 
 
-def _block(body: list[str]) -> tuple[str, ast.Module | None]:
+def _block(body: list[str]) -> tuple[str, ast.Module | None, int]:
     """Parse a block; a session loses its prompts, a placeholder ``<name>`` becomes a string."""
     code = textwrap.dedent("\n".join(body))
+    indent = max(len(a) - len(b) for a, b in zip(body, code.split("\n"), strict=True))
     if re.search(r"^>>> ", code, re.MULTILINE):
         code = "\n".join(
-            line[4:] if line.startswith((">>> ", "... ")) else "" for line in code.splitlines()
+            line[4:] if line.startswith((">>> ", "... ")) else "" for line in code.split("\n")
         )
+        indent += 4
     tree = _tree(code)
     if tree is None:
         code = _PLACEHOLDER.sub(lambda m: f'"{m["inside"]}"', code)
         tree = _tree(code)
-    return code, tree
+    return code, tree, indent

@@ -588,6 +588,8 @@ def adapter_toggle_on_compiled(event: Event) -> Outcome:
     Each set of adapters is compiled once; a hint only, since that may be intended.
 
     Bad:
+        pipe.load_lora_weights("one", adapter_name="one")
+        pipe.load_lora_weights("other", adapter_name="other")
         pipe.transformer.compile()
         pipe(prompt)
         pipe.set_adapters("other")

@@ -13,7 +13,7 @@ from hotswap.findings import RULES as NAMES
 from hotswap.report.findings import FORMATS, render
 from hotswap.source.check import check_source
 from hotswap.source.fix import fix as apply_fixes
-from hotswap.source.rules import RULES
+from hotswap.source.rules import RULES, table
 
 
 def lint(
@@ -78,8 +78,14 @@ def explain(
     code: Annotated[
         str | None, typer.Argument(metavar="CODE", help="A code such as HSW201, or a name.")
     ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of the linter's rules instead.")
+    ] = False,
 ) -> None:
     """Explain a rule, with bad and good code; without CODE, list the codes."""
+    if markdown:
+        say(table())
+        return
     if code is None:
         say(*(f"{key}  {name}" for key, name in NAMES.items()))
         return

@@ -57,6 +57,16 @@ def rule(
     return register
 
 
+def table() -> str:
+    """Return the rules as a Markdown table, for the documentation."""
+    rows = ["| code | name | what it reports | on |", "|---|---|---|---|"]
+    for code in sorted(RULES):
+        told = RULES[code].documentation.split("\n\n", 1)[0].replace("\n", " ")
+        on = "yes" if RULES[code].default else "with `--select`"
+        rows.append(f"| {code} | {RULES[code].name} | {told} | {on} |")
+    return "\n".join(rows)
+
+
 _BY_KIND: dict[str, list[Rule]] = {}
 
 

@@ -38,6 +38,7 @@ RULES: dict[str, str] = {
     "HSW213": "enable-on-peft-model",
     "HSW214": "grad-mode-mismatch",
     "HSW215": "compile-in-loop",
+    "HSW216": "name-already-loaded",
     "HSW291": "adapter-toggle-on-compiled",
     "HSW292": "swap-on-compiled-of-unknown-history",
 }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from hotswap.source import typestate as ts
 from hotswap.source.evaluate import Args, Evaluator, path_key
@@ -57,6 +57,8 @@ _SELF = frozenset(
 )
 _RUNS = frozenset({"forward", "generate", "__call__", "encode"})
 
+Place: TypeAlias = tuple[str, ast.AST, tuple[Any, ...]]
+
 
 class Models(Evaluator):
     """Follows what is done to models, and shows each step to the rules."""
@@ -64,10 +66,22 @@ class Models(Evaluator):
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__()
         self.folder = folder
-        self.found: dict[tuple[str, ast.AST], Problem] = {}
-        self.vetoed: set[tuple[str, ast.AST]] = set()
+        self._found: dict[Place, Problem] = {}
+        self._vetoed: set[Place] = set()
+        self.turn: tuple[Any, ...] = ()
+        """Which calls and which turns of loops are running: what is compared between paths."""
         self.log: set[str] = set()
         """The kinds of events since it was last cleared."""
+
+    @property
+    def problems(self) -> dict[tuple[str, ast.AST], Problem]:
+        """What was found, except where another path of the same turn shows that all is well."""
+        kept = {place: p for place, p in self._found.items() if place not in self._vetoed}
+        return {(code, where): problem for (code, where, _), problem in kept.items()}
+
+    def report(self, code: str, where: ast.AST, problem: Problem) -> None:
+        """Note a problem; the first of a place is kept."""
+        self._found.setdefault((code, where, self.turn), problem)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -78,14 +92,14 @@ class Models(Evaluator):
         for rule in rules_on(event.kind):
             outcome = rule.check(event)
             if outcome is VETO:
-                self.vetoed.add((rule.code, event.node))
+                self._vetoed.add((rule.code, event.node, self.turn))
             elif isinstance(outcome, Problem) and not told and not self.s.muted:
                 told = True
                 where = outcome.where or event.node
                 if outcome.until == "now":
-                    self.found.setdefault((rule.code, where), outcome)
+                    self.report(rule.code, where, outcome)
                 else:
-                    wait = Deferred(rule.code, where, outcome.until, outcome)
+                    wait = Deferred(rule.code, where, outcome.until, outcome, self.turn)
                     facts = self.facts(obj)
                     self.put(obj, replace(facts, deferred=(*facts.deferred, wait)))
 
@@ -95,7 +109,7 @@ class Models(Evaluator):
         if facts.deferred:
             for wait in facts.deferred:
                 if wait.until == until:
-                    self.found.setdefault((wait.code, wait.where), wait.problem)
+                    self._found.setdefault((wait.code, wait.where, wait.turn), wait.problem)
             left = tuple(w for w in facts.deferred if w.until != until)
             self.put(obj, replace(facts, deferred=left))
 

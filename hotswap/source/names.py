@@ -13,7 +13,6 @@ _KNOWN = {
     "AutoPeftModel": "peft.AutoPeftModel",
     "LoraConfig": "peft.LoraConfig",
     "PeftModel": "peft.PeftModel",
-    "compile_repeated_blocks": "diffusers.compile_repeated_blocks",
     "get_peft_model": "peft.get_peft_model",
     "hotswap_adapter": "peft.utils.hotswap.hotswap_adapter",
     "hotswap_adapter_from_state_dict": "peft.utils.hotswap.hotswap_adapter_from_state_dict",
@@ -50,7 +49,7 @@ def imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
     else:
         base = "." * node.level + (node.module or "")
         for alias in node.names:
-            yield alias.asname or alias.name, _KNOWN.get(alias.name, f"{base}.{alias.name}")
+            yield alias.asname or alias.name, f"{base}.{alias.name}"
 
 
 def unimported(name: str) -> str | None:

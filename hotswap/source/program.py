@@ -29,8 +29,7 @@ def analyse(
     program = _Program(Walker(folder), tree, text)
     with contextlib.suppress(TooLongError, RecursionError):
         program.run(tree)
-    w = program.walker
-    return {key: problem for key, problem in w.found.items() if key not in w.vetoed}
+    return program.walker.problems
 
 
 class _Program:
@@ -38,6 +37,7 @@ class _Program:
         self.walker = walker
         self.matters = walker.matters = Relevance(tree, text)
         self.lines = text.splitlines()
+        self.runs = 0
 
     def run(self, tree: ast.Module) -> None:
         """Run the body, then the functions that set globals, then everything that was not called."""
@@ -143,6 +143,8 @@ class _Program:
         call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
         before = _copies(paths)
         ends = []
+        self.runs += 1
+        w.turn = (self.runs,)
         try:
             w.steps = 0
             for state in paths:

@@ -384,13 +384,45 @@ def swap_unprepared_on_compiled(event: Event) -> Outcome:
     )
 
 
+@rule("HSW216", "load")
+def name_already_loaded(event: Event) -> Outcome:
+    """A name that is loaded is loaded again without hot-swapping: the call raises.
+
+    Only reported for models that are compiled or meant to hot-swap. transformers swaps a loaded name by
+    itself once ``enable_peft_hotswap`` was called; PEFT copies the weights.
+
+    Bad:
+        pipe.enable_lora_hotswap(target_rank=64)
+        pipe.load_lora_weights("adapter-a", adapter_name="style")
+        pipe.load_lora_weights("adapter-b", adapter_name="style")
+
+    Good:
+        pipe.enable_lora_hotswap(target_rank=64)
+        pipe.load_lora_weights("adapter-a", adapter_name="style")
+        pipe.load_lora_weights("adapter-b", adapter_name="style", hotswap=True)
+    """
+    facts = event.facts
+    old = facts.adapter(event.name) if event.name is not None and event.named else None
+    if event.hotswap is not False or facts.kind == "peft":
+        return None
+    if old is None:
+        return VETO
+    if not (facts.intends_to_swap or facts.compiled):
+        return None
+    return Problem(
+        f"adapter {event.name!r} is loaded already, and {event.api} is not told to hot-swap it: it raises",
+        "pass hotswap=True",
+        ((old.where, "loaded here"),),
+    )
+
+
 @rule("HSW206", "load")
 def load_without_hotswap_on_compiled(event: Event) -> Outcome:
     """An adapter is loaded without hot-swapping into a model that is compiled: it recompiles.
 
     A plain load puts new layers, or new parameters, into the model. Not reported if nothing ran between
     compiling and a first load, if the model is compiled anew before it runs, or if the adapter is fused
-    and unloaded before the next call. Loading a name a second time without ``hotswap=True`` raises.
+    and unloaded before the next call.
 
     Bad:
         pipe.transformer.compile()
@@ -405,20 +437,7 @@ def load_without_hotswap_on_compiled(event: Event) -> Outcome:
     facts = event.facts
     if event.hotswap is not False:
         return None
-    if (
-        event.name is not None
-        and event.named
-        and facts.adapter(event.name)
-        and facts.kind != "peft"
-    ):
-        if not (facts.intends_to_swap or facts.compiled):
-            return None
-        return Problem(
-            f"adapter {event.name!r} is loaded already, and {event.api} is not told to hot-swap it",
-            "pass hotswap=True",
-            tuple((a.where, "loaded here") for a in facts.adapters if a.name == event.name),
-        )
-    if facts.compiled is None:
+    if facts.compiled is None or (event.name is not None and facts.adapter(event.name)):
         return None
     first = not facts.adapters
     if (first and facts.enabled) or (facts.ran is None and (first or not facts.intends_to_swap)):

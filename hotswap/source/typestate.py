@@ -78,6 +78,7 @@ class Deferred:
     where: Node
     until: Literal["run", "compile"]
     problem: Problem
+    turn: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,9 @@ class Walker(Models):
         runs: bool,
     ) -> list[State]:
         live, ends, broken = [self.s], [], []
-        for element in elements:
+        turn = self.turn
+        for number, element in enumerate(elements):
+            self.turn = (*turn, body[0], number)
             after: list[State] = []
             for state in live:
                 self.s = state
@@ -308,6 +310,7 @@ class Walker(Models):
                     else:
                         ends.append(end)
             live = merge(after, self.fresh)
+        self.turn = turn
         finished: list[State] = []
         for state in live:
             finished += self.block(orelse, state)
@@ -549,7 +552,8 @@ class Walker(Models):
     def call_ref(self, name: str, args: Args) -> list[State]:
         """Call something imported, by its qualified name."""
         last = name.rsplit(".", 1)[-1]
-        special = _FUNCTIONS.get(name) or (_FUNCTIONS.get(last) if last in _DISTINCT else None)
+        in_peft = name.startswith("peft.") and last in _OF_PEFT
+        special = _FUNCTIONS.get(last if in_peft else name)
         if special is not None:
             return special(self, args)
         owner = name.rpartition(".")[0]
@@ -648,7 +652,9 @@ class Walker(Models):
             Frame(min(func.frame, depth - 1), Table(self.bind(node.args, func, args)))
         )
         self._stack.append(node)
+        turn, self.turn = self.turn, (*self.turn, args.node)
         ends = self.block(node.body, self.s)
+        self.turn = turn
         self._stack.pop()
         returned = []
         for end in ends:
@@ -1018,7 +1024,7 @@ _FUNCTIONS: dict[str, Callable[[Walker, Args], list[State]]] = {
     "tuple": _sequence,
     "zip": _zip,
 }
-_DISTINCT = frozenset(
+_OF_PEFT = frozenset(
     {
         "LoraConfig", "get_peft_model", "hotswap_adapter", "hotswap_adapter_from_state_dict",
         "prepare_model_for_compiled_hotswap",

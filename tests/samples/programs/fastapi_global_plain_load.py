@@ -18,5 +18,5 @@ async def startup():
 
 @app.post("/generate/{tenant}")
 async def generate(tenant: str, prompt: str):
-    pipe.load_lora_weights(f"tenants/{tenant}", adapter_name="tenant")  # want HSW206
+    pipe.load_lora_weights(f"tenants/{tenant}", adapter_name="tenant")  # want HSW216
     return pipe(prompt).images[0]

@@ -7,4 +7,4 @@ model.enable_peft_hotswap(target_rank=16)
 model.load_adapter("adapters/a", adapter_name="default")
 model = torch.compile(model)
 model(torch.ones(1, 8, dtype=torch.long))
-model.load_adapter("adapters/b", adapter_name="default", hotswap=False)  # want HSW206
+model.load_adapter("adapters/b", adapter_name="default", hotswap=False)  # want HSW216

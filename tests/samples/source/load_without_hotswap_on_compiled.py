@@ -29,13 +29,6 @@ def by_intent():
     pipe.load_lora_weights("b", adapter_name="b")  # want HSW206
 
 
-def the_same_name():
-    pipe = pipeline()
-    pipe.enable_lora_hotswap(target_rank=8)
-    pipe.load_lora_weights("a", adapter_name="a")
-    pipe.load_lora_weights("b", adapter_name="a")  # want HSW206
-
-
 def in_peft(inputs):
     model = torch.compile(loaded())
     model(inputs)
@@ -103,3 +96,10 @@ def swapped():
     pipe("x")
     pipe.load_lora_weights("b", adapter_name="a", hotswap=True)
     pipe("x")
+
+
+def copied_by_peft(inputs):
+    model = torch.compile(loaded())
+    model(inputs)
+    model.load_adapter("b", adapter_name="default")
+    model(inputs)

@@ -128,6 +128,8 @@ class Evaluator:
             obj = Obj(value.oid)
             self.s.put(value.oid, Facts(kind=kind, open=True))
             self.s.put(("is", value.oid), obj)
+            if kind == "pipeline":
+                self.component(obj, "transformer")
             return obj
         return known if isinstance(known, Obj) else None
 

@@ -70,6 +70,7 @@ class Models(Evaluator):
         self._vetoed: set[Place] = set()
         self.turn: tuple[Any, ...] = ()
         """Which calls and which turns of loops are running: what is compared between paths."""
+        self._swapping: set[int] = set()
         self.log: set[str] = set()
         """The kinds of events since it was last cleared."""
 
@@ -88,6 +89,9 @@ class Models(Evaluator):
     def emit(self, obj: Obj, event: Event) -> None:
         """Show an event to the rules; the first that objects is reported, now or when it comes true."""
         self.log.add(event.kind)
+        if event.facts.intends_to_swap or event.kind in ("prepare", "enable", "swap"):
+            self._swapping.add(obj.oid)
+        event = replace(event, swaps_elsewhere=obj.oid in self._swapping)
         told = False
         for rule in rules_on(event.kind):
             outcome = rule.check(event)
@@ -377,6 +381,7 @@ class Models(Evaluator):
             )
         elif kind == "pipeline":
             self._assemble(obj, args)
+            self.component(obj, "transformer")
         elif kind == "transformers":
             path = args.get(0, "pretrained_model_name_or_path")
             if isinstance(path, Const) and re.search(
@@ -440,7 +445,7 @@ class Models(Evaluator):
         """Call a method of a model by its name; None if it does nothing that matters."""
         if name in _SELF:
             return obj
-        handler = _METHODS.get(name)
+        handler = METHODS.get(name)
         if handler is not None:
             return handler(self, obj, args, name)
         if name in _RUNS:
@@ -469,7 +474,7 @@ class Models(Evaluator):
             return Const(None)
         if name == "fill_":
             return Const(None)
-        if inside in _INNER and name in _METHODS:
+        if inside in _INNER and name in METHODS:
             return self.method(part.owner, name, args)
         if name in ("modules", "named_modules", "children", "named_children", "items", "values"):
             return Part(part.owner, f"{inside}.{name}")
@@ -542,7 +547,7 @@ def _save(m: Models, obj: Obj, args: Args, name: str) -> Value:
     return Const(None)
 
 
-_METHODS: dict[str, Callable[[Models, Obj, Args, str], Value]] = {
+METHODS: dict[str, Callable[[Models, Obj, Args, str], Value]] = {
     "add_adapter": _add,
     "compile": _compile_in_place,
     "compile_repeated_blocks": _compile_in_place,
@@ -574,6 +579,7 @@ _METHODS: dict[str, Callable[[Models, Obj, Args, str], Value]] = {
     "unload_lora_weights": _unload,
     "unmerge_adapter": _unmerge,
 }
+"""What a method of a model does, by its name."""
 PROMOTING: dict[str, ts.Kind] = {
     "compile_repeated_blocks": "component",
     "enable_lora_hotswap": "pipeline",

@@ -16,9 +16,6 @@ from hotswap.source.typestate import Facts, Problem, Ran
 from hotswap.source.values import Class, Func, Obj
 from hotswap.source.walk import Walker
 
-_SETUP = re.compile(
-    r"^(__init__|__enter__|set_?up|load|init|initiali[sz]e|start|on_start|startup|lifespan|build|create|prepare|warm_?up)",
-)
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -48,7 +45,7 @@ class _Program:
         paths = self._body(tree)
         free = [node for node, cls in functions if cls is None and matters.touches(node)]
         for node in free:
-            if node not in self.walker.executed and _sets_globals(node):
+            if node not in self.walker.executed and self._sets_up(node, _outer_names(node)):
                 paths = self._enter(paths, _named(paths, node))
         later = [n for n in free if n not in self.walker.executed]
         self._entries(
@@ -94,13 +91,26 @@ class _Program:
             init = self.walker.read_attribute(obj, name, node)
             if isinstance(init, Func):
                 paths = self._enter(paths, init)
-        setups = [m for m in left if _sets_up(m) and m not in self.walker.executed]
+        setups = [m for m in left if self._sets_up(m, {"self"}) and m not in self.walker.executed]
         for method in setups:
             if method not in self.walker.executed and not self._called_by(method, setups):
                 paths = self._enter(paths, Func(method, obj))
         later = [m for m in left if m not in self.walker.executed]
         self._entries(paths, [Func(m, obj) for m in later if not self._called_by(m, later)])
         self._entries(paths, [Func(m, obj) for m in later])
+
+    def _sets_up(self, node: Def, outer: set[str]) -> bool:
+        """Tell whether the function makes a model and keeps it in one of the outer names."""
+        return any(
+            isinstance(n, ast.Assign)
+            and self.matters.touches(n, "make")
+            and any(
+                _root(t) in outer
+                and (isinstance(t, ast.Attribute | ast.Subscript) or "self" not in outer)
+                for t in n.targets
+            )
+            for n in ast.walk(node)
+        )
 
     def _entries(self, paths: list[State], entries: list[Func | None]) -> None:
         """Run what is called from outside: once each, and what may be called again a second time."""
@@ -189,14 +199,21 @@ def _functions(body: list[ast.stmt]) -> Iterator[tuple[Def, ast.ClassDef | None]
             yield from _functions(node.body)
 
 
-def _sets_globals(node: Def) -> bool:
-    return any(isinstance(n, ast.Global) for n in node.body)
+def _outer_names(node: Def) -> set[str]:
+    """Return the names that a function does not bind itself."""
+    spec = node.args
+    bound = {a.arg for a in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)}
+    names: set[str] = set()
+    declared: set[str] = set()
+    for n in ast.walk(node):
+        if isinstance(n, ast.Global):
+            declared |= set(n.names)
+        elif isinstance(n, ast.Name):
+            (bound if isinstance(n.ctx, ast.Store) else names).add(n.id)
+    return (names - bound) | declared
 
 
-def _sets_up(node: Def) -> bool:
-    """Tell whether a method makes what the others use: it assigns a new object to ``self``."""
-    if _SETUP.search(node.name.lstrip("_")):
-        for n in ast.walk(node):
-            if isinstance(n, ast.Assign) and any(isinstance(t, ast.Attribute) for t in n.targets):
-                return True
-    return False
+def _root(target: ast.expr) -> str:
+    while isinstance(target, ast.Attribute | ast.Subscript):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else ""

@@ -7,7 +7,9 @@ import bisect
 import re
 from typing import Literal
 
-Feature = Literal["swap", "compile", "change", "run"]
+from hotswap.source.models import METHODS
+
+Feature = Literal["make", "swap", "compile", "change", "run"]
 
 _PREPARES = frozenset(
     {
@@ -15,16 +17,10 @@ _PREPARES = frozenset(
         "hotswap_adapter_from_state_dict", "prepare_model_for_compiled_hotswap",
     }
 )  # fmt: skip
+_SCALES = frozenset({"scale_layer", "set_scale", "unscale_layer"})
 _COMPILES = frozenset({"compile", "compile_repeated_blocks", "optimize"})
-_CHANGES = frozenset(
-    {
-        "add_adapter", "delete_adapter", "delete_adapters", "disable_adapter", "disable_lora",
-        "enable_lora", "from_pretrained", "fuse_lora", "get_peft_model", "inject_adapter_in_model",
-        "load_adapter", "load_lora_adapter", "load_lora_weights", "merge_adapter", "set_adapter",
-        "set_adapters", "set_scale", "unfuse_lora", "unload_lora_weights", "unmerge_adapter",
-        "unscale_layer",
-    }
-)  # fmt: skip
+_MAKES = frozenset({"from_pretrained", "from_single_file", "from_pipe", "get_peft_model"})
+_CHANGES = (METHODS.keys() | _MAKES | _SCALES | {"inject_adapter_in_model"}) - _COMPILES
 _OWN = frozenset({"load", "prepare", "swap"})
 _RUNS = re.compile(
     r"(?:pipe\w*|model\w*|unet|transformer|compiled\w*|generate|forward)\(|_orig_mod"
@@ -36,7 +32,13 @@ class Relevance:
     """The lines that matter, by what they do to models; the callers of a function do what it does."""
 
     def __init__(self, tree: ast.Module, text: str) -> None:
-        self._lines: dict[Feature, list[int]] = {"swap": [], "compile": [], "change": [], "run": []}
+        self._lines: dict[Feature, list[int]] = {
+            "make": [],
+            "swap": [],
+            "compile": [],
+            "change": [],
+            "run": [],
+        }
         definitions = self._read(tree)
         self.applies = bool(
             self._lines["swap"] or (self._lines["compile"] and self._lines["change"])
@@ -87,6 +89,8 @@ class Relevance:
     def _note(self, name: str, line: int, keywords: list[str | None]) -> None:
         if name in _PREPARES or (name in _CHANGES and "hotswap" in keywords):
             self._lines["swap"].append(line)
+        if name in _MAKES:
+            self._lines["make"].append(line)
         if name in _CHANGES:
             self._lines["change"].append(line)
         elif name in _COMPILES:

@@ -439,6 +439,8 @@ def load_without_hotswap_on_compiled(event: Event) -> Outcome:
         return None
     if facts.compiled is None or (event.name is not None and facts.adapter(event.name)):
         return None
+    if event.swaps_elsewhere and not facts.intends_to_swap:  # hot-swapping is an option, and off
+        return None
     first = not facts.adapters
     if (first and facts.enabled) or (facts.ran is None and (first or not facts.intends_to_swap)):
         return None

@@ -202,4 +202,6 @@ class Event:
     prepared: Prepared | None = None
     names: tuple[str | None, ...] | None = None
     value: str = ""
+    swaps_elsewhere: bool = False
+    """Whether the model was prepared or swapped on a path that was run before."""
     grad: str | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from hotswap.source.names import unimported
 from hotswap.source.state import State, Table, join
-from hotswap.source.typestate import Facts, Kind
+from hotswap.source.typestate import Facts, Kind, Shape
 from hotswap.source.values import (
     Class,
     Const,
@@ -145,8 +145,9 @@ class Evaluator:
         """Return the part of a pipeline; ``unet`` and ``transformer`` are the one that adapters change."""
         key = "denoiser" if name in _DENOISER else name
         found = self.s.heap.get((pipe.oid, key))
-        if isinstance(found, Obj):
-            return found
+        part = self.become(found, "component")
+        if part is not None:
+            return part
         part = self.new("component", open=self.facts(pipe).open)
         self.s.put((pipe.oid, key), part)
         return part
@@ -181,6 +182,9 @@ class Evaluator:
             return Part(owner.owner, f"{owner.path}.{name}")
         if isinstance(owner, Class):
             return self._from_class(owner, owner, name) or Method(owner, name)
+        if isinstance(owner, Shape) and name in ("r", "lora_alpha"):
+            number = owner.rank if name == "r" else owner.alpha
+            return Number() if number is None else Const(number)
         if isinstance(owner, Opaque):
             if name in _DENOISER and (pipe := self.become(owner, "pipeline")):
                 return self.component(pipe, name)

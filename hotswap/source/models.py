@@ -91,7 +91,8 @@ class Models(Evaluator):
         self.log.add(event.kind)
         if event.facts.intends_to_swap or event.kind in ("prepare", "enable", "swap"):
             self._swapping.add(obj.oid)
-        event = replace(event, swaps_elsewhere=obj.oid in self._swapping)
+        elif event.kind == "load" and obj.oid in self._swapping:
+            event = replace(event, swaps_elsewhere=True)
         told = False
         for rule in rules_on(event.kind):
             outcome = rule.check(event)

@@ -16,6 +16,7 @@ from hotswap.source.typestate import Facts, Problem, Ran
 from hotswap.source.values import Class, Func, Obj
 from hotswap.source.walk import Walker
 
+_CALL = re.compile(r"\b(\w+)\(")
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -35,6 +36,7 @@ class _Program:
         self.matters = walker.matters = Relevance(tree, text)
         self.lines = text.splitlines()
         self.runs = 0
+        self._names: dict[Def, set[str]] = {}
 
     def run(self, tree: ast.Module) -> None:
         """Run the body, then the functions that set globals, then everything that was not called."""
@@ -45,7 +47,7 @@ class _Program:
         paths = self._body(tree)
         free = [node for node, cls in functions if cls is None and matters.touches(node)]
         for node in free:
-            if node not in self.walker.executed and self._sets_up(node, _outer_names(node)):
+            if node not in self.walker.executed and self._sets_up(node, None):
                 paths = self._enter(paths, _named(paths, node))
         later = [n for n in free if n not in self.walker.executed]
         self._entries(
@@ -67,12 +69,16 @@ class _Program:
             end.exit = end.result = None
         return merge(alive, self.walker.fresh)
 
-    def _text(self, node: ast.stmt) -> str:
-        return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
-
     def _called_by(self, node: Def, others: list[Def]) -> bool:
-        call = re.compile(rf"\b{re.escape(node.name)}\(")
-        return any(call.search(self._text(other)) for other in others if other is not node)
+        return any(node.name in self._calls(other) for other in others if other is not node)
+
+    def _calls(self, node: Def) -> set[str]:
+        """Return the names that stand before a parenthesis in the function's lines."""
+        found = self._names.get(node)
+        if found is None:
+            text = "\n".join(self.lines[node.lineno : node.end_lineno])
+            found = self._names[node] = set(_CALL.findall(text))
+        return found
 
     def _class(self, node: ast.ClassDef, paths: list[State]) -> None:
         """Run a class: ``__init__``, then the methods that set it up, then each of the others."""
@@ -91,7 +97,7 @@ class _Program:
             init = self.walker.read_attribute(obj, name, node)
             if isinstance(init, Func):
                 paths = self._enter(paths, init)
-        setups = [m for m in left if self._sets_up(m, {"self"}) and m not in self.walker.executed]
+        setups = [m for m in left if self._sets_up(m, "self") and m not in self.walker.executed]
         for method in setups:
             if method not in self.walker.executed and not self._called_by(method, setups):
                 paths = self._enter(paths, Func(method, obj))
@@ -99,17 +105,16 @@ class _Program:
         self._entries(paths, [Func(m, obj) for m in later if not self._called_by(m, later)])
         self._entries(paths, [Func(m, obj) for m in later])
 
-    def _sets_up(self, node: Def, outer: set[str]) -> bool:
-        """Tell whether the function makes a model and keeps it in one of the outer names."""
+    def _sets_up(self, node: Def, instance: str | None) -> bool:
+        """Tell whether the function makes a model and keeps it, on the instance or outside of itself."""
+        if not self.matters.touches(node, "make"):
+            return False
+        outer = {instance} if instance else _outer_names(node)
         return any(
-            isinstance(n, ast.Assign)
-            and self.matters.touches(n, "make")
-            and any(
-                _root(t) in outer
-                and (isinstance(t, ast.Attribute | ast.Subscript) or "self" not in outer)
-                for t in n.targets
-            )
+            _root(target) in outer and (not instance or isinstance(target, ast.Attribute))
             for n in ast.walk(node)
+            if isinstance(n, ast.Assign) and self.matters.touches(n, "make")
+            for target in n.targets
         )
 
     def _entries(self, paths: list[State], entries: list[Func | None]) -> None:

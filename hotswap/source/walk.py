@@ -136,6 +136,8 @@ class Walker(Models):
         """Evaluate an expression; a call of the file's own functions can have several outcomes."""
         while isinstance(node, ast.Await):
             node = node.value
+        if isinstance(node, ast.IfExp):
+            return self._either(node)
         if not isinstance(node, ast.Call):
             value = self.ev(node)
             return [(self.s, value)]
@@ -145,6 +147,17 @@ class Walker(Models):
             known = Const(None) if returned is None else self._known_in(state, returned)
             results.append((state, known))
         return results
+
+    def _either(self, node: ast.IfExp) -> list[tuple[State, Value]]:
+        holds = self.test(node.test)
+        if holds is not None:
+            return self.outcomes(node.body if holds else node.orelse)
+        other = self.s.copy()
+        self.assume(node.test, True)
+        first = self.outcomes(node.body)
+        self.s = other
+        self.assume(node.test, False)
+        return first + self.outcomes(node.orelse)
 
     def _known_in(self, state: State, value: Value) -> Value:
         self.s = state

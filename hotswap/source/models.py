@@ -70,6 +70,7 @@ class Models(Evaluator):
         self._vetoed: set[Place] = set()
         self.turn: tuple[Any, ...] = ()
         """Which calls and which turns of loops are running: what is compared between paths."""
+        self.file_swaps = False
         self._swapping: set[int] = set()
         self.log: set[str] = set()
         """The kinds of events since it was last cleared."""
@@ -91,8 +92,10 @@ class Models(Evaluator):
         self.log.add(event.kind)
         if event.facts.intends_to_swap or event.kind in ("prepare", "enable", "swap"):
             self._swapping.add(obj.oid)
-        elif event.kind == "load" and obj.oid in self._swapping:
-            event = replace(event, swaps_elsewhere=True)
+        elif event.kind in ("load", "toggle"):
+            event = replace(
+                event, swaps_elsewhere=obj.oid in self._swapping, file_swaps=self.file_swaps
+            )
         told = False
         for rule in rules_on(event.kind):
             outcome = rule.check(event)

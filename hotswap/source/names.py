@@ -39,6 +39,12 @@ HARMLESS = frozenset(
 )  # fmt: skip
 """Packages whose functions do not load, prepare or compile the models they are given."""
 
+OBSERVES = re.compile(
+    r"^_*(?:bench|calc|check|comput|count|debug|decode|display|encode|eval|export|format|generat|info|infer|is_|"
+    r"len|log|measur|plot|predict|print|profil|quantiz|render|run|sample|save|show|summar|test|time|warm|warn|write)"
+)
+"""Names of functions that use a model without loading, preparing or compiling it."""
+
 
 def imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
     """Yield each name that an import binds, with what it stands for."""

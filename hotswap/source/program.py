@@ -34,6 +34,7 @@ class _Program:
     def __init__(self, walker: Walker, tree: ast.Module, text: str) -> None:
         self.walker = walker
         self.matters = walker.matters = Relevance(tree, text)
+        walker.file_swaps = self.matters.touches(tree, "swap")
         self.lines = text.splitlines()
         self.runs = 0
         self._names: dict[Def, set[str]] = {}

@@ -63,6 +63,8 @@ class Relevance:
 
     def touches(self, node: ast.AST, *features: Feature) -> bool:
         """Tell whether the node's lines do any of these things; with no feature, anything at all."""
+        if isinstance(node, ast.Module):
+            return any(self._lines[f] for f in features)
         first = getattr(node, "lineno", 0)
         last = getattr(node, "end_lineno", 0) or first
         return any(_between(self._lines[f], first, last) for f in features or self._lines)

@@ -491,11 +491,11 @@ def float_into_scaling(event: Event) -> Outcome:
         )
         remedy = "fill the scaling tensor in place: scaling[name].fill_(value)"
     else:
-        if (
-            event.api != "set_adapters"
-            or facts.kind not in ("component", "unknown")
-            or changes(event)
+        if event.api != "set_adapters" or not any(
+            a.prepared for a in facts.adapters if event.names is None or a.name in event.names
         ):
+            return None
+        if facts.compiled and changes(event):
             return None
         what = "set_adapters writes numbers into the scalings"
         remedy = "set the strength before the first load, or fill the scaling tensors in place"
@@ -510,14 +510,14 @@ def float_into_scaling(event: Event) -> Outcome:
 def changes(event: Event) -> bool:
     """Tell whether the call changes which adapters are active."""
     facts = event.facts
-    if event.names is None:
-        return len(facts.adapters) > 1 or not event.api.startswith("set_adapter")
-    return set(event.names) != set(facts.active)
+    if not event.api.startswith("set_adapter"):
+        return True
+    return len(facts.adapters) > 1 if event.names is None else set(event.names) != set(facts.active)
 
 
 @rule("HSW212", "toggle")
 def adapter_set_changed_on_compiled(event: Event) -> Outcome:
-    """The set of active adapters changes on a compiled model that is meant to hot-swap: it recompiles.
+    """The set of active adapters changes on a compiled model, in a file that hot-swaps: it recompiles.
 
     Activating, disabling or deleting an adapter changes what the compiled code is guarded on. A hot
     swap keeps one adapter active and replaces its weights.
@@ -531,9 +531,9 @@ def adapter_set_changed_on_compiled(event: Event) -> Outcome:
         pipe.load_lora_weights("other", adapter_name="style", hotswap=True)
     """
     facts = event.facts
-    if facts.compiled is None or not facts.intends_to_swap or not changes(event):
+    if facts.compiled is None or not (facts.ran or facts.swapped) or not changes(event):
         return None
-    if facts.ran is None and not facts.swapped:
+    if not facts.intends_to_swap and (event.swaps_elsewhere or not event.file_swaps):
         return None
     return Problem(
         f"{event.api} changes the active adapters of a compiled model, which then recompiles",
@@ -623,7 +623,7 @@ def adapter_toggle_on_compiled(event: Event) -> Outcome:
         pipe.load_lora_weights("other", adapter_name="other")
         pipe.transformer.compile()
         pipe(prompt)
-        pipe.set_adapters("other")
+        pipe.set_adapters("one")
 
     Good:
         pipe.enable_lora_hotswap(target_rank=64)
@@ -633,7 +633,7 @@ def adapter_toggle_on_compiled(event: Event) -> Outcome:
         pipe.load_lora_weights("other", adapter_name="style", hotswap=True)
     """
     facts = event.facts
-    if facts.compiled is None or facts.ran is None or facts.intends_to_swap or not changes(event):
+    if facts.compiled is None or facts.ran is None or event.file_swaps or not changes(event):
         return None
     return Problem(
         f"{event.api} changes the active adapters of a compiled model, which then recompiles once",

@@ -132,13 +132,12 @@ class Facts:
 
 
 def loaded(facts: Facts, adapter: Adapter) -> Facts:
-    """Load an adapter; diffusers and transformers prepare the first one if that was enabled."""
+    """Load an adapter; diffusers and transformers activate it, and prepare it if that was enabled."""
     if facts.enabled is not None:
         adapter = replace(adapter, prepared=facts.enabled)
     others = tuple(a for a in facts.adapters if a.name != adapter.name or a.name is None)
-    return replace(
-        facts, adapters=(*others, adapter), active=(*facts.active, adapter.name), enabled=None
-    )
+    active = facts.active if facts.kind == "peft" and facts.active else (adapter.name,)
+    return replace(facts, adapters=(*others, adapter), active=active, enabled=None)
 
 
 def prepared(facts: Facts, by: Prepared) -> Facts:
@@ -204,4 +203,6 @@ class Event:
     value: str = ""
     swaps_elsewhere: bool = False
     """Whether the model was prepared or swapped on a path that was run before."""
+    file_swaps: bool = False
+    """Whether anything in the file hot-swaps."""
     grad: str | None = None

@@ -25,7 +25,7 @@ def ready():
 
 def activated():
     pipe = ready()
-    pipe.set_adapters("y")  # want HSW212
+    pipe.set_adapters("x")  # want HSW212
     pipe("x")
 
 
@@ -66,5 +66,11 @@ def before_the_first_run():
     pipe.load_lora_weights("a", adapter_name="x")
     pipe.load_lora_weights("b", adapter_name="y")
     pipe.transformer.compile()
+    pipe.set_adapters("y")
+    pipe("x")
+
+
+def the_last_loaded_is_active():
+    pipe = ready()
     pipe.set_adapters("y")
     pipe("x")

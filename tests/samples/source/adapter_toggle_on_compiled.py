@@ -19,7 +19,7 @@ def without_hotswap():
     pipe.load_lora_weights("b", adapter_name="y")
     pipe.transformer.compile()
     pipe("x")
-    pipe.set_adapters("y")  # want HSW291
+    pipe.set_adapters("x")  # want HSW291
     pipe("x")
 
 

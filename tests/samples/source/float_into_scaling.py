@@ -76,3 +76,21 @@ def never_compiled():
     pipe.load_lora_weights("a", adapter_name="x")
     pipe.set_adapters("x", 0.5)
     pipe("x")
+
+
+def of_the_adapter_that_is_prepared():
+    pipe = pipeline()
+    pipe.enable_lora_hotswap(target_rank=8)
+    pipe.load_lora_weights("a", adapter_name="x")
+    pipe.load_lora_weights("b", adapter_name="y")
+    pipe.set_adapters(["x", "y"], [0.5, 0.5])  # want HSW210
+    pipe.transformer.compile()
+
+
+def of_the_adapter_that_is_not_prepared():
+    pipe = pipeline()
+    pipe.enable_lora_hotswap(target_rank=8)
+    pipe.load_lora_weights("a", adapter_name="x")
+    pipe.load_lora_weights("b", adapter_name="y")
+    pipe.set_adapters("y", 0.5)
+    pipe.transformer.compile()

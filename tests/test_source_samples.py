@@ -34,10 +34,7 @@ BEFORE = {
     "HSW206": ENABLED,
     "HSW210": ENABLED + COMPILED + LOADED + PREPARED + "model = torch.compile(model)\n",
     "HSW211": LOADED,
-    "HSW212": "pipe.enable_lora_hotswap(target_rank=64)\n"
-    + 'pipe.load_lora_weights("other", adapter_name="other")\n'
-    + STYLE
-    + COMPILED,
+    "HSW212": ENABLED + 'pipe.load_lora_weights("other", adapter_name="other")\n' + COMPILED,
     "HSW214": LOADED + PREPARED + "model = torch.compile(model)\n",
     "HSW215": LOADED + PREPARED,
 }

@@ -524,7 +524,7 @@ def adapter_set_changed_on_compiled(event: Event) -> Outcome:
 
     Bad:
         pipe(prompt)
-        pipe.set_adapters("other")
+        pipe.set_adapters("style")
 
     Good:
         pipe(prompt)

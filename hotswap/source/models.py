@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from hotswap.source.values import Const, Dict, Number, Obj, Part, Seq, Tensor, V
 _RANK_IN_NAME = re.compile(
     r"(?:^|[^a-z])(?:lora_?)?(?:rank|r)[-_=]?(\d{1,4})(?![0-9a-z])", re.IGNORECASE
 )
+_USUAL_RANKS = frozenset({*(1 << n for n in range(11)), *range(8, 129, 8), 192, 320, 384, 768})
 _RANK_KEYS = ("rank", "r", "lora_rank", "lora_r")
 _INNER = ("base_model", "base_model.model", "model")
 """What a PeftModel forwards its attributes to: compiled, it counts as compiled itself."""
@@ -57,6 +59,13 @@ _SELF = frozenset(
 )
 _RUNS = frozenset({"forward", "generate", "__call__", "encode"})
 
+_MADE_GOOD_BY = {
+    "HSW202": ("load",),
+    "HSW205": ("prepare", "enable"),
+    "HSW208": ("load",),
+    "HSW209": ("load",),
+}
+"""What, done earlier, makes up for what a rule misses."""
 Place: TypeAlias = tuple[str, ast.AST, tuple[Any, ...]]
 
 
@@ -66,7 +75,10 @@ class Models(Evaluator):
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__()
         self.folder = folder
-        self._found: dict[Place, Problem] = {}
+        self.entries: set[ast.AST] = set()
+        """The functions that are called from outside, in an order that is not known."""
+        self._done: dict[ast.AST, set[tuple[str, int]]] = defaultdict(set)
+        self._found: dict[Place, tuple[int, Problem]] = {}
         self._vetoed: set[Place] = set()
         self.turn: tuple[Any, ...] = ()
         """Which calls and which turns of loops are running: what is compared between paths."""
@@ -77,19 +89,29 @@ class Models(Evaluator):
 
     @property
     def problems(self) -> dict[tuple[str, ast.AST], Problem]:
-        """What was found, except where another path of the same turn shows that all is well."""
-        kept = {place: p for place, p in self._found.items() if place not in self._vetoed}
-        return {(code, where): problem for (code, where, _), problem in kept.items()}
+        """What was found, except where another path of the same turn, or another entry, makes it good."""
+        return {
+            (code, where): problem
+            for (code, where, turn), (oid, problem) in self._found.items()
+            if (code, where, turn) not in self._vetoed and not self._made_good(code, turn, oid)
+        }
 
-    def report(self, code: str, where: ast.AST, problem: Problem) -> None:
-        """Note a problem; the first of a place is kept."""
-        self._found.setdefault((code, where, self.turn), problem)
+    def _made_good(self, code: str, turn: tuple[Any, ...], oid: int) -> bool:
+        """Tell whether a function that may have been called before does what is missing here."""
+        missing = _MADE_GOOD_BY.get(code, ())
+        return bool(turn) and any(
+            (kind, oid) in self._done[entry]
+            for entry in self.entries - {turn[0]}
+            for kind in missing
+        )
 
     # -- events ---------------------------------------------------------------------------------
 
     def emit(self, obj: Obj, event: Event) -> None:
         """Show an event to the rules; the first that objects is reported, now or when it comes true."""
         self.log.add(event.kind)
+        if self.turn:
+            self._done[self.turn[0]].add((event.kind, obj.oid))
         if event.facts.intends_to_swap or event.kind in ("prepare", "enable", "swap"):
             self._swapping.add(obj.oid)
         elif event.kind in ("load", "toggle"):
@@ -105,7 +127,7 @@ class Models(Evaluator):
                 told = True
                 where = outcome.where or event.node
                 if outcome.until == "now":
-                    self.report(rule.code, where, outcome)
+                    self._found.setdefault((rule.code, where, self.turn), (obj.oid, outcome))
                 else:
                     wait = Deferred(rule.code, where, outcome.until, outcome, self.turn)
                     facts = self.facts(obj)
@@ -117,7 +139,8 @@ class Models(Evaluator):
         if facts.deferred:
             for wait in facts.deferred:
                 if wait.until == until:
-                    self._found.setdefault((wait.code, wait.where, wait.turn), wait.problem)
+                    place = (wait.code, wait.where, wait.turn)
+                    self._found.setdefault(place, (obj.oid, wait.problem))
             left = tuple(w for w in facts.deferred if w.until != until)
             self.put(obj, replace(facts, deferred=left))
 
@@ -154,8 +177,8 @@ class Models(Evaluator):
                 return Shape(max(ranks), config.get("lora_alpha"))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
-        found = _RANK_IN_NAME.findall(path)
-        return Shape(int(found[-1])) if len(found) == 1 else Shape()
+        found = [int(rank) for rank in _RANK_IN_NAME.findall(path)]
+        return Shape(found[0]) if len(found) == 1 and found[0] in _USUAL_RANKS else Shape()
 
     def _preparation(self, args: Args, by: By, *, default: int | None) -> Prepared:
         target = args.get(None, "target_rank")

@@ -131,6 +131,7 @@ class _Program:
             if not self._can_matter(func.node, compiled=compiled):
                 continue
             self.walker.log.clear()
+            self.walker.entries.add(func.node)
             for end in self._enter(_copies(paths), func):
                 ran |= {k for k, f in end.heap.items() if isinstance(f, Facts) and f.ran}
             if compiled and not self.walker.log & {"create", "prepare", "enable", "compile"}:
@@ -149,7 +150,7 @@ class _Program:
         touches = self.matters.touches
         if touches(node, "swap") or (compiled and touches(node, "run", "change")):
             return True
-        return touches(node, "change") and touches(node, "compile")
+        return touches(node, "change") and (self.walker.file_swaps or touches(node, "compile"))
 
     def _enter(self, paths: list[State], func: Func | None) -> list[State]:
         """Call a function with unknown arguments on every path; return the states after it."""
@@ -160,7 +161,7 @@ class _Program:
         before = _copies(paths)
         ends = []
         self.runs += 1
-        w.turn = (self.runs,)
+        w.turn = (func.node, self.runs)
         try:
             w.steps = 0
             for state in paths:

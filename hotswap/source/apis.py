@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hotswap.source.evaluate import Args
+from hotswap.source.objects import Args
 from hotswap.source.state import State
 from hotswap.source.typestate import Facts, Shape
 from hotswap.source.values import (

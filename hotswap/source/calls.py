@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.source.apis import FUNCTIONS, OF_PEFT
-from hotswap.source.evaluate import Args, _last
-from hotswap.source.models import PROMOTING, Models
+from hotswap.source.methods import PROMOTING
+from hotswap.source.models import Models
 from hotswap.source.names import HARMLESS, OBSERVES
+from hotswap.source.objects import Args, last_name
 from hotswap.source.state import Frame, State, Table, join, merge
 from hotswap.source.typestate import opened
 from hotswap.source.values import (
@@ -165,7 +166,9 @@ class Caller(Models):
 
     def _is_module(self, owner: Obj) -> bool:
         cls = self.s.heap.get((owner.oid, "__class__"))
-        return isinstance(cls, Class) and any(_last(base) == "Module" for base in cls.node.bases)
+        return isinstance(cls, Class) and any(
+            last_name(base) == "Module" for base in cls.node.bases
+        )
 
     def _inherited_make(self, cls: Class, args: Args) -> Value | None:
         for base in cls.bases:
@@ -197,7 +200,7 @@ class Caller(Models):
                 args.starred,
             )
             return self.invoke(func.func, merged)
-        return self.done(self.unknown_call(func, _last(args.node), args))
+        return self.done(self.unknown_call(func, last_name(args.node), args))
 
     def _call_model(self, obj: Obj, args: Args) -> list[State]:
         if self.facts(obj).kind == "instance":
@@ -348,14 +351,19 @@ class Caller(Models):
         return self.done(value)
 
     def _memo_key(self, node: ast.FunctionDef | ast.AsyncFunctionDef, args: Args) -> Any:
-        if not any("cache" in _last(d) for d in node.decorator_list):
+        if not any("cache" in last_name(d) for d in node.decorator_list):
             return None
         return ("memo", node, tuple(key_of(v) for v in args.positional))
 
     def _decorated_grad(self, decorator: ast.expr) -> str | None:
-        if isinstance(decorator, ast.Call) and _last(decorator) in ("no_grad", "inference_mode"):
-            return _last(decorator)
-        return _last(decorator) if _last(decorator) in ("no_grad", "inference_mode") else None
+        if isinstance(decorator, ast.Call) and last_name(decorator) in (
+            "no_grad",
+            "inference_mode",
+        ):
+            return last_name(decorator)
+        return (
+            last_name(decorator) if last_name(decorator) in ("no_grad", "inference_mode") else None
+        )
 
     def bind(self, spec: ast.arguments, func: Func, args: Args) -> dict[str, Value]:
         """Bind a function's parameters."""

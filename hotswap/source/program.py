@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hotswap.source.evaluate import Args, TooLongError
+from hotswap.source.evaluate import TooLongError
+from hotswap.source.objects import Args
 from hotswap.source.relevance import Relevance
 from hotswap.source.state import Frame, State, merge
 from hotswap.source.typestate import Facts, Problem, Ran

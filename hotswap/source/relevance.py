@@ -7,7 +7,7 @@ import bisect
 import re
 from typing import Any, Literal
 
-from hotswap.source.models import METHODS
+from hotswap.source.methods import METHODS
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
 

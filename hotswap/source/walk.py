@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.source.calls import Caller
-from hotswap.source.evaluate import TooLongError, _last
+from hotswap.source.evaluate import TooLongError
 from hotswap.source.names import imported
+from hotswap.source.objects import last_name
 from hotswap.source.relevance import Relevance
 from hotswap.source.state import State, merge
 from hotswap.source.values import (
@@ -308,7 +309,7 @@ class Walker(Caller):
         quiet = False
         for item in node.items:
             value = self.ev(item.context_expr)
-            quiet = quiet or _last(item.context_expr) in _RAISES
+            quiet = quiet or last_name(item.context_expr) in _RAISES
             if isinstance(value, GradMode):
                 self.s.grad = (*self.s.grad, value.mode)
             if item.optional_vars is not None:

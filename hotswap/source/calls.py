@@ -69,8 +69,8 @@ class Caller(Models):
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(folder)
         self.executed: set[ast.AST] = set()
-        self.callbacks: list[Func] = []
         self._stack: list[ast.AST] = []
+        self._nested: list[list[Func]] = []
 
     def block(self, nodes: Sequence[ast.stmt], state: State) -> list[State]:
         """Execute statements; return the states in which they end, on every path."""
@@ -239,8 +239,6 @@ class Caller(Models):
         for value in args.all():
             if name in _CALLS_ITS_ARGUMENT or name == "Thread":
                 self._call_argument(value, args, name)
-            elif isinstance(value, Func) and value.node not in self.executed:
-                self.callbacks.append(value)
             if not harmless:
                 self.reveal(value)
         return self.fresh()
@@ -294,6 +292,7 @@ class Caller(Models):
     def leave_all(self) -> None:
         """Forget which functions are running, after an analysis was given up."""
         self._stack.clear()
+        self._nested.clear()
 
     def inline(self, func: Func, args: Args) -> list[State]:
         """Call a function of this file by executing its body."""
@@ -318,7 +317,9 @@ class Caller(Models):
         )
         self._stack.append(node)
         turn, self.turn = self.turn, (*self.turn, args.node)
+        self._nested.append([])
         ends = self.block(node.body, self.s)
+        self._call_later(self._nested.pop(), ends)
         self.turn = turn
         self._stack.pop()
         returned = []
@@ -338,6 +339,32 @@ class Caller(Models):
             returned = [last]
         self.s = returned[0]
         return merge(returned, self.fresh)
+
+    def _call_later(self, nested: list[Func], ends: list[State]) -> None:
+        """Run the functions that a function defined and did not call: somebody calls them afterwards."""
+        for func in nested:
+            if func.node in self.executed or not self.may_matter(func.node):
+                continue
+            for end in [end for end in ends if end.exit != "raise"]:
+                state = end.copy()
+                state.exit = state.result = None
+                self.finish(self.call_from_outside(func, self.call_from_outside(func, [state])))
+
+    def call_from_outside(self, func: Func, paths: list[State]) -> list[State]:
+        """Call a function with unknown arguments on every path."""
+        call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
+        ends = []
+        for state in paths:
+            self.s = state
+            state.grad = ()
+            ends += self.inline(func, Args(call, [], {}, starred=True))
+        for end in ends:
+            end.exit = end.result = None
+        return merge(ends, self.fresh)
+
+    def may_matter(self, node: ast.AST) -> bool:
+        """Tell whether anything in the node's lines can matter."""
+        raise NotImplementedError
 
     def _inline_lambda(self, node: ast.Lambda, func: Func, args: Args) -> list[State]:
         depth = len(self.s.frames)

@@ -17,6 +17,7 @@ from hotswap.source.methods import METHODS
 from hotswap.source.names import made_by
 from hotswap.source.objects import Args
 from hotswap.source.rules import VETO, rules_on
+from hotswap.source.state import State
 from hotswap.source.typestate import (
     Adapter,
     By,
@@ -67,6 +68,8 @@ _MADE_GOOD_BY = {
     "HSW209": ("load",),
 }
 """What, done earlier, makes up for what a rule misses."""
+_SAID_BY = {"HSW216": "HSW206", "HSW210": "HSW212"}
+"""Rules that have nothing to add where another one has spoken."""
 Place: TypeAlias = tuple[str, ast.AST, tuple[Any, ...]]
 
 
@@ -91,10 +94,15 @@ class Models(Evaluator):
     @property
     def problems(self) -> dict[tuple[str, ast.AST], Problem]:
         """What was found, except where another path of the same turn, or another entry, makes it good."""
-        return {
+        kept = {
             (code, where): problem
             for (code, where, turn), (oid, problem) in self._found.items()
             if (code, where, turn) not in self._vetoed and not self._made_good(code, turn, oid)
+        }
+        return {
+            (code, where): problem
+            for (code, where), problem in kept.items()
+            if (_SAID_BY.get(code), where) not in kept
         }
 
     def _made_good(self, code: str, turn: tuple[Any, ...], oid: int) -> bool:
@@ -144,6 +152,14 @@ class Models(Evaluator):
                     self._found.setdefault(place, (obj.oid, wait.problem))
             left = tuple(w for w in facts.deferred if w.until != until)
             self.put(obj, replace(facts, deferred=left))
+
+    def finish(self, ends: list[State]) -> None:
+        """Report what still waits for a run: the model is there to be run."""
+        for end in ends:
+            self.s = end
+            for oid, facts in list(end.heap.items()):
+                if isinstance(facts, Facts) and facts.deferred:
+                    self.flush(Obj(oid), "run")
 
     # -- what is known of arguments -------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from hotswap.source.evaluate import TooLongError
-from hotswap.source.objects import Args
 from hotswap.source.relevance import Relevance
 from hotswap.source.state import Frame, State, merge
 from hotswap.source.typestate import Facts, Problem, Ran
@@ -59,13 +58,10 @@ class _Program:
         for statement in tree.body:
             if isinstance(statement, ast.ClassDef):
                 self._class(statement, paths)
-        for func in self.walker.callbacks:
-            if func.node not in self.walker.executed:
-                self._enter(_copies(paths), func)
 
     def _body(self, tree: ast.Module) -> list[State]:
         ends = self.walker.block(tree.body, State([Frame(-1)], grad=("grad",)))
-        self._finish(ends)
+        self.walker.finish(ends)
         alive = [end for end in ends if end.exit != "raise"] or ends
         for end in alive:
             end.exit = end.result = None
@@ -84,11 +80,14 @@ class _Program:
 
     def _class(self, node: ast.ClassDef, paths: list[State]) -> None:
         """Run a class: ``__init__``, then the methods that set it up, then each of the others."""
-        methods = [n for n in node.body if isinstance(n, Def) and self.matters.touches(n)]
-        left = [m for m in methods if m not in self.walker.executed]
         cls = paths[0].frames[0].names.get(node.name)
+        left = [n for n in _methods(node) if self.matters.touches(n)]
+        left = [m for m in left if m not in self.walker.executed]
         if not isinstance(cls, Class) or not left:
             return
+        inherited = [
+            m for base in cls.bases if isinstance(base, Class) for m in _methods(base.node)
+        ]
         paths = _copies(paths)
         obj = Obj(self.walker.fresh().oid)
         for state in paths:
@@ -99,9 +98,12 @@ class _Program:
             init = self.walker.read_attribute(obj, name, node)
             if isinstance(init, Func):
                 paths = self._enter(paths, init)
-        setups = [m for m in left if self._sets_up(m, "self") and m not in self.walker.executed]
+        own = {m.name for m in left}
+        setups = [m for m in left if m not in self.walker.executed]
+        setups += [m for m in inherited if m.name not in own and m.name != "__init__"]
+        setups = [m for m in setups if self._sets_up(m, "self")]
         for method in setups:
-            if method not in self.walker.executed and not self._called_by(method, setups):
+            if not self._called_by(method, setups):
                 paths = self._enter(paths, Func(method, obj))
         later = [m for m in left if m not in self.walker.executed]
         self._entries(paths, [Func(m, obj) for m in later if not self._called_by(m, later)])
@@ -158,32 +160,20 @@ class _Program:
         if func is None:
             return paths
         w = self.walker
-        call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
         before = _copies(paths)
-        ends = []
         self.runs += 1
-        w.turn = (func.node, self.runs)
+        w.turn, w.steps = (func.node, self.runs), 0
         try:
-            w.steps = 0
-            for state in paths:
-                w.s = state
-                state.grad = ()
-                ends += w.inline(func, Args(call, [], {}, starred=True))
+            ends = w.call_from_outside(func, paths)
         except TooLongError:
             w.leave_all()
             return before
-        self._finish(ends)
-        for end in ends:
-            end.exit = end.result = None
-        return merge(ends, w.fresh)
+        w.finish(ends)
+        return ends
 
-    def _finish(self, ends: list[State]) -> None:
-        """Report what still waits for a run: the model is there to be run."""
-        for end in ends:
-            self.walker.s = end
-            for oid, facts in list(end.heap.items()):
-                if isinstance(facts, Facts) and facts.deferred:
-                    self.walker.flush(Obj(oid), "run")
+
+def _methods(node: ast.ClassDef) -> list[Def]:
+    return [n for n in node.body if isinstance(n, Def)]
 
 
 def _copies(paths: list[State]) -> list[State]:

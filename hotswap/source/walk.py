@@ -29,7 +29,8 @@ from hotswap.source.values import (
 )
 
 MOST_STEPS = 2500
-"""Statements that one way into the program may take, over all of its paths."""
+"""Statements that one way into the program may take, over all of its paths; its body may take more."""
+MOST_OF_BODY = 4 * MOST_STEPS
 _RAISES = frozenset(
     {"raises", "assertRaises", "assertRaisesRegex", "assertWarns", "warns", "assertWarnsRegex"}
 )
@@ -72,7 +73,7 @@ class Walker(Caller):
     def statement(self, node: ast.stmt, state: State) -> list[State]:
         """Execute one statement."""
         self.steps += 1
-        if self.steps > MOST_STEPS:
+        if self.steps > (MOST_STEPS if self.turn else MOST_OF_BODY):
             raise TooLongError
         self.s = state
         handler = _STATEMENTS.get(type(node))
@@ -82,9 +83,13 @@ class Walker(Caller):
             return [state]
         return handler(self, node)
 
+    def may_matter(self, node: ast.AST) -> bool:
+        """Tell whether anything in the node's lines can matter."""
+        return self.matters is None or self.matters.touches(node)
+
     def _passes_by(self, node: ast.stmt) -> bool:
         """Pass by a block that neither leaves nor does anything that matters; what it assigns is unknown."""
-        if self.matters is None or self.matters.touches(node):
+        if self.may_matter(node):
             return False
         if node not in self._stored:
             inside = list(ast.walk(node))
@@ -375,7 +380,10 @@ class Walker(Caller):
         return [self.s]
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[State]:
-        self.s.frames[-1].bind(node.name, Func(node, None, len(self.s.frames) - 1))
+        func = Func(node, None, len(self.s.frames) - 1)
+        self.s.frames[-1].bind(node.name, func)
+        if self._nested and all(func.node is not other.node for other in self._nested[-1]):
+            self._nested[-1].append(func)
         return [self.s]
 
     def _class(self, node: ast.ClassDef) -> list[State]:

@@ -182,7 +182,7 @@ def _length(w: Caller, args: Args) -> list[State]:
 def _getattr(w: Caller, args: Args) -> list[State]:
     name = args.get(1, "name")
     if isinstance(name, Const) and isinstance(name.value, str):
-        return w.done(w.read_attribute(args.positional[0], name.value, args.node))
+        return w.done(w.read_attribute(args.positional[0], name.value))
     return w.done(w.fresh())
 
 
@@ -219,10 +219,6 @@ def _partial(w: Caller, args: Args) -> list[State]:
     return w.done(Partial(func, tuple(rest), args.keywords))
 
 
-def _super(w: Caller, args: Args) -> list[State]:
-    return w.done(w.fresh())
-
-
 def _pipeline(w: Caller, args: Args) -> list[State]:
     model = args.get(1, "model")
     return w.done(model if isinstance(model, Obj) else w.fresh())
@@ -252,6 +248,7 @@ FUNCTIONS: dict[str, Callable[[Caller, Args], list[State]]] = {
     "get_peft_model": _get_peft_model,
     "getattr": _getattr,
     "hasattr": _hasattr,
+    "inject_adapter_in_model": _inject,
     "hotswap.load": _hotswap_load,
     "hotswap.prepare": _hotswap_prepare,
     "hotswap.swap": _hotswap_swap,
@@ -282,6 +279,6 @@ FUNCTIONS: dict[str, Callable[[Caller, Args], list[State]]] = {
 OF_PEFT = frozenset(
     {
         "LoraConfig", "get_peft_model", "hotswap_adapter", "hotswap_adapter_from_state_dict",
-        "prepare_model_for_compiled_hotswap",
+        "inject_adapter_in_model", "prepare_model_for_compiled_hotswap",
     }
 )  # fmt: skip

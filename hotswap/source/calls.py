@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class Caller(Models):
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(folder)
         self.executed: set[ast.AST] = set()
-        self._stack: list[ast.AST] = []
+        self._stack: list[tuple[ast.AST, Value | None]] = []
+        """The functions that are running, each with what ``self`` is."""
         self._nested: list[list[Func]] = []
 
     def block(self, nodes: Sequence[ast.stmt], state: State) -> list[State]:
@@ -79,11 +80,29 @@ class Caller(Models):
     def calls(self, node: ast.Call) -> list[State]:
         """Evaluate a call; each outcome is a state with its ``result``."""
         func = node.func
+        if isinstance(func, ast.Attribute) and last_name(func.value) == "super":
+            inherited = self._inherited(func.attr)
+            if inherited is not None:
+                return self.inline(inherited, self.arguments(node))
         owner = self.ev(func.value) if isinstance(func, ast.Attribute) else None
         args = self.arguments(node)
         if isinstance(func, ast.Attribute) and owner is not None:
             return self.call_attribute(self.known(owner), func.attr, args)
         return self.invoke(self.ev(func), args)
+
+    def _inherited(self, name: str) -> Func | None:
+        """Return the method that ``super().name`` stands for in the method that is running."""
+        if not self._stack:
+            return None
+        node, owner = self._stack[-1]
+        cls = self.s.heap.get((owner.oid, "__class__")) if isinstance(owner, Obj) else owner
+        line = list(_line_of(cls)) if isinstance(cls, Class) else []
+        defines = [i for i, c in enumerate(line) if node in c.node.body]
+        for base in line[defines[0] + 1 :] if defines else ():
+            found = self.s.heap.get((base.oid, name))
+            if isinstance(found, Func) and owner is not None:
+                return Func(found.node, owner, found.frame)
+        return None
 
     def arguments(self, node: ast.Call) -> Args:
         """Evaluate the arguments of a call."""
@@ -143,14 +162,14 @@ class Caller(Models):
             return self.done(made if made is not None else self.fresh())
         if isinstance(owner, Seq | Dict | Const | Number | Tensor):
             return self.done(self._container_method(owner, name, args))
-        target = self.read_attribute(owner, name, args.node)
+        target = self.read_attribute(owner, name)
         if isinstance(target, Opaque | Method):
             return self.done(self.unknown_call(target, name, args))
         return self.invoke(target, args)
 
     def _call_on_object(self, owner: Obj, name: str, args: Args) -> list[State]:
         kind = self.facts(owner).kind
-        target = self.read_attribute(owner, name, args.node)
+        target = self.read_attribute(owner, name)
         if isinstance(target, Func):
             return self.invoke(target, args)
         if kind != "instance":
@@ -205,7 +224,7 @@ class Caller(Models):
     def _call_model(self, obj: Obj, args: Args) -> list[State]:
         if self.facts(obj).kind == "instance":
             for name in ("__call__", "forward"):
-                target = self.read_attribute(obj, name, args.node)
+                target = self.read_attribute(obj, name)
                 if isinstance(target, Func):
                     if self.facts(obj).compiled:
                         self.do_run(obj, args.node, grad=self.grad)
@@ -222,7 +241,7 @@ class Caller(Models):
             return special(self, args)
         owner = name.rpartition(".")[0]
         if last in ("from_pretrained", "from_single_file", "from_pipe", "from_config"):
-            made = self.make(owner, args, method=last)
+            made = self.make(owner, args)
             return self.done(made if made is not None else self.fresh())
         if last[:1].isupper() and (made := self.make(name, args)) is not None:
             return self.done(made)
@@ -279,7 +298,7 @@ class Caller(Models):
             return self.done(made)
         obj = self.new("instance")
         self.s.put((obj.oid, "__class__"), cls)
-        init = self.read_attribute(obj, "__init__", args.node)
+        init = self.read_attribute(obj, "__init__")
         if not isinstance(init, Func):
             for key, value in args.keywords.items():
                 self.s.put((obj.oid, key), value)
@@ -298,7 +317,7 @@ class Caller(Models):
         """Call a function of this file by executing its body."""
         node = func.node
         self.executed.add(node)
-        if len(self._stack) >= DEEPEST or node in self._stack:
+        if len(self._stack) >= DEEPEST or any(node is n for n, _ in self._stack):
             for value in args.all():
                 self.reveal(value)
             return self.done(self.fresh())
@@ -315,7 +334,7 @@ class Caller(Models):
         self.s.frames.append(
             Frame(min(func.frame, depth - 1), Table(self.bind(node.args, func, args)))
         )
-        self._stack.append(node)
+        self._stack.append((node, func.owner))
         turn, self.turn = self.turn, (*self.turn, args.node)
         self._nested.append([])
         ends = self.block(node.body, self.s)
@@ -371,7 +390,7 @@ class Caller(Models):
         self.s.frames.append(
             Frame(min(func.frame, depth - 1), Table(self.bind(node.args, func, args)))
         )
-        self._stack.append(node)
+        self._stack.append((node, func.owner))
         value = self.ev(node.body)
         self._stack.pop()
         del self.s.frames[depth:]
@@ -452,3 +471,10 @@ class Caller(Models):
             ):
                 self.assign(holder, self.fresh())
         return self.fresh()
+
+
+def _line_of(cls: Class) -> Iterator[Class]:
+    yield cls
+    for base in cls.bases:
+        if isinstance(base, Class):
+            yield from _line_of(base)

@@ -87,7 +87,7 @@ class Evaluator(Objects):
         return Const(node.value)
 
     def _attribute(self, node: ast.Attribute) -> Value:
-        return self.read_attribute(self.ev(node.value), node.attr, node)
+        return self.read_attribute(self.ev(node.value), node.attr)
 
     def _await(self, node: ast.Await) -> Value:
         return self.ev(node.value)
@@ -266,7 +266,7 @@ class Evaluator(Objects):
         owner = self.ev(node.value)
         index = self.ev(node.slice) if not isinstance(node.slice, ast.Slice) else None
         if isinstance(owner, Part) and owner.path == "components" and _text(index):
-            return self.read_attribute(owner.owner, index.value, node)  # type: ignore[union-attr]
+            return self.read_attribute(owner.owner, index.value)  # type: ignore[union-attr]
         if isinstance(owner, Part):
             return Part(owner.owner, f"{owner.path}[]")
         if isinstance(index, Const):

@@ -407,7 +407,7 @@ class Models(Evaluator):
 
     # -- constructors ---------------------------------------------------------------------------
 
-    def make(self, name: str, args: Args, *, method: str = "") -> Value | None:
+    def make(self, name: str, args: Args) -> Value | None:
         """Create a model by its class, or return None if the class makes none."""
         kind = made_by(name)
         if kind is None:

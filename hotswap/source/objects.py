@@ -121,7 +121,7 @@ class Objects:
         self.s.put((pipe.oid, key), part)
         return part
 
-    def read_attribute(self, owner: Value, name: str, node: ast.AST) -> Value:
+    def read_attribute(self, owner: Value, name: str) -> Value:
         """Read an attribute."""
         owner = self.known(owner)
         if isinstance(owner, Ref):

@@ -95,7 +95,7 @@ class _Program:
             state.put((obj.oid, "__class__"), cls)
         for name in ("__init__", "__post_init__"):
             self.walker.s = paths[0]
-            init = self.walker.read_attribute(obj, name, node)
+            init = self.walker.read_attribute(obj, name)
             if isinstance(init, Func):
                 paths = self._enter(paths, init)
         own = {m.name for m in left}

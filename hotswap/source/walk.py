@@ -30,6 +30,7 @@ from hotswap.source.values import (
 
 MOST_STEPS = 2500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
+MOST_TURNS = 8
 MOST_OF_BODY = 4 * MOST_STEPS
 _RAISES = frozenset(
     {"raises", "assertRaises", "assertRaisesRegex", "assertWarns", "warns", "assertWarnsRegex"}
@@ -148,7 +149,7 @@ class Walker(Caller):
         for state, value in self.outcomes(node.value):
             self.s = state
             for target in node.targets:
-                self.assign(target, value, node.value)
+                self.assign(target, value)
             ends.append(self.s)
         return ends
 
@@ -158,7 +159,7 @@ class Walker(Caller):
         ends = []
         for state, value in self.outcomes(node.value):
             self.s = state
-            self.assign(node.target, value, node.value)
+            self.assign(node.target, value)
             ends.append(self.s)
         return ends
 
@@ -169,7 +170,7 @@ class Walker(Caller):
             self.assign(node.target, result)
         return [self.s]
 
-    def assign(self, target: ast.expr, value: Value, source: ast.expr | None = None) -> None:
+    def assign(self, target: ast.expr, value: Value) -> None:
         """Bind a name, an attribute, an element, or each of several targets."""
         if isinstance(target, ast.Name):
             frame = self.s.frames[-1]
@@ -268,13 +269,13 @@ class Walker(Caller):
             elements = [self.fresh(), self.fresh()]
         elif isinstance(over, Part):
             elements = elements[:1]
-        return self._turns(node.body, node.orelse, elements[:8], node.target, bool(elements))
+        return self._turns(node.body, node.orelse, elements[:MOST_TURNS], node.target)
 
     def _while(self, node: ast.While) -> list[State]:
         holds = self.test(node.test)
         if holds is False:
             return self.block(node.orelse, self.s)
-        return self._turns(node.body, node.orelse, [None, None], None, True)
+        return self._turns(node.body, node.orelse, [None, None], None)
 
     def _turns(
         self,
@@ -282,7 +283,6 @@ class Walker(Caller):
         orelse: list[ast.stmt],
         elements: Sequence[Value | None],
         target: ast.expr | None,
-        runs: bool,
     ) -> list[State]:
         live, ends, broken = [self.s], [], []
         turn = self.turn

@@ -28,7 +28,7 @@ from hotswap.source.values import (
     key_of,
 )
 
-MOST_STEPS = 2500
+MOST_STEPS = 2000
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 MOST_TURNS = 8
 MOST_OF_BODY = 4 * MOST_STEPS

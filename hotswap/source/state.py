@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hotswap.source.typestate import Facts, joined
 from hotswap.source.values import Obj, Value
 
-MOST_PATHS = 8
+MOST_PATHS = 6
 Exit = Literal["return", "break", "continue", "raise"]
 
 

@@ -28,10 +28,10 @@ from hotswap.source.values import (
     key_of,
 )
 
-MOST_STEPS = 2000
+MOST_STEPS = 1500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 MOST_TURNS = 8
-MOST_OF_BODY = 4 * MOST_STEPS
+MOST_OF_BODY = 10_000
 _RAISES = frozenset(
     {"raises", "assertRaises", "assertRaisesRegex", "assertWarns", "warns", "assertWarnsRegex"}
 )

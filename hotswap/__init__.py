@@ -19,6 +19,7 @@ _HOME = {
     "SwapPlan": "hotswap.adapters.plan",
     "active": "hotswap.engine.swap",
     "audit_guards": "hotswap.compiler.audit",
+    "check_source": "hotswap.source.check",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
     "plan": "hotswap.adapters.plan",
@@ -38,6 +39,7 @@ __all__ = [
     "SwapPlan",
     "active",
     "audit_guards",
+    "check_source",
     "forbid_recompiles",
     "load",
     "plan",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from hotswap.engine.swap import active, set_scale, swap
     from hotswap.errors import HotswapError
     from hotswap.findings import Finding
+    from hotswap.source.check import check_source
 
 
 def __getattr__(name: str) -> Any:

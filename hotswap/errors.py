@@ -61,6 +61,8 @@ class UnknownAdapterError(HotswapError, KeyError):
 
 class BusyError(HotswapError, TimeoutError):
     """Another thread uses or swaps the model's adapters, or this one does already."""
+
+
 class NotCompiledError(HotswapError, ValueError):
     """A question about compiled code was asked of a model that has none."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 RULES: dict[str, str] = {
     "HSW001": "adapter-not-found",
@@ -22,6 +23,24 @@ RULES: dict[str, str] = {
     "HSW108": "unexpected-tensor",
     "HSW109": "dtype-not-floating",
     "HSW110": "not-finite",
+    "HSW201": "prepare-after-compile",
+    "HSW202": "prepare-before-load",
+    "HSW203": "enable-after-load",
+    "HSW204": "target-rank-too-small",
+    "HSW205": "swap-unprepared-on-compiled",
+    "HSW206": "load-without-hotswap-on-compiled",
+    "HSW207": "hotswap-without-name",
+    "HSW208": "hotswap-unknown-name",
+    "HSW209": "first-load-is-swap",
+    "HSW210": "float-into-scaling",
+    "HSW211": "swap-while-merged",
+    "HSW212": "adapter-set-changed-on-compiled",
+    "HSW213": "enable-on-peft-model",
+    "HSW214": "grad-mode-mismatch",
+    "HSW215": "compile-in-loop",
+    "HSW216": "name-already-loaded",
+    "HSW291": "adapter-toggle-on-compiled",
+    "HSW292": "swap-on-compiled-of-unknown-history",
     "HSW301": "scaling-constant",
     "HSW302": "compiled-rank-too-small",
     "HSW303": "no-compiled-layer",
@@ -31,17 +50,48 @@ RULES: dict[str, str] = {
     "HSW307": "hook-ignored",
     "HSW308": "nothing-compiled",
 }
-"""Stable code → kebab name. ``HSW0xx`` unreadable, ``HSW1xx`` adapter files, ``HSW3xx`` compiled code."""
+"""Stable code → kebab name.
+
+``HSW0xx`` unreadable, ``HSW1xx`` adapter files, ``HSW2xx`` source code, ``HSW3xx`` compiled code.
+"""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
+class Related:
+    """A place that explains a finding: where the model was compiled, where it was prepared."""
+
+    where: str
+    line: int
+    column: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong. ``where`` is a path, with the module or tensor after ``::``."""
+    """One thing that is wrong. ``where`` is a path, with the module, tensor or notebook cell after ``::``.
+
+    Findings in source code also carry the place in the text, from 1, and the line that stands there.
+    They are ordered by path, line, column and code.
+    """
 
     where: str
     code: str
     message: str
     remedy: str
+    line: int | None = None
+    column: int | None = None
+    end_line: int | None = None
+    end_column: int | None = None
+    snippet: str = ""
+    related: tuple[Related, ...] = ()
+
+    def __lt__(self, other: Finding) -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[str, int, int, str, str, str]:
+        place = (self.where, self.line or 0, self.column or 0)
+        return (*place, self.code, self.message, self.remedy)
 
     def __post_init__(self) -> None:
         if self.code not in RULES:
@@ -52,12 +102,20 @@ class Finding:
         """The rule's kebab-case name."""
         return RULES[self.code]
 
-    def as_dict(self) -> dict[str, str]:
-        """JSON form."""
-        return {**asdict(self), "name": self.name}
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form; without a place in a text, the four texts and the name."""
+        told = asdict(self)
+        if self.line is None:
+            told = {key: told[key] for key in ("where", "code", "message", "remedy")}
+        return {**told, "name": self.name}
+
+    @property
+    def place(self) -> str:
+        """The path, with line and column where they are known."""
+        return self.where if self.line is None else f"{self.where}:{self.line}:{self.column}"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.code} {self.message}; {self.remedy}"
+        return f"{self.place}: {self.code} {self.message}; {self.remedy}"
 
 
 def has_code(findings: Iterable[Finding], code: str) -> bool:

@@ -50,6 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="write the outcome of every test to FILE, one JSON object a line",
     )
+    group.addoption(
+        "--hotswap-lint",
+        action="store_true",
+        help="check every .py, .ipynb and .md file for misuse of hot-swapping",
+    )
+    parser.addini(
+        "hotswap_lint_paths", "folders to lint besides those that pytest visits", type="linelist"
+    )
     parser.addini("hotswap_base", "base model: a folder or a hub id")
     parser.addini("hotswap_adapters", "adapter folders, one glob a line", type="linelist")
     parser.addini("hotswap_subject", "deployment under test: module:Class or path/file.py:Class")
@@ -78,8 +86,35 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Report(folder / report), "hotswap-report")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Name the deployment under test, if one is configured."""
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Lint the file too, if that is asked for."""
+    if not parent.config.getoption("--hotswap-lint"):
+        return None
+    from pytest_hotswap.lint import collect_file
+
+    return collect_file(file_path, parent)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add the files below ``hotswap_lint_paths``."""
+    if session.config.getoption("--hotswap-lint"):
+        from pytest_hotswap.lint import add_items
+
+        add_items(session, items)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Name the deployment under test, if one is configured, and what is linted."""
+    lines = [line for line in (_deployment(config),) if line]
+    if config.getoption("--hotswap-lint"):
+        from pytest_hotswap.lint import header
+
+        lines.append(header(config))
+    return lines
+
+
+def _deployment(config: pytest.Config) -> str | None:
     named = [
         (name, config.getoption(f"--hotswap-{name}") or config.getini(f"hotswap_{name}"))
         for name in ("subject", "base", "adapters", "backend")

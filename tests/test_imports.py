@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"errors", "findings", "adapters", "compiler"},
     "checks": {"errors", "findings", "adapters", "compiler", "engine"},
     "report": {"errors", "findings"},
-    "cli": {"errors", "findings", "adapters", "compiler", "engine", "checks", "report"},
+    "source": {"errors", "findings"},
+    "cli": {"errors", "findings", "adapters", "compiler", "engine", "checks", "report", "source"},
 }
 HEAVY = ("torch", "peft", "transformers")
 TORCH_FREE = (
@@ -32,6 +33,7 @@ TORCH_FREE = (
     "hotswap.findings",
     "hotswap.adapters",
     "hotswap.report",
+    "hotswap.source",
     "hotswap.cli",
     "pytest_hotswap",
     "pytest_hotswap.plugin",

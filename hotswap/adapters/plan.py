@@ -166,7 +166,12 @@ class SwapPlan:
                 need=_one_of(data["need"], get_args(Need)),
                 reasons=tuple(str(reason) for reason in data["reasons"]),
                 conflicts=tuple(
-                    Finding(*(str(entry[key]) for key in ("where", "code", "message", "remedy")))
+                    Finding(
+                        str(entry["where"]),
+                        str(entry["code"]),
+                        str(entry["message"]),
+                        str(entry["remedy"]),
+                    )
                     for entry in data["conflicts"]
                 ),
                 dtype=_one_of(data["dtype"], ("F16", "BF16", "F32", "F64")),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hotswap
-from hotswap.cli import bench, plan, verify
+from hotswap.cli import bench, lint, plan, verify
 from hotswap.cli.terminal import say
 from hotswap.errors import AdapterError, HotswapError
 
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("verify", epilog=verify.EPILOG)(verify.verify)
+app.command("lint")(lint.lint)
+app.command("explain")(lint.explain)
 app.command("bench")(bench.bench)
 
 

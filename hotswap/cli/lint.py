@@ -1,0 +1,106 @@
+"""``hotswap lint`` and ``hotswap explain``: misuse of hot-swapping, found in source code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import hotswap
+from hotswap.cli.terminal import say
+from hotswap.findings import RULES as NAMES
+from hotswap.report.findings import FORMATS, render
+from hotswap.source.check import check_source
+from hotswap.source.fix import fix as apply_fixes
+from hotswap.source.rules import RULES, table
+
+
+def lint(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Files or folders: .py, .ipynb, .md.")
+    ],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
+    ] = "text",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead.")
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODES", help="Only these rules: codes, prefixes or names."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="CODES", help="Not these rules.")
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Move prepare() before compile() where that is safe.")
+    ] = False,
+) -> None:
+    """Find misuse of adapter hot-swapping around torch.compile, without running the code.
+
+    Exits with 1 when something was found.
+    """
+    if form not in FORMATS:
+        say(f"hotswap lint: --format is {form!r}; choose from {', '.join(FORMATS)}", error=True)
+        raise typer.Exit(2)
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        say(f"hotswap lint: there is no {missing[0]}", error=True)
+        raise typer.Exit(2)
+    try:
+        findings = check_source(paths, select=_words(select), ignore=_words(ignore))
+        for path in apply_fixes(findings) if fix else ():
+            say(f"fixed {path}", error=True)
+            findings = [f for f in findings if f.where != str(path)]
+            findings += check_source(path, select=_words(select), ignore=_words(ignore))
+    except ValueError as error:
+        say(f"hotswap lint: {error}", error=True)
+        raise typer.Exit(2) from None
+    documentation = {rule.code: rule.documentation for rule in RULES.values()}
+    text = render(
+        sorted(findings),
+        form,
+        tool="hotswap",
+        version=hotswap.__version__,
+        documentation=documentation,
+    )
+    if output is not None:
+        output.write_text(f"{text}\n", encoding="utf-8")
+    elif text:
+        say(text)
+    if form == "text":
+        say(_count(len(findings)), error=True)
+    raise typer.Exit(1 if findings else 0)
+
+
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="A code such as HSW201, or a name.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of the linter's rules instead.")
+    ] = False,
+) -> None:
+    """Explain a rule, with bad and good code; without CODE, list the codes."""
+    if markdown:
+        say(table())
+        return
+    if code is None:
+        say(*(f"{key}  {name}" for key, name in NAMES.items()))
+        return
+    found = next((k for k, name in NAMES.items() if code.upper() == k or code == name), None)
+    if found is None:
+        say(f"hotswap explain: there is no rule {code!r}; `hotswap explain` lists them", error=True)
+        raise typer.Exit(2)
+    say(f"{found} {NAMES[found]}")
+    if found in RULES:
+        say("", RULES[found].documentation)
+
+
+def _words(given: list[str] | None) -> list[str]:
+    return [word for part in given or [] for word in part.split(",") if word]
+
+
+def _count(number: int) -> str:
+    return f"{number or 'no'} finding{'' if number == 1 else 's'}"

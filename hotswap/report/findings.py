@@ -1,0 +1,136 @@
+"""Findings as text, JSON, GitHub annotations and SARIF; the same for adapter files and source code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from hotswap.findings import Finding, Related
+
+Format = Literal["text", "json", "github", "sarif"]
+FORMATS: tuple[Format, ...] = ("text", "json", "github", "sarif")
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def render(
+    findings: Sequence[Finding],
+    form: Format,
+    *,
+    tool: str = "hotswap",
+    version: str = "",
+    documentation: Mapping[str, str] | None = None,
+) -> str:
+    """Render findings; ``documentation`` maps a code to the description that SARIF carries."""
+    if form == "sarif":
+        return _sarif(findings, tool, version, documentation or {})
+    renderers: dict[str, Callable[[Sequence[Finding]], str]] = {
+        "text": _text,
+        "json": _json,
+        "github": _github,
+    }
+    return renderers[form](findings)
+
+
+def _text(findings: Sequence[Finding]) -> str:
+    return "\n\n".join("\n".join(_paragraph(finding)) for finding in findings)
+
+
+def _paragraph(finding: Finding) -> list[str]:
+    lines = [f"{finding.place}: {finding.code} {finding.name}", f"  {finding.message}"]
+    if finding.line is not None and finding.snippet:
+        gutter = " " * len(str(finding.line))
+        lines += [
+            f"  {finding.line} | {finding.snippet}",
+            f"  {gutter} | {_caret(finding)}",
+        ]
+    lines += [f"  {r.where}:{r.line}: {r.message}" for r in finding.related]
+    return [*lines, f"  help: {finding.remedy}"]
+
+
+def _caret(finding: Finding) -> str:
+    start = (finding.column or 1) - 1
+    end = len(finding.snippet)
+    if finding.end_line == finding.line and finding.end_column is not None:
+        end = finding.end_column - 1
+    indent = "".join("\t" if c == "\t" else " " for c in finding.snippet[:start])
+    return indent + "^" * max(end - start, 1)
+
+
+def _json(findings: Sequence[Finding]) -> str:
+    return json.dumps([finding.as_dict() for finding in findings], indent=2, ensure_ascii=False)
+
+
+def _github(findings: Sequence[Finding]) -> str:
+    return "\n".join(map(_annotation, findings))
+
+
+def _annotation(finding: Finding) -> str:
+    path, _, inside = finding.where.partition("::")
+    fields = {"file": path, "title": f"{finding.code} {finding.name}"}
+    if finding.line is not None and not inside:
+        fields |= {"line": str(finding.line), "col": str(finding.column)}
+        fields |= {"endLine": str(finding.end_line), "endColumn": str(finding.end_column)}
+    properties = ",".join(f"{k}={_escaped(v, ':,')}" for k, v in fields.items())
+    text = f"{f'{inside}: ' if inside else ''}{finding.message}; {finding.remedy}"
+    return f"::error {properties}::{_escaped(text)}"
+
+
+def _escaped(text: str, more: str = "") -> str:
+    for character in f"%\r\n{more}":
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
+
+
+def _sarif(
+    findings: Sequence[Finding], tool: str, version: str, documentation: Mapping[str, str]
+) -> str:
+    codes = sorted({finding.code for finding in findings})
+    rules = [_rule(code, findings, documentation) for code in codes]
+    driver = {"name": tool, "version": version, "rules": rules}
+    run = {
+        "tool": {"driver": {k: v for k, v in driver.items() if v or k == "rules"}},
+        "columnKind": "unicodeCodePoints",
+        "results": [_result(finding, codes) for finding in findings],
+    }
+    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
+
+
+def _rule(
+    code: str, findings: Sequence[Finding], documentation: Mapping[str, str]
+) -> dict[str, Any]:
+    name = next(f.name for f in findings if f.code == code)
+    described: dict[str, Any] = {"id": code, "name": name}
+    if code in documentation:
+        described["shortDescription"] = {"text": documentation[code].split("\n", 1)[0]}
+        described["fullDescription"] = {"text": documentation[code]}
+    return described
+
+
+def _result(finding: Finding, codes: list[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "ruleId": finding.code,
+        "ruleIndex": codes.index(finding.code),
+        "level": "error",
+        "message": {"text": f"{finding.message}; {finding.remedy}"},
+        "locations": [_location(finding)],
+    }
+    if finding.related:
+        result["relatedLocations"] = [
+            {"id": number, **_location(r), "message": {"text": r.message}}
+            for number, r in enumerate(finding.related)
+        ]
+    return result
+
+
+def _location(place: Finding | Related) -> dict[str, Any]:
+    path, _, inside = place.where.partition("::")
+    physical: dict[str, Any] = {"artifactLocation": {"uri": path.replace("\\", "/")}}
+    if place.line is not None and not inside:
+        physical["region"] = {"startLine": place.line, "startColumn": place.column}
+        if isinstance(place, Finding):
+            physical["region"] |= {"endLine": place.end_line, "endColumn": place.end_column}
+    location: dict[str, Any] = {"physicalLocation": physical}
+    if inside:
+        location["logicalLocations"] = [{"fullyQualifiedName": place.where}]
+    return location

@@ -1,0 +1,1 @@
+"""What user code does with adapters around ``torch.compile``, found without running it; no torch."""

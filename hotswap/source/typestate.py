@@ -1,0 +1,208 @@
+"""What is known about one model: adapters loaded, prepared, compiled, run, swapped, merged.
+
+A fact that is absent is certain only while the model is not ``open``: an open model has a history that
+the file does not show, so nothing is concluded from what was not seen.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+Node: TypeAlias = ast.AST
+Kind = Literal["pipeline", "component", "transformers", "peft", "module", "instance", "unknown"]
+How = Literal["wrapper", "in place", "forward", "blocks"]
+By = Literal["peft", "diffusers", "transformers", "hotswap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A preparation: up to which rank (None: ranks stay or are unknown), where, and by whose function."""
+
+    rank: int | None
+    where: Node
+    by: By
+    strict: bool = True
+    """Whether a compiled or loaded model is refused (``check_compiled="error"``)."""
+    drawn_from: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rank and alpha of an adapter, each None if unknown; the same ``origin`` means the same config."""
+
+    rank: int | None = None
+    alpha: float | None = None
+    origin: Any = None
+
+    def equals(self, other: Shape) -> bool:
+        """Tell whether the two are known to be equal."""
+        if self.origin is not None and self.origin == other.origin:
+            return True
+        known = None not in (self.rank, self.alpha)
+        return known and (self.rank, self.alpha) == (other.rank, other.alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One loaded adapter; ``name`` is None if it is not known."""
+
+    name: str | None
+    where: Node
+    shape: Shape = Shape()
+    prepared: Prepared | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Where and how the model was compiled."""
+
+    where: Node
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The first call since the model was compiled, and the gradient mode of that call."""
+
+    where: Node
+    grad: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A problem that becomes one only if the model ``runs``, or is ``compiled``, afterwards."""
+
+    code: str
+    where: Node
+    until: Literal["run", "compile"]
+    problem: Problem
+    turn: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a rule found; ``related`` are places that explain it."""
+
+    message: str
+    remedy: str
+    related: tuple[tuple[Node, str], ...] = ()
+    where: Node | None = None
+    until: Literal["now", "run", "compile"] = "now"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The state of one model on one path."""
+
+    kind: Kind = "unknown"
+    open: bool = False
+    adapters: tuple[Adapter, ...] = ()
+    active: tuple[str | None, ...] = ()
+    enabled: Prepared | None = None
+    auto_swap: bool = False
+    compiled: Compiled | None = None
+    ran: Ran | None = None
+    merged: Node | None = None
+    swapped: Node | None = None
+    deferred: tuple[Deferred, ...] = field(default=())
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the adapters; None unless every one of them is known."""
+        names = tuple(a.name for a in self.adapters if a.name is not None)
+        return None if self.open or len(names) < len(self.adapters) else names
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The preparation of the adapters that are loaded."""
+        return next((a.prepared for a in self.adapters if a.prepared), None)
+
+    @property
+    def intends_to_swap(self) -> bool:
+        """Whether anything was done to the model that only hot-swapping needs."""
+        return bool(self.enabled or self.prepared or self.swapped)
+
+    def adapter(self, name: str | None) -> Adapter | None:
+        """Return the adapter of that name; with None, the only one there is."""
+        if name is None:
+            return self.adapters[0] if len(self.adapters) == 1 else None
+        return next((a for a in self.adapters if a.name == name), None)
+
+
+def loaded(facts: Facts, adapter: Adapter) -> Facts:
+    """Load an adapter; diffusers and transformers activate it, and prepare it if that was enabled."""
+    if facts.enabled is not None:
+        adapter = replace(adapter, prepared=facts.enabled)
+    others = tuple(a for a in facts.adapters if a.name != adapter.name or a.name is None)
+    active = facts.active if facts.kind == "peft" and facts.active else (adapter.name,)
+    return replace(facts, adapters=(*others, adapter), active=active, enabled=None)
+
+
+def prepared(facts: Facts, by: Prepared) -> Facts:
+    """Prepare every loaded adapter."""
+    return replace(facts, adapters=tuple(replace(a, prepared=by) for a in facts.adapters))
+
+
+def unloaded(facts: Facts, names: tuple[str | None, ...] | None = None) -> Facts:
+    """Remove adapters, with None all of them; if their weights were fused, the model stays usable."""
+    kept = () if names is None else tuple(a for a in facts.adapters if a.name not in names)
+    deferred = facts.deferred if kept else tuple(d for d in facts.deferred if d.until != "run")
+    active = tuple(a.name for a in kept if a.name in facts.active)
+    merged = facts.merged if kept else None
+    return replace(facts, adapters=kept, active=active, deferred=deferred, merged=merged)
+
+
+def compiled(facts: Facts, how: Compiled) -> Facts:
+    """Compile, or compile anew: what would have recompiled is compiled on purpose now."""
+    deferred = tuple(d for d in facts.deferred if d.until != "run")
+    return replace(facts, compiled=how, ran=None, deferred=deferred)
+
+
+def opened(facts: Facts) -> Facts:
+    """Let code that is not in this file have done anything to the model."""
+    return replace(facts, open=True)
+
+
+def joined(a: Facts, b: Facts) -> Facts:
+    """Keep what holds on both paths; the rest becomes unknown."""
+    if a == b:
+        return a
+    return Facts(
+        kind=a.kind if a.kind == b.kind else "unknown",
+        open=True,
+        adapters=tuple(x for x in a.adapters if x in b.adapters),
+        compiled=a.compiled if b.compiled else None,
+        ran=a.ran if b.ran else None,
+        merged=a.merged if b.merged else None,
+        swapped=a.swapped or b.swapped,
+        auto_swap=a.auto_swap and b.auto_swap,
+        enabled=a.enabled if b.enabled else None,
+        deferred=tuple(d for d in a.deferred if d in b.deferred),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that is done to a model, with what was known just before."""
+
+    kind: Literal["prepare", "enable", "load", "swap", "compile", "run", "toggle", "scale"]
+    node: Node
+    facts: Facts
+    api: str
+    wrapped: bool = False
+    name: str | None = None
+    """The adapter's name: a constant, or None if it is not given or not known."""
+    named: bool | None = False
+    """Whether a name is given; None if that is unknown."""
+    hotswap: bool | None = False
+    shape: Shape = Shape()
+    prepared: Prepared | None = None
+    names: tuple[str | None, ...] | None = None
+    value: str = ""
+    swaps_elsewhere: bool = False
+    """Whether the model was prepared or swapped on a path that was run before."""
+    file_swaps: bool = False
+    """Whether anything in the file hot-swaps."""
+    grad: str | None = None

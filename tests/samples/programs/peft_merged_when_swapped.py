@@ -1,0 +1,12 @@
+"""Merged for speed, swapped while merged."""
+import torch
+from peft import PeftModel
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base/llm"), "adapters/a")
+prepare_model_for_compiled_hotswap(model, target_rank=64)
+model.merge_adapter()
+model = torch.compile(model)
+model(torch.ones(1, 8, dtype=torch.long))
+hotswap_adapter(model, "adapters/b", adapter_name="default")  # want HSW211

@@ -1,0 +1,11 @@
+"""Prepared because the ranks differ, never compiled: set_adapters is fine."""
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+pipe = StableDiffusionXLPipeline.from_pretrained("base/sdxl", torch_dtype=torch.float16).to("cuda")
+pipe.enable_lora_hotswap(target_rank=64)
+pipe.load_lora_weights("loras/house", adapter_name="style")
+pipe.set_adapters("style", adapter_weights=0.8)
+pipe("a house")
+pipe.load_lora_weights("loras/garden", adapter_name="style", hotswap=True)
+pipe("a garden")

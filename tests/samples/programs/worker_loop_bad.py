@@ -1,0 +1,17 @@
+"""The same worker without a preparation."""
+import torch, queue
+from diffusers import FluxPipeline
+def worker(q):
+    pipe = FluxPipeline.from_pretrained("f").to("cuda")
+    loaded = False
+    while True:
+        job = q.get()
+        if job is None:
+            break
+        if not loaded:
+            pipe.load_lora_weights(job.lora, adapter_name="slot")
+            pipe.transformer.compile()
+            loaded = True
+        else:
+            pipe.load_lora_weights(job.lora, adapter_name="slot", hotswap=True)  # want HSW205
+        job.done(pipe(job.prompt).images[0])

@@ -75,4 +75,4 @@ def test_swapping_does_not_grow(base: Any, fleet: list[Path]) -> None:
     for _ in range(30):
         turn()
     after = storages()
-    assert sum(after.values()) - sum(before.values()) == 0
+    assert sum(after.values()) <= sum(before.values())  # what other tests left may go meanwhile

@@ -20,6 +20,7 @@ _HOME = {
     "active": "hotswap.engine.swap",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
+    "patch_peft": "hotswap.engine.peft_compat",
     "plan": "hotswap.adapters.plan",
     "prepare": "hotswap.engine.prepare",
     "set_scale": "hotswap.engine.swap",
@@ -37,6 +38,7 @@ __all__ = [
     "active",
     "forbid_recompiles",
     "load",
+    "patch_peft",
     "plan",
     "prepare",
     "set_scale",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.bank import AdapterBank
     from hotswap.engine.load import load
+    from hotswap.engine.peft_compat import patch_peft
     from hotswap.engine.prepare import prepare
     from hotswap.engine.swap import active, set_scale, swap
     from hotswap.errors import HotswapError

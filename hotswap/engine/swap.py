@@ -12,7 +12,7 @@ from torch import nn
 
 from hotswap.engine.layers import unwrap
 from hotswap.engine.placement import Placement, placement_of, prepared_of
-from hotswap.engine.source import Adapter, read
+from hotswap.engine.source import Adapter, Source, read
 from hotswap.engine.stage import stage, validate
 
 
@@ -58,19 +58,31 @@ def swap(
     start = time.perf_counter()
     root = unwrap(model)
     with prepared_of(root).exclusive(timeout=timeout):
-        placement = placement_of(root, adapter_name)
-        placement.require_unmerged()
-        placement.require_resident()
-        source = None
-        if adapter is not None:
-            source = read(adapter, config)
-            validate(root, placement, source)
-        if placement.staging is None:
-            placement.staging = placement.layout.new()
-        content = stage(placement, source, placement.staging)
-        scale = _user_scale(placement)
-        placement.put(content)
-        placement.content = None  # the staging buffer is written again by the next swap
+        placement = ready(root, adapter_name)
+        source = read(adapter, config) if adapter is not None else None
+        return put_in_place(root, placement, source, start)
+
+
+def ready(model: nn.Module, adapter_name: str) -> Placement:
+    """Find the placement of an adapter name; raise what a swap raises when it can take no adapter."""
+    placement = placement_of(model, adapter_name)
+    placement.require_unmerged()
+    placement.require_resident()
+    return placement
+
+
+def put_in_place(
+    model: nn.Module, placement: Placement, source: Source | None, start: float
+) -> SwapReport:
+    """Validate and stage an adapter (None: the base model), and put it in place; the lock is held."""
+    if source is not None:
+        validate(model, placement, source)
+    if placement.staging is None:
+        placement.staging = placement.layout.new()
+    content = stage(placement, source, placement.staging)
+    scale = _user_scale(placement)
+    placement.put(content)
+    placement.content = None  # the staging buffer is written again by the next swap
     return SwapReport(
         content.label,
         content.digest,

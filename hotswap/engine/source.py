@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from hotswap.adapters.config import CONFIG, read_config
 from hotswap.adapters.header import TensorInfo, read_layout
 from hotswap.adapters.spec import AdapterSpec, canonical
+from hotswap.engine.diffusers_file import read_model_file, weights_of
 from hotswap.engine.placement import DTYPES
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -35,7 +36,7 @@ class Source:
 
 
 def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Source:
-    """Read an adapter; ``hub`` are huggingface_hub's arguments (revision, token, subfolder, …).
+    """Read an adapter of PEFT or diffusers; ``hub`` are huggingface_hub's arguments (revision, token, …).
 
     Raises UnreadableAdapterError for files that are missing or damaged, ValueError for a state dict
     without its config.
@@ -43,6 +44,9 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Sour
     if isinstance(adapter, Mapping):
         return _from_state_dict(adapter, config)
     path = _located(adapter, hub)
+    if config is None and (weights := weights_of(path)) is not None:
+        source = _from_state_dict(*read_model_file(weights))
+        return replace(source, label=str(adapter), spec=replace(source.spec, path=str(adapter)))
     fields = _fields(path) if config is None else _plain(config)
     layout = read_layout(path)
     spec = AdapterSpec.from_tensors(str(adapter), fields, layout.tensors)

@@ -103,9 +103,15 @@ def flux(folder: Path) -> FluxPipeline:
 
 
 def write_pipeline_adapter(
-    folder: Path, pipeline: Any, *, seed: int, parts: tuple[str, ...], metadata: bool = True, **config: Any
+    folder: Path,
+    pipeline: Any,
+    *,
+    seed: int,
+    parts: tuple[str, ...],
+    metadata: bool = True,
+    **config: Any,
 ) -> Path:
-    """Write an adapter with random weights; the pipeline is left with its LoRA layers and is of no more use."""
+    """Write an adapter with random weights; the pipeline is left with its LoRA layers."""
     generator = torch.Generator().manual_seed(seed)
     arguments: dict[str, Any] = {}
     for part in parts:

@@ -100,8 +100,8 @@ def config_of(
 
 
 def _module(key: str) -> str:
-    """The module that an alpha belongs to."""
-    return re.sub(r"(\.lora_A\..*|\.[^.]+\.down\..*|\.alpha)$", "", key)
+    """The module that an alpha belongs to, by the name of the module or of its lora_A."""
+    return re.sub(r"\.(lora_A\..*|alpha)$", "", key)
 
 
 def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def hotswap_adapter(
         raise TypeError(
             f"hotswap_adapter() got {unknown[0]}=; expected one of {', '.join(_HUB)}, use_auth_token"
         )
-    _swap(unwrap(model), adapter_name, lambda: read(model_name_or_path, **hub))
+    _swap(model, adapter_name, lambda: read(model_name_or_path, **hub))
 
 
 def hotswap_adapter_from_state_dict(
@@ -126,7 +126,7 @@ def hotswap_adapter_from_state_dict(
     if "to_dict" in vars(config):
         config = LoraConfig(**config.to_dict())
     tensors = {_without_name(key, adapter_name): value for key, value in state_dict.items()}
-    _swap(unwrap(model), adapter_name, lambda: read(tensors, config))
+    _swap(model, adapter_name, lambda: read(tensors, config))
 
 
 def check_hotswap_configs_compatible(config0: PeftConfig, config1: PeftConfig) -> None:
@@ -145,9 +145,10 @@ def _without_name(key: str, name: str) -> str:
     return re.sub(rf"\.modules_to_save\.{name}\.", ".", key)
 
 
-def _swap(model: nn.Module, name: str, source_of: Callable[[], Source]) -> None:
-    """Swap in an adapter as PEFT would, whether the model is prepared or not; ``model`` is unwrapped."""
+def _swap(wrapped: nn.Module, name: str, source_of: Callable[[], Source]) -> None:
+    """Swap in an adapter as PEFT would, whether the model is prepared or not."""
     start = time.perf_counter()
+    model = unwrap(wrapped)
     with prepared_of(model).exclusive():
         layers = lora_layers(model, name)
         if not layers:
@@ -160,7 +161,7 @@ def _swap(model: nn.Module, name: str, source_of: Callable[[], Source]) -> None:
             _overwrite(model, layers, source, name)
             return
         if bare or prepared_of(model) in _on_the_fly:
-            _make_room(model, layers, source.spec, name)
+            _make_room(wrapped, layers, source.spec, name)
     with prepared_of(model).exclusive():  # one that is prepared only now had no record before
         put_in_place(model, ready(model, name), source, start)
 
@@ -298,18 +299,16 @@ class PeftPatch:
 
         self._mixin = PeftAdapterMixin
         self._load = PeftAdapterMixin.load_adapter
-        self._ours = {id(theirs): ours for theirs, ours in _STAND_INS}
-        self._theirs = {id(ours): theirs for theirs, ours in _STAND_INS}
-        self._installed = upstream.hotswap_adapter is not hotswap_adapter
+        self._installed = id(upstream.hotswap_adapter) in {id(theirs) for theirs, _ in _STAND_INS}
         if self._installed:
-            _exchange(self._ours)
+            _exchange({id(theirs): ours for theirs, ours in _STAND_INS})
             PeftAdapterMixin.load_adapter = _load_adapter(self._load)
 
     def undo(self) -> None:
         """Put PEFT's functions back; what another patch put in place stays. Doing it twice is harmless."""
         if self._installed:
             self._installed = False
-            _exchange(self._theirs)
+            _exchange({id(ours): theirs for theirs, ours in _STAND_INS})
             self._mixin.load_adapter = self._load
 
     def __enter__(self) -> Self:
@@ -335,20 +334,31 @@ def patch_peft() -> PeftPatch:
     return PeftPatch()
 
 
-_STAND_INS: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
-    (upstream.prepare_model_for_compiled_hotswap, prepare_model_for_compiled_hotswap),
-    (upstream.hotswap_adapter, hotswap_adapter),
-    (upstream.hotswap_adapter_from_state_dict, hotswap_adapter_from_state_dict),
-    (upstream.check_hotswap_configs_compatible, check_hotswap_configs_compatible),
-)
+def _stand_in(ours: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is told from ours itself, which somebody may have imported on purpose."""
+
+    @functools.wraps(ours)
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        return ours(*args, **kwargs)
+
+    return stand_in
+
+
+_STAND_INS = [
+    (getattr(upstream, ours.__name__), _stand_in(ours))
+    for ours in (
+        prepare_model_for_compiled_hotswap,
+        hotswap_adapter,
+        hotswap_adapter_from_state_dict,
+        check_hotswap_configs_compatible,
+    )
+]
 
 
 def _exchange(functions: dict[int, Callable[..., Any]]) -> None:
-    """Replace functions, by their id, in the namespace of every loaded module but this one."""
+    """Replace functions, by their id, in the namespace of every loaded module."""
     for module in list(sys.modules.values()):
         space = getattr(module, "__dict__", {})
-        if space is globals():
-            continue
         for name, value in list(space.items()):
             if id(value) in functions:
                 space[name] = functions[id(value)]
@@ -377,7 +387,7 @@ def _load_adapter(original: Callable[..., Any]) -> Callable[..., Any]:
                 f"there is no adapter named {name!r} to be swapped; load the first one with hotswap=False"
             )
         _prepare_as_enabled(self)
-        _swap(unwrap(self), name, lambda: _asked_for(asked, name))
+        _swap(self, name, lambda: _asked_for(asked, name))
         return _nothing_amiss()
 
     return load_adapter

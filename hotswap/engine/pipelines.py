@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +86,7 @@ def swap_pipeline(
     Everything is validated and staged before the first component changes.
     """
     start = time.perf_counter()
+    label = _label(adapter) if adapter is not None else None
     parts = components(pipeline)
     with ExitStack() as locks:
         for part in parts.values():
@@ -99,11 +100,12 @@ def swap_pipeline(
             if place.staging is None:
                 place.staging = place.layout.new()
             contents[key] = stage(place, sources.get(key), place.staging)
+            contents[key].label = label if key in sources else None
         reports = [report_of(places[key], contents[key]) for key in parts]
         _put(list(zip(places.values(), contents.values(), strict=True)))
     digests = "".join(report.digest for report in reports)
     return SwapReport(
-        _label(adapter) if adapter is not None else None,
+        label,
         xxhash.xxh3_128(digests.encode()).hexdigest(),
         sum(report.bytes for report in reports),
         time.perf_counter() - start,
@@ -162,13 +164,15 @@ def _sources(pipeline: Any, adapter: Adapter, parts: Mapping[str, nn.Module]) ->
         raise AdapterError(strange)
     found = {}
     for component, own in tensors.items():
-        named = _renamed(component, parts[component], own)
-        config = config_of(
-            label, named, _below(fields, component) or None, _below(alphas, component)
-        )
-        source = read(named, config)
-        spec = replace(source.spec, path=f"{label}::{component}")
-        found[component] = replace(source, label=label, spec=spec)
+        names = _renamed(component, parts[component], own)
+        named = {names[name]: value for name, value in own.items()}
+        factors = {
+            names.get(key.removesuffix(".alpha"), key): alpha
+            for key, alpha in _below(alphas, component).items()
+        }
+        config = config_of(label, named, _below(fields, component) or None, factors)
+        source, where = read(named, config), f"{label}::{component}"
+        found[component] = replace(source, label=where, spec=replace(source.spec, path=where))
     return found
 
 
@@ -197,16 +201,21 @@ def _state_dict(
     try:
         state, *more = pipeline.lora_state_dict(given, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        text = f"diffusers cannot read it: {first[:200]}"
-        remedy = "pass a safetensors file of LoRA weights, its folder, or the id of a repository"
-        raise UnreadableAdapterError([Finding(label, "HSW001", text, remedy)]) from error
+        raise _unreadable(label, error) from error
     return state, more[-1] or {}, (more[0] if len(more) > 1 else None) or {}
 
 
-def _renamed(component: str, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Spell the names as PEFT does, with the steps that diffusers takes when it loads a file."""
-    if not any("lora_A" in name for name in tensors):
+def _unreadable(label: str, error: Exception) -> UnreadableAdapterError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    text = f"diffusers cannot read it: {first[:200]}"
+    remedy = "pass a safetensors file of LoRA weights, its folder, or the id of a repository"
+    return UnreadableAdapterError([Finding(label, "HSW001", text, remedy)])
+
+
+def _renamed(component: str, model: nn.Module, tensors: Iterable[str]) -> dict[str, str]:
+    """Map names of tensors to PEFT's, with the steps that diffusers takes when it loads a file."""
+    names = {name: name for name in tensors}
+    if not any("lora_A" in name for name in names):
         from diffusers.utils import (
             convert_state_dict_to_diffusers,
             convert_state_dict_to_peft,
@@ -214,9 +223,12 @@ def _renamed(component: str, model: nn.Module, tensors: dict[str, Tensor]) -> di
         )
 
         if component.startswith("text_encoder"):
-            tensors = convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
+            try:
+                names = convert_state_dict_to_peft(convert_state_dict_to_diffusers(names))
+            except ValueError as error:
+                raise _unreadable(component, error) from error
         else:
-            tensors = convert_unet_state_dict_to_peft(tensors)
-    if not hasattr(model, "text_model"):  # transformers 5 has flattened CLIP's text model
-        tensors = {name.removeprefix("text_model."): value for name, value in tensors.items()}
-    return tensors
+            names = convert_unet_state_dict_to_peft(names)
+    # transformers 5 has flattened CLIP's text model
+    prefix = "" if hasattr(model, "text_model") else "text_model."
+    return {old: new.removeprefix(prefix) for new, old in names.items()}

@@ -22,6 +22,7 @@ _HOME = {
     "check_source": "hotswap.source.check",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
+    "patch_peft": "hotswap.engine.peft_patch",
     "plan": "hotswap.adapters.plan",
     "prepare": "hotswap.engine.prepare",
     "set_scale": "hotswap.engine.swap",
@@ -42,6 +43,7 @@ __all__ = [
     "check_source",
     "forbid_recompiles",
     "load",
+    "patch_peft",
     "plan",
     "prepare",
     "set_scale",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.bank import AdapterBank
     from hotswap.engine.load import load
+    from hotswap.engine.peft_patch import patch_peft
     from hotswap.engine.prepare import prepare
     from hotswap.engine.swap import active, set_scale, swap
     from hotswap.errors import HotswapError

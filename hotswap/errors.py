@@ -29,6 +29,14 @@ class RankTooLargeError(AdapterError):
     """The adapter's rank is above the rank that the model was prepared for."""
 
 
+class UnexpectedModulesError(AdapterError, RuntimeError):
+    """The adapter targets modules that carry no LoRA layer; where PEFT's functions are stood in for."""
+
+
+class MergedAdapterError(HotswapError, ValueError):
+    """An adapter is merged into the base weights, where a swap cannot reach it."""
+
+
 class UnsupportedLayerError(HotswapError, ValueError):
     """The model has LoRA layers that cannot be prepared; ``layers`` maps name to reason."""
 

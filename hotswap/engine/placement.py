@@ -21,7 +21,13 @@ from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.layers import Slot, all_slots, envelopes, lora_layers, unwrap
 from hotswap.engine.scalings import Scalings
 from hotswap.engine.trained import trained_slots
-from hotswap.errors import BusyError, HotswapError, NoAdapterError, NotPreparedError
+from hotswap.errors import (
+    BusyError,
+    HotswapError,
+    MergedAdapterError,
+    NoAdapterError,
+    NotPreparedError,
+)
 
 DTYPES = {
     torch.float64: "F64",
@@ -118,7 +124,7 @@ class Placement:
             arena.layout if arena is not None else Layout.of(tensors),
             arena,
             getattr(model, "peft_config", {}).get(name),
-            _envelope(layers, slots, name),
+            whole_envelope(layers, slots, name),
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[tensor for tensor in tensors if _has_version(tensor)],
@@ -154,11 +160,11 @@ class Placement:
         return list(map(Tensor.data_ptr, here)) != self.arena.addresses
 
     def require_unmerged(self) -> None:
-        """Raise HotswapError if an adapter is merged into a base weight."""
+        """Raise MergedAdapterError if an adapter is merged into a base weight."""
         if not any(self._merged):
             return
         name = next(name for name, layer in self.layers.items() if layer.merged_adapters)
-        raise HotswapError(
+        raise MergedAdapterError(
             f"{name} has merged adapters {self.layers[name].merged_adapters}; call unmerge_adapter() "
             "(unfuse_lora() of a pipeline) before a swap"
         )
@@ -273,6 +279,7 @@ class Placement:
             own["save_pretrained"] = nothing_to_save
         else:
             own.pop("save_pretrained", None)
+            own.pop("to_dict", None)  # see peft_compat.py
             own.update(fields)
 
 
@@ -416,7 +423,7 @@ def _scale_bytes(arena: Arena, slots: int) -> list[Tensor]:
     return [arena.buffers[device][start:end] for device, (start, end) in spans.items()]
 
 
-def _envelope(layers: dict[str, LoraLayer], slots: list[Slot], name: str) -> SwapPlan:
+def whole_envelope(layers: dict[str, LoraLayer], slots: list[Slot], name: str) -> SwapPlan:
     """What fits into the placement, as a plan."""
     saved, tokens = {}, {}
     for slot in slots:

@@ -52,7 +52,7 @@ class TargetRankError(HotswapError, ValueError):
 
 
 def prepare(
-    model: nn.Module,
+    model: Any,
     *,
     target_rank: int | None = None,
     plan: SwapPlan | None = None,
@@ -66,32 +66,28 @@ def prepare(
     magnitudes and lora_B biases that some adapter of the fleet has. Everything of an adapter then lies
     in one buffer per device. Parameter objects, names, dtype, device and ``requires_grad`` are kept.
     Preparing again changes nothing, or widens further. Without ``target_rank`` and ``plan`` only the
-    scalings become tensors. ``adapter_name=None`` means all.
+    scalings become tensors. ``adapter_name=None`` means all. A pipeline of diffusers is prepared as a
+    whole; it takes ``target_rank`` only.
 
     Raises AlreadyCompiledError, NoAdapterError, UnsupportedLayerError or TargetRankError (each a
     ValueError) before anything is changed.
     """
-    if check_compiled not in get_args(CheckCompiled):
-        raise ValueError(
-            f"check_compiled is {check_compiled!r}; expected one of {get_args(CheckCompiled)}"
+    if not isinstance(model, nn.Module):
+        from hotswap.engine.pipelines import prepare_pipeline
+
+        if plan is not None:
+            raise ValueError("a plan is of one model; prepare a pipeline with target_rank=")
+        return prepare_pipeline(
+            model, target_rank=target_rank, adapter_name=adapter_name, check_compiled=check_compiled
         )
-    if target_rank is not None and plan is not None:
-        raise ValueError("both target_rank and plan are given; pass one of them")
-    if target_rank is not None and (type(target_rank) is not int or target_rank < 1):
-        raise TargetRankError(f"target_rank is {target_rank!r}; expected an integer of at least 1")
-    _check_compiled(model, check_compiled)
+    layers, names, ranks = check_preparable(
+        model,
+        target_rank=target_rank,
+        plan=plan,
+        adapter_name=adapter_name,
+        check_compiled=check_compiled,
+    )
     model = unwrap(model)
-    layers = lora_layers(model)
-    names = adapter_names(model) if adapter_name is None else [adapter_name]
-    if not any(name in layer.scaling for layer in layers.values() for name in names):
-        wanted = "a LoRA adapter" if adapter_name is None else f"an adapter named {adapter_name!r}"
-        raise NoAdapterError(
-            f"the model carries no LoRA layer with {wanted} (found: {adapter_names(model)}); "
-            "load the first adapter before prepare()"
-        )
-    _check_supported(model, layers, names)
-    ranks = _target_ranks(layers, names, target_rank, plan)
-    _check_trained(model, names, plan)
     changes = _Changes()
     padded = 0
     try:
@@ -123,6 +119,39 @@ def prepare(
     return PrepareReport(padded, held, sizes)
 
 
+def check_preparable(
+    model: nn.Module,
+    *,
+    target_rank: int | None,
+    plan: SwapPlan | None = None,
+    adapter_name: str | None,
+    check_compiled: CheckCompiled,
+) -> tuple[dict[str, LoraLayer], list[str], dict[str, int | None]]:
+    """Raise what prepare() raises; else the LoRA layers, the adapters' names and the target ranks."""
+    if check_compiled not in get_args(CheckCompiled):
+        raise ValueError(
+            f"check_compiled is {check_compiled!r}; expected one of {get_args(CheckCompiled)}"
+        )
+    if target_rank is not None and plan is not None:
+        raise ValueError("both target_rank and plan are given; pass one of them")
+    if target_rank is not None and (type(target_rank) is not int or target_rank < 1):
+        raise TargetRankError(f"target_rank is {target_rank!r}; expected an integer of at least 1")
+    _check_compiled(model, check_compiled)
+    model = unwrap(model)
+    layers = lora_layers(model)
+    names = adapter_names(model) if adapter_name is None else [adapter_name]
+    if not any(name in layer.scaling for layer in layers.values() for name in names):
+        wanted = "a LoRA adapter" if adapter_name is None else f"an adapter named {adapter_name!r}"
+        raise NoAdapterError(
+            f"the model carries no LoRA layer with {wanted} (found: {adapter_names(model)}); "
+            "load the first adapter before prepare()"
+        )
+    _check_supported(model, layers, names)
+    ranks = _target_ranks(layers, names, target_rank, plan)
+    _check_trained(model, names, plan)
+    return layers, names, ranks
+
+
 def _check_compiled(model: nn.Module, check_compiled: CheckCompiled) -> None:
     parts = compiled_parts(model) if check_compiled != "ignore" else []
     if not parts:
@@ -133,7 +162,7 @@ def _check_compiled(model: nn.Module, check_compiled: CheckCompiled) -> None:
     )
     if check_compiled == "error":
         raise AlreadyCompiledError(text)
-    warnings.warn(text, stacklevel=3)
+    warnings.warn(text, stacklevel=4)
 
 
 def _check_supported(model: nn.Module, layers: dict[str, LoraLayer], names: list[str]) -> None:

@@ -25,6 +25,7 @@ from hotswap.adapters.header import (
     read_raw_header,
 )
 from hotswap.adapters.spec import AdapterSpec, canonical
+from hotswap.engine.diffusers_file import read_model_file, weights_of
 from hotswap.engine.placement import DTYPES
 from hotswap.errors import AdapterError, UnreadableAdapterError
 from hotswap.findings import Finding, has_code
@@ -61,7 +62,7 @@ class Source:
 
 
 def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Source:
-    """Read an adapter; ``hub`` are huggingface_hub's arguments (revision, token, subfolder, …).
+    """Read an adapter of PEFT or diffusers; ``hub`` are huggingface_hub's arguments (revision, token, …).
 
     Raises UnreadableAdapterError for files that are missing or damaged, ValueError for a state dict
     without its config.
@@ -69,6 +70,9 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Sour
     if isinstance(adapter, Mapping):
         return _from_state_dict(adapter, config)
     path = _located(adapter, hub)
+    if config is None and (weights := weights_of(path)) is not None:
+        source = _from_state_dict(*read_model_file(weights))
+        return replace(source, label=str(adapter), spec=replace(source.spec, path=str(adapter)))
     fields = _fields(path) if config is None else _plain(config)
     with open_weights(path) as file:
         known = _describe(str(adapter), file, fields, config)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import xxhash
 from peft import LoraConfig
 from torch import nn
 
-from hotswap.engine.layers import unwrap
+from hotswap.engine.layers import adapter_names, unwrap
 from hotswap.engine.placement import Content, Placement, placement_of, prepared_of
-from hotswap.engine.source import Adapter, read
+from hotswap.engine.source import Adapter, Source, read
 from hotswap.engine.stage import stage, validate
 
 
@@ -31,7 +32,7 @@ class SwapReport:
     seconds: float
     path: Literal["arena", "fallback"]
     scale_reset: float | None
-    _content: Content = field(repr=False, compare=False)
+    _contents: tuple[Content, ...] = field(repr=False, compare=False)
 
     @property
     def digest(self) -> str:
@@ -39,21 +40,26 @@ class SwapReport:
 
         Equal adapters in equally prepared models have equal ones, so caches may key on it.
         """
-        return self._content.digest
+        digests = [content.digest for content in self._contents]
+        if len(digests) == 1:
+            return digests[0]
+        return xxhash.xxh3_128("".join(digests).encode()).hexdigest()
 
 
 def swap(
-    model: nn.Module,
+    model: Any,
     adapter: Adapter | None,
     *,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     config: LoraConfig | None = None,
     timeout: float | None = None,
 ) -> SwapReport:
     """Replace the weights of ``adapter_name`` in place, all or nothing.
 
-    ``adapter`` is a PEFT folder, a safetensors file beside its config, a hub id, a state dict as
-    ``get_peft_model_state_dict`` returns it (with ``config``), or None for the base model. Everything is
+    ``model`` is a module, or a pipeline of diffusers: then every component is swapped, or none.
+    ``adapter`` is a PEFT folder, a safetensors file beside its config, a file or folder of diffusers, a
+    hub id, a state dict as ``get_peft_model_state_dict`` returns it (with ``config``), or None for the
+    base model. ``adapter_name=None`` is the model's only adapter, or "default". Everything is
     validated and staged before the one copy that changes the model; whatever fails is undone. No
     storage, shape, dtype or parameter object changes. A scale set by ``set_scale`` is reset to 1. The
     model may be a ``torch.compile`` wrapper. A KV cache computed with another adapter is not valid
@@ -63,35 +69,63 @@ def swap(
     NotPreparedError, or BusyError when the adapters are in use for ``timeout`` seconds; the model is
     then bit-identical to before.
     """
+    if not isinstance(model, nn.Module):
+        from hotswap.engine.pipelines import swap_pipeline
+
+        return swap_pipeline(model, adapter, adapter_name=adapter_name, timeout=timeout)
     start = time.perf_counter()
     root = unwrap(model)
     with prepared_of(root).exclusive(timeout=timeout):
-        placement = placement_of(root, adapter_name)
-        placement.require_unmerged()
-        placement.require_resident()
-        source = None
-        if adapter is not None:
-            source = read(adapter, config)
-            validate(root, placement, source)
-        content = stage(placement, source, placement.staging())
-        scale = _user_scale(placement)
-        placement.put_staged(content)
+        placement = ready(root, name_of(root, adapter_name))
+        source = read(adapter, config) if adapter is not None else None
+        return put_in_place(root, placement, source, start)
+
+
+def name_of(model: nn.Module, adapter_name: str | None) -> str:
+    """The name itself; of None, that of the only adapter, or "default"."""
+    if adapter_name is not None:
+        return adapter_name
+    known = list(prepared_of(model).placements) or adapter_names(model)
+    return known[0] if len(known) == 1 else "default"
+
+
+def ready(model: nn.Module, adapter_name: str) -> Placement:
+    """Find the placement of an adapter name; raise what a swap raises when it can take no adapter."""
+    placement = placement_of(model, adapter_name)
+    placement.require_unmerged()
+    placement.require_resident()
+    return placement
+
+
+def put_in_place(
+    model: nn.Module, placement: Placement, source: Source | None, start: float
+) -> SwapReport:
+    """Validate and stage an adapter (None: the base model), and put it in place; the lock is held."""
+    if source is not None:
+        validate(model, placement, source)
+    content = stage(placement, source, placement.staging())
+    scale = user_scale(placement)
+    placement.put_staged(content)
     return SwapReport(
         content.label,
         placement.layout.bytes,
         time.perf_counter() - start,
         "arena" if placement.arena is not None else "fallback",
         scale,
-        content,
+        (content,),
     )
 
 
-def active(model: nn.Module, *, adapter_name: str = "default") -> str | None:
-    """Name the adapter in place: the last one swapped in, None for the base model, else the slot's name."""
-    return placement_of(model, adapter_name).label
+def active(model: Any, *, adapter_name: str | None = None) -> str | None:
+    """Name the adapter in place: the last one swapped in, None for the base model, else the slot's name.
+
+    Of a pipeline it is the first component's that has one.
+    """
+    labels = [placement_of(part, name_of(part, adapter_name)).label for part in _parts(model)]
+    return next((label for label in labels if label is not None), None)
 
 
-def set_scale(model: nn.Module, scale: float, *, adapter_name: str = "default") -> None:
+def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> None:
     """Multiply the adapter's own alpha / rank by ``scale``, in place and without a recompile.
 
     Unlike PEFT's ``scale_layer`` it covers embeddings too. Raises ValueError for a scale that is not
@@ -99,10 +133,20 @@ def set_scale(model: nn.Module, scale: float, *, adapter_name: str = "default") 
     """
     if not math.isfinite(scale):
         raise ValueError(f"scale is {scale!r}; expected a finite number")
-    with prepared_of(model).exclusive(nested=True):
-        placement = placement_of(model, adapter_name)
-        for layer in placement.layers.values():
-            layer.scaling[adapter_name] = scale * _own_scaling(layer, adapter_name)
+    for part in _parts(model):
+        with prepared_of(part).exclusive(nested=True):
+            placement = placement_of(part, name_of(part, adapter_name))
+            for layer in placement.layers.values():
+                layer.scaling[placement.name] = scale * _own_scaling(layer, placement.name)
+
+
+def _parts(model: Any) -> list[nn.Module]:
+    """The model itself, or the components of a pipeline."""
+    if isinstance(model, nn.Module):
+        return [model]
+    from hotswap.engine.pipelines import components
+
+    return list(components(model).values())
 
 
 def _own_scaling(layer: object, name: str) -> float:
@@ -111,7 +155,7 @@ def _own_scaling(layer: object, name: str) -> float:
     return float(alpha / root)
 
 
-def _user_scale(placement: Placement) -> float | None:
+def user_scale(placement: Placement) -> float | None:
     """The factor by which a scaling in place differs from the adapter's own, if one does."""
     name = placement.name
     layers = [layer for layer in placement.layers.values() if layer.lora_alpha[name]]

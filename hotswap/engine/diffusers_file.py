@@ -1,0 +1,108 @@
+"""What a LoRA file of diffusers says: ``pytorch_lora_weights.safetensors`` and the metadata in its header."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors import safe_open
+from torch import Tensor
+
+from hotswap.adapters.config import CONFIG
+from hotswap.adapters.header import WEIGHTS as PEFT_WEIGHTS
+from hotswap.adapters.header import read_header
+from hotswap.errors import UnreadableAdapterError
+from hotswap.findings import Finding
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+_METADATA = "lora_adapter_metadata"
+_COMPONENTS = ("transformer.", "unet.")
+_SAVE_AGAIN = "save the adapter again with diffusers' save_lora_adapter or save_lora_weights"
+
+
+def weights_of(path: Path) -> Path | None:
+    """The file of a diffusers adapter, given itself or its folder; None if it is PEFT's or not there."""
+    folder = path if path.is_dir() else path.parent
+    file = path / WEIGHTS if path.is_dir() else path
+    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS or (folder / CONFIG).is_file():
+        return None
+    return file if file.is_file() else None
+
+
+def read_model_file(file: Path) -> tuple[dict[str, Tensor], LoraConfig]:
+    """Read the adapter of one model, saved by itself or as the only component of a pipeline's file.
+
+    Raises UnreadableAdapterError for a file that is damaged or older than PEFT's names of tensors.
+    """
+    names = read_header(file)
+    prefix = next((p for p in _COMPONENTS if all(name.startswith(p) for name in names)), "")
+    if not all(".lora_" in name for name in names):
+        text = "has tensors with names other than PEFT's"
+        remedy = "load it with the pipeline's load_lora_weights and save it again"
+        raise UnreadableAdapterError([Finding(str(file), "HSW005", text, remedy)])
+    with safe_open(file, "pt") as opened:
+        tensors = {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
+        metadata = (opened.metadata() or {}).get(_METADATA)
+    fields = None
+    if metadata is not None:
+        try:
+            fields = dict(json.loads(metadata))
+        except (ValueError, TypeError) as error:
+            text = f"the metadata {_METADATA} is no JSON object: {error}"
+            raise UnreadableAdapterError(
+                [Finding(str(file), "HSW003", text, _SAVE_AGAIN)]
+            ) from error
+        fields = {key.removeprefix(prefix): value for key, value in fields.items()}
+    return tensors, config_of(str(file), tensors, fields, {})
+
+
+def config_of(
+    label: str,
+    tensors: Mapping[str, Tensor],
+    fields: Mapping[str, Any] | None,
+    alphas: Mapping[str, float],
+) -> LoraConfig:
+    """The config in a file's metadata; without it, the ranks of the tensors and the alphas of the file.
+
+    As in diffusers, alpha is the rank where the file has none. Raises UnreadableAdapterError.
+    """
+    if fields is not None:
+        try:
+            return LoraConfig(**fields)
+        except (TypeError, ValueError) as error:
+            text = f"the metadata {_METADATA} is no LoRA config: {error}"
+            raise UnreadableAdapterError([Finding(label, "HSW003", text, _SAVE_AGAIN)]) from error
+    ranks = {
+        name.removesuffix(".lora_A.weight"): value.shape[0]
+        for name, value in tensors.items()
+        if name.endswith(".lora_A.weight") and value.ndim
+    }
+    own = {_module(key): float(alpha) for key, alpha in alphas.items()}
+    factors = {module: own.get(module, rank) for module, rank in ranks.items()}
+    rank, alpha = (Counter(each.values()).most_common(1) for each in (ranks, factors))
+    if not ranks:
+        text = "the adapter has no LoRA weights"
+        raise UnreadableAdapterError([Finding(label, "HSW004", text, _SAVE_AGAIN)])
+    return LoraConfig(
+        r=rank[0][0],
+        lora_alpha=alpha[0][0],
+        target_modules=list(ranks),
+        rank_pattern=_pattern(ranks, rank[0][0]),
+        alpha_pattern=_pattern(factors, alpha[0][0]),
+        use_dora=any("lora_magnitude_vector" in name for name in tensors),
+        lora_bias=any(name.endswith(".lora_B.bias") for name in tensors),
+    )
+
+
+def _module(key: str) -> str:
+    """The module that an alpha belongs to, by the name of the module or of its lora_A."""
+    return re.sub(r"\.(lora_A\..*|alpha)$", "", key)
+
+
+def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
+    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}

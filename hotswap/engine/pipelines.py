@@ -1,0 +1,229 @@
+"""Pipelines of diffusers: every component of one adapter file prepared and swapped in one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotswap.adapters.header import read_header
+from hotswap.engine.diffusers_file import config_of, weights_of
+from hotswap.engine.layers import lora_layers, unwrap
+from hotswap.engine.placement import Content, Placement, prepared_of
+from hotswap.engine.prepare import CheckCompiled, PrepareReport, check_preparable, prepare
+from hotswap.engine.source import Adapter, Source, read
+from hotswap.engine.stage import stage, validate
+from hotswap.engine.swap import SwapReport, name_of, ready, user_scale
+from hotswap.errors import AdapterError, NoAdapterError, UnreadableAdapterError
+from hotswap.findings import Finding
+
+
+def components(pipeline: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline that carry LoRA layers, by name. Raises TypeError or NoAdapterError."""
+    parts = getattr(pipeline, "components", None)
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            f"got a {type(pipeline).__name__}, expected a torch module or a pipeline of diffusers"
+        )
+    found = {
+        name: unwrap(part)
+        for name, part in parts.items()
+        if isinstance(part, nn.Module) and lora_layers(part)
+    }
+    if not found:
+        raise NoAdapterError(
+            f"no component of the {type(pipeline).__name__} carries a LoRA layer; "
+            "call load_lora_weights() first"
+        )
+    return found
+
+
+def prepare_pipeline(
+    pipeline: Any,
+    *,
+    target_rank: int | None,
+    adapter_name: str | None,
+    check_compiled: CheckCompiled,
+) -> PrepareReport:
+    """Prepare every component in place, or none; the report names the modules of each."""
+    parts = components(pipeline)
+    for key in parts:
+        check_preparable(
+            pipeline.components[key],
+            target_rank=target_rank,
+            adapter_name=adapter_name,
+            check_compiled=check_compiled,
+        )
+    reports = {
+        key: prepare(
+            part, target_rank=target_rank, adapter_name=adapter_name, check_compiled="ignore"
+        )
+        for key, part in parts.items()
+    }
+    return PrepareReport(
+        sum(report.padded for report in reports.values()),
+        sum(report.bytes for report in reports.values()),
+        {
+            f"{k}.{name}": rank
+            for k, report in reports.items()
+            for name, rank in report.ranks.items()
+        },
+    )
+
+
+def swap_pipeline(
+    pipeline: Any, adapter: Adapter | None, *, adapter_name: str | None, timeout: float | None
+) -> SwapReport:
+    """Swap every component's part of an adapter, all or nothing; a component without one gets none.
+
+    Everything is validated and staged before the first component changes.
+    """
+    start = time.perf_counter()
+    label = _label(adapter) if adapter is not None else None
+    parts = components(pipeline)
+    with ExitStack() as locks:
+        for part in parts.values():
+            locks.enter_context(prepared_of(part).exclusive(timeout=timeout))
+        places = {k: ready(part, name_of(part, adapter_name)) for k, part in parts.items()}
+        sources = _sources(pipeline, adapter, parts) if adapter is not None else {}
+        for key, source in sources.items():
+            validate(parts[key], places[key], source)
+        contents = {}
+        for key, place in places.items():
+            contents[key] = stage(place, sources.get(key), place.staging())
+            contents[key].label = label if key in sources else None
+        scales = [user_scale(place) for place in places.values()]
+        _put(list(zip(places.values(), contents.values(), strict=True)))
+    return SwapReport(
+        label,
+        sum(place.layout.bytes for place in places.values()),
+        time.perf_counter() - start,
+        "fallback" if any(place.arena is None for place in places.values()) else "arena",
+        next((scale for scale in scales if scale is not None), None),
+        tuple(contents.values()),
+    )
+
+
+def _put(pairs: list[tuple[Placement, Content]]) -> None:
+    """Put contents in place, all or nothing."""
+    before = [(place, _in_place(place, content), place.content) for place, content in pairs]
+    try:
+        for place, content in pairs:
+            place.put_staged(content)
+    except BaseException:
+        for place, old, known in before:
+            place.put(old)
+            place.content = known
+        raise
+
+
+def _in_place(place: Placement, content: Content) -> Content:
+    """What is in place now, as content that can be put back in place of another."""
+    image = place.layout.new()
+    if place.arena is not None:
+        image.copy(place.arena)
+    else:
+        with torch.no_grad():
+            torch._foreach_copy_(image.views, place.targets)
+    records = [(holder, holder.get(place.name)) for holder, _ in content.records]
+    fields = dict(vars(place.config)) if place.config is not None else None
+    return Content(place.label, image, records, fields)
+
+
+def _sources(pipeline: Any, adapter: Adapter, parts: Mapping[str, nn.Module]) -> dict[str, Source]:
+    """Read an adapter, component by component. Raises AdapterError for tensors of no component."""
+    label = _label(adapter)
+    state, fields, alphas = _state_dict(pipeline, adapter, label)
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        component, _, rest = name.partition(".")
+        tensors.setdefault(component, {})[rest] = value
+    strange = [
+        Finding(
+            f"{label}::{name}",
+            "HSW106",
+            f"the adapter has weights for a component that carries no LoRA layer (these do: "
+            f"{', '.join(parts)})",
+            "load an adapter that has this component first, and prepare it",
+        )
+        for name in tensors
+        if name not in parts
+    ]
+    if strange:
+        raise AdapterError(strange)
+    found = {}
+    for component, own in tensors.items():
+        names = _renamed(component, parts[component], own)
+        named = {names[name]: value for name, value in own.items()}
+        factors = {
+            names.get(key.removesuffix(".alpha"), key): alpha
+            for key, alpha in _below(alphas, component).items()
+        }
+        config = config_of(label, named, _below(fields, component) or None, factors)
+        source, where = read(named, config), f"{label}::{component}"
+        found[component] = replace(source, label=where, spec=replace(source.spec, path=where))
+    return found
+
+
+def _label(adapter: Adapter) -> str:
+    return "state dict" if isinstance(adapter, Mapping) else str(adapter)
+
+
+def _below(values: Mapping[str, Any], component: str) -> dict[str, Any]:
+    prefix = f"{component}."
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _state_dict(
+    pipeline: Any, adapter: Adapter, label: str
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, float]]:
+    """Let the pipeline read a file, of whatever trainer: tensors, metadata and alphas."""
+    given: Any = adapter
+    if not isinstance(adapter, Mapping):
+        file = weights_of(Path(adapter))
+        if file is not None:
+            read_header(file)  # raises for a damaged one
+        given = str(file or adapter)
+    options: dict[str, Any] = {"return_lora_metadata": True, "return_alphas": True}
+    if "unet" in pipeline.components:
+        options["unet_config"] = pipeline.components["unet"].config
+    try:
+        state, *more = pipeline.lora_state_dict(given, use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        raise _unreadable(label, error) from error
+    return state, more[-1] or {}, (more[0] if len(more) > 1 else None) or {}
+
+
+def _unreadable(label: str, error: Exception) -> UnreadableAdapterError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    text = f"diffusers cannot read it: {first[:200]}"
+    remedy = "pass a safetensors file of LoRA weights, its folder, or the id of a repository"
+    return UnreadableAdapterError([Finding(label, "HSW001", text, remedy)])
+
+
+def _renamed(component: str, model: nn.Module, tensors: Iterable[str]) -> dict[str, str]:
+    """Map names of tensors to PEFT's, with the steps that diffusers takes when it loads a file."""
+    names = {name: name for name in tensors}
+    if not any("lora_A" in name for name in names):
+        from diffusers.utils import (
+            convert_state_dict_to_diffusers,
+            convert_state_dict_to_peft,
+            convert_unet_state_dict_to_peft,
+        )
+
+        if component.startswith("text_encoder"):
+            try:
+                names = convert_state_dict_to_peft(convert_state_dict_to_diffusers(names))
+            except ValueError as error:
+                raise _unreadable(component, error) from error
+        else:
+            names = convert_unet_state_dict_to_peft(names)
+    # transformers 5 has flattened CLIP's text model
+    prefix = "" if hasattr(model, "text_model") else "text_model."
+    return {old: new.removeprefix(prefix) for new, old in names.items()}

@@ -26,7 +26,7 @@ from hotswap.engine.source import Source, read
 
 
 class PeftPatch:
-    """The functions of this module in the place of PEFT's, until ``undo()`` or the end of a ``with``."""
+    """The functions of peft_compat in the place of PEFT's, until ``undo()`` or the end of a ``with``."""
 
     def __init__(self) -> None:
         """Put them in place now, wherever they are imported already, unless they are in place."""

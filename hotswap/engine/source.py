@@ -70,10 +70,14 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Sour
     if isinstance(adapter, Mapping):
         return _from_state_dict(adapter, config)
     path = _located(adapter, hub)
-    if config is None and (weights := weights_of(path)) is not None:
+    try:
+        fields = _fields(path) if config is None else _plain(config)
+    except UnreadableAdapterError:
+        weights = weights_of(path)
+        if weights is None:
+            raise
         source = _from_state_dict(*read_model_file(weights))
         return replace(source, label=str(adapter), spec=replace(source.spec, path=str(adapter)))
-    fields = _fields(path) if config is None else _plain(config)
     with open_weights(path) as file:
         known = _describe(str(adapter), file, fields, config)
         tensors = dict(zip(known.names, _read_data(file, known), strict=True))

@@ -10,18 +10,24 @@ import pytest
 from hotswap.cli.main import main
 from hotswap.source.rules import table
 
-PAGE = (Path(__file__).parent.parent / "docs" / "lint.md").read_text(encoding="utf-8")
+
+@pytest.fixture
+def page() -> str:
+    return (Path(__file__).parent.parent / "docs" / "lint.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_rules_is_the_registry() -> None:
-    (shown,) = re.findall(r"<!-- rules: [^\n]*-->\n(.*?)\n<!-- end -->", PAGE, re.DOTALL)
+def test_the_table_of_rules_is_the_registry(page: str) -> None:
+    (shown,) = re.findall(r"<!-- rules: [^\n]*-->\n(.*?)\n<!-- end -->", page, re.DOTALL)
     assert shown == table()
 
 
 def test_the_example_is_what_the_command_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (expected,) = re.findall(r"\$ hotswap lint src docs\n(.*?)```", PAGE, re.DOTALL)
+    (expected,) = re.findall(r"\$ hotswap lint src docs\n(.*?)```", page, re.DOTALL)
     (tmp_path / "src").mkdir()
     (tmp_path / "docs").mkdir()
     (tmp_path / "src" / "serve.py").write_text(

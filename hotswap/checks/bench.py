@@ -319,11 +319,11 @@ def _growth(fleet: _Fleet, swaps: int) -> int:
 
 
 def _tensor_bytes() -> int:
-    """The bytes of every distinct storage of a living CPU tensor."""
+    """The bytes of every distinct storage of a living CPU tensor; torch.compile's fakes have none."""
     gc.collect()
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in gc.get_objects()
-        if isinstance(t, torch.Tensor) and t.device.type == "cpu"
+        if type(t) in (torch.Tensor, nn.Parameter) and t.device.type == "cpu"
     }
     return sum(storages.values())

@@ -30,14 +30,25 @@ def fleet(base: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def storages() -> dict[int, int]:
+def living() -> list[torch.Tensor]:
+    """The plain tensors that exist."""
     gc.collect()
-    found = (
-        t.untyped_storage()
-        for t in gc.get_objects()
-        if type(t) in (torch.Tensor, torch.nn.Parameter)
-    )
-    return {storage.data_ptr(): storage.nbytes() for storage in found}
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    return [thing for thing in gc.get_objects() if type(thing) in kinds]
+
+
+def grown(before: list[torch.Tensor]) -> int:
+    """The bytes of storages that were not there; ``before`` keeps the others, so none can go."""
+    old = {tensor.untyped_storage().data_ptr() for tensor in before}
+    found = (tensor.untyped_storage() for tensor in living())
+    new = {each.data_ptr(): each.nbytes() for each in found if each.data_ptr() not in old}
+    return sum(new.values())
+
+
+def test_growth_sees_a_tensor_that_stays() -> None:
+    before = living()
+    kept = torch.zeros(1000)
+    assert grown(before) == kept.untyped_storage().nbytes()
 
 
 def test_a_prepared_model_holds_exactly_what_the_plan_says(base: Any, fleet: list[Path]) -> None:
@@ -71,8 +82,7 @@ def test_swapping_does_not_grow(base: Any, fleet: list[Path]) -> None:
 
     for _ in range(3):
         turn()
-    before = storages()
+    before = living()
     for _ in range(30):
         turn()
-    after = storages()
-    assert sum(after.values()) <= sum(before.values())  # what other tests left may go meanwhile
+    assert grown(before) == 0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from hotswap.adapters import spec
 from hotswap.compiler import private
 
 _RESUMED = re.compile(private.RESUME + r"(.+?)_at_(\d+)$")
@@ -25,11 +26,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def canonical(name: str) -> str:
     """A module's path as the user knows it: without ``_orig_mod`` and PEFT's ``base_model.model.``."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    path = ".".join(parts)
-    return (
-        "" if path in {"base_model", "base_model.model"} else path.removeprefix("base_model.model.")
-    )
+    path = spec.canonical(name)
+    return "" if path in {"_orig_mod", "base_model", "base_model.model"} else path
 
 
 def graph_break(code: CodeType) -> tuple[str, int] | None:

@@ -25,6 +25,7 @@ from torch.nn.functional import linear
 
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
+from hotswap.compiler.regions import unwrap as unwrap
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SUPPORTED_VARIANTS = ("Dora", "MiCA")  # MiCA's forward is that of plain LoRA
@@ -186,12 +187,6 @@ def why_unsupported(layer: LoraLayer, adapter_name: str) -> str | None:
         if slot.tensor.grad is not None:
             return f"{slot.state_key} has a .grad: call zero_grad(set_to_none=True) first"
     return None
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Strip ``torch.compile``'s wrapper."""
-    inner = model.__dict__.get("_modules", {}).get("_orig_mod")
-    return unwrap(inner) if inner is not None else model
 
 
 def lora_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, LoraLayer]:

@@ -112,9 +112,19 @@ class Placement:
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
     @classmethod
-    def of(cls, model: nn.Module, name: str, arena: Arena | None = None) -> Placement:
-        """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does."""
-        layers = lora_layers(model, name)
+    def of(
+        cls,
+        model: nn.Module,
+        name: str,
+        arena: Arena | None = None,
+        *,
+        layers: dict[str, LoraLayer] | None = None,
+    ) -> Placement:
+        """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does.
+
+        ``layers`` are those with the adapter, if they are known.
+        """
+        layers = lora_layers(model, name) if layers is None else layers
         slots = [*all_slots(layers, name), *trained_slots(model, name)]
         tensors = [*(slot.tensor for slot in slots), *(la.scaling[name] for la in layers.values())]
         return cls(

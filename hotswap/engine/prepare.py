@@ -19,7 +19,6 @@ from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.layers import (
     Slot,
-    adapter_names,
     add_bias,
     add_magnitude,
     all_slots,
@@ -91,18 +90,23 @@ def prepare(
     changes = _Changes()
     padded = 0
     try:
-        owns = {name: _owns(model, name) for name in names}
+        owns = {name: _owns(layers, name) for name in names}
         if plan is not None:
             _add_parts(layers, names, plan, changes)
-        arenas = {name: _arena(model, layers, name, ranks) for name in names}
+        found = {
+            name: [*all_slots(_carrying(layers, name), name), *trained_slots(model, name)]
+            for name in names
+        }
+        arenas = {name: _arena(model, layers, name, found[name], ranks) for name in names}
         for name, arena in arenas.items():
-            padded += _commit(model, name, arena, owns[name], changes) if arena is not None else 0
+            if arena is not None:
+                padded += _commit(layers, name, found[name], arena, owns[name], changes)
         tuner = getattr(model, "base_model", None)
         if type(tuner) is LoraModel:
             changes.set(tuner, "__class__", prepared_tuner(LoraModel))
         prepared = prepared_of(model)
         placements = {
-            name: _placement(model, name, arena)
+            name: _placement(model, _carrying(layers, name), name, arena)
             for name, arena in arenas.items()
             if arena is not None
         }
@@ -110,11 +114,10 @@ def prepare(
         changes.undo()
         raise
     prepared.placements.update(placements)
-    sizes = {
-        module: max(slots(layer, name)[0].rank or 0 for name in names if name in layer.scaling)
-        for module, layer in layers.items()
-        if any(name in layer.scaling for name in names)
-    }
+    sizes: dict[str, int] = {}
+    for name in names:
+        for module, place in prepared.placements[name].envelope.modules.items():
+            sizes[module] = max(sizes.get(module, 0), place.rank)
     held = sum(prepared.placements[name].layout.bytes for name in names)
     return PrepareReport(padded, held, sizes)
 
@@ -139,11 +142,12 @@ def check_preparable(
     _check_compiled(model, check_compiled)
     model = unwrap(model)
     layers = lora_layers(model)
-    names = adapter_names(model) if adapter_name is None else [adapter_name]
+    carried = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
+    names = carried if adapter_name is None else [adapter_name]
     if not any(name in layer.scaling for layer in layers.values() for name in names):
         wanted = "a LoRA adapter" if adapter_name is None else f"an adapter named {adapter_name!r}"
         raise NoAdapterError(
-            f"the model carries no LoRA layer with {wanted} (found: {adapter_names(model)}); "
+            f"the model carries no LoRA layer with {wanted} (found: {carried}); "
             "load the first adapter before prepare()"
         )
     _check_supported(model, layers, names)
@@ -305,18 +309,25 @@ def _remove_bias(layer: LoraLayer, name: str) -> None:
     layer.lora_bias[name] = False
 
 
+def _carrying(layers: dict[str, LoraLayer], name: str) -> dict[str, LoraLayer]:
+    """The layers that carry an adapter."""
+    return {module: layer for module, layer in layers.items() if name in layer.scaling}
+
+
 @torch.no_grad()
 def _arena(
-    model: nn.Module, layers: dict[str, LoraLayer], name: str, ranks: dict[str, int | None]
+    model: nn.Module,
+    layers: dict[str, LoraLayer],
+    name: str,
+    found: list[Slot],
+    ranks: dict[str, int | None],
 ) -> Arena | None:
     """Copy an adapter's tensors, padded, and its scalings into a new arena; nothing is changed yet.
 
     None: they are in one already, with all the room that is wanted.
     """
-    mine = {module: layer for module, layer in layers.items() if name in layer.scaling}
-    found = _slots(model, mine, name)
     shapes = [slot.shape(max(ranks.get(slot.module) or 0, slot.rank or 0)) for slot in found]
-    scalings = [_scaling(layer, name) for layer in mine.values()]
+    scalings = [_scaling(layer, name) for layer in _carrying(layers, name).values()]
     tensors = [slot.tensor.detach() for slot in found]
     layout = Layout.of([*tensors, *scalings], [*shapes, *(() for _ in scalings)])
     known = prepared_of(model).placements.get(name)
@@ -333,10 +344,6 @@ def _arena(
     return arena
 
 
-def _slots(model: nn.Module, layers: dict[str, LoraLayer], name: str) -> list[Slot]:
-    return [*all_slots(layers, name), *trained_slots(model, name)]
-
-
 def _scaling(layer: LoraLayer, name: str) -> Tensor:
     """The scaling as a 0-d tensor: float32, or float64 in a float64 model."""
     value = layer.scaling[name]
@@ -347,7 +354,7 @@ def _scaling(layer: LoraLayer, name: str) -> Tensor:
     return torch.tensor(float(value), dtype=dtype, device=weight.device)
 
 
-def _owns(model: nn.Module, name: str) -> list[Own]:
+def _owns(layers: dict[str, LoraLayer], name: str) -> list[Own]:
     """What the adapter has for each of its layers, before anything is added."""
     return [
         Own(
@@ -355,15 +362,20 @@ def _owns(model: nn.Module, name: str) -> list[Own]:
             bias=any(slot.role == "bias" for slot in slots(layer, name)),
             dora=name in layer.lora_magnitude_vector,
         )
-        for layer in lora_layers(model, name).values()
+        for layer in _carrying(layers, name).values()
     ]
 
 
-def _commit(model: nn.Module, name: str, arena: Arena, owns: list[Own], changes: _Changes) -> int:
+def _commit(
+    layers: dict[str, LoraLayer],
+    name: str,
+    found: list[Slot],
+    arena: Arena,
+    owns: list[Own],
+    changes: _Changes,
+) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
-    layers = lora_layers(model, name)
     padded = 0
-    found = _slots(model, layers, name)
     for slot, view in zip(found, arena.views, strict=False):
         padded += view.numel() > slot.tensor.numel()
         changes.set(slot.tensor, "data", view)
@@ -374,7 +386,7 @@ def _commit(model: nn.Module, name: str, arena: Arena, owns: list[Own], changes:
             changes.then(unhook(slot))
             hook(slot, name)
     scales = arena.views[len(found) :]
-    for layer, view, own in zip(layers.values(), scales, owns, strict=True):
+    for layer, view, own in zip(_carrying(layers, name).values(), scales, owns, strict=True):
         if not isinstance(layer.scaling, Scalings):
             _tensorise(layer, view, changes)
         layer.scaling.put(name, view)
@@ -382,9 +394,11 @@ def _commit(model: nn.Module, name: str, arena: Arena, owns: list[Own], changes:
     return padded
 
 
-def _placement(model: nn.Module, name: str, arena: Arena) -> Placement:
+def _placement(
+    model: nn.Module, layers: dict[str, LoraLayer], name: str, arena: Arena
+) -> Placement:
     """Describe a new arena; what is in place under the name remains so."""
-    placement = Placement.of(model, name, arena)
+    placement = Placement.of(model, name, arena, layers=layers)
     known = prepared_of(model).placements.get(name)
     placement.label = known.label if known is not None else name
     return placement

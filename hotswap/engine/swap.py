@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import xxhash
 from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from hotswap.engine.layers import adapter_names, unwrap
@@ -149,9 +150,9 @@ def _parts(model: Any) -> list[nn.Module]:
     return list(components(model).values())
 
 
-def _own_scaling(layer: object, name: str) -> float:
-    rank, alpha = layer.r[name], layer.lora_alpha[name]  # type: ignore[attr-defined]
-    root = math.sqrt(rank) if layer.use_rslora.get(name) else rank  # type: ignore[attr-defined]
+def _own_scaling(layer: LoraLayer, name: str) -> float:
+    rank, alpha = layer.r[name], layer.lora_alpha[name]
+    root = math.sqrt(rank) if layer.use_rslora.get(name) else rank
     return float(alpha / root)
 
 

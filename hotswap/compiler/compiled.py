@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -14,24 +14,28 @@ from hotswap.compiler.guards import module_reasons, of_module
 from hotswap.compiler.reasons import Reason, module_path
 from hotswap.compiler.regions import canonical, unwrap
 
+Walked = Sequence[tuple[str, nn.Module]]
+"""What ``named_modules()`` of a model gives, so that it need not be asked twice."""
 
-def compiled_parts(model: nn.Module) -> list[str]:
+
+def compiled_parts(model: nn.Module, *, walked: Walked | None = None) -> list[str]:
     """Describe each compiled part of a model, empty when there is none.
 
     Seen are ``torch.compile(module)`` wrappers, ``module.compile()`` and a ``forward`` replaced by a
     compiled one, on the model and on every submodule. A wrapper or a function that holds the model
     from outside cannot be seen.
     """
-    return [f"{name or 'the model'} {how}" for name, how, _ in _parts(model)]
+    parts = _parts(model.named_modules() if walked is None else walked)
+    return [f"{name or 'the model'} {how}" for name, how, _ in parts]
 
 
 def compiled_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Map the path of each compiled part to its module or wrapper; "" is the model itself."""
-    return {canonical(name): module for name, _, module in _parts(model)}
+    return {canonical(name): module for name, _, module in _parts(model.named_modules())}
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    for name, module in model.named_modules():
+def _parts(walked: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, nn.Module]]:
+    for name, module in walked:
         if "_orig_mod" in module.__dict__.get("_modules", {}):
             yield name, "is wrapped by torch.compile", module
         elif getattr(module, "_compiled_call_impl", None) is not None:

@@ -6,7 +6,7 @@ layer kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from torch.nn.functional import linear
 
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
+from hotswap.compiler.compiled import Walked
 from hotswap.compiler.regions import unwrap as unwrap
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -171,8 +172,8 @@ def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
     return found
 
 
-def why_unsupported(layer: LoraLayer, adapter_name: str) -> str | None:
-    """Say why a layer cannot be prepared, or None when it can."""
+def why_unsupported(layer: LoraLayer, adapter_name: str, found: list[Slot]) -> str | None:
+    """Say why a layer with these slots cannot be prepared, or None when it can."""
     variant = type(layer.lora_variant.get(adapter_name)).__name__
     if adapter_name in layer.lora_variant and not variant.startswith(_SUPPORTED_VARIANTS):
         return f"PEFT's {variant} computes with more than lora_A, lora_B and a scaling"
@@ -181,19 +182,21 @@ def why_unsupported(layer: LoraLayer, adapter_name: str) -> str | None:
             if type(part) not in _PLAIN:
                 kind = type(layer).__name__
                 return f"PEFT's {kind} holds its LoRA weights in a {type(part).__name__}"
-    for slot in slots(layer, adapter_name):
-        if slot.tensor.device.type == "meta":
+    for slot in found:
+        if slot.tensor.is_meta:
             return f"{slot.state_key} is on the meta device (offloaded): load the model without offloading"
         if slot.tensor.grad is not None:
             return f"{slot.state_key} has a .grad: call zero_grad(set_to_none=True) first"
     return None
 
 
-def lora_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, LoraLayer]:
+def lora_layers(
+    model: nn.Module, adapter_name: str | None = None, *, walked: Walked | None = None
+) -> dict[str, LoraLayer]:
     """Find a model's LoRA layers (those that carry ``adapter_name``, if given) by canonical name."""
     return {
         canonical(name): module
-        for name, module in unwrap(model).named_modules()
+        for name, module in (model.named_modules() if walked is None else walked)
         if isinstance(module, LoraLayer)
         and (adapter_name is None or adapter_name in module.scaling)
     }
@@ -204,11 +207,11 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(n for layer in lora_layers(model).values() for n in layer.scaling))
 
 
-def envelope_of(
-    layer: LoraLayer, adapter_name: str, parameters: tuple[str, ...] = ()
+def _envelope_of(
+    layer: LoraLayer, found: list[Slot], parameters: tuple[str, ...] = ()
 ) -> ModulePlan:
     """What fits into a layer as it stands: its kind, rank and dimensions."""
-    a, b, *more = slots(layer, adapter_name)
+    a, b, *more = found
     return ModulePlan(
         kind=_kind(layer),
         rank=a.rank or 0,
@@ -223,19 +226,23 @@ def envelope_of(
     )
 
 
-def envelopes(layers: dict[str, LoraLayer], adapter_name: str) -> dict[str, ModulePlan]:
-    """What fits into each layer."""
+def envelopes(
+    layers: Mapping[str, LoraLayer], of_layer: Mapping[str, list[Slot]]
+) -> dict[str, ModulePlan]:
+    """What fits into each layer with these slots."""
     parameters: dict[str, list[str]] = {}
     for name, layer in layers.items():
         if isinstance(layer, ParamWrapper):
             owner = name.replace(".base_layer", "")
             parameters.setdefault(owner, []).append(layer.parameter_name)
     return {
-        name: envelope_of(
-            layer, adapter_name, tuple(sorted(parameters.get(name.replace(".base_layer", ""), ())))
+        name: _envelope_of(
+            layer,
+            of_layer[name],
+            tuple(sorted(parameters.get(name.replace(".base_layer", ""), ()))),
         )
         if isinstance(layer, ParamWrapper)
-        else envelope_of(layer, adapter_name)
+        else _envelope_of(layer, of_layer[name])
         for name, layer in layers.items()
     }
 
@@ -246,12 +253,6 @@ def _kind(layer: LoraLayer) -> Kind:
     if isinstance(layer, ParamWrapper):
         return "parameter"
     return "conv" if isinstance(layer, _ConvNd) else "linear"
-
-
-def all_slots(layers: dict[str, LoraLayer], adapter_name: str) -> Iterator[Slot]:
-    """Every slot of an adapter in some layers."""
-    for name, layer in layers.items():
-        yield from slots(layer, adapter_name, name)
 
 
 def add_bias(layer: LoraLayer, adapter_name: str) -> None:

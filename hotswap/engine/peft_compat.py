@@ -22,13 +22,13 @@ from hotswap.adapters.fit import fits
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, ModuleSpec
 from hotswap.compiler.compiled import compiled_parts
-from hotswap.engine.layers import all_slots, envelopes, lora_layers, unwrap, why_unsupported
-from hotswap.engine.placement import Prepared, prepared_of, whole_envelope
+from hotswap.engine.carried import Carried
+from hotswap.engine.layers import lora_layers, unwrap, why_unsupported
+from hotswap.engine.placement import Prepared, prepared_of
 from hotswap.engine.prepare import CheckCompiled, prepare
 from hotswap.engine.scalings import Scalings
 from hotswap.engine.source import Source, read
 from hotswap.engine.swap import put_in_place, ready
-from hotswap.engine.trained import trained_slots
 from hotswap.errors import (
     AdapterError,
     MergedAdapterError,
@@ -207,11 +207,12 @@ def _whole(source: Source, layers: dict[str, LoraLayer]) -> Source:
 
 def _as_it_is(model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str) -> bool:
     """Whether an adapter has the ranks and scalings of the one in place, so that nothing need be prepared."""
-    if spec.saved or spec.tokens or spec.copies or trained_slots(model, name):
+    carried = Carried.of(model, name, layers=layers)
+    if spec.saved or spec.tokens or spec.copies or carried.trained:
         return False
-    if any(slot.tensor.is_inference() for slot in all_slots(layers, name)):
+    if any(slot.tensor.is_inference() for slot in carried.slots):
         return False  # cannot be written outside of inference_mode
-    places = envelopes(layers, name)
+    places = carried.envelope.modules
     return all(key in spec.modules for key, place in places.items() if place.dora) and all(
         (module.rank, module.bias, module.dora)
         == (places[key].rank, places[key].bias, places[key].dora)
@@ -223,13 +224,14 @@ def _as_it_is(model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec,
 @torch.no_grad()
 def _overwrite(model: nn.Module, layers: dict[str, LoraLayer], source: Source, name: str) -> None:
     """Overwrite the tensors of an unprepared model where they are, all or nothing."""
-    _refuse(fits(SwapPlan(envelopes(layers, name)), source.spec))
+    carried = Carried.of(model, name, layers=layers)
+    _refuse(fits(carried.envelope, source.spec))
     for module, layer in layers.items():
         if layer.merged_adapters:
             raise MergedAdapterError(f"{module} has merged adapters; call unmerge_adapter() first")
-        if why := why_unsupported(layer, name):
+        if why := why_unsupported(layer, name, carried.of_layer[module]):
             raise UnsupportedLayerError({module: why})
-    slots = list(all_slots(layers, name))
+    slots = carried.slots
     targets = [slot.tensor.detach() for slot in slots]
     values = [
         source.tensors.get(slot.name, torch.zeros((), dtype=slot.tensor.dtype)).expand_as(
@@ -270,7 +272,7 @@ def _make_room(
     model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str
 ) -> None:
     """Prepare the model, or widen what was prepared on the fly, so that the adapter fits."""
-    room = whole_envelope(layers, [*all_slots(layers, name), *trained_slots(model, name)], name)
+    room = Carried.of(model, name, layers=layers).envelope
     wider = {key: _wider(place, spec.modules.get(key)) for key, place in room.modules.items()}
     _refuse(fits(replace(room, modules=wider), spec))
     if wider == room.modules and prepared_of(model) in _on_the_fly:

@@ -15,12 +15,12 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from hotswap.adapters.plan import SavedTensor, SwapPlan
-from hotswap.adapters.spec import TokenRows
+from hotswap.adapters.plan import SwapPlan
+from hotswap.compiler.compiled import Walked
 from hotswap.engine.arena import Arena, Layout
-from hotswap.engine.layers import Slot, all_slots, envelopes, lora_layers, unwrap
+from hotswap.engine.carried import Carried
+from hotswap.engine.layers import Slot, lora_layers, unwrap
 from hotswap.engine.scalings import Scalings
-from hotswap.engine.trained import trained_slots
 from hotswap.errors import (
     BusyError,
     HotswapError,
@@ -28,21 +28,6 @@ from hotswap.errors import (
     NoAdapterError,
     NotPreparedError,
 )
-
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""What safetensors calls torch's dtypes."""
-
 
 Records = list[tuple[dict[str, Any], Any]]
 
@@ -115,17 +100,13 @@ class Placement:
     def of(
         cls,
         model: nn.Module,
-        name: str,
+        carried: Carried,
         arena: Arena | None = None,
         *,
-        layers: dict[str, LoraLayer] | None = None,
+        walked: Walked | None = None,
     ) -> Placement:
-        """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does.
-
-        ``layers`` are those with the adapter, if they are known.
-        """
-        layers = lora_layers(model, name) if layers is None else layers
-        slots = [*all_slots(layers, name), *trained_slots(model, name)]
+        """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does."""
+        name, layers, slots = carried.name, carried.layers, carried.slots
         tensors = [*(slot.tensor for slot in slots), *(la.scaling[name] for la in layers.values())]
         return cls(
             name,
@@ -134,13 +115,13 @@ class Placement:
             arena.layout if arena is not None else Layout.of(tensors),
             arena,
             getattr(model, "peft_config", {}).get(name),
-            whole_envelope(layers, slots, name),
+            carried.envelope,
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[tensor for tensor in tensors if _has_version(tensor)],
             _tensors=[slot.tensor for slot in slots],
             _buffers=[layer.scaling._buffers for layer in layers.values()],
-            _anchors=_anchors(model, layers, slots, name),
+            _anchors=_anchors(walked or list(model.named_modules()), carried, slots),
             _merged=[layer.merged_adapters for layer in layers.values()],
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache
@@ -336,14 +317,16 @@ class Prepared:
 _roots: weakref.WeakKeyDictionary[nn.Module, Prepared] = weakref.WeakKeyDictionary()
 
 
-def prepared_of(model: nn.Module) -> Prepared:
-    """Find the record of a model by any module above its LoRA layers; a copy gets one of its own."""
+def prepared_of(model: nn.Module, *, layers: dict[str, LoraLayer] | None = None) -> Prepared:
+    """Find the record of a model by any module above its LoRA layers; a copy gets one of its own.
+
+    ``layers`` are its LoRA layers, if they are known.
+    """
     root = unwrap(model)
     found = _roots.get(root)
     if found is None:
-        scalings = [
-            la.scaling for la in lora_layers(root).values() if isinstance(la.scaling, Scalings)
-        ]
+        layers = lora_layers(root) if layers is None else layers
+        scalings = [la.scaling for la in layers.values() if isinstance(la.scaling, Scalings)]
         found = next((s.prepared for s in scalings if s.prepared is not None), None) or Prepared()
         if scalings:
             _roots[root] = found
@@ -359,10 +342,10 @@ def placement_of(model: nn.Module, name: str) -> Placement:
     placement = prepared.placements.get(name)
     if placement is None or placement.replaced:
         require_prepared(root, name)
-        placement = prepared.placements[name] = Placement.of(root, name)
+        placement = prepared.placements[name] = Placement.of(root, Carried.of(root, name))
     elif placement.arena is not None and placement.moved:
         label = placement.label
-        placement = prepared.placements[name] = Placement.of(root, name)
+        placement = prepared.placements[name] = Placement.of(root, Carried.of(root, name))
         placement.label = label
     return placement
 
@@ -405,7 +388,7 @@ def _has_version(tensor: Tensor) -> bool:
 
 
 def _anchors(
-    model: nn.Module, layers: dict[str, LoraLayer], slots: list[Slot], name: str
+    walked: Walked, carried: Carried, slots: list[Slot]
 ) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     """Where the model holds the placement's tensors: dicts, keys, and ids of what is there.
 
@@ -413,14 +396,15 @@ def _anchors(
     """
     wanted = {id(slot.tensor) for slot in slots}
     found: list[tuple[dict[str, Any], str, object]] = []
-    for module in unwrap(model).modules():
+    for _, module in walked:
         for holder in (module._parameters, module._buffers):
-            found += [(holder, key, part) for key, part in holder.items() if id(part) in wanted]
-    for layer in layers.values():
-        if (
-            name in layer.lora_A
-        ):  # an adapter that is deleted and added again replaces the whole module
-            found.append((layer.lora_A._modules, name, layer.lora_A[name]))
+            if holder:
+                found += [(holder, key, part) for key, part in holder.items() if id(part) in wanted]
+    name = carried.name
+    for layer in carried.layers.values():
+        modules = layer.lora_A._modules
+        if name in modules:  # an adapter that is deleted and added again replaces the whole module
+            found.append((modules, name, modules[name]))
     return [h for h, _, _ in found], [k for _, k, _ in found], [id(part) for _, _, part in found]
 
 
@@ -431,18 +415,6 @@ def _scale_bytes(arena: Arena, slots: int) -> list[Tensor]:
         start, end = spans.get(region.device, (region.offset, 0))
         spans[region.device] = min(start, region.offset), max(end, region.offset + region.bytes)
     return [arena.buffers[device][start:end] for device, (start, end) in spans.items()]
-
-
-def whole_envelope(layers: dict[str, LoraLayer], slots: list[Slot], name: str) -> SwapPlan:
-    """What fits into the placement, as a plan."""
-    saved, tokens = {}, {}
-    for slot in slots:
-        dtype = DTYPES.get(slot.tensor.dtype, str(slot.tensor.dtype))
-        if slot.role == "saved":
-            saved[slot.name] = SavedTensor(tuple(slot.tensor.shape), dtype)
-        elif slot.role == "tokens":
-            tokens[slot.module] = TokenRows(slot.rows, slot.tensor.shape[-1], dtype)
-    return SwapPlan(envelopes(layers, name), saved=saved, tokens=tokens)
 
 
 def nothing_to_save(*_: Any, **__: Any) -> NoReturn:

@@ -15,23 +15,22 @@ from torch import Tensor, nn
 
 from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
-from hotswap.compiler.compiled import compiled_parts
+from hotswap.compiler.compiled import Walked, compiled_parts
 from hotswap.engine.arena import Arena, Layout
+from hotswap.engine.carried import Carried
 from hotswap.engine.layers import (
     Slot,
     add_bias,
     add_magnitude,
-    all_slots,
     dora_of,
     lora_layers,
-    slots,
     unwrap,
     why_unsupported,
 )
 from hotswap.engine.placement import Placement, prepared_of
 from hotswap.engine.prepared import prepared_class, prepared_tuner
 from hotswap.engine.scalings import Own, Scalings
-from hotswap.engine.trained import hook, trained_slots, unhook, unsupported_wrappers
+from hotswap.engine.trained import hook, unhook, unsupported_wrappers
 from hotswap.errors import AlreadyCompiledError, HotswapError, NoAdapterError, UnsupportedLayerError
 
 CheckCompiled = Literal["error", "warn", "ignore"]
@@ -79,7 +78,7 @@ def prepare(
         return prepare_pipeline(
             model, target_rank=target_rank, adapter_name=adapter_name, check_compiled=check_compiled
         )
-    layers, names, ranks = check_preparable(
+    found = check_preparable(
         model,
         target_rank=target_rank,
         plan=plan,
@@ -87,39 +86,44 @@ def prepare(
         check_compiled=check_compiled,
     )
     model = unwrap(model)
+    known = dict(prepared_of(model, layers=found.layers).placements)
     changes = _Changes()
     padded = 0
+    placements: dict[str, Placement] = {}
     try:
-        owns = {name: _owns(layers, name) for name in names}
-        if plan is not None:
-            _add_parts(layers, names, plan, changes)
-        found = {
-            name: [*all_slots(_carrying(layers, name), name), *trained_slots(model, name)]
-            for name in names
-        }
-        arenas = {name: _arena(model, layers, name, found[name], ranks) for name in names}
-        for name, arena in arenas.items():
+        for name, carried in found.carried.items():
+            owns = _owns(carried)
+            if plan is not None and _add_parts(carried, plan, changes):
+                carried = Carried.of(model, name, walked=found.walked, layers=carried.layers)
+            arena = _arena(carried, found.ranks, known.get(name))
             if arena is not None:
-                padded += _commit(layers, name, found[name], arena, owns[name], changes)
+                padded += _commit(carried, arena, owns, changes)
+                placements[name] = Placement.of(model, carried, arena, walked=found.walked)
+                placements[name].label = known[name].label if name in known else name
         tuner = getattr(model, "base_model", None)
         if type(tuner) is LoraModel:
             changes.set(tuner, "__class__", prepared_tuner(LoraModel))
-        prepared = prepared_of(model)
-        placements = {
-            name: _placement(model, _carrying(layers, name), name, arena)
-            for name, arena in arenas.items()
-            if arena is not None
-        }
+        prepared = prepared_of(model, layers=found.layers)
     except BaseException:
         changes.undo()
         raise
     prepared.placements.update(placements)
     sizes: dict[str, int] = {}
-    for name in names:
+    for name in found.carried:
         for module, place in prepared.placements[name].envelope.modules.items():
             sizes[module] = max(sizes.get(module, 0), place.rank)
-    held = sum(prepared.placements[name].layout.bytes for name in names)
+    held = sum(prepared.placements[name].layout.bytes for name in found.carried)
     return PrepareReport(padded, held, sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Preparable:
+    """What prepare() works on: the model's LoRA layers, what the adapters have, and the target ranks."""
+
+    walked: Walked
+    layers: dict[str, LoraLayer]
+    carried: dict[str, Carried]
+    ranks: dict[str, int | None]
 
 
 def check_preparable(
@@ -129,8 +133,8 @@ def check_preparable(
     plan: SwapPlan | None = None,
     adapter_name: str | None,
     check_compiled: CheckCompiled,
-) -> tuple[dict[str, LoraLayer], list[str], dict[str, int | None]]:
-    """Raise what prepare() raises; else the LoRA layers, the adapters' names and the target ranks."""
+) -> Preparable:
+    """Raise what prepare() raises, and change nothing."""
     if check_compiled not in get_args(CheckCompiled):
         raise ValueError(
             f"check_compiled is {check_compiled!r}; expected one of {get_args(CheckCompiled)}"
@@ -139,25 +143,27 @@ def check_preparable(
         raise ValueError("both target_rank and plan are given; pass one of them")
     if target_rank is not None and (type(target_rank) is not int or target_rank < 1):
         raise TargetRankError(f"target_rank is {target_rank!r}; expected an integer of at least 1")
-    _check_compiled(model, check_compiled)
-    model = unwrap(model)
-    layers = lora_layers(model)
-    carried = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
-    names = carried if adapter_name is None else [adapter_name]
+    walked = list(model.named_modules())
+    _check_compiled(model, walked, check_compiled)
+    layers = lora_layers(model, walked=walked)
+    loaded = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
+    names = loaded if adapter_name is None else [adapter_name]
     if not any(name in layer.scaling for layer in layers.values() for name in names):
         wanted = "a LoRA adapter" if adapter_name is None else f"an adapter named {adapter_name!r}"
         raise NoAdapterError(
-            f"the model carries no LoRA layer with {wanted} (found: {carried}); "
+            f"the model carries no LoRA layer with {wanted} (found: {loaded}); "
             "load the first adapter before prepare()"
         )
-    _check_supported(model, layers, names)
-    ranks = _target_ranks(layers, names, target_rank, plan)
-    _check_trained(model, names, plan)
-    return layers, names, ranks
+    carried = {name: Carried.of(model, name, walked=walked, layers=layers) for name in names}
+    _check_supported(unwrap(model), walked, carried)
+    ranks = _target_ranks(carried, target_rank, plan)
+    if plan is not None:
+        _check_trained(carried, plan)
+    return Preparable(walked, layers, carried, ranks)
 
 
-def _check_compiled(model: nn.Module, check_compiled: CheckCompiled) -> None:
-    parts = compiled_parts(model) if check_compiled != "ignore" else []
+def _check_compiled(model: nn.Module, walked: Walked, check_compiled: CheckCompiled) -> None:
+    parts = compiled_parts(model, walked=walked) if check_compiled != "ignore" else []
     if not parts:
         return
     text = (
@@ -169,17 +175,16 @@ def _check_compiled(model: nn.Module, check_compiled: CheckCompiled) -> None:
     warnings.warn(text, stacklevel=4)
 
 
-def _check_supported(model: nn.Module, layers: dict[str, LoraLayer], names: list[str]) -> None:
+def _check_supported(model: nn.Module, walked: Walked, adapters: dict[str, Carried]) -> None:
     refused: dict[str, str] = {}
-    for name in names:
-        refused |= unsupported_wrappers(model, name)
-        for module, layer in layers.items():
-            if name in layer.scaling and (why := why_unsupported(layer, name)):
+    configs = getattr(model, "peft_config", {})
+    for name, carried in adapters.items():
+        refused |= unsupported_wrappers(walked, name, carried.trained)
+        for module, layer in carried.layers.items():
+            if why := why_unsupported(layer, name, carried.of_layer[module]):
                 refused[module] = why
             if layer.merged_adapters:
                 refused[module] = f"adapters {layer.merged_adapters} are merged: unmerge first"
-    configs = getattr(model, "peft_config", {})
-    for name in names:
         if name in configs:
             features = unsupported_features(configs[name].to_dict())
             refused |= {f"adapter {name!r}": "; ".join(features)} if features else {}
@@ -188,29 +193,27 @@ def _check_supported(model: nn.Module, layers: dict[str, LoraLayer], names: list
 
 
 def _target_ranks(
-    layers: dict[str, LoraLayer], names: list[str], target_rank: int | None, plan: SwapPlan | None
+    adapters: dict[str, Carried], target_rank: int | None, plan: SwapPlan | None
 ) -> dict[str, int | None]:
     ranks: dict[str, int | None] = {}
-    for module, layer in layers.items():
-        loaded = [name for name in names if name in layer.scaling]
-        if not loaded:
-            continue
-        if plan is not None and module not in plan.modules:
-            raise TargetRankError(
-                f"{module} carries an adapter, but the plan has no such module; "
-                "plan the fleet together with the adapter that is loaded"
-            )
-        rank = target_rank if plan is None else plan.modules[module].rank
-        ranks[module] = rank
-        groups = max(slot.groups for slot in slots(layer, loaded[0]))
-        if rank is not None and rank % groups:
-            raise TargetRankError(
-                f"{module} is a convolution with {groups} groups, which do "
-                f"not divide target_rank={rank}; choose a multiple"
-            )
-        for name in loaded:
-            own = _own_rank(layer, name)
-            if rank is not None and own > rank:
+    for name, carried in adapters.items():
+        for module, slots in carried.of_layer.items():
+            if plan is not None and module not in plan.modules:
+                raise TargetRankError(
+                    f"{module} carries an adapter, but the plan has no such module; "
+                    "plan the fleet together with the adapter that is loaded"
+                )
+            rank = ranks[module] = target_rank if plan is None else plan.modules[module].rank
+            if rank is None:
+                continue
+            groups = max(slot.groups for slot in slots)
+            if rank % groups:
+                raise TargetRankError(
+                    f"{module} is a convolution with {groups} groups, which do "
+                    f"not divide target_rank={rank}; choose a multiple"
+                )
+            own = _own_rank(carried.layers[module], name, slots)
+            if own > rank:
                 raise TargetRankError(
                     f"{module}: adapter {name!r} has rank {own}, above the target rank {rank}; "
                     f"call prepare(model, target_rank={own}) or more"
@@ -223,19 +226,16 @@ def _target_ranks(
     return ranks
 
 
-def _own_rank(layer: LoraLayer, name: str) -> int:
+def _own_rank(layer: LoraLayer, name: str, slots: list[Slot]) -> int:
     own = layer.scaling.own.get(name) if isinstance(layer.scaling, Scalings) else None
-    return own.rank if own is not None else slots(layer, name)[0].rank or 0
+    return own.rank if own is not None else slots[0].rank or 0
 
 
-def _check_trained(model: nn.Module, names: list[str], plan: SwapPlan | None) -> None:
+def _check_trained(adapters: dict[str, Carried], plan: SwapPlan) -> None:
     """Raise TargetRankError unless the model has room for the plan's whole modules and token rows."""
-    if plan is None:
-        return
-    for name in names:
-        there = trained_slots(model, name)
-        saved = {slot.name for slot in there if slot.role == "saved"}
-        tokens = {slot.module: set(slot.rows) for slot in there if slot.role == "tokens"}
+    for name, carried in adapters.items():
+        saved = {slot.name for slot in carried.trained if slot.role == "saved"}
+        tokens = {s.module: set(s.rows) for s in carried.trained if s.role == "tokens"}
         missing = [key for key in plan.saved if key not in saved]
         missing += [
             key
@@ -271,26 +271,25 @@ class _Changes:
             undo()
 
 
-def _add_parts(
-    layers: dict[str, LoraLayer], names: list[str], plan: SwapPlan, changes: _Changes
-) -> None:
-    """Add the DoRA magnitudes and biases that the plan has and the model lacks."""
-    for module, layer in layers.items():
-        for name in names:
-            if name not in layer.scaling:
-                continue
-            place = plan.modules[module]
-            if place.dora and name not in layer.lora_magnitude_vector:
-                variant = dora_of(layer)
-                if variant is None:
-                    raise UnsupportedLayerError(
-                        {module: f"PEFT has no DoRA for its {type(layer).__name__}"}
-                    )
-                changes.then(partial(_remove_magnitude, layer, name, dict(vars(layer))))
-                add_magnitude(layer, name, variant)
-            if place.bias and layer.lora_B[name].bias is None:
-                changes.then(partial(_remove_bias, layer, name))
-                add_bias(layer, name)
+def _add_parts(carried: Carried, plan: SwapPlan, changes: _Changes) -> bool:
+    """Add the DoRA magnitudes and biases that the plan has and the model lacks; tell if there were any."""
+    name, added = carried.name, False
+    for module, layer in carried.layers.items():
+        place = plan.modules[module]
+        if place.dora and name not in layer.lora_magnitude_vector:
+            variant = dora_of(layer)
+            if variant is None:
+                raise UnsupportedLayerError(
+                    {module: f"PEFT has no DoRA for its {type(layer).__name__}"}
+                )
+            changes.then(partial(_remove_magnitude, layer, name, dict(vars(layer))))
+            add_magnitude(layer, name, variant)
+            added = True
+        if place.bias and layer.lora_B[name].bias is None:
+            changes.then(partial(_remove_bias, layer, name))
+            add_bias(layer, name)
+            added = True
+    return added
 
 
 def _remove_magnitude(layer: LoraLayer, name: str, before: dict[str, Any]) -> None:
@@ -309,73 +308,57 @@ def _remove_bias(layer: LoraLayer, name: str) -> None:
     layer.lora_bias[name] = False
 
 
-def _carrying(layers: dict[str, LoraLayer], name: str) -> dict[str, LoraLayer]:
-    """The layers that carry an adapter."""
-    return {module: layer for module, layer in layers.items() if name in layer.scaling}
-
-
 @torch.no_grad()
-def _arena(
-    model: nn.Module,
-    layers: dict[str, LoraLayer],
-    name: str,
-    found: list[Slot],
-    ranks: dict[str, int | None],
-) -> Arena | None:
+def _arena(carried: Carried, ranks: dict[str, int | None], known: Placement | None) -> Arena | None:
     """Copy an adapter's tensors, padded, and its scalings into a new arena; nothing is changed yet.
 
     None: they are in one already, with all the room that is wanted.
     """
+    found = carried.slots
     shapes = [slot.shape(max(ranks.get(slot.module) or 0, slot.rank or 0)) for slot in found]
-    scalings = [_scaling(layer, name) for layer in _carrying(layers, name).values()]
+    scalings = [
+        _scaling(layer, carried.name, carried.of_layer[module][0].tensor)
+        for module, layer in carried.layers.items()
+    ]
     tensors = [slot.tensor.detach() for slot in found]
     layout = Layout.of([*tensors, *scalings], [*shapes, *(() for _ in scalings)])
-    known = prepared_of(model).placements.get(name)
     if known is not None and not known.replaced and not known.moved and known.layout == layout:
         return None
     arena = layout.new(inference=any(slot.tensor.is_inference() for slot in found))
     with torch.inference_mode(arena.inference):
-        for slot, view, tensor in zip(found, arena.views, tensors, strict=False):
-            length = tensor.shape[slot.axis] if slot.axis is not None else 0
-            part = slot.part(view, length)
-            part.copy_(slot.split(tensor, part))
-        for view, value in zip(arena.views[len(found) :], scalings, strict=True):
-            view.copy_(value)
+        parts = [
+            slot.part(view, tensor.shape[slot.axis] if slot.axis is not None else 0)
+            for slot, view, tensor in zip(found, arena.views, tensors, strict=False)
+        ]
+        values = map(Slot.split, found, tensors, parts)
+        torch._foreach_copy_([*parts, *arena.views[len(found) :]], [*values, *scalings])
     return arena
 
 
-def _scaling(layer: LoraLayer, name: str) -> Tensor:
+def _scaling(layer: LoraLayer, name: str, weight: Tensor) -> Tensor:
     """The scaling as a 0-d tensor: float32, or float64 in a float64 model."""
     value = layer.scaling[name]
     if isinstance(layer.scaling, Scalings):
         return layer.scaling[name]
-    weight = slots(layer, name)[0].tensor
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return torch.tensor(float(value), dtype=dtype, device=weight.device)
 
 
-def _owns(layers: dict[str, LoraLayer], name: str) -> list[Own]:
+def _owns(carried: Carried) -> list[Own]:
     """What the adapter has for each of its layers, before anything is added."""
     return [
         Own(
-            _own_rank(layer, name),
-            bias=any(slot.role == "bias" for slot in slots(layer, name)),
-            dora=name in layer.lora_magnitude_vector,
+            _own_rank(carried.layers[module], carried.name, slots),
+            bias=any(slot.role == "bias" for slot in slots),
+            dora=any(slot.role == "magnitude" for slot in slots),
         )
-        for layer in _carrying(layers, name).values()
+        for module, slots in carried.of_layer.items()
     ]
 
 
-def _commit(
-    layers: dict[str, LoraLayer],
-    name: str,
-    found: list[Slot],
-    arena: Arena,
-    owns: list[Own],
-    changes: _Changes,
-) -> int:
+def _commit(carried: Carried, arena: Arena, owns: list[Own], changes: _Changes) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
-    padded = 0
+    name, found, padded = carried.name, carried.slots, 0
     for slot, view in zip(found, arena.views, strict=False):
         padded += view.numel() > slot.tensor.numel()
         changes.set(slot.tensor, "data", view)
@@ -386,22 +369,14 @@ def _commit(
             changes.then(unhook(slot))
             hook(slot, name)
     scales = arena.views[len(found) :]
-    for layer, view, own in zip(_carrying(layers, name).values(), scales, owns, strict=True):
-        if not isinstance(layer.scaling, Scalings):
+    for layer, view, own in zip(carried.layers.values(), scales, owns, strict=True):
+        if isinstance(layer.scaling, Scalings):
+            changes.then(layer.scaling.restorer(name))
+        else:
             _tensorise(layer, view, changes)
         layer.scaling.put(name, view)
         layer.scaling.own.setdefault(name, own)
     return padded
-
-
-def _placement(
-    model: nn.Module, layers: dict[str, LoraLayer], name: str, arena: Arena
-) -> Placement:
-    """Describe a new arena; what is in place under the name remains so."""
-    placement = Placement.of(model, name, arena, layers=layers)
-    known = prepared_of(model).placements.get(name)
-    placement.label = known.label if known is not None else name
-    return placement
 
 
 def _tensorise(layer: LoraLayer, like: Tensor, changes: _Changes) -> None:

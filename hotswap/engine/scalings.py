@@ -65,6 +65,17 @@ class Scalings(nn.Module):
         self._buffers[name] = buffer
         self._non_persistent_buffers_set.add(name)
 
+    def restorer(self, name: str) -> Callable[[], None]:
+        """Give what takes back a ``put``, and an own content noted for the first time."""
+        buffer, noted = self._buffers[name], name in self.own
+
+        def restore() -> None:
+            self._buffers[name] = buffer
+            if not noted:
+                self.own.pop(name, None)
+
+        return restore
+
     def assign(self, values: Mapping[str, float | Tensor]) -> None:
         """Fill every name's buffer in place, as assigning a whole dict to ``layer.scaling`` does."""
         for name, value in values.items():

@@ -25,8 +25,8 @@ from hotswap.adapters.header import (
     read_raw_header,
 )
 from hotswap.adapters.spec import AdapterSpec, canonical
+from hotswap.engine.carried import DTYPES
 from hotswap.engine.diffusers_file import read_model_file, weights_of
-from hotswap.engine.placement import DTYPES
 from hotswap.errors import AdapterError, UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 

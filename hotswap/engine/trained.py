@@ -13,26 +13,29 @@ from peft.utils.other import (
 from torch import nn
 
 from hotswap.adapters.spec import TOKENS, canonical
-from hotswap.engine.layers import Slot, unwrap
+from hotswap.compiler.compiled import Walked
+from hotswap.engine.layers import Slot
 
 OWN = "hotswap_own"
 """Attribute of a wrapped module: adapter name → the token rows of the adapter in place, or True or False."""
 
 
-def trained_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
+def trained_slots(
+    model: nn.Module, adapter_name: str, *, walked: Walked | None = None
+) -> list[Slot]:
     """List the tensors of an adapter that hang in modules wrapped as a whole; tied ones once."""
     found: dict[int, Slot] = {}
-    for name, wrapper in unwrap(model).named_modules():
+    for name, wrapper in model.named_modules() if walked is None else walked:
         if isinstance(wrapper, AuxiliaryTrainingWrapper) and adapter_name in wrapper._adapters:
             for slot in _slots(canonical(name), wrapper, adapter_name):
                 found.setdefault(id(slot.tensor), slot)
     return list(found.values())
 
 
-def unsupported_wrappers(model: nn.Module, adapter_name: str) -> dict[str, str]:
-    """Name the wrapped modules whose tensors cannot be swapped, with the reason."""
+def unsupported_wrappers(walked: Walked, adapter_name: str, trained: list[Slot]) -> dict[str, str]:
+    """Name the wrapped modules whose tensors (``trained``) cannot be swapped, with the reason."""
     refused = {}
-    for name, wrapper in unwrap(model).named_modules():
+    for name, wrapper in walked:
         if (
             not isinstance(wrapper, AuxiliaryTrainingWrapper)
             or adapter_name not in wrapper._adapters
@@ -40,7 +43,7 @@ def unsupported_wrappers(model: nn.Module, adapter_name: str) -> dict[str, str]:
             continue
         if not isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper):
             refused[canonical(name)] = f"PEFT's {type(wrapper).__name__} is not known"
-    for slot in trained_slots(model, adapter_name):
+    for slot in trained:
         if slot.tensor.is_meta:
             refused[slot.name] = (
                 "is on the meta device (offloaded): load the model without offloading"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import fresh, micro, write_adapter
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 import hotswap
 
@@ -34,7 +35,8 @@ def living() -> list[torch.Tensor]:
     """The plain tensors that exist."""
     gc.collect()
     kinds = (torch.Tensor, torch.nn.Parameter)
-    return [thing for thing in gc.get_objects() if type(thing) in kinds]
+    plain = [thing for thing in gc.get_objects() if type(thing) in kinds]
+    return [tensor for tensor in plain if not is_functorch_wrapped_tensor(tensor)]
 
 
 def grown(before: list[torch.Tensor]) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from source_samples import SAMPLES, wanted
 
 from hotswap.source.flake8 import Plugin
@@ -37,6 +38,7 @@ def test_the_entry_point_names_the_plugin() -> None:
 
 
 def test_flake8_runs_it(tmp_path: Path) -> None:
+    pytest.importorskip("flake8")
     entry = importlib.metadata.entry_points(group="flake8.extension")
     config = tmp_path / "setup.cfg"
     local = (

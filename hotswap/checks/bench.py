@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -321,9 +322,10 @@ def _growth(fleet: _Fleet, swaps: int) -> int:
 def _tensor_bytes() -> int:
     """The bytes of every distinct storage of a living CPU tensor; torch.compile's fakes have none."""
     gc.collect()
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for t in gc.get_objects()
-        if type(t) in (torch.Tensor, nn.Parameter) and t.device.type == "cpu"
-    }
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, nn.Parameter) and thing.device.type == "cpu":
+            with suppress(NotImplementedError):  # a tensor of torch.func has no storage of its own
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

@@ -36,16 +36,17 @@ def compiled_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def _parts(walked: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, nn.Module]]:
     for name, module in walked:
-        if "_orig_mod" in module.__dict__.get("_modules", {}):
+        own = module.__dict__
+        if "_orig_mod" in own.get("_modules", ()):
             yield name, "is wrapped by torch.compile", module
-        elif getattr(module, "_compiled_call_impl", None) is not None:
+        elif own.get("_compiled_call_impl") is not None:
             yield name, "was compiled in place by .compile()", module
-        elif _is_compiled_function(module.__dict__.get("forward")):
+        elif "forward" in own and _is_compiled_function(own["forward"]):
             yield name, "has a compiled forward", module
 
 
 def _is_compiled_function(function: Any) -> bool:
-    return function is not None and hasattr(function, "_torchdynamo_orig_callable")
+    return hasattr(function, "_torchdynamo_orig_callable")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ class Region:
         """The bytes of the tensor, without what aligns the next one."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def strides(self) -> list[int]:
+        """The strides of the tensor, in elements: those of a contiguous one."""
+        return [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -105,13 +110,17 @@ class Arena:
         """The tensors, in the layout's order; each shares the storage of its buffer."""
         if self._views is None:
             with torch.inference_mode(self.inference), torch.no_grad():
-                self._views = [self._view(region) for region in self.layout.regions]
+                typed = {
+                    (device, dtype): self.buffers[device].view(dtype)
+                    for device, _, _, dtype in self.layout.runs
+                }
+                self._views = [
+                    typed[region.device, region.dtype].as_strided(
+                        region.shape, region.strides, region.offset // region.dtype.itemsize
+                    )
+                    for region in self.layout.regions
+                ]
         return self._views
-
-    def _view(self, region: Region) -> Tensor:
-        start = region.offset
-        piece = self.buffers[region.device][start : start + region.bytes]
-        return piece.view(region.dtype).view(region.shape)
 
     def copy(self, other: Arena) -> None:
         """Take over every byte of another arena of the same layout: one copy a device."""

@@ -358,33 +358,42 @@ def _owns(carried: Carried) -> list[Own]:
 
 def _commit(carried: Carried, arena: Arena, owns: list[Own], changes: _Changes) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
-    name, found, padded = carried.name, carried.slots, 0
-    for slot, view in zip(found, arena.views, strict=False):
-        padded += view.numel() > slot.tensor.numel()
-        changes.set(slot.tensor, "data", view)
-        if slot.owner is not None and slot.axis is not None:
-            size = view.shape[slot.axis] * slot.groups
-            changes.set(slot.owner, slot.size_attribute, size)
-        if slot.role in ("saved", "tokens"):
-            changes.then(unhook(slot))
-            hook(slot, name)
+    name, found = carried.name, carried.slots
+    before = [slot.tensor.data for slot in found]
+    changes.then(partial(_assign, found, before))
+    _assign(found, arena.views)
+    for slot in carried.trained:
+        changes.then(unhook(slot))
+        hook(slot, name)
     scales = arena.views[len(found) :]
     for layer, view, own in zip(carried.layers.values(), scales, owns, strict=True):
         if isinstance(layer.scaling, Scalings):
             changes.then(layer.scaling.restorer(name))
+            layer.scaling.put(name, view)
         else:
-            _tensorise(layer, view, changes)
-        layer.scaling.put(name, view)
+            _tensorise(layer, name, view, changes)
         layer.scaling.own.setdefault(name, own)
-    return padded
+    return sum(view.numel() > old.numel() for view, old in zip(arena.views, before, strict=False))
 
 
-def _tensorise(layer: LoraLayer, like: Tensor, changes: _Changes) -> None:
-    """Replace a layer's scaling dict by Scalings."""
+def _assign(found: list[Slot], values: list[Tensor]) -> None:
+    """Let the slots' parameters hold these tensors, and the modules around them say how wide they are."""
+    for slot, value in zip(found, values, strict=False):
+        slot.tensor.data = value
+        if slot.owner is not None and slot.axis is not None:
+            vars(slot.owner)[slot.size_attribute] = value.shape[slot.axis] * slot.groups
+
+
+def _tensorise(layer: LoraLayer, name: str, view: Tensor, changes: _Changes) -> None:
+    """Replace a layer's scaling dict by Scalings, in which the view stands for one adapter."""
     plain = layer.scaling
-    numbers = {name: float(value) for name, value in plain.items()}
     cls = type(layer)
-    scalings = Scalings(numbers, dtype=like.dtype, device=like.device)
+    scalings = Scalings({}, dtype=view.dtype, device=view.device)
+    for other, value in plain.items():
+        if other == name:
+            scalings.put(name, view)
+        else:
+            scalings[other] = value
 
     def undo() -> None:
         layer.__class__ = cls

@@ -35,10 +35,10 @@ class Scalings(nn.Module):
         self, values: Mapping[str, float | Tensor], *, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.device = device
-        self.own: dict[str, Own | None] = {}
-        self.prepared: Prepared | None = None
+        self.own: dict[str, Own | None]
+        self.prepared: Prepared | None
+        # past Module.__setattr__, which looks at every value whether it is a module or a tensor
+        self.__dict__.update(dtype=dtype, device=device, own={}, prepared=None)
         for name, value in values.items():
             self[name] = value
 

@@ -283,19 +283,36 @@ def test_a_file_that_shrinks_while_it_is_read_changes_nothing(
     model = hotswap.load(copy.deepcopy(base), hotswap.plan([*fleet.values()]), fleet["one"])
     before = bits(model)
     path = fleet["two"] / "adapter_model.safetensors"
-    whole, read_data = path.read_bytes(), source._read_data
+    whole, read_data = path.read_bytes(), source.Reader.read
 
     def shrink(*args: Any) -> Any:
         path.write_bytes(whole[:-8])
         return read_data(*args)
 
-    monkeypatch.setattr(source, "_read_data", shrink)
+    monkeypatch.setattr(source.Reader, "read", shrink)
     with pytest.raises(AdapterError, match="shrunk while it was read"):
         hotswap.swap(model, fleet["two"])
     assert same_bits(before, bits(model))
     monkeypatch.undo()
     path.write_bytes(whole)
     hotswap.swap(model, fleet["two"])
+
+
+def test_a_file_that_is_exchanged_before_it_is_read_changes_nothing(
+    fleet: Any, model: Any, monkeypatch: Any
+) -> None:
+    before = bits(model)
+    load = source.Source.load
+
+    def exchange(*args: Any) -> Any:
+        other = (fleet["dora"] / "adapter_model.safetensors").read_bytes()
+        (fleet["small"] / "adapter_model.safetensors").write_bytes(other)
+        return load(*args)
+
+    monkeypatch.setattr(source.Source, "load", exchange)
+    with pytest.raises(AdapterError, match="changed while it was read"):
+        hotswap.swap(model, fleet["small"])
+    assert same_bits(before, bits(model))
 
 
 def test_an_interrupt_while_the_lock_is_taken_releases_it(

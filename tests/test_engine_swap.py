@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import TARGETS, fresh, micro, run, write_adapter
+from models import TARGETS, Around, fresh, micro, run, seeded, write_adapter
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 
 import hotswap
 from hotswap.engine.layers import lora_layers, slots
@@ -287,3 +289,41 @@ def test_a_lora_bias_is_swapped_and_forgotten(base: Any, tmp_path: Path) -> None
     for folder in (without, with_bias):
         hotswap.swap(model, folder)
         torch.testing.assert_close(run(model), run(fresh(base, folder)))
+
+
+def packed(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file whose tensors lie where they may, whatever their dtypes are aligned to."""
+    names = {torch.float32: "F32", torch.bfloat16: "BF16"}
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        offsets = [len(data), len(data) + len(raw)]
+        data += raw
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "adapter_model.safetensors").write_bytes(
+        len(text).to_bytes(8, "little") + text + data
+    )
+
+
+def test_a_file_packed_tighter_than_its_dtypes_is_read_anew_every_time(tmp_path: Path) -> None:
+    base = seeded(lambda: Around(torch.nn.Linear(3, 5)))
+    folders = []
+    for name in ("one", "two"):
+        folders.append(write_adapter(tmp_path / name, base, r=1, target_modules=["layer"]))
+        tensors = load_file(folders[-1] / "adapter_model.safetensors")
+        first = next(key for key in tensors if "lora_A" in key)  # (1, 3) in bfloat16: 6 bytes
+        other = next(key for key in tensors if "lora_B" in key)
+        values = {first: tensors[first].bfloat16(), other: torch.randn(5, 1)}
+        packed(folders[-1], values)
+    inputs = torch.randn(2, 3)
+    model = hotswap.load(copy.deepcopy(base), hotswap.plan(folders), folders[0])
+    for _ in range(2):
+        for folder in folders:
+            hotswap.swap(model, folder)
+            torch.testing.assert_close(run(model, inputs), run(fresh(base, folder), inputs))

@@ -98,6 +98,9 @@ class Arena:
         self.layout = layout
         self.inference = inference
         self.buffers = buffers
+        self.recipe: object = (
+            None  # what laid out its bytes last, and knows which of them are zeros
+        )
         starts = {device: buffer.data_ptr() for device, buffer in buffers.items()}
         self.addresses = [
             starts[region.device] + region.offset if region.bytes else 0
@@ -124,6 +127,7 @@ class Arena:
 
     def copy(self, other: Arena) -> None:
         """Take over every byte of another arena of the same layout: one copy a device."""
+        self.recipe = None
         with torch.inference_mode(self.inference):
             for device, buffer in self.buffers.items():
                 buffer.copy_(other.buffers[device])

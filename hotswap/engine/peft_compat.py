@@ -170,7 +170,7 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Source])
 def _whole(source: Source, layers: dict[str, LoraLayer]) -> Source:
     """The adapter without the modules of which it has half a pair; raise if it targets other modules."""
     parts: dict[str, set[str]] = {}
-    for tensor in source.tensors:
+    for tensor in source.infos:
         module, found, part = tensor.rpartition(".lora_")
         if found:
             parts.setdefault(module, set()).add(part)
@@ -233,10 +233,9 @@ def _overwrite(model: nn.Module, layers: dict[str, LoraLayer], source: Source, n
             raise UnsupportedLayerError({module: why})
     slots = carried.slots
     targets = [slot.tensor.detach() for slot in slots]
+    given = source.tensors
     values = [
-        source.tensors.get(slot.name, torch.zeros((), dtype=slot.tensor.dtype)).expand_as(
-            slot.tensor
-        )
+        given.get(slot.name, torch.zeros((), dtype=slot.tensor.dtype)).expand_as(slot.tensor)
         for slot in slots
     ]
     _refuse(

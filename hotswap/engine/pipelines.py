@@ -115,7 +115,7 @@ def _put(pairs: list[tuple[Placement, Content]]) -> None:
     before = [(place, _in_place(place, content), place.content) for place, content in pairs]
     try:
         for place, content in pairs:
-            place.put_staged(content)
+            place.put_staged(content, untouched=place.untouched)
     except BaseException:
         for place, old, known in before:
             place.put(old)

@@ -30,6 +30,7 @@ from hotswap.errors import (
 )
 
 Records = list[tuple[dict[str, Any], Any]]
+Changes = list[tuple[dict[str, Any], Any, Any]]
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -45,7 +46,7 @@ class Content:
     records: Records
     fields: dict[str, Any] | None
     _digest: str | None = None
-    _changed: tuple[weakref.ref[Content], Records] | None = None
+    _changes: tuple[weakref.ref[Content], Changes] | None = None
 
     @property
     def digest(self) -> str:
@@ -57,13 +58,15 @@ class Content:
             self._digest = digest.hexdigest()
         return self._digest
 
-    def changed_from(self, before: Content) -> Records:
-        """The records that differ from those of another content; kept for the last one asked for."""
-        if self._changed is None or self._changed[0]() is not before:
+    def changes_from(self, before: Content) -> Changes:
+        """The records that differ from another content's, as (dict, mine, theirs); kept for the last one."""
+        if self._changes is None or self._changes[0]() is not before:
             pairs = zip(self.records, before.records, strict=True)
-            changed = [mine for mine, theirs in pairs if mine[1] != theirs[1]]
-            self._changed = weakref.ref(before), changed
-        return self._changed[1]
+            changes = [
+                (holder, mine, theirs) for (holder, mine), (_, theirs) in pairs if mine != theirs
+            ]
+            self._changes = weakref.ref(before), changes
+        return self._changes[1]
 
 
 @dataclass(slots=True)
@@ -191,22 +194,21 @@ class Placement:
         """Put an adapter in place, all or nothing: on any exception everything is as it was.
 
         ``undo`` has the weights that are in place now, those of the last content; if it is not given,
-        they are copied first, unless nobody wrote them since.
+        they are copied first.
         """
         self.require_resident()
-        given = undo is not None
-        if undo is None or self.arena is None:
-            undo = self._now()
+        if undo is not None and self.content is not None and self.arena is not None:
+            changes = content.changes_from(self.content)
+        else:
+            undo = self._copy()
+            name = self.name
+            changes = [(holder, value, holder.get(name)) for holder, value in content.records]
         scales = [scale.clone() for scale in self._scales]
-        after = content.records
-        if given and self.content is not None:
-            after = content.changed_from(self.content)
-        records = [(holder, holder.get(self.name)) for holder, _ in after]
         fields = dict(vars(self.config)) if self.config is not None else None
         before = self.content, self.label
         self._versions = None
         try:
-            self._follow(after, content.fields)
+            self._follow(changes, content.fields)
             self.content, self.label = content, content.label
             self._write(content.image)
         except BaseException:
@@ -214,18 +216,28 @@ class Placement:
             with torch.inference_mode(self.arena is not None and self.arena.inference):
                 for scale, value in zip(self._scales, scales, strict=True):
                     scale.copy_(value)
-            self._follow(records, fields)
+            self._follow([(holder, old, new) for holder, new, old in changes], fields)
             self.content, self.label = before
             raise
 
-    def put_staged(self, content: Content) -> None:
-        """Put in place what was written into the buffer that ``staging`` gave last."""
+    def put_staged(self, content: Content, *, untouched: bool) -> None:
+        """Put in place what was written into the buffer that ``staging`` gave last.
+
+        ``untouched`` is what the property said of the content in place.
+        """
         self._staging = [
             (image, weakref.ref(content) if image is content.image else user)
             for image, user in self._staging
         ]
-        self.put(content)
+        undo = self.content.image if untouched and self.content is not None else None
+        self.put(content, undo=undo)
         self._versions = self._seen()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody wrote a tensor or scaling since the content was put in place."""
+        known = self.content is not None and self._versions is not None
+        return known and self._versions == self._seen()
 
     def _seen(self) -> list[int] | None:
         """The version counters, which every write in place raises, but for one through ``.data``."""
@@ -233,11 +245,8 @@ class Placement:
             return None
         return [tensor._version for tensor in self._versioned]
 
-    def _now(self) -> Arena:
-        """The bytes in place: the content's, if nobody wrote since, else a copy."""
-        unchanged = self._versions is not None and self._versions == self._seen()
-        if self.content is not None and unchanged:
-            return self.content.image
+    def _copy(self) -> Arena:
+        """Copy the bytes in place, to put them back if need be."""
         if self._undo is None:
             self._undo = self.layout.new()
         if self.arena is not None:
@@ -260,9 +269,10 @@ class Placement:
         for cache in self._caches:
             cache.clear()
 
-    def _follow(self, records: Records, fields: dict[str, Any] | None) -> None:
-        for holder, value in records:
-            holder[self.name] = value
+    def _follow(self, changes: Changes, fields: dict[str, Any] | None) -> None:
+        name = self.name
+        for holder, value, _ in changes:
+            holder[name] = value
         if self.config is None:
             return
         own = vars(self.config)  # changed in place: compiled code may be guarded on the object

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -18,12 +21,12 @@ from torch import Tensor
 
 from hotswap.adapters.config import CONFIG, read_config
 from hotswap.adapters.header import (
-    FileLayout,
     TensorInfo,
     open_weights,
     parse_layout,
     read_raw_header,
 )
+from hotswap.adapters.plan import ALIGNMENT
 from hotswap.adapters.spec import AdapterSpec, canonical
 from hotswap.engine.carried import DTYPES
 from hotswap.engine.diffusers_file import read_model_file, weights_of
@@ -36,29 +39,105 @@ _KEPT = 64  # descriptions
 _kept = threading.local()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Description:
     """What is known of an adapter without its values; adapters of one recipe share it.
 
-    ``names`` are the canonical names of its tensors, in the order in which they are given; of a file
-    ``views`` are its tensors in the buffer that it was read into last.
+    ``tensors`` has canonical names, in the order in which the tensors are given.
     """
 
     spec: AdapterSpec
-    names: tuple[str, ...]
+    tensors: dict[str, TensorInfo]
     config: LoraConfig
-    layout: FileLayout | None = None
-    views: tuple[Tensor, list[Tensor]] | None = None
+    header: bytes = b""  # of a file
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An adapter in memory; the tensors of a file are valid until this thread reads the next one."""
+    """An adapter: what is known of it, and its values, which are in memory or still in a file."""
 
     label: str
+    known: Description
     spec: AdapterSpec
-    tensors: dict[str, Tensor]
-    config: LoraConfig
+    values: list[Tensor] | Path
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """What is known of each tensor, by canonical name."""
+        return self.known.tensors
+
+    @property
+    def config(self) -> LoraConfig:
+        """The config of the adapter."""
+        return self.known.config
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The values; those of a file are valid until this thread reads the next one.
+
+        Raises UnreadableAdapterError when the file has changed since it was described.
+        """
+        return self.load({}, None)[0]
+
+    def load(
+        self, direct: Mapping[str, Tensor], reader: Reader | None
+    ) -> tuple[dict[str, Tensor], Reader | None]:
+        """Give the values; a file is read into the tensors of ``direct`` where it has those names.
+
+        They are contiguous, in the shape and dtype that the file has, on the CPU. ``reader`` is what the
+        last call with the same ``direct`` gave, so that it need not be made again.
+        """
+        if isinstance(self.values, list):
+            return dict(zip(self.infos, self.values, strict=True)), None
+        if reader is None or not reader.serves(self.known):
+            reader = Reader(self.known, direct)
+        with open_weights(self.values) as file:
+            if read_raw_header(file) != self.known.header:
+                _unreadable(file.name, "the file has changed while it was read")
+            reader.read(file)
+        return reader.tensors, reader
+
+
+class Reader:
+    """Where the tensors of a file are read to: given tensors, or else a buffer of this thread."""
+
+    def __init__(self, known: Description, direct: Mapping[str, Tensor]) -> None:
+        self._known = known
+        self.tensors: dict[str, Tensor] = {}
+        self._views: list[memoryview] = []
+        others = {name: info for name, info in known.tensors.items() if name not in direct}
+        room = [math.ceil((info.end - info.start) / ALIGNMENT) for info in others.values()]
+        ends = [ALIGNMENT * end for end in accumulate(room)]
+        buffer = _buffer(ends[-1] if ends else 0)
+        self._buffer = weakref.ref(buffer)
+        starts = dict(zip(others, [0, *ends], strict=False))
+        for name, info in sorted(known.tensors.items(), key=lambda item: item[1].start):
+            if name in direct:
+                tensor = direct[name]
+            else:
+                tensor = _view(buffer[starts[name] :][: info.end - info.start], info)
+            self.tensors[name] = tensor
+            if tensor.numel():
+                self._views.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    def serves(self, known: Description) -> bool:
+        """Whether it reads files of this description, and its buffer is this thread's still."""
+        buffer = self._buffer()
+        return self._known is known and buffer is not None and buffer is _thread_buffer()
+
+    def read(self, file: BufferedReader) -> None:
+        """Read the data of a file that is open behind its header."""
+        try:
+            for view in self._views:
+                if file.readinto(view) != len(view):
+                    _unreadable(file.name, "the file has shrunk while it was read")
+        except OSError as error:
+            _unreadable(file.name, f"cannot be read: {error.strerror or error}")
+
+
+def _unreadable(name: str, text: str) -> NoReturn:
+    remedy = "check the file and its permissions, and load it again"
+    raise UnreadableAdapterError([Finding(name, "HSW005", text, remedy)])
 
 
 def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Source:
@@ -80,8 +159,7 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Sour
         return replace(source, label=str(adapter), spec=replace(source.spec, path=str(adapter)))
     with open_weights(path) as file:
         known = _describe(str(adapter), file, fields, config)
-        tensors = dict(zip(known.names, _read_data(file, known), strict=True))
-    return Source(str(adapter), replace(known.spec, path=str(adapter)), tensors, known.config)
+    return Source(str(adapter), known, replace(known.spec, path=str(adapter)), path)
 
 
 def _describe(
@@ -97,31 +175,11 @@ def _describe(
             raise AdapterError(
                 spec.findings
             )  # PEFT may not even build a config with such a feature
-        names = tuple(canonical(name) for name in layout.tensors)
+        tensors = {canonical(name): info for name, info in layout.tensors.items()}
         config = PeftConfig.from_peft_type(**fields) if config is None else config
-        known = Description(spec, names, config, layout)
+        known = Description(spec, tensors, config, header)
         _keep(key, known)
     return known
-
-
-def _read_data(file: BufferedReader, known: Description) -> list[Tensor]:
-    layout = known.layout
-    if layout is None:
-        raise TypeError("a state dict has no file")
-    data = _buffer(layout.size)
-    try:
-        file.seek(layout.start)
-        got = file.readinto(data.numpy().data) if layout.size else 0
-    except OSError as error:
-        text = f"cannot be read: {error.strerror or error}"
-        remedy = "check the file and its permissions"
-        raise UnreadableAdapterError([Finding(file.name, "HSW005", text, remedy)]) from error
-    if got != layout.size:
-        text = f"the file has shrunk while it was read: {got} of {layout.size} bytes"
-        raise UnreadableAdapterError([Finding(file.name, "HSW005", text, "load it again")])
-    if known.views is None or known.views[0] is not _kept.buffer:
-        known.views = _kept.buffer, [_view(data, info) for info in layout.tensors.values()]
-    return known.views[1]
 
 
 def _descriptions() -> OrderedDict[Hashable, Description]:
@@ -163,23 +221,25 @@ def _given(config: LoraConfig | None) -> LoraConfig:
 
 def _buffer(size: int) -> Tensor:
     """A buffer of bytes that the next read of this thread writes again: new pages cost more than the read."""
-    kept: Tensor | None = getattr(_kept, "buffer", None)
+    kept = _thread_buffer()
     if kept is None or kept.numel() < size:
         with torch.inference_mode(False):
             kept = _kept.buffer = torch.empty(size, dtype=torch.uint8)
-    return kept[:size]
+    return kept
 
 
-def _view(data: Tensor, info: TensorInfo) -> Tensor:
-    dtype = _TORCH.get(
-        info.dtype, torch.uint8
-    )  # of a dtype that torch lacks, the spec has a finding
-    piece = data[info.start : info.end]
-    if dtype is torch.uint8 and info.dtype != "U8":
-        return piece
-    if info.start % dtype.itemsize:
-        piece = piece.clone()  # a file may be packed tighter than its dtypes
-    return piece.view(dtype).view(info.shape)
+def _thread_buffer() -> Tensor | None:
+    return getattr(_kept, "buffer", None)
+
+
+def _view(piece: Tensor, info: TensorInfo) -> Tensor:
+    dtype = dtype_of(info)
+    return piece if dtype is None else piece.view(dtype).view(info.shape)
+
+
+def dtype_of(info: TensorInfo) -> torch.dtype | None:
+    """The dtype of a tensor; None for one that torch lacks, of which the spec has a finding."""
+    return _TORCH.get(info.dtype)
 
 
 def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -> Source:
@@ -198,10 +258,9 @@ def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -
             for name, value in zip(adapter, values, strict=True)
         }
         spec = AdapterSpec.from_tensors("state dict", _plain(config), infos)
-        known = Description(spec, tuple(canonical(name) for name in adapter), config)
+        known = Description(spec, {canonical(n): info for n, info in infos.items()}, config)
         _keep(key, known)
-    tensors = dict(zip(known.names, values, strict=True))
-    return Source("state dict", known.spec, tensors, known.config)
+    return Source("state dict", known, known.spec, values)
 
 
 def _plain(config: LoraConfig) -> dict[str, Any]:

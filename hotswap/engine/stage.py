@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.adapters.fit import fits
+from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.spec import ModuleSpec, canonical
 from hotswap.engine.arena import Arena
 from hotswap.engine.layers import norm_of
 from hotswap.engine.placement import Content, Placement, Records
 from hotswap.engine.scalings import Own
-from hotswap.engine.source import Source
+from hotswap.engine.source import Reader, Source, dtype_of
 from hotswap.engine.trained import own_content
 from hotswap.errors import AdapterError, RankTooLargeError
 from hotswap.findings import Finding, has_code
@@ -36,7 +37,7 @@ class Recipe:
     """
 
     def __init__(self, placement: Placement, source: Source | None) -> None:
-        given = source.tensors if source is not None else {}
+        given = source.infos if source is not None else {}
         self.modules = modules = source.spec.modules if source is not None else _NO_MODULES
         self.defaults: list[int] = []
         self.zeroed: list[int] = []
@@ -44,7 +45,7 @@ class Recipe:
         self.rows: list[tuple[int, list[int]]] = []
         self.later: list[int] = []
         self.norms: dict[int, Tensor] = {}
-        self.shapes = {name: tensor.shape for name, tensor in given.items()}
+        self.given = given
         for index, slot in enumerate(placement.slots):
             there = slot.name in given
             if slot.role == "tokens":
@@ -56,15 +57,10 @@ class Recipe:
                 self.later.append(index)
             elif there:
                 self.copied.append((index, slot.name))
-                if tuple(self.shapes[slot.name]) != tuple(slot.tensor.shape):
+                if given[slot.name].shape != tuple(slot.tensor.shape):
                     self.zeroed.append(index)
             else:
                 (self.zeroed if slot.default is None else self.defaults).append(index)
-        self.reshaped = [
-            place
-            for place, (index, name) in enumerate(self.copied)
-            if placement.slots[index].blocks > 1 and index in self.zeroed
-        ]
         scalings = [modules[n].scaling if n in modules else 0.0 for n in placement.layers]
         self.constants = [
             default
@@ -74,28 +70,53 @@ class Recipe:
         self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
         self.records = _records(placement, source)
         self.fields = _fields(source)
-        self._bound: dict[int, tuple[Arena, list[Tensor], list[Tensor]]] = {}
+        self._bound: dict[int, Bound] = {}
 
-    def bound(self, placement: Placement, image: Arena) -> tuple[list[Tensor], list[Tensor]]:
-        """The views of an image that are zeroed, and those that are copied to, the scalings last."""
+    def bound(self, placement: Placement, image: Arena) -> Bound:
+        """Where in an image everything goes; kept for those that adapters are staged in again."""
         known = self._bound.get(id(image))
         if known is None:
-            slots, views = placement.slots, image.views
-            parts = [
-                views[index]
+            slots, views, given = placement.slots, image.views, self.given
+            copied = {
+                name: views[index]
                 if (axis := slots[index].axis) is None
-                else slots[index].part(views[index], self.shapes[name][axis])
+                else slots[index].part(views[index], given[name].shape[axis])
                 for index, name in self.copied
-            ]
+            }
             zeroed = [
-                slots[index].rest(views[index], self.shapes.get(slots[index].name))
+                slots[index].rest(
+                    views[index],
+                    given[slots[index].name].shape if slots[index].name in given else None,
+                )
                 for index in self.zeroed
             ]
-            parts += [views[index] for index in self.defaults] + views[len(slots) :]
-            known = image, zeroed, parts
+            constants = [*(views[index] for index in self.defaults), *views[len(slots) :]]
+            direct = {name: part for name, part in copied.items() if _alike(part, given[name])}
+            known = Bound(image, zeroed, copied, constants, direct)
             if placement.stages_in(image):
                 self._bound[id(image)] = known
-        return known[1:]
+        return known
+
+
+@dataclasses.dataclass(slots=True)
+class Bound:
+    """The views of an image that are zeroed, those copied to by name, and those of the constants.
+
+    ``direct`` are those of ``copied`` that a file may be read into, and ``reader`` does that.
+    """
+
+    image: Arena
+    zeroed: list[Tensor]
+    copied: dict[str, Tensor]
+    constants: list[Tensor]
+    direct: dict[str, Tensor]
+    reader: Reader | None = None
+
+
+def _alike(part: Tensor, info: TensorInfo) -> bool:
+    """Whether a part of an image has the bytes that a file has for it."""
+    same = part.dtype == dtype_of(info) and tuple(part.shape) == info.shape
+    return same and part.is_contiguous() and part.device.type == "cpu"
 
 
 def validate(model: nn.Module, placement: Placement, source: Source) -> None:
@@ -131,15 +152,22 @@ def stage(placement: Placement, source: Source | None, image: Arena) -> Content:
 
 
 def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Arena) -> None:
-    given = source.tensors if source is not None else {}
     slots, views = placement.slots, image.views
-    zeroed, parts = recipe.bound(placement, image)
-    if zeroed:
-        torch._foreach_zero_(zeroed)
-    values = [given[name] for _, name in recipe.copied]
-    for place in recipe.reshaped:
-        values[place] = values[place].reshape(parts[place].shape)
-    torch._foreach_copy_(parts, values + recipe.constants)
+    bound = recipe.bound(placement, image)
+    clean, image.recipe = image.recipe is recipe, None
+    given: dict[str, Tensor] = {}
+    if source is not None:
+        given, bound.reader = source.load(bound.direct, bound.reader)
+    if bound.zeroed and not clean:
+        torch._foreach_zero_(bound.zeroed)
+    parts, values = bound.constants.copy(), recipe.constants.copy()
+    for name, part in bound.copied.items():
+        value = given[name]
+        if value is not part:
+            parts.append(part)
+            values.append(value if value.shape == part.shape else value.reshape(part.shape))
+    torch._foreach_copy_(parts, values)
+    image.recipe = recipe
     for index, rows in recipe.rows:
         view = views[index]
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
@@ -183,7 +211,7 @@ def _records(placement: Placement, source: Source | None) -> Records:
         ]
     for slot in placement.slots:
         if slot.role == "saved":
-            records.append((own_content(slot), source is not None and slot.name in source.tensors))
+            records.append((own_content(slot), source is not None and slot.name in source.infos))
         elif slot.role == "tokens":
             rows = source.spec.tokens.get(slot.module) if source is not None else None
             records.append((own_content(slot), rows.indices if rows is not None else ()))
@@ -227,9 +255,9 @@ def _other_copies(model: nn.Module, source: Source) -> list[Finding]:
         _bare(canonical(name)): tensor
         for name, tensor in model.named_parameters(remove_duplicate=False)
     }
-    found = []
+    found, tensors = [], source.tensors
     for name in source.spec.copies:
-        theirs = source.tensors[name]
+        theirs = tensors[name]
         mine = live.get(_bare(name))
         same = mine is not None and mine.shape == theirs.shape
         if same and mine is not None:

@@ -105,8 +105,9 @@ def put_in_place(
     if source is not None:
         validate(model, placement, source)
     content = stage(placement, source, placement.staging())
-    scale = user_scale(placement)
-    placement.put_staged(content)
+    untouched = placement.untouched
+    scale = None if untouched else user_scale(placement)
+    placement.put_staged(content, untouched=untouched)
     return SwapReport(
         content.label,
         placement.layout.bytes,

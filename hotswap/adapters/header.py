@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +17,10 @@ from hotswap.findings import Finding
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_HEADER = 25_000_000
+"""Bytes; a hundred times what adapters have, and a quarter of what the safetensors library reads."""
+MAX_NAME = 256
+"""Characters of a tensor's name."""
 
 BITS: dict[str, int] = {
     "BOOL": 8,
@@ -56,18 +61,19 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """A file's tensors, and where its data part starts and how many bytes it has."""
+    """A file's tensors, where its data part starts, how many bytes it has, and its own remarks."""
 
     tensors: dict[str, TensorInfo]
     start: int
     size: int
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """Read what a safetensors file (or the one in an adapter folder) contains.
 
     The format: the header's length as 8 little-endian bytes, a JSON object, the data without holes
-    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004/005/006).
+    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004/005/006/007/009).
     """
     with open_weights(path) as file:
         return parse_layout(file, read_raw_header(file)).tensors
@@ -78,12 +84,39 @@ def open_weights(path: str | Path) -> BufferedReader:
     path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
-    if not path.is_file():
-        _missing(path)
     try:
-        return path.open("rb")
+        return open_regular(path)
+    except FileNotFoundError:
+        _missing(path)
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file without ever waiting for a pipe; raises OSError or UnreadableAdapterError (HSW007)."""
+    try:
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.EISDIR):
+            raise
+        _special(path, "socket" if error.errno == errno.ENXIO else "folder")
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        _special(path, "pipe" if stat.S_ISFIFO(mode) else "device")
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for a writer
+
+
+def unchanged(file: BufferedReader, before: os.stat_result) -> None:
+    """Raise UnreadableAdapterError (HSW009) if an open file was written to since ``before``."""
+    now = os.fstat(file.fileno())
+    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        text, remedy = "the file changed while it was read", "read it again when it is complete"
+        raise UnreadableAdapterError([Finding(str(file.name), "HSW009", text, remedy)])
 
 
 def read_raw_header(file: BufferedReader) -> bytes:
@@ -91,9 +124,14 @@ def read_raw_header(file: BufferedReader) -> bytes:
     path = Path(file.name)
     try:
         size = os.fstat(file.fileno()).st_size
-        return file.read(_header_length(path, file.read(8), size))
+        length = _header_length(path, file.read(8), size)
+        header = file.read(length)
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
+    if len(header) != length:
+        text, remedy = "the file shrank while it was read", "read it again when it is complete"
+        raise UnreadableAdapterError([Finding(str(path), "HSW009", text, remedy)])
+    return header
 
 
 def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
@@ -101,9 +139,9 @@ def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
     path = Path(file.name)
     start = 8 + len(header)
     size = os.fstat(file.fileno()).st_size - start
-    tensors = _parse(path, header)
+    tensors, metadata = _parse(path, header)
     _check_layout(path, tensors, size)
-    return FileLayout(tensors, start, size)
+    return FileLayout(tensors, start, size, metadata)
 
 
 def _missing(path: Path) -> NoReturn:
@@ -141,22 +179,32 @@ def _header_length(path: Path, prefix: bytes, size: int) -> int:
     return length
 
 
-def _parse(path: Path, text: bytes) -> dict[str, TensorInfo]:
+def _special(path: Path, kind: str) -> NoReturn:
+    text, remedy = f"is a {kind}, expected a regular file", "put a safetensors file in its place"
+    raise UnreadableAdapterError([Finding(str(path), "HSW007", text, remedy)])
+
+
+def _parse(path: Path, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not text.startswith(b"{"):
         _refuse(path, "the header is not a JSON object")
     try:
-        raw: dict[str, Any] = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        raw: dict[str, Any] = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         _refuse(path, f"the header is not valid JSON: {_short(error)}")
-    return {
-        name: _tensor(path, name, entry) for name, entry in raw.items() if name != "__metadata__"
-    }
+    metadata = raw.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+        _refuse(path, "the header's __metadata__ is not an object of texts")
+    sizes: dict[tuple[str, tuple[int, ...]], int] = {}
+    return {name: _tensor(path, name, entry, sizes) for name, entry in raw.items()}, metadata
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; raises ValueError when a name occurs twice, which parsers read differently."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {ascii(twice)[:60]} occurs twice")
     return found
 
 
@@ -164,26 +212,54 @@ def _short(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:120]
 
 
-def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
-    label = ascii(name[:200])
-    if not name.isprintable():  # also lone surrogates, which no terminal or UTF-8 file can show
-        _refuse(path, f"tensor {label}: the name has characters that cannot be printed")
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        _refuse(path, f"tensor {label}: dtype, shape or data_offsets is missing")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BITS:
-        _refuse(path, f"tensor {label}: unknown dtype {ascii(dtype)[:40]}")
-    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        _refuse(path, f"tensor {label}: shape and data_offsets must be lists of sizes")
-    start, end = offsets
-    bits = math.prod(shape) * BITS[dtype]
+def _tensor(
+    path: Path, name: str, entry: Any, sizes: dict[tuple[str, tuple[int, ...]], int]
+) -> TensorInfo:
+    """Check one entry; ``sizes`` keeps the bits of each dtype and shape that was found good."""
+    try:
+        shape, dtype = tuple(entry["shape"]), entry["dtype"]
+        start, end = entry["data_offsets"]
+        bits = sizes.get((dtype, shape))
+    except (KeyError, TypeError, ValueError):
+        bits = None
+    fast = bits is not None and type(start) is int and type(end) is int and 0 <= start < 2**63
+    if not fast:
+        problem = _entry_problem(entry)
+        if problem:
+            _refuse(path, f"tensor {_label(name)}: {problem}")
+        bits = sizes[dtype, shape] = math.prod(shape) * BITS[dtype]
     if bits != (end - start) * 8:
         _refuse(
             path,
-            f"tensor {label}: shape {shape} of {dtype} takes {bits // 8} bytes, "
-            f"data_offsets {offsets} span {end - start}",
+            f"tensor {_label(name)}: shape {list(shape)} of {dtype} takes {(bits or 0) // 8} bytes, "
+            f"data_offsets {[start, end]} span {end - start}",
         )
-    return TensorInfo(dtype, tuple(shape), start, end)
+    if not name.isprintable() or len(name) > MAX_NAME or ".." in name or name.startswith("/"):
+        _refuse(path, f"tensor {_label(name)}: {_name_problem(name)}")
+    return TensorInfo(dtype, shape, start, end)
+
+
+def _name_problem(name: str) -> str:
+    if not name.isprintable():  # also lone surrogates, which no terminal or UTF-8 file can show
+        return "the name has characters that cannot be printed"
+    if len(name) > MAX_NAME:
+        return f"the name has {len(name)} characters, more than {MAX_NAME}"
+    return "the name reads like a path, not like a module's"
+
+
+def _entry_problem(entry: Any) -> str | None:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        return "dtype, shape or data_offsets is missing"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        return f"unknown dtype {ascii(dtype)[:40]}"
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        return "shape and data_offsets must be lists of sizes"
+    return None
+
+
+def _label(name: str) -> str:
+    return ascii(name[:200])
 
 
 def _sizes(value: Any) -> bool:

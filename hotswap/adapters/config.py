@@ -33,21 +33,26 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read and check the config file; raises UnreadableAdapterError (HSW001/002/003/101)."""
     folder = Path(folder)
+    config = parse_config(str(folder / CONFIG), config_text(folder))
+    check_config(str(folder / CONFIG), config)
+    return config
+
+
+def config_text(folder: Path) -> bytes:
+    """Read the config file of a folder; raises UnreadableAdapterError (HSW001/002/003/007)."""
     path = folder / CONFIG
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         _refuse(str(folder), "HSW001", f"the adapter folder {what}", f"pass a folder with {CONFIG}")
     try:
         with open_regular(path) as file:
-            config = parse_config(str(path), file.read(MAX_CONFIG + 1))
+            return file.read(MAX_CONFIG + 1)
     except FileNotFoundError:
         _refuse(
             str(folder), "HSW002", f"no {CONFIG} in the folder", "pass a folder that PEFT saved"
         )
     except OSError as error:
         _refuse(str(path), "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
-    check_config(str(path), config)
-    return config
 
 
 def parse_config(where: str, text: str | bytes) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import re._parser as parser  # type: ignore[import-untyped]
+import re._parser as parser  # type: ignore[import-not-found]
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any

@@ -422,15 +422,16 @@ def _other_lines(plan: SwapPlan) -> list[str]:
     memory = [
         "",
         f"LoRA memory ({plan.dtype})",
-        f"  {_size(plan.padded_bytes)} prepared with this plan",
-        f"  {_size(plan.uniform_bytes)} prepared with target_rank={plan.target_rank} everywhere",
-        f"  {_size(plan.unpadded_bytes)} the largest adapter as saved",
+        f"  {size_text(plan.padded_bytes)} prepared with this plan",
+        f"  {size_text(plan.uniform_bytes)} prepared with target_rank={plan.target_rank} everywhere",
+        f"  {size_text(plan.unpadded_bytes)} the largest adapter as saved",
     ]
     conflicts = [f"  {finding}" for finding in plan.conflicts] or ["  none"]
     return [*memory, "", "Conflicts", *conflicts]
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes as a person reads them."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"

@@ -13,17 +13,16 @@ from hotswap.adapters.config import (
     alpha_of,
     check_config,
     rank_of,
-    read_config,
     saved_module,
     scaling_of,
     target_parameters,
     token_indices,
     unsupported_features,
 )
-from hotswap.adapters.header import BITS, TensorInfo, read_header
+from hotswap.adapters.header import BITS, TensorInfo
 from hotswap.adapters.patterns import MOST_STEPS, steps
 from hotswap.errors import UnreadableAdapterError
-from hotswap.findings import Finding, has_code
+from hotswap.findings import Finding
 
 Kind = Literal["linear", "embedding", "conv", "parameter"]
 _FLOATING = ("F16", "BF16", "F32", "F64")  # narrow to wide
@@ -110,22 +109,13 @@ class AdapterSpec:
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
-        """Read a PEFT folder; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
-        findings: list[Finding] = []
-        config: dict[str, Any] = {}
-        tensors: dict[str, TensorInfo] = {}
-        try:
-            config = read_config(path)
-        except UnreadableAdapterError as error:
-            findings += error.findings
-        if not any(has_code(findings, code) for code in ("HSW001", "HSW002", "HSW101")):
-            try:
-                tensors = read_header(path)
-            except UnreadableAdapterError as error:
-                findings += error.findings
-        if findings:
-            raise UnreadableAdapterError(findings)
-        return cls.from_tensors(str(path), config, tensors)
+        """Read a PEFT folder, a file of diffusers or a hub id, without its weights.
+
+        Raises UnreadableAdapterError with all HSW0xx and HSW101 findings.
+        """
+        from hotswap.adapters.read import read_spec
+
+        return read_spec(path)
 
     @classmethod
     def from_tensors(

@@ -1,0 +1,144 @@
+"""Read an adapter's files without its weights: a PEFT folder, a file of diffusers, a hub id."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+
+import xxhash
+
+from hotswap.adapters import diffusers, hub
+from hotswap.adapters.config import CONFIG, check_config, config_text, parse_config
+from hotswap.adapters.header import (
+    FileLayout,
+    open_weights,
+    parse_layout,
+    read_raw_header,
+    unchanged,
+)
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.errors import UnreadableAdapterError
+from hotswap.findings import Finding, has_code
+
+_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An adapter whose texts were read; ``file`` is its open weights file, None on the hub."""
+
+    spec: AdapterSpec
+    layout: FileLayout
+    file: BufferedReader | None
+
+
+class Reader:
+    """Reads one adapter after the other; one whose texts are those of an earlier one takes less time."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, Opened] = OrderedDict()
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[Opened]:
+        """Read an adapter's texts, and hold its weights file open.
+
+        Raises UnreadableAdapterError (HSW0xx, HSW101), also at the end when the file has changed.
+        """
+        if hub.looks_like_id(path):
+            yield Opened(*self._remote(path), file=None)
+            return
+        location = Path(path)
+        problems: list[Finding] = []
+        weights = diffusers.weights_of(location)
+        text: bytes | None = None
+        if weights is None:
+            with _collected(problems):
+                text = config_text(_folder(location))
+                fields = parse_config(str(_folder(location) / CONFIG), text)
+                check_config(str(_folder(location) / CONFIG), fields)
+            if any(has_code(problems, code) for code in ("HSW001", "HSW002", "HSW101")):
+                raise UnreadableAdapterError(problems)
+        if problems:
+            with _collected(problems), open_weights(weights or location) as file:
+                parse_layout(file, read_raw_header(file))
+            raise UnreadableAdapterError(problems)
+        with open_weights(weights or location) as file:
+            before = os.fstat(file.fileno())
+            yield self._described(path, file, text)
+            unchanged(file, before)
+
+    def _described(self, path: str, file: BufferedReader, text: bytes | None) -> Opened:
+        header = read_raw_header(file)
+        mark = xxhash.xxh3_128(text if text is not None else b"-")
+        mark.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
+        mark.update(header)
+        key = mark.digest()
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return replace(known, spec=replace(known.spec, path=path), file=file)
+        layout = parse_layout(file, header)
+        spec = describe(path, str(file.name), text, layout)
+        if not spec.findings:  # they name the file
+            self._known[key] = Opened(spec, layout, None)
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return Opened(spec, layout, file)
+
+    def _remote(self, path: str) -> tuple[AdapterSpec, FileLayout]:
+        text, layout = hub.read_texts(path)
+        return describe(path, path, text, layout), layout
+
+
+@contextmanager
+def _collected(findings: list[Finding]) -> Iterator[None]:
+    """Keep the findings of an UnreadableAdapterError in a list in place of the error."""
+    try:
+        yield
+    except UnreadableAdapterError as error:
+        findings += error.findings
+
+
+def read_spec(path: str | Path) -> AdapterSpec:
+    """Describe an adapter; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
+    with Reader().open(str(path)) as opened:
+        return opened.spec
+
+
+def describe(path: str, weights: str, text: bytes | None, layout: FileLayout) -> AdapterSpec:
+    """Describe an adapter by its texts; without a config it is one of diffusers.
+
+    The components of a pipeline become one spec, in which module names start with the component's.
+    """
+    if text is not None:
+        fields = parse_config(path, text)
+        return AdapterSpec.from_tensors(path, fields, layout.tensors)
+    parts = diffusers.components(weights, layout.tensors, layout.metadata)
+    specs = {
+        name: AdapterSpec.from_tensors(f"{path}::{name}" if name else path, *part)
+        for name, part in parts.items()
+    }
+    if "" in specs:
+        return specs[""]
+    first = next(iter(specs.values()))
+    return replace(
+        first,
+        path=path,
+        modules={f"{n}.{m}": module for n, s in specs.items() for m, module in s.modules.items()},
+        bytes=sum(spec.bytes for spec in specs.values()),
+        findings=tuple(finding for spec in specs.values() for finding in spec.findings),
+        saved={f"{n}.{m}": info for n, s in specs.items() for m, info in s.saved.items()},
+        tokens={f"{n}.{m}": rows for n, s in specs.items() for m, rows in s.tokens.items()},
+        copies={f"{n}.{m}": info for n, s in specs.items() for m, info in s.copies.items()},
+    )
+
+
+def _folder(location: Path) -> Path:
+    return (
+        location.parent if location.suffix == ".safetensors" and not location.is_dir() else location
+    )

@@ -30,7 +30,6 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     closest: dict[str, str] = {}
     rank = spec.rank
     for name, module in spec.modules.items():
-        where = f"{spec.path}::{name}"
         place = plan.modules.get(name)
         if place is None:
             kind = family(name)
@@ -38,14 +37,14 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
                 closest[kind] = _closest(kind, plan.modules)
             findings.append(
                 Finding(
-                    where,
+                    f"{spec.path}::{name}",
                     "HSW106",
                     f"the adapter targets a module that is not in the plan{closest[kind]}",
                     f"{_PLAN_AGAIN}, or check that it belongs to this base model",
                 )
             )
-            continue
-        findings += _module_findings(where, place, module, rank)
+        elif not _same(place, module):
+            findings += _module_findings(f"{spec.path}::{name}", place, module, rank)
     findings += _trained_findings(plan, spec)
     return merge_alike(findings)
 
@@ -200,6 +199,19 @@ def _module_findings(
         if has and not room:
             text = f"has a {part}, but the plan has none for this module"
             yield Finding(where, "HSW106", text, _PLAN_AGAIN)
+
+
+def _same(place: ModulePlan, module: ModuleSpec) -> bool:
+    """Whether a module is what the plan has, as most are: then there is nothing to look at closely."""
+    return (
+        module.rank == place.rank
+        and module.in_features == place.in_features
+        and module.out_features == place.out_features
+        and module.kind == place.kind == "linear"
+        and module.kernel == place.kernel
+        and module.groups == place.groups == 1
+        and not (module.bias or module.dora)
+    )
 
 
 def _shown(value: str | int | tuple[int, ...] | tuple[str, ...]) -> str:

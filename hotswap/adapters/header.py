@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -49,8 +49,7 @@ BITS: dict[str, int] = {
 """Bits per element of each safetensors dtype."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor of a file; ``start`` and ``end`` are byte offsets within the data part."""
 
     dtype: str
@@ -93,7 +92,7 @@ def open_weights(path: str | Path) -> BufferedReader:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file without ever waiting for a pipe; raises OSError or UnreadableAdapterError (HSW007)."""
+    """Open a regular file, never waiting for a pipe; raises OSError or UnreadableAdapterError (HSW007)."""
     try:
         file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
     except OSError as error:

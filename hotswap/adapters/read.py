@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -53,28 +54,22 @@ class Reader:
             yield Opened(*self._remote(path), file=None)
             return
         location = Path(path)
-        problems: list[Finding] = []
         weights = diffusers.weights_of(location)
-        text: bytes | None = None
-        if weights is None:
-            with _collected(problems):
-                text = config_text(_folder(location))
-                fields = parse_config(str(_folder(location) / CONFIG), text)
-                check_config(str(_folder(location) / CONFIG), fields)
-            if any(has_code(problems, code) for code in ("HSW001", "HSW002", "HSW101")):
-                raise UnreadableAdapterError(problems)
-        if problems:
-            with _collected(problems), open_weights(weights or location) as file:
-                parse_layout(file, read_raw_header(file))
-            raise UnreadableAdapterError(problems)
-        with open_weights(weights or location) as file:
-            before = os.fstat(file.fileno())
-            yield self._described(path, file, text)
+        text = None if weights is not None else config_text(_folder(location))
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(open_weights(weights or location))
+                before = os.fstat(file.fileno())
+                header = read_raw_header(file)
+            except UnreadableAdapterError as error:
+                raise UnreadableAdapterError(_with_config(location, text, error)) from None
+            yield self._described(path, file, text, header)
             unchanged(file, before)
 
-    def _described(self, path: str, file: BufferedReader, text: bytes | None) -> Opened:
-        header = read_raw_header(file)
-        mark = xxhash.xxh3_128(text if text is not None else b"-")
+    def _described(
+        self, path: str, file: BufferedReader, text: bytes | None, header: bytes
+    ) -> Opened:
+        mark = xxhash.xxh3_128(text or b"")
         mark.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
         mark.update(header)
         key = mark.digest()
@@ -82,7 +77,10 @@ class Reader:
         if known is not None:
             self._known.move_to_end(key)
             return replace(known, spec=replace(known.spec, path=path), file=file)
-        layout = parse_layout(file, header)
+        try:
+            layout = parse_layout(file, header)
+        except UnreadableAdapterError as error:
+            raise UnreadableAdapterError(_with_config(Path(path), text, error)) from None
         spec = describe(path, str(file.name), text, layout)
         if not spec.findings:  # they name the file
             self._known[key] = Opened(spec, layout, None)
@@ -95,13 +93,25 @@ class Reader:
         return describe(path, path, text, layout), layout
 
 
-@contextmanager
-def _collected(findings: list[Finding]) -> Iterator[None]:
-    """Keep the findings of an UnreadableAdapterError in a list in place of the error."""
+def _with_config(
+    location: Path, text: bytes | None, error: UnreadableAdapterError
+) -> list[Finding]:
+    """What is wrong with the config and with the weights; of another kind than LoRA, only that."""
+    if text is None:
+        return list(error.findings)
     try:
-        yield
-    except UnreadableAdapterError as error:
-        findings += error.findings
+        _config(location, text)
+    except UnreadableAdapterError as wrong:
+        alone = has_code(wrong.findings, "HSW101")
+        return [*wrong.findings, *(() if alone else error.findings)]
+    return list(error.findings)
+
+
+def _config(location: Path, text: bytes) -> dict[str, Any]:
+    where = str(_folder(location) / CONFIG)
+    fields = parse_config(where, text)
+    check_config(where, fields)
+    return fields
 
 
 def read_spec(path: str | Path) -> AdapterSpec:
@@ -116,7 +126,7 @@ def describe(path: str, weights: str, text: bytes | None, layout: FileLayout) ->
     The components of a pipeline become one spec, in which module names start with the component's.
     """
     if text is not None:
-        fields = parse_config(path, text)
+        fields = _config(Path(path), text)
         return AdapterSpec.from_tensors(path, fields, layout.tensors)
     parts = diffusers.components(weights, layout.tensors, layout.metadata)
     specs = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,7 +165,10 @@ class AdapterSpec:
             where,
             dict(config),
             modules,
-            sum(tensor_bytes(info) for info in swapped),
+            sum(
+                math.prod(shape) * BITS.get(dtype, 0) // 8 * count
+                for (dtype, shape), count in Counter((i.dtype, i.shape) for i in swapped).items()
+            ),
             merge_alike(findings),
             found.saved,
             tokens,
@@ -180,11 +184,6 @@ class _Sorted:
     saved: dict[str, TensorInfo] = field(default_factory=dict)
     tokens: dict[str, TensorInfo] = field(default_factory=dict)
     copies: dict[str, TensorInfo] = field(default_factory=dict)
-
-
-def tensor_bytes(info: TensorInfo) -> int:
-    """The bytes that a tensor's elements take."""
-    return math.prod(info.shape) * BITS.get(info.dtype, 0) // 8
 
 
 def widest(dtypes: Iterable[str]) -> str:

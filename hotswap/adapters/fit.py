@@ -204,7 +204,7 @@ def _module_findings(
 def _same(place: ModulePlan, module: ModuleSpec) -> bool:
     """Whether a module is what the plan has, as most are: then there is nothing to look at closely."""
     return (
-        module.rank == place.rank
+        module.rank <= place.rank
         and module.in_features == place.in_features
         and module.out_features == place.out_features
         and module.kind == place.kind == "linear"

@@ -197,20 +197,47 @@ def _parse(path: Path, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, st
     metadata = raw.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         _refuse(path, "the header's __metadata__ is not an object of texts")
+    return _tensors(path, raw), metadata
+
+
+def _tensors(path: Path, raw: dict[str, Any]) -> dict[str, TensorInfo]:
+    """Check the entries; those with dtype and shape of one before are compared with its size."""
+    found: dict[str, TensorInfo] = {}
     sizes: dict[tuple[str, tuple[int, ...]], int] = {}
-    return {name: _tensor(path, name, entry, sizes) for name, entry in raw.items()}, metadata
+    names = "".join(raw)
+    good = (
+        names.isprintable() and ".." not in names and len(max(raw, key=len, default="")) <= MAX_NAME
+    )
+    for name, entry in raw.items():
+        try:
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            start, end = entry["data_offsets"]
+            same = good and sizes[dtype, shape] == end - start and start >= 0 and name[:1] != "/"
+        except (KeyError, TypeError, ValueError):
+            same = False
+        if same:
+            found[name] = TensorInfo(dtype, shape, start, end)
+        else:
+            found[name] = info = _tensor(path, name, entry)
+            sizes[info.dtype, info.shape] = info.end - info.start
+    return found
 
 
 def _loads(text: bytes) -> dict[str, Any]:
     """Parse a header, in which no name may occur twice: counting words is quicker than looking at pairs."""
     decoded = text.decode("utf-8")
     words = {text.count(word) for word in (b'"dtype"', b'"shape"', b'"data_offsets"')}
-    if len(words) == 1 and b"\\" not in text and text.count(b'"__metadata__"') < 2:
-        raw: dict[str, Any] = json.loads(decoded)
+    plain = not any(word in text for word in (b"\\", b"true", b"false"))
+    if len(words) == 1 and plain and text.count(b'"__metadata__"') < 2:
+        raw: dict[str, Any] = json.loads(decoded, parse_float=_no_fraction)
         if len(raw) - ("__metadata__" in raw) in words:
             return raw
     found: dict[str, Any] = json.loads(decoded, object_pairs_hook=unique)
     return found
+
+
+def _no_fraction(number: str) -> NoReturn:
+    raise ValueError(f"{number[:20]} is not a whole number")
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -227,39 +254,29 @@ def _short(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:120]
 
 
-def _tensor(
-    path: Path, name: str, entry: Any, sizes: dict[tuple[str, tuple[int, ...]], int]
-) -> TensorInfo:
-    """Check one entry; ``sizes`` keeps the bits of each dtype and shape that was found good."""
-    try:
-        shape, dtype = tuple(entry["shape"]), entry["dtype"]
-        start, end = entry["data_offsets"]
-        bits = sizes.get((dtype, shape))
-    except (KeyError, TypeError, ValueError):
-        bits = None
-    fast = bits is not None and type(start) is int and type(end) is int and 0 <= start < 2**63
-    if not fast:
-        problem = _entry_problem(entry)
-        if problem:
-            _refuse(path, f"tensor {_label(name)}: {problem}")
-        bits = sizes[dtype, shape] = math.prod(shape) * BITS[dtype]
+def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
+    problem = _name_problem(name) or _entry_problem(entry)
+    if problem:
+        _refuse(path, f"tensor {ascii(name[:200])}: {problem}")
+    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    bits = math.prod(shape) * BITS[dtype]
     if bits != (end - start) * 8:
         _refuse(
             path,
-            f"tensor {_label(name)}: shape {list(shape)} of {dtype} takes {(bits or 0) // 8} bytes, "
+            f"tensor {ascii(name[:200])}: shape {shape} of {dtype} takes {bits // 8} bytes, "
             f"data_offsets {[start, end]} span {end - start}",
         )
-    if not name.isprintable() or len(name) > MAX_NAME or ".." in name or name.startswith("/"):
-        _refuse(path, f"tensor {_label(name)}: {_name_problem(name)}")
-    return TensorInfo(dtype, shape, start, end)
+    return TensorInfo(dtype, tuple(shape), start, end)
 
 
-def _name_problem(name: str) -> str:
+def _name_problem(name: str) -> str | None:
     if not name.isprintable():  # also lone surrogates, which no terminal or UTF-8 file can show
         return "the name has characters that cannot be printed"
     if len(name) > MAX_NAME:
         return f"the name has {len(name)} characters, more than {MAX_NAME}"
-    return "the name reads like a path, not like a module's"
+    if ".." in name or name.startswith("/"):
+        return "the name reads like a path, not like a module's"
+    return None
 
 
 def _entry_problem(entry: Any) -> str | None:
@@ -271,10 +288,6 @@ def _entry_problem(entry: Any) -> str | None:
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         return "shape and data_offsets must be lists of sizes"
     return None
-
-
-def _label(name: str) -> str:
-    return ascii(name[:200])
 
 
 def _sizes(value: Any) -> bool:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.fit import BaseModel, belongs, fits
 from hotswap.adapters.header import FileLayout
@@ -16,16 +14,18 @@ from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.read import Opened, Reader
 from hotswap.adapters.spec import AdapterSpec, merge_alike, widest
-from hotswap.adapters.weights import described, value_findings
+from hotswap.adapters.weights import value_findings
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
+
+_MOST_GOOD = 10_000  # marks that are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """What is kept of one adapter, so that a fleet of thousands stays small.
 
-    ``twin`` is equal for files that may be copies of each other: what config and header say, and the size.
+    ``mark`` is equal for files that may be copies of each other: their config, header and size.
     """
 
     path: str
@@ -34,7 +34,7 @@ class Inspection:
     modules: int = 0
     bytes: int = 0
     base: str = ""
-    twin: int | None = None
+    mark: bytes = b""
 
     @property
     def name(self) -> str:
@@ -50,6 +50,7 @@ class Inspector:
     ) -> None:
         self.plan, self.base, self.weights = plan, base, weights
         self._reader = Reader()
+        self._good: set[bytes] = set()
 
     def __call__(self, path: str) -> Inspection:
         """Judge a folder, a file or a hub id."""
@@ -65,10 +66,7 @@ class Inspector:
 
     def _judge(self, opened: Opened) -> Inspection:
         spec, layout = opened.spec, opened.layout
-        findings = list(fits(self.plan, spec) if self.plan is not None else spec.findings)
-        if self.base is not None:
-            findings += belongs(self.base, spec)
-        findings += _remarks(self.plan, spec, layout)
+        findings = [*self._text_findings(opened)]
         if opened.file is not None:
             findings += _links(Path(spec.path), Path(opened.file.name))
             if self.weights:
@@ -80,13 +78,21 @@ class Inspector:
             len(spec.modules),
             spec.bytes,
             str(spec.config.get("base_model_name_or_path") or ""),
-            _mark(spec, layout) if opened.file is not None else None,
+            opened.mark,
         )
 
-
-def _mark(spec: AdapterSpec, layout: FileLayout) -> int:
-    told = repr((described(layout), sorted(spec.config.items()), layout.size))
-    return xxhash.xxh3_64_intdigest(told.encode("utf-8", "surrogatepass"))
+    def _text_findings(self, opened: Opened) -> list[Finding]:
+        """What the texts say; of the texts of an adapter before that were good, nothing."""
+        spec, layout = opened.spec, opened.layout
+        if opened.mark and opened.mark in self._good:
+            return []
+        findings = list(fits(self.plan, spec) if self.plan is not None else spec.findings)
+        if self.base is not None:
+            findings += belongs(self.base, spec)
+        findings += _remarks(self.plan, spec, layout)
+        if not findings and len(self._good) < _MOST_GOOD:
+            self._good.add(opened.mark)
+        return findings
 
 
 def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:

@@ -31,11 +31,15 @@ _KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An adapter whose texts were read; ``file`` is its open weights file, None on the hub."""
+    """An adapter whose texts were read; ``file`` is its open weights file, None on the hub.
+
+    ``mark`` is a digest of the texts and of the size, equal for copies and b"" on the hub.
+    """
 
     spec: AdapterSpec
     layout: FileLayout
     file: BufferedReader | None
+    mark: bytes = b""
 
 
 class Reader:
@@ -83,10 +87,10 @@ class Reader:
             raise UnreadableAdapterError(_with_config(Path(path), text, error)) from None
         spec = describe(path, str(file.name), text, layout)
         if not spec.findings:  # they name the file
-            self._known[key] = Opened(spec, layout, None)
+            self._known[key] = Opened(spec, layout, None, key)
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
-        return Opened(spec, layout, file)
+        return Opened(spec, layout, file, key)
 
     def _remote(self, path: str) -> tuple[AdapterSpec, FileLayout]:
         text, layout = hub.read_texts(path)

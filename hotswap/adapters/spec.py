@@ -263,7 +263,7 @@ def _sort(
 
 def canonical(key: str) -> str:
     """A tensor's or module's name as adapter files spell it: without ``_orig_mod`` and PEFT's prefix."""
-    if "_orig_mod" in key:
+    if "_orig_mod" in key:  # most have none
         key = ".".join(part for part in key.split(".") if part != "_orig_mod")
     return key.removeprefix("base_model.model.")
 

@@ -167,10 +167,10 @@ def _other(name: str, usual: str) -> bool:
 
 def _twin_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:
     """Adapters of equal bytes; data are read only where the texts and the sizes are equal."""
-    groups: dict[int, list[str]] = defaultdict(list)
+    groups: dict[bytes, list[str]] = defaultdict(list)
     for one in fleet:
-        if one.twin is not None:
-            groups[one.twin].append(one.path)
+        if one.mark:
+            groups[one.mark].append(one.path)
     for paths in groups.values():
         if len(paths) < 2:
             continue

@@ -257,13 +257,13 @@ def _short(error: Exception) -> str:
 def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
     problem = _name_problem(name) or _entry_problem(entry)
     if problem:
-        _refuse(path, f"tensor {ascii(name[:200])}: {problem}")
+        _refuse(path, f"tensor {name[:200]!a}: {problem}")
     dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = math.prod(shape) * BITS[dtype]
     if bits != (end - start) * 8:
         _refuse(
             path,
-            f"tensor {ascii(name[:200])}: shape {shape} of {dtype} takes {bits // 8} bytes, "
+            f"tensor {name[:200]!a}: shape {shape} of {dtype} takes {bits // 8} bytes, "
             f"data_offsets {[start, end]} span {end - start}",
         )
     return TensorInfo(dtype, tuple(shape), start, end)
@@ -299,6 +299,14 @@ def _sizes(value: Any) -> bool:
 
 
 def _check_layout(path: Path, tensors: dict[str, TensorInfo], size: int) -> None:
+    position = 0
+    for info in tensors.values():  # most files are written in the order of their header
+        if info.start != position or info.end > size:
+            break
+        position = info.end
+    else:
+        if position == size:
+            return
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.end > size:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
+from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
-from hotswap.adapters.header import FileLayout
+from hotswap.adapters.header import WEIGHTS, FileLayout
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.read import Opened, Reader
@@ -18,6 +19,7 @@ from hotswap.adapters.weights import value_findings
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
+_USUAL = (WEIGHTS, DIFFUSERS_WEIGHTS)
 _MOST_GOOD = 10_000  # marks that are kept
 
 
@@ -32,14 +34,17 @@ class Inspection:
     findings: tuple[Finding, ...]
     rank: int = 0
     modules: int = 0
-    bytes: int = 0
-    base: str = ""
     mark: bytes = b""
+    size: int = 0
+    base: str = ""
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
-        return Path(self.path).name or Path(self.path).resolve().name
+        """The folder's name, or that of a file that has one of its own."""
+        path = Path(self.path)
+        if path.suffix == ".safetensors":
+            return path.resolve().parent.name if path.name in _USUAL else path.stem
+        return path.name or path.resolve().name
 
 
 class Inspector:
@@ -76,9 +81,9 @@ class Inspector:
             merge_alike(findings),
             spec.rank,
             len(spec.modules),
+            opened.mark,
             spec.bytes,
             str(spec.config.get("base_model_name_or_path") or ""),
-            opened.mark,
         )
 
     def _text_findings(self, opened: Opened) -> list[Finding]:

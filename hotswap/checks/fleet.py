@@ -131,7 +131,7 @@ def _name_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:
         text = f"the name {name!r} is part of {longer!r}{_more(len(inside), 'pair')}"
         yield Finding(paths[name][0], "HSW114", text, remedy)
     parts = [name for name in paths if "lora" in name.lower()]
-    if parts:
+    if parts and len(paths) > 1:
         text = f"the name {parts[0]!r} has 'lora' in it, as the tensors have{_more(len(parts), 'name')}"
         yield Finding(paths[parts[0]][0], "HSW114", text, remedy)
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hotswap
+from hotswap.adapters.output import write_atomically
 from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.checks.fleet import chosen, fleet_findings, inspections
 from hotswap.cli.folders import adapter_paths
-from hotswap.cli.output import write_atomically
 from hotswap.cli.settings import read_settings
 from hotswap.cli.terminal import say
 from hotswap.errors import HotswapError
@@ -159,7 +159,7 @@ def _table(fleet: Sequence[Inspection], findings: Sequence[Finding]) -> str:
             one.path,
             str(one.rank or "-"),
             str(one.modules or "-"),
-            size_text(one.bytes) if one.bytes else "-",
+            size_text(one.size) if one.size else "-",
             ", ".join(sorted(set(_codes_of(one, codes)))) or "fits",
         )
         for one in shown[:MOST_ROWS]

@@ -147,6 +147,14 @@ def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
     return FileLayout(tensors, start, size, metadata)
 
 
+def layout_of(where: str, entries: dict[str, Any], metadata: dict[str, str]) -> FileLayout:
+    """Check the entries of a header that came without its file; raises UnreadableAdapterError (HSW005)."""
+    tensors = _tensors(Path(where), entries)
+    size = max((info.end for info in tensors.values()), default=0)
+    _check_layout(Path(where), tensors, size)
+    return FileLayout(tensors, 0, size, metadata)
+
+
 def _missing(path: Path) -> NoReturn:
     if path.with_name(PICKLE).is_file():
         found = Finding(

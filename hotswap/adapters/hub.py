@@ -7,10 +7,12 @@ from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
-from hotswap.adapters.header import PICKLE, WEIGHTS, FileLayout, TensorInfo
+from hotswap.adapters.header import PICKLE, WEIGHTS, FileLayout, layout_of
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+"""What huggingface_hub raises for a header that is JSON of another form."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -43,10 +45,8 @@ def read_texts(repository: str) -> tuple[bytes | None, FileLayout]:
         if weights not in names:
             raise _absent(repository, names, text is not None)
         header = api.parse_safetensors_file_metadata(repository, weights)
-    except SafetensorsParsingError as error:
-        raise _refused(
-            repository, "HSW005", f"the weights: {_first(error)}", "upload it again"
-        ) from error
+    except UnreadableAdapterError:
+        raise
     except (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -57,12 +57,19 @@ def read_texts(repository: str) -> tuple[bytes | None, FileLayout]:
         text_ = f"is neither a folder nor to be had from the hub: {_first(error)}"
         remedy = f"pass a folder with {CONFIG}, or the id of a public repository"
         raise _refused(repository, "HSW001", text_, remedy) from error
-    tensors = {
-        name: TensorInfo(info.dtype, tuple(info.shape), *info.data_offsets)
+    except (SafetensorsParsingError, *_MALFORMED) as error:
+        raise _refused(
+            repository, "HSW005", f"the weights: {_first(error)}", "upload it again"
+        ) from error
+    entries = {
+        name: {
+            "dtype": info.dtype,
+            "shape": info.shape,
+            "data_offsets": list(info.data_offsets),
+        }
         for name, info in header.tensors.items()
     }
-    size = max((info.end for info in tensors.values()), default=0)
-    return text, FileLayout(tensors, 0, size, header.metadata)
+    return text, layout_of(repository, entries, dict(header.metadata))
 
 
 def _absent(repository: str, names: set[str], peft: bool) -> UnreadableAdapterError:

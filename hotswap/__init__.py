@@ -19,6 +19,7 @@ _HOME = {
     "SwapPlan": "hotswap.adapters.plan",
     "active": "hotswap.engine.swap",
     "audit_guards": "hotswap.compiler.audit",
+    "check_adapters": "hotswap.checks.fleet",
     "check_source": "hotswap.source.check",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
@@ -40,6 +41,7 @@ __all__ = [
     "SwapPlan",
     "active",
     "audit_guards",
+    "check_adapters",
     "check_source",
     "forbid_recompiles",
     "load",
@@ -55,6 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     from hotswap.adapters.plan import SwapPlan, plan
     from hotswap.adapters.spec import AdapterSpec
+    from hotswap.checks.fleet import check_adapters
     from hotswap.compiler.audit import audit_guards, would_recompile
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.bank import AdapterBank

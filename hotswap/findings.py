@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 RULES: dict[str, str] = {
     "HSW001": "adapter-not-found",
@@ -13,6 +13,9 @@ RULES: dict[str, str] = {
     "HSW004": "weights-missing",
     "HSW005": "weights-invalid",
     "HSW006": "pickle-weights",
+    "HSW007": "special-file",
+    "HSW008": "link-out-of-folder",
+    "HSW009": "changed-while-read",
     "HSW101": "not-lora",
     "HSW102": "unsupported-feature",
     "HSW103": "incomplete-pair",
@@ -23,6 +26,14 @@ RULES: dict[str, str] = {
     "HSW108": "unexpected-tensor",
     "HSW109": "dtype-not-floating",
     "HSW110": "not-finite",
+    "HSW111": "pattern-matches-nothing",
+    "HSW112": "module-not-in-base",
+    "HSW113": "other-base-name",
+    "HSW114": "names-collide",
+    "HSW115": "mixed-dtypes",
+    "HSW116": "identical-adapters",
+    "HSW117": "all-zero",
+    "HSW118": "targets-differ-from-weights",
     "HSW201": "prepare-after-compile",
     "HSW202": "prepare-before-load",
     "HSW203": "enable-after-load",
@@ -54,6 +65,12 @@ RULES: dict[str, str] = {
 
 ``HSW0xx`` unreadable, ``HSW1xx`` adapter files, ``HSW2xx`` source code, ``HSW3xx`` compiled code.
 """
+
+WARNINGS = frozenset(
+    {"HSW008", "HSW111", "HSW113", "HSW114", "HSW115", "HSW116", "HSW117", "HSW118"}
+)
+"""Codes of what a swap does not refuse, but what is seldom meant."""
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +119,17 @@ class Finding:
         """The rule's kebab-case name."""
         return RULES[self.code]
 
+    @property
+    def severity(self) -> Severity:
+        """``warning`` for what a swap does not refuse."""
+        return "warning" if self.code in WARNINGS else "error"
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON form; without a place in a text, the four texts and the name."""
+        """JSON form; without a place in a text, the four texts, the name and the severity."""
         told = asdict(self)
         if self.line is None:
             told = {key: told[key] for key in ("where", "code", "message", "remedy")}
-        return {**told, "name": self.name}
+        return {**told, "name": self.name, "severity": self.severity}
 
     @property
     def place(self) -> str:

@@ -40,7 +40,7 @@ def test_json_has_what_the_finding_has() -> None:
     assert source["related"] == [
         {"where": "app.py", "line": 3, "column": 1, "message": "compiled here"}
     ]
-    assert set(folder) == {"where", "code", "message", "remedy", "name"}
+    assert set(folder) == {"where", "code", "message", "remedy", "name", "severity"}
 
 
 def test_github_annotations_escape_what_they_must() -> None:

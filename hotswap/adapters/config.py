@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hotswap.adapters.header import open_regular, unique
+from hotswap.adapters.patterns import matches, pattern_problem
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
 CONFIG = "adapter_config.json"
+MAX_CONFIG = 10_000_000  # bytes
 _SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
 
 _UNSUPPORTED = {
@@ -31,25 +33,41 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read and check the config file; raises UnreadableAdapterError (HSW001/002/003/101)."""
     folder = Path(folder)
+    config = parse_config(str(folder / CONFIG), config_text(folder))
+    check_config(str(folder / CONFIG), config)
+    return config
+
+
+def config_text(folder: Path) -> bytes:
+    """Read the config file of a folder; raises UnreadableAdapterError (HSW001/002/003/007)."""
     path = folder / CONFIG
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         _refuse(str(folder), "HSW001", f"the adapter folder {what}", f"pass a folder with {CONFIG}")
-    if not path.is_file():
+    try:
+        with open_regular(path) as file:
+            return file.read(MAX_CONFIG + 1)
+    except FileNotFoundError:
         _refuse(
             str(folder), "HSW002", f"no {CONFIG} in the folder", "pass a folder that PEFT saved"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         _refuse(str(path), "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
+
+
+def parse_config(where: str, text: str | bytes) -> dict[str, Any]:
+    """Parse a config's text; raises UnreadableAdapterError (HSW003) unless it is one JSON object."""
+    if len(text) > MAX_CONFIG:
+        _refuse(where, "HSW003", f"has more than {MAX_CONFIG} bytes", _SAVE_AGAIN)
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        config = json.loads(decoded, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__)[:120]
-        _refuse(str(path), "HSW003", f"is not valid JSON: {reason}", _SAVE_AGAIN)
+        _refuse(where, "HSW003", f"is not valid JSON: {reason}", _SAVE_AGAIN)
     if not isinstance(config, dict):
         found = type(config).__name__
-        _refuse(str(path), "HSW003", f"holds a {found}, expected a JSON object", _SAVE_AGAIN)
-    check_config(str(path), config)
+        _refuse(where, "HSW003", f"holds a {found}, expected a JSON object", _SAVE_AGAIN)
     return config
 
 
@@ -133,7 +151,7 @@ def _refuse(where: str, code: str, message: str, remedy: str) -> NoReturn:
 def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     # as PEFT's get_pattern_key (peft/utils/other.py), which takes the first match
     for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if matches(key, module):
             return value
     return default
 
@@ -174,10 +192,9 @@ def _pattern_problems(name: str, items: Iterable[tuple[Any, Any]]) -> Iterator[s
             yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a positive integer"
         elif not _is_number(value) or value <= 0:
             yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a positive number"
-        try:
-            re.compile(rf"(.*\.)?({key})$")
-        except (re.error, OverflowError, RecursionError) as error:
-            yield f"{name}[{_brief(key)}] is not a regular expression: {error}"
+        problem = pattern_problem(key)
+        if problem:
+            yield f"{name}[{_brief(key)}] {problem}"
 
 
 def _is_rank(value: Any) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, merge_alike
 from hotswap.findings import Finding
@@ -13,9 +15,9 @@ _PLAN_AGAIN = (
 )
 _OTHER_BASE = "use an adapter that was trained for the same base model"
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+_T = TypeVar("_T")
 
+if TYPE_CHECKING:
     from hotswap.adapters.plan import ModulePlan, SwapPlan
 
 
@@ -28,24 +30,96 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     closest: dict[str, str] = {}
     rank = spec.rank
     for name, module in spec.modules.items():
-        where = f"{spec.path}::{name}"
         place = plan.modules.get(name)
         if place is None:
             kind = family(name)
             if kind not in closest:
-                closest[kind] = _closest(kind, plan)
+                closest[kind] = _closest(kind, plan.modules)
             findings.append(
                 Finding(
-                    where,
+                    f"{spec.path}::{name}",
                     "HSW106",
                     f"the adapter targets a module that is not in the plan{closest[kind]}",
                     f"{_PLAN_AGAIN}, or check that it belongs to this base model",
                 )
             )
-            continue
-        findings += _module_findings(where, place, module, rank)
+        elif not _same(place, module):
+            findings += _module_findings(f"{spec.path}::{name}", place, module, rank)
     findings += _trained_findings(plan, spec)
     return merge_alike(findings)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """What a base model offers: LoRA's place at each module, the shapes of its parameters, its prefix.
+
+    ``prefix`` is the name under which a model with a head holds the model without one.
+    """
+
+    name: str
+    modules: dict[str, ModulePlan]
+    parameters: dict[str, tuple[int, ...]]
+    prefix: str = ""
+
+
+def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
+    """List the tensors of an adapter that find no module in a base model, or one of other dimensions."""
+    findings: list[Finding] = []
+    closest: dict[str, str] = {}
+    for name, module in spec.modules.items():
+        where, owner = f"{spec.path}::{name}", name
+        while owner.endswith(".base_layer"):
+            owner = owner.removesuffix(".base_layer")
+        place = _of_base(base.modules, base.prefix, owner)
+        if module.kind == "parameter":
+            findings += _parameter_findings(where, base, owner, module)
+        elif place is None:
+            kind = family(owner)
+            if kind not in closest:
+                closest[kind] = _closest(kind, base.modules)
+            text = f"{base.name} has no such module that can carry LoRA{closest[kind]}"
+            findings.append(Finding(where, "HSW112", text, _OTHER_BASE))
+        else:
+            room = replace(place, rank=module.rank, bias=True, dora=True)
+            findings += _module_findings(where, room, module, module.rank, "the base model")
+    for name, info in {**spec.saved, **spec.copies}.items():
+        bare = name.replace(".base_layer.", ".")
+        shape = _of_base(base.parameters, base.prefix, bare)
+        if shape is not None and shape != info.shape:
+            text = f"has shape {list(info.shape)}, the base model has {list(shape)}"
+            findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
+    for name, rows in spec.tokens.items():
+        shape = _of_base(base.parameters, base.prefix, f"{name}.weight")
+        if shape is None or shape[-1] != rows.dimension or max(rows.indices) >= shape[0]:
+            text = f"trains rows of {rows.dimension}, the base model has {list(shape or ())}"
+            findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
+    return merge_alike(findings)
+
+
+def _of_base(known: Mapping[str, _T], prefix: str, name: str) -> _T | None:
+    """Look a name up as it is, and with or without the prefix that a model with a head puts before it."""
+    found = known.get(name)
+    if found is None and prefix:
+        found = known.get(f"{prefix}.{name}")
+    if found is None and prefix:
+        found = known.get(name.removeprefix(f"{prefix}."))
+    return found
+
+
+def _parameter_findings(
+    where: str, base: BaseModel, owner: str, module: ModuleSpec
+) -> Iterator[Finding]:
+    for parameter in module.parameters:
+        shape = _of_base(base.parameters, base.prefix, f"{owner}.{parameter}")
+        if shape is None:
+            text = f"{base.name} has no parameter {owner}.{parameter}"
+            yield Finding(where, "HSW112", text, _OTHER_BASE)
+    shapes = [_of_base(base.parameters, base.prefix, f"{owner}.{p}") for p in module.parameters]
+    expected = sorted((module.in_features, module.out_features))
+    known = [shape for shape in shapes if shape is not None]
+    if known and not any(sorted(shape[-2:]) == expected for shape in known):
+        text = f"is for {module.in_features} to {module.out_features} features, the base model has "
+        yield Finding(where, "HSW107", text + _shown(known[0]), _OTHER_BASE)
 
 
 def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
@@ -77,17 +151,17 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
             yield Finding(where, "HSW107", text, "use adapters with the same target_parameters")
 
 
-def _closest(name: str, plan: SwapPlan) -> str:
-    known = sorted({family(module) for module in plan.modules})
+def _closest(name: str, modules: Iterable[str]) -> str:
+    known = sorted({family(module) for module in modules})
     found = difflib.get_close_matches(name, known, n=1)
     return f"; closest match: {found[0]}" if found else ""
 
 
 def _module_findings(
-    where: str, place: ModulePlan, module: ModuleSpec, rank: int
+    where: str, place: ModulePlan, module: ModuleSpec, rank: int, whose: str = "the plan"
 ) -> Iterator[Finding]:
     differences = [
-        f"{label} {_shown(found)}, the plan has {_shown(expected)}"
+        f"{label} {_shown(found)}, {whose} has {_shown(expected)}"
         for label, found, expected in (
             ("is of kind", module.kind, place.kind),
             ("has in_features", module.in_features, place.in_features),
@@ -125,6 +199,19 @@ def _module_findings(
         if has and not room:
             text = f"has a {part}, but the plan has none for this module"
             yield Finding(where, "HSW106", text, _PLAN_AGAIN)
+
+
+def _same(place: ModulePlan, module: ModuleSpec) -> bool:
+    """Whether a module is what the plan has, as most are: then there is nothing to look at closely."""
+    return (
+        module.rank <= place.rank
+        and module.in_features == place.in_features
+        and module.out_features == place.out_features
+        and module.kind == place.kind == "linear"
+        and module.kernel == place.kernel
+        and module.groups == place.groups == 1
+        and not (module.bias or module.dora)
+    )
 
 
 def _shown(value: str | int | tuple[int, ...] | tuple[str, ...]) -> str:

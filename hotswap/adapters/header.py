@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_HEADER = 25_000_000
+"""Bytes; a hundred times what adapters have, and a quarter of what the safetensors library reads."""
+MAX_NAME = 256
+"""Characters of a tensor's name."""
 
 BITS: dict[str, int] = {
     "BOOL": 8,
@@ -44,8 +49,7 @@ BITS: dict[str, int] = {
 """Bits per element of each safetensors dtype."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor of a file; ``start`` and ``end`` are byte offsets within the data part."""
 
     dtype: str
@@ -56,18 +60,19 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """A file's tensors, and where its data part starts and how many bytes it has."""
+    """A file's tensors, where its data part starts, how many bytes it has, and its own remarks."""
 
     tensors: dict[str, TensorInfo]
     start: int
     size: int
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """Read what a safetensors file (or the one in an adapter folder) contains.
 
     The format: the header's length as 8 little-endian bytes, a JSON object, the data without holes
-    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004/005/006).
+    (https://huggingface.co/docs/safetensors). Raises UnreadableAdapterError (HSW004/005/006/007/009).
     """
     with open_weights(path) as file:
         return parse_layout(file, read_raw_header(file)).tensors
@@ -78,12 +83,44 @@ def open_weights(path: str | Path) -> BufferedReader:
     path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
-    if not path.is_file():
-        _missing(path)
     try:
-        return path.open("rb")
+        return open_regular(path)
+    except FileNotFoundError:
+        _missing(path)
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file, never waiting for a pipe; raises OSError or UnreadableAdapterError (HSW007)."""
+    try:
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.EISDIR):
+            raise
+        _special(path, "socket" if error.errno == errno.ENXIO else "folder")
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        _special(path, "pipe" if stat.S_ISFIFO(mode) else "device")
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for a writer
+
+
+def unchanged(file: BufferedReader, before: os.stat_result) -> None:
+    """Raise UnreadableAdapterError (HSW009) if an open file was written to since ``before``."""
+    now = os.fstat(file.fileno())
+    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise changed(file.name)
+
+
+def changed(path: str | Path) -> UnreadableAdapterError:
+    """The error for a file that is not what it was when it was opened (HSW009)."""
+    text, remedy = "the file changed while it was read", "read it again when it is complete"
+    return UnreadableAdapterError([Finding(str(path), "HSW009", text, remedy)])
 
 
 def read_raw_header(file: BufferedReader) -> bytes:
@@ -91,9 +128,13 @@ def read_raw_header(file: BufferedReader) -> bytes:
     path = Path(file.name)
     try:
         size = os.fstat(file.fileno()).st_size
-        return file.read(_header_length(path, file.read(8), size))
+        length = _header_length(path, file.read(8), size)
+        header = file.read(length)
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
+    if len(header) != length:
+        raise changed(path)
+    return header
 
 
 def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
@@ -101,9 +142,17 @@ def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
     path = Path(file.name)
     start = 8 + len(header)
     size = os.fstat(file.fileno()).st_size - start
-    tensors = _parse(path, header)
+    tensors, metadata = _parse(path, header)
     _check_layout(path, tensors, size)
-    return FileLayout(tensors, start, size)
+    return FileLayout(tensors, start, size, metadata)
+
+
+def layout_of(where: str, entries: dict[str, Any], metadata: dict[str, str]) -> FileLayout:
+    """Check the entries of a header that came without its file; raises UnreadableAdapterError (HSW005)."""
+    tensors = _tensors(Path(where), entries)
+    size = max((info.end for info in tensors.values()), default=0)
+    _check_layout(Path(where), tensors, size)
+    return FileLayout(tensors, 0, size, metadata)
 
 
 def _missing(path: Path) -> NoReturn:
@@ -141,22 +190,71 @@ def _header_length(path: Path, prefix: bytes, size: int) -> int:
     return length
 
 
-def _parse(path: Path, text: bytes) -> dict[str, TensorInfo]:
+def _special(path: Path, kind: str) -> NoReturn:
+    text, remedy = f"is a {kind}, expected a regular file", "put a safetensors file in its place"
+    raise UnreadableAdapterError([Finding(str(path), "HSW007", text, remedy)])
+
+
+def _parse(path: Path, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not text.startswith(b"{"):
         _refuse(path, "the header is not a JSON object")
     try:
-        raw: dict[str, Any] = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        raw: dict[str, Any] = _loads(text)
     except (ValueError, RecursionError) as error:
         _refuse(path, f"the header is not valid JSON: {_short(error)}")
-    return {
-        name: _tensor(path, name, entry) for name, entry in raw.items() if name != "__metadata__"
-    }
+    metadata = raw.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+        _refuse(path, "the header's __metadata__ is not an object of texts")
+    return _tensors(path, raw), metadata
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _tensors(path: Path, raw: dict[str, Any]) -> dict[str, TensorInfo]:
+    """Check the entries; those with dtype and shape of one before are compared with its size."""
+    found: dict[str, TensorInfo] = {}
+    sizes: dict[tuple[str, tuple[int, ...]], int] = {}
+    names = "".join(raw)
+    good = (
+        names.isprintable() and ".." not in names and len(max(raw, key=len, default="")) <= MAX_NAME
+    )
+    for name, entry in raw.items():
+        try:
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            start, end = entry["data_offsets"]
+            same = good and sizes[dtype, shape] == end - start and start >= 0 and name[:1] != "/"
+        except (KeyError, TypeError, ValueError):
+            same = False
+        if same:
+            found[name] = TensorInfo(dtype, shape, start, end)
+        else:
+            found[name] = info = _tensor(path, name, entry)
+            sizes[info.dtype, info.shape] = info.end - info.start
+    return found
+
+
+def _loads(text: bytes) -> dict[str, Any]:
+    """Parse a header, in which no name may occur twice: counting words is quicker than looking at pairs."""
+    decoded = text.decode("utf-8")
+    words = {text.count(word) for word in (b'"dtype"', b'"shape"', b'"data_offsets"')}
+    plain = not any(word in text for word in (b"\\", b"true", b"false"))
+    if len(words) == 1 and plain and text.count(b'"__metadata__"') < 2:
+        raw: dict[str, Any] = json.loads(decoded, parse_float=_no_fraction)
+        if len(raw) - ("__metadata__" in raw) in words:
+            return raw
+    found: dict[str, Any] = json.loads(decoded, object_pairs_hook=unique)
+    return found
+
+
+def _no_fraction(number: str) -> NoReturn:
+    raise ValueError(f"{number[:20]} is not a whole number")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; raises ValueError when a name occurs twice, which parsers read differently."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {ascii(twice)[:60]} occurs twice")
     return found
 
 
@@ -165,25 +263,39 @@ def _short(error: Exception) -> str:
 
 
 def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
-    label = ascii(name[:200])
-    if not name.isprintable():  # also lone surrogates, which no terminal or UTF-8 file can show
-        _refuse(path, f"tensor {label}: the name has characters that cannot be printed")
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        _refuse(path, f"tensor {label}: dtype, shape or data_offsets is missing")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BITS:
-        _refuse(path, f"tensor {label}: unknown dtype {ascii(dtype)[:40]}")
-    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        _refuse(path, f"tensor {label}: shape and data_offsets must be lists of sizes")
-    start, end = offsets
+    problem = _name_problem(name) or _entry_problem(entry)
+    if problem:
+        _refuse(path, f"tensor {name[:200]!a}: {problem}")
+    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = math.prod(shape) * BITS[dtype]
     if bits != (end - start) * 8:
         _refuse(
             path,
-            f"tensor {label}: shape {shape} of {dtype} takes {bits // 8} bytes, "
-            f"data_offsets {offsets} span {end - start}",
+            f"tensor {name[:200]!a}: shape {shape} of {dtype} takes {bits // 8} bytes, "
+            f"data_offsets {[start, end]} span {end - start}",
         )
     return TensorInfo(dtype, tuple(shape), start, end)
+
+
+def _name_problem(name: str) -> str | None:
+    if not name.isprintable():  # also lone surrogates, which no terminal or UTF-8 file can show
+        return "the name has characters that cannot be printed"
+    if len(name) > MAX_NAME:
+        return f"the name has {len(name)} characters, more than {MAX_NAME}"
+    if ".." in name or name.startswith("/"):
+        return "the name reads like a path, not like a module's"
+    return None
+
+
+def _entry_problem(entry: Any) -> str | None:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        return "dtype, shape or data_offsets is missing"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        return f"unknown dtype {ascii(dtype)[:40]}"
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        return "shape and data_offsets must be lists of sizes"
+    return None
 
 
 def _sizes(value: Any) -> bool:
@@ -195,6 +307,14 @@ def _sizes(value: Any) -> bool:
 
 
 def _check_layout(path: Path, tensors: dict[str, TensorInfo], size: int) -> None:
+    position = 0
+    for info in tensors.values():  # most files are written in the order of their header
+        if info.start != position or info.end > size:
+            break
+        position = info.end
+    else:
+        if position == size:
+            return
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.end > size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from hotswap.adapters.fit import fits
 from hotswap.adapters.header import BITS
+from hotswap.adapters.output import write_atomically
 from hotswap.adapters.spec import AdapterSpec, Kind, ModuleSpec, TokenRows, family, widest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
@@ -62,7 +64,10 @@ class SavedTensor:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSummary:
-    """One line of the fleet; ``ranks`` and ``alphas`` are the distinct values, ascending."""
+    """One line of the fleet; ``ranks`` and ``alphas`` are the distinct values, ascending.
+
+    ``lacks`` are the modules of others that it has no weights for, by family.
+    """
 
     name: str
     path: str
@@ -70,6 +75,12 @@ class AdapterSummary:
     alphas: tuple[float, ...]
     modules: int
     bytes: int
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(self.ranks, default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +118,20 @@ class SwapPlan:
 
         Exact for adapter weights in the plan's dtype: every tensor and every scaling is aligned.
         """
-        return self._bytes({name: module.rank for name, module in self.modules.items()})
+        return self.bytes_at(self.ranks)
 
     @property
     def uniform_bytes(self) -> int:
         """The same when it is prepared with target_rank in every module."""
-        return self._bytes(dict.fromkeys(self.modules, self.target_rank))
+        return self.bytes_at(dict.fromkeys(self.modules, self.target_rank))
 
-    def _bytes(self, ranks: Mapping[str, int]) -> int:
+    @property
+    def first(self) -> AdapterSummary | None:
+        """The adapter to load first: with most modules, then with the largest rank."""
+        return max(self.adapters, key=lambda adapter: (adapter.modules, adapter.rank), default=None)
+
+    def bytes_at(self, ranks: Mapping[str, int]) -> int:
+        """The bytes of a prepared adapter with these ranks: tensors and scalings, each aligned."""
         sizes = [
             math.prod(shape) * BITS[self.dtype] // 8
             for name, module in self.modules.items()
@@ -190,8 +207,8 @@ class SwapPlan:
         return plan
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON (``hotswap-plan.json``)."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write the plan as JSON (``hotswap-plan.json``), whole or not at all; raises OSError."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> SwapPlan:
@@ -244,7 +261,7 @@ def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
         modules_to_save=tuple(
             sorted({m for s in specs if s.saved for m in s.config["modules_to_save"]})
         ),
-        adapters=tuple(_summarise(spec) for spec in specs),
+        adapters=tuple(_summarise(spec, modules) for spec in specs),
         need=need,
         reasons=tuple(reasons),
         dtype=widest(module.dtype for spec in specs for module in spec.modules.values()),
@@ -291,8 +308,9 @@ def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
     return wider if same_shape else place  # fits() reports the other shape
 
 
-def _summarise(spec: AdapterSpec) -> AdapterSummary:
+def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:
     modules = spec.modules.values()
+    lacking = Counter(family(name) for name in union if name not in spec.modules)
     return AdapterSummary(
         name=spec.name,
         path=spec.path,
@@ -300,6 +318,7 @@ def _summarise(spec: AdapterSpec) -> AdapterSummary:
         alphas=tuple(sorted({module.alpha for module in modules})),
         modules=len(modules),
         bytes=spec.bytes,
+        lacks=tuple(f"{name}{_times(count)}" for name, count in sorted(lacking.items())),
     )
 
 
@@ -422,15 +441,16 @@ def _other_lines(plan: SwapPlan) -> list[str]:
     memory = [
         "",
         f"LoRA memory ({plan.dtype})",
-        f"  {_size(plan.padded_bytes)} prepared with this plan",
-        f"  {_size(plan.uniform_bytes)} prepared with target_rank={plan.target_rank} everywhere",
-        f"  {_size(plan.unpadded_bytes)} the largest adapter as saved",
+        f"  {size_text(plan.padded_bytes)} prepared with this plan",
+        f"  {size_text(plan.uniform_bytes)} prepared with target_rank={plan.target_rank} everywhere",
+        f"  {size_text(plan.unpadded_bytes)} the largest adapter as saved",
     ]
     conflicts = [f"  {finding}" for finding in plan.conflicts] or ["  none"]
     return [*memory, "", "Conflicts", *conflicts]
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes as a person reads them."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -477,6 +497,7 @@ def _summary(entry: Mapping[str, Any]) -> AdapterSummary:
         alphas=tuple(float(alpha) for alpha in entry["alphas"]),
         modules=int(entry["modules"]),
         bytes=int(entry["bytes"]),
+        lacks=tuple(str(name) for name in entry.get("lacks", ())),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,25 +14,33 @@ from hotswap.adapters.config import (
     alpha_of,
     check_config,
     rank_of,
-    read_config,
     saved_module,
     scaling_of,
     target_parameters,
     token_indices,
     unsupported_features,
 )
-from hotswap.adapters.header import BITS, TensorInfo, read_header
+from hotswap.adapters.header import BITS, TensorInfo
+from hotswap.adapters.patterns import MOST_STEPS, steps
 from hotswap.errors import UnreadableAdapterError
-from hotswap.findings import Finding, has_code
+from hotswap.findings import Finding
 
 Kind = Literal["linear", "embedding", "conv", "parameter"]
 _FLOATING = ("F16", "BF16", "F32", "F64")  # narrow to wide
 MAGNITUDE = "lora_magnitude_vector"
 TOKENS = "token_adapter.trainable_tokens_delta"
-_TENSOR = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]"
-    rf"|{MAGNITUDE})(?P<old>(?<={MAGNITUDE})\.weight)?"
-)
+_PARTS = {
+    part: part
+    for part in (
+        "lora_A.weight",
+        "lora_B.weight",
+        "lora_B.bias",
+        "lora_embedding_A",
+        "lora_embedding_B",
+        MAGNITUDE,
+    )
+} | {f"{MAGNITUDE}.weight": MAGNITUDE}
+"""How the name of a tensor of a LoRA layer ends → which tensor it is."""
 _BASE_COPY = re.compile(r"(.+\.)?(base_layer|embed_tokens|lm_head)\.(weight|bias)")
 _SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
 
@@ -101,22 +110,13 @@ class AdapterSpec:
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
-        """Read a PEFT folder; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
-        findings: list[Finding] = []
-        config: dict[str, Any] = {}
-        tensors: dict[str, TensorInfo] = {}
-        try:
-            config = read_config(path)
-        except UnreadableAdapterError as error:
-            findings += error.findings
-        if not any(has_code(findings, code) for code in ("HSW001", "HSW002", "HSW101")):
-            try:
-                tensors = read_header(path)
-            except UnreadableAdapterError as error:
-                findings += error.findings
-        if findings:
-            raise UnreadableAdapterError(findings)
-        return cls.from_tensors(str(path), config, tensors)
+        """Read a PEFT folder, a file of diffusers or a hub id, without its weights.
+
+        Raises UnreadableAdapterError with all HSW0xx and HSW101 findings.
+        """
+        from hotswap.adapters.read import read_spec
+
+        return read_spec(path)
 
     @classmethod
     def from_tensors(
@@ -133,12 +133,23 @@ class AdapterSpec:
             findings.append(
                 Finding(where, "HSW004", "the adapter has no LoRA weights", _SAVE_AGAIN)
             )
+        patterns = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
+        if steps(patterns, found.parts) > MOST_STEPS:
+            text = "rank_pattern and alpha_pattern take too long to match all modules"
+            raise UnreadableAdapterError([Finding(where, "HSW003", text, _SAVE_AGAIN)])
         modules: dict[str, ModuleSpec] = {}
+        known: dict[Hashable, ModuleSpec] = {}
+        alike = not patterns and not config.get("target_parameters")
         for name in sorted(found.parts):
-            module, problems = _module(f"{where}::{name}", name, config, found.parts[name])
+            parts = found.parts[name]
+            key = tuple((part, info.dtype, info.shape) for part, info in parts.items())
+            if alike and key in known:  # a layer like one before
+                modules[name] = known[key]
+                continue
+            module, problems = _module(f"{where}::{name}", name, config, parts)
             findings += problems
             if module is not None:
-                modules[name] = module
+                modules[name] = known[key] = module
         tokens: dict[str, TokenRows] = {}
         for name, info in found.tokens.items():
             rows = TokenRows(token_indices(config, name), info.shape[-1], info.dtype)
@@ -154,7 +165,10 @@ class AdapterSpec:
             where,
             dict(config),
             modules,
-            sum(tensor_bytes(info) for info in swapped),
+            sum(
+                math.prod(shape) * BITS.get(dtype, 0) // 8 * count
+                for (dtype, shape), count in Counter((i.dtype, i.shape) for i in swapped).items()
+            ),
             merge_alike(findings),
             found.saved,
             tokens,
@@ -172,11 +186,6 @@ class _Sorted:
     copies: dict[str, TensorInfo] = field(default_factory=dict)
 
 
-def tensor_bytes(info: TensorInfo) -> int:
-    """The bytes that a tensor's elements take."""
-    return math.prod(info.shape) * BITS.get(info.dtype, 0) // 8
-
-
 def widest(dtypes: Iterable[str]) -> str:
     """The dtype that holds every value of the given ones: float16 with bfloat16 gives float32."""
     found = set(dtypes) & set(_FLOATING)
@@ -190,8 +199,10 @@ def family(module: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
 
 
-def merge_alike(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Sort findings, and keep one of those that say the same of a module of several layers."""
+    if not findings:
+        return ()
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for found in sorted(set(findings)):
         path, mark, module = found.where.partition("::")
@@ -218,12 +229,13 @@ def _sort(
     found = _Sorted()
     for key, info in tensors.items():
         name = canonical(key)
-        match = _TENSOR.fullmatch(name)
-        if match is not None:
-            module = found.parts.setdefault(match["module"], {})
-            if match["part"] in module:
+        owner, _, end = name.rpartition(".lora_")
+        part = _PARTS.get(f"lora_{end}") if owner else None
+        if part is not None:
+            module = found.parts.setdefault(owner, {})
+            if part in module:
                 findings.append(_unexpected(where, key, "occurs twice, with and without a prefix"))
-            module[match["part"]] = info
+            module[part] = info
         elif name.endswith(f".{TOKENS}") and token_indices(config, name[: -len(TOKENS) - 1]):
             found.tokens[name[: -len(TOKENS) - 1]] = info
         elif name.endswith(f".{TOKENS}") and info.shape[:1] == (0,):
@@ -251,7 +263,7 @@ def _sort(
 
 def canonical(key: str) -> str:
     """A tensor's or module's name as adapter files spell it: without ``_orig_mod`` and PEFT's prefix."""
-    if "_orig_mod" in key:
+    if "_orig_mod" in key:  # most have none
         key = ".".join(part for part in key.split(".") if part != "_orig_mod")
     return key.removeprefix("base_model.model.")
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 import hotswap
+from hotswap.adapters.rules import DOCUMENTATION as ADAPTER_RULES
+from hotswap.adapters.rules import table as adapter_table
 from hotswap.cli.terminal import say
 from hotswap.findings import RULES as NAMES
 from hotswap.report.findings import FORMATS, render
@@ -81,10 +83,13 @@ def explain(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of the linter's rules instead.")
     ] = False,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="Of the rules of adapter files, with --markdown.")
+    ] = False,
 ) -> None:
     """Explain a rule, with bad and good code; without CODE, list the codes."""
     if markdown:
-        say(table())
+        say(adapter_table() if adapters else table())
         return
     if code is None:
         say(*(f"{key}  {name}" for key, name in NAMES.items()))
@@ -96,6 +101,8 @@ def explain(
     say(f"{found} {NAMES[found]}")
     if found in RULES:
         say("", RULES[found].documentation)
+    elif found in ADAPTER_RULES:
+        say("", ADAPTER_RULES[found])
 
 
 def _words(given: list[str] | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hotswap
-from hotswap.cli import bench, lint, plan, verify
+from hotswap.cli import bench, check, lint, plan, verify
 from hotswap.cli.terminal import say
 from hotswap.errors import AdapterError, HotswapError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
+app.command("check", epilog=check.EPILOG)(check.check)
 app.command("verify", epilog=verify.EPILOG)(verify.verify)
 app.command("lint")(lint.lint)
 app.command("explain")(lint.explain)

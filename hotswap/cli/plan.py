@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hotswap.adapters.plan import plan as plan_fleet
-from hotswap.cli.folders import adapter_folders
+from hotswap.cli import plot as picture
+from hotswap.cli.folders import adapter_paths
+from hotswap.cli.plan_text import sections
 from hotswap.cli.terminal import say
 
 EPILOG = """\b
 Examples:
   hotswap plan adapters/a adapters/b
-  hotswap plan 'adapters/*' -o hotswap-plan.json
+  hotswap plan 'adapters/*' -o hotswap-plan.json --plot plan.svg
 
 Exit codes: 0, every adapter fits; 1, one cannot be read or does not fit the others; 2, wrong usage.
 """
@@ -24,32 +27,46 @@ Exit codes: 0, every adapter fits; 1, one cannot be read or does not fit the oth
 def plan(
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER", help="Adapter folders, or patterns like 'adapters/*'."),
+        typer.Argument(metavar="ADAPTER", help="Adapter folders, files, hub ids, or patterns."),
     ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Save the plan (hotswap-plan.json)."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw the curve: FILE.svg or FILE.png."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Find what a fleet of adapters needs to be hot-swapped.
 
-    Says the target rank to prepare for, whether preparation is needed and why, the memory it
-    costs, and which adapters do not fit. Reads headers only: no model is loaded.
+    Says the target rank to prepare for, whether preparation is needed and why, which adapter to load
+    first, the memory it costs for any number of adapters, what to write, and which adapters do not
+    fit. Reads headers only: no model is loaded.
     """
-    found = plan_fleet(adapter_folders("plan", adapters))
-    say(json.dumps(found.to_dict(), indent=2) if as_json else found)
+    if plot is not None and plot.suffix not in picture.FORMATS:
+        say(f"hotswap plan: --plot {plot}: expected a name in .svg or .png", error=True)
+        raise typer.Exit(2)
+    found = plan_fleet(adapter_paths("plan", adapters))
+    say(json.dumps(found.to_dict(), indent=2) if as_json else f"{found}\n\n{sections(found)}")
     if found.conflicts:
         if as_json:
             say(*found.conflicts, error=True)
         if output is not None:
             say(f"hotswap plan: {output} is not written, there are conflicts", error=True)
         raise typer.Exit(1)
+    if plot is not None:
+        _write(plot, lambda: picture.plot(found, plot), "--plot")
     if output is not None:
-        try:
-            found.save(output)
-        except OSError as error:
-            reason = f"cannot write {output}: {error.strerror}"
-            say(f"hotswap plan: {reason}; give -o another file", error=True)
-            raise typer.Exit(1) from error
-        say(f"saved {output}", error=True)
+        _write(output, lambda: found.save(output), "-o")
+
+
+def _write(path: Path, write: Callable[[], None], option: str) -> None:
+    try:
+        write()
+    except OSError as error:
+        reason = f"cannot write {path}: {error.strerror or error}"
+        say(f"hotswap plan: {reason}; give {option} another file", error=True)
+        raise typer.Exit(1) from error
+    say(f"saved {path}", error=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import quote
 
 from hotswap.findings import Finding, Related
 
@@ -37,7 +38,8 @@ def _text(findings: Sequence[Finding]) -> str:
 
 
 def _paragraph(finding: Finding) -> list[str]:
-    lines = [f"{finding.place}: {finding.code} {finding.name}", f"  {finding.message}"]
+    mark = " (warning)" if finding.severity == "warning" else ""
+    lines = [f"{finding.place}: {finding.code} {finding.name}{mark}", f"  {finding.message}"]
     if finding.line is not None and finding.snippet:
         gutter = " " * len(str(finding.line))
         lines += [
@@ -73,7 +75,7 @@ def _annotation(finding: Finding) -> str:
         fields |= {"endLine": str(finding.end_line), "endColumn": str(finding.end_column)}
     properties = ",".join(f"{k}={_escaped(v, ':,')}" for k, v in fields.items())
     text = f"{f'{inside}: ' if inside else ''}{finding.message}; {finding.remedy}"
-    return f"::error {properties}::{_escaped(text)}"
+    return f"::{finding.severity} {properties}::{_escaped(text)}"
 
 
 def _escaped(text: str, more: str = "") -> str:
@@ -111,7 +113,7 @@ def _result(finding: Finding, codes: list[str]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "ruleId": finding.code,
         "ruleIndex": codes.index(finding.code),
-        "level": "error",
+        "level": finding.severity,
         "message": {"text": f"{finding.message}; {finding.remedy}"},
         "locations": [_location(finding)],
     }
@@ -125,7 +127,8 @@ def _result(finding: Finding, codes: list[str]) -> dict[str, Any]:
 
 def _location(place: Finding | Related) -> dict[str, Any]:
     path, _, inside = place.where.partition("::")
-    physical: dict[str, Any] = {"artifactLocation": {"uri": path.replace("\\", "/")}}
+    uri = quote(path.replace("\\", "/").encode("utf-8", "surrogateescape"), safe="/~")
+    physical: dict[str, Any] = {"artifactLocation": {"uri": uri}}
     if place.line is not None and not inside:
         physical["region"] = {"startLine": place.line, "startColumn": place.column}
         if isinstance(place, Finding):

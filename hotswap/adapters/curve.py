@@ -1,0 +1,41 @@
+"""The curve of a plan: target rank against memory and adapters admitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hotswap.adapters.plan import SwapPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a target rank costs and admits: bytes of one prepared adapter, and how many adapters fit.
+
+    ``uniform`` is with that rank in every module, ``fitted`` with no module above what the plan needs there.
+    """
+
+    target_rank: int
+    uniform: int
+    fitted: int
+    admitted: int
+
+
+def curve(plan: SwapPlan) -> tuple[Point, ...]:
+    """One point for each largest rank of an adapter: between them nothing more is admitted."""
+    found = []
+    for rank in sorted({adapter.rank for adapter in plan.adapters if adapter.rank}):
+        capped = {name: min(own, rank) for name, own in plan.ranks.items()}
+        found.append(
+            Point(
+                rank,
+                plan.bytes_at(dict.fromkeys(plan.modules, rank)),
+                plan.bytes_at(capped),
+                sum(adapter.rank <= rank for adapter in plan.adapters),
+            )
+        )
+    return tuple(found)
+
+
+def bank_bytes(plan: SwapPlan, adapters: int, *, uniform: bool = False) -> int:
+    """The bytes of a model prepared with the plan and a bank of some adapters: each is a padded image."""
+    return (plan.uniform_bytes if uniform else plan.padded_bytes) * (adapters + 1)

@@ -1,0 +1,158 @@
+"""inspect: what the files of one adapter say, judged against a plan and a base model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotswap.adapters.config import CONFIG
+from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
+from hotswap.adapters.fit import BaseModel, belongs, fits
+from hotswap.adapters.header import WEIGHTS, FileLayout
+from hotswap.adapters.patterns import matches
+from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.read import Opened, Reader
+from hotswap.adapters.spec import AdapterSpec, merge_alike, widest
+from hotswap.adapters.weights import value_findings
+from hotswap.errors import UnreadableAdapterError
+from hotswap.findings import Finding
+
+_USUAL = (WEIGHTS, DIFFUSERS_WEIGHTS)
+_MOST_GOOD = 10_000  # marks that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is kept of one adapter, so that a fleet of thousands stays small.
+
+    ``mark`` is equal for files that may be copies of each other: their config, header and size.
+    """
+
+    path: str
+    findings: tuple[Finding, ...]
+    rank: int = 0
+    modules: int = 0
+    mark: bytes = b""
+    size: int = 0
+    base: str = ""
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or that of a file that has one of its own."""
+        path = Path(self.path)
+        if path.suffix == ".safetensors":
+            return path.resolve().parent.name if path.name in _USUAL else path.stem
+        return path.name or path.resolve().name
+
+
+class Inspector:
+    """Inspects one adapter after the other; each gives its findings, never an exception."""
+
+    def __init__(
+        self, plan: SwapPlan | None = None, base: BaseModel | None = None, *, weights: bool = False
+    ) -> None:
+        self.plan, self.base, self.weights = plan, base, weights
+        self._reader = Reader()
+        self._good: set[bytes] = set()
+
+    def __call__(self, path: str) -> Inspection:
+        """Judge a folder, a file or a hub id."""
+        try:
+            with self._reader.open(path) as opened:
+                found = self._judge(opened)
+        except UnreadableAdapterError as error:
+            return Inspection(path, error.findings)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            text = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            return Inspection(path, (Finding(path, "HSW001", text, "check the path"),))
+        return found
+
+    def _judge(self, opened: Opened) -> Inspection:
+        spec, layout = opened.spec, opened.layout
+        findings = [*self._text_findings(opened)]
+        if opened.file is not None:
+            findings += _links(Path(spec.path), Path(opened.file.name))
+            if self.weights:
+                findings += value_findings(spec.path, opened.file, layout)
+        return Inspection(
+            spec.path,
+            merge_alike(findings),
+            spec.rank,
+            len(spec.modules),
+            opened.mark,
+            spec.bytes,
+            str(spec.config.get("base_model_name_or_path") or ""),
+        )
+
+    def _text_findings(self, opened: Opened) -> list[Finding]:
+        """What the texts say; of the texts of an adapter before that were good, nothing."""
+        spec, layout = opened.spec, opened.layout
+        if opened.mark and opened.mark in self._good:
+            return []
+        findings = list(fits(self.plan, spec) if self.plan is not None else spec.findings)
+        if self.base is not None:
+            findings += belongs(self.base, spec)
+        findings += _remarks(self.plan, spec, layout)
+        if not findings and len(self._good) < _MOST_GOOD:
+            self._good.add(opened.mark)
+        return findings
+
+
+def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:
+    """What a swap accepts and is seldom meant."""
+    path, config = spec.path, spec.config
+    names = list(spec.modules)
+    names += [f"{n}.{p}" for n, module in spec.modules.items() for p in module.parameters]
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in config.get(field) or ():
+            if names and not any(matches(key, name) for name in names):
+                text = f"{field} has {ascii(key)[:80]}, which matches no module with weights"
+                remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
+                yield Finding(path, "HSW111", text, remedy)
+    dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}
+    if len(dtypes) > 1:
+        text, remedy = f"has weights in {', '.join(sorted(dtypes))}", "save it in one dtype"
+        yield Finding(path, "HSW115", text, remedy)
+    elif plan is not None and dtypes and widest((plan.dtype, *dtypes)) != plan.dtype:
+        text = f"has weights in {min(dtypes)}, which the plan's {plan.dtype} rounds"
+        yield Finding(path, "HSW115", text, "save it in the plan's dtype, or plan again with it")
+    yield from _target_remarks(spec)
+
+
+def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
+    """Compare a list of target modules with the weights; PEFT skips weights that it does not name."""
+    targets = spec.config.get("target_modules")
+    if not isinstance(targets, list) or not spec.modules or spec.findings:
+        return
+    ends = tuple(f".{target}" for target in targets)
+    known = set(map(str, targets))
+    bare = {name.replace(".base_layer", "") for name in spec.modules}
+    missing = [t for t in known if t not in bare and not any(n.endswith(f".{t}") for n in bare)]
+    if missing:
+        text = f"target_modules has {ascii(min(missing))[:80]}, for which there are no weights"
+        remedy = "correct target_modules, or save the adapter again"
+        yield Finding(spec.path, "HSW118", text, remedy)
+    extra = [
+        name
+        for name, module in spec.modules.items()
+        if module.kind != "parameter" and name not in known and not name.endswith(ends)
+    ]
+    if extra:
+        text = f"has weights for {min(extra)}, which target_modules does not name"
+        remedy = "add it to target_modules: PEFT leaves these weights out when it loads the adapter"
+        yield Finding(spec.path, "HSW118", text, remedy)
+
+
+def _links(path: Path, weights: Path) -> Iterator[Finding]:
+    """Files that lie elsewhere, except in the hub's cache, where they all are links to its blobs."""
+    for file in (weights, weights.parent / CONFIG):
+        if not file.is_symlink():
+            continue
+        folder, target = os.path.realpath(file.parent), os.path.realpath(file)
+        blobs = os.path.join(os.path.dirname(os.path.dirname(folder)), "blobs")
+        if not target.startswith((folder + os.sep, blobs + os.sep)):
+            text = f"{file.name} is a link to a file out of the folder: {ascii(target)[:120]}"
+            remedy = "put the file itself there: a link may lead anywhere"
+            yield Finding(str(path), "HSW008", text, remedy)

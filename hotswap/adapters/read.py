@@ -1,0 +1,158 @@
+"""Read an adapter's files without its weights: a PEFT folder, a file of diffusers, a hub id."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from hotswap.adapters import diffusers, hub
+from hotswap.adapters.config import CONFIG, check_config, config_text, parse_config
+from hotswap.adapters.header import (
+    FileLayout,
+    open_weights,
+    parse_layout,
+    read_raw_header,
+    unchanged,
+)
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.errors import UnreadableAdapterError
+from hotswap.findings import Finding, has_code
+
+_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An adapter whose texts were read; ``file`` is its open weights file, None on the hub.
+
+    ``mark`` is a digest of the texts and of the size, equal for copies and b"" on the hub.
+    """
+
+    spec: AdapterSpec
+    layout: FileLayout
+    file: BufferedReader | None
+    mark: bytes = b""
+
+
+class Reader:
+    """Reads one adapter after the other; one whose texts are those of an earlier one takes less time."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, Opened] = OrderedDict()
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[Opened]:
+        """Read an adapter's texts, and hold its weights file open.
+
+        Raises UnreadableAdapterError (HSW0xx, HSW101), also at the end when the file has changed.
+        """
+        if hub.looks_like_id(path):
+            yield Opened(*self._remote(path), file=None)
+            return
+        location = Path(path)
+        weights = diffusers.weights_of(location)
+        text = None if weights is not None else config_text(_folder(location))
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(open_weights(weights or location))
+                before = os.fstat(file.fileno())
+                header = read_raw_header(file)
+            except UnreadableAdapterError as error:
+                raise UnreadableAdapterError(_with_config(location, text, error)) from None
+            yield self._described(path, file, text, header)
+            unchanged(file, before)
+
+    def _described(
+        self, path: str, file: BufferedReader, text: bytes | None, header: bytes
+    ) -> Opened:
+        mark = xxhash.xxh3_128(text or b"")
+        mark.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
+        mark.update(header)
+        key = mark.digest()
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return replace(known, spec=replace(known.spec, path=path), file=file)
+        try:
+            layout = parse_layout(file, header)
+        except UnreadableAdapterError as error:
+            raise UnreadableAdapterError(_with_config(Path(path), text, error)) from None
+        spec = describe(path, str(file.name), text, layout)
+        if not spec.findings:  # they name the file
+            self._known[key] = Opened(spec, layout, None, key)
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return Opened(spec, layout, file, key)
+
+    def _remote(self, path: str) -> tuple[AdapterSpec, FileLayout]:
+        text, layout = hub.read_texts(path)
+        return describe(path, path, text, layout), layout
+
+
+def _with_config(
+    location: Path, text: bytes | None, error: UnreadableAdapterError
+) -> list[Finding]:
+    """What is wrong with the config and with the weights; of another kind than LoRA, only that."""
+    if text is None:
+        return list(error.findings)
+    try:
+        _config(location, text)
+    except UnreadableAdapterError as wrong:
+        alone = has_code(wrong.findings, "HSW101")
+        return [*wrong.findings, *(() if alone else error.findings)]
+    return list(error.findings)
+
+
+def _config(location: Path, text: bytes) -> dict[str, Any]:
+    where = str(_folder(location) / CONFIG)
+    fields = parse_config(where, text)
+    check_config(where, fields)
+    return fields
+
+
+def read_spec(path: str | Path) -> AdapterSpec:
+    """Describe an adapter; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
+    with Reader().open(str(path)) as opened:
+        return opened.spec
+
+
+def describe(path: str, weights: str, text: bytes | None, layout: FileLayout) -> AdapterSpec:
+    """Describe an adapter by its texts; without a config it is one of diffusers.
+
+    The components of a pipeline become one spec, in which module names start with the component's.
+    """
+    if text is not None:
+        fields = _config(Path(path), text)
+        return AdapterSpec.from_tensors(path, fields, layout.tensors)
+    parts = diffusers.components(weights, layout.tensors, layout.metadata)
+    specs = {
+        name: AdapterSpec.from_tensors(f"{path}::{name}" if name else path, *part)
+        for name, part in parts.items()
+    }
+    if "" in specs:
+        return specs[""]
+    first = next(iter(specs.values()))
+    return replace(
+        first,
+        path=path,
+        modules={f"{n}.{m}": module for n, s in specs.items() for m, module in s.modules.items()},
+        bytes=sum(spec.bytes for spec in specs.values()),
+        findings=tuple(finding for spec in specs.values() for finding in spec.findings),
+        saved={f"{n}.{m}": info for n, s in specs.items() for m, info in s.saved.items()},
+        tokens={f"{n}.{m}": rows for n, s in specs.items() for m, rows in s.tokens.items()},
+        copies={f"{n}.{m}": info for n, s in specs.items() for m, info in s.copies.items()},
+    )
+
+
+def _folder(location: Path) -> Path:
+    return (
+        location.parent if location.suffix == ".safetensors" and not location.is_dir() else location
+    )

@@ -1,0 +1,89 @@
+"""A base model on the meta device, from its config alone: what its modules offer to LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotswap.adapters.fit import BaseModel
+from hotswap.adapters.plan import ModulePlan
+from hotswap.errors import HotswapError, MissingExtraError
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def read_base(base: str | Path) -> BaseModel:
+    """Build the model of a folder, a config file or a hub id without weights, and describe it.
+
+    No code of the model's own is run. Raises HotswapError when there is no config or no such model.
+    """
+    try:
+        model = _build(Path(base), str(base))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise HotswapError(
+            f"--base {base}: the model cannot be built from its config: {first[:300]}"
+        ) from error
+    return describe(model, str(base))
+
+
+def describe(model: nn.Module, name: str) -> BaseModel:
+    """Say of each module of a model what an adapter for it looks like."""
+    modules = {}
+    for key, module in model.named_modules():
+        place = _place(module)
+        if place is not None:
+            modules[key] = place
+    parameters = {key: tuple(p.shape) for key, p in model.named_parameters(remove_duplicate=False)}
+    prefix = str(getattr(model, "base_model_prefix", "") or "")
+    return BaseModel(name, modules, parameters, prefix)
+
+
+def _build(path: Path, name: str) -> nn.Module:
+    file = path / "config.json" if path.is_dir() else path
+    fields: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} is not a JSON object")
+    with torch.device("meta"):
+        if "_class_name" in fields:
+            return _of_diffusers(fields)
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        known = getattr(config, "architectures", None) or []
+        kind = getattr(transformers, known[0], None) if known else None
+        if kind is None:
+            built: nn.Module = transformers.AutoModel.from_config(config)
+            return built
+        return kind(config)  # type: ignore[no-any-return]
+
+
+def _of_diffusers(fields: dict[str, Any]) -> nn.Module:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtraError("--base of a diffusers model", "diffusers", "diffusers") from error
+    kind = getattr(diffusers, str(fields["_class_name"]))
+    built: nn.Module = kind.from_config(fields)
+    return built
+
+
+def _place(module: nn.Module) -> ModulePlan | None:
+    if isinstance(module, nn.Linear):
+        return ModulePlan("linear", 1, module.in_features, module.out_features)
+    if isinstance(module, nn.Embedding):
+        return ModulePlan("embedding", 1, module.num_embeddings, module.embedding_dim)
+    if isinstance(module, _CONVOLUTIONS):
+        kernel, groups = tuple(module.kernel_size), module.groups
+        width = module.in_channels
+        return ModulePlan("conv", groups, width, module.out_channels, kernel, groups)
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and weight is not None:  # of GPT-2: (in, out)
+        return ModulePlan("linear", 1, *weight.shape)
+    if isinstance(module, nn.MultiheadAttention):
+        return ModulePlan("linear", 1, module.embed_dim, 3 * module.embed_dim)
+    return None

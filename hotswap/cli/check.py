@@ -1,0 +1,216 @@
+"""``hotswap check``: will a swap accept these adapters, from their files alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import hotswap
+from hotswap.adapters.output import write_atomically
+from hotswap.adapters.plan import SwapPlan, size_text
+from hotswap.adapters.rules import DOCUMENTATION
+from hotswap.checks.fleet import chosen, fleet_findings, inspections
+from hotswap.cli.folders import adapter_paths
+from hotswap.cli.settings import read_settings
+from hotswap.cli.terminal import say
+from hotswap.errors import HotswapError
+from hotswap.report.findings import FORMATS, render
+from hotswap.report.text import table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from hotswap.adapters.fit import BaseModel
+    from hotswap.adapters.inspect import Inspection
+    from hotswap.findings import Finding
+
+MOST_ROWS = 40
+"""Adapters in the table; of a larger fleet it shows those with findings."""
+EPILOG = """\b
+Examples:
+  hotswap check adapters/* --plan hotswap-plan.json
+  hotswap check adapters/new --base path/to/base --weights
+  hotswap check 'adapters/*' --format sarif -o adapters.sarif
+
+Exit codes: 0, a swap accepts every adapter (warnings do not count, unless --strict); 1, it refuses one;
+2, wrong usage.
+"""
+
+
+def check(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER",
+            help="Adapter folders, .safetensors files, hub ids, or patterns like 'adapters/*'.",
+        ),
+    ],
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="The plan that the model is prepared with."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="PATH", help="Folder, config.json or id of the base model."),
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Read the values too: NaN, infinity, all zeros.")
+    ] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
+    ] = "text",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead.")
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODES", help="Only these rules: codes, prefixes or names."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="CODES", help="Not these rules.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on warnings too.")] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", help="Processes; 0: one for each core.")
+    ] = 1,
+) -> None:
+    """Judge adapters from their files alone: would a swap accept them.
+
+    Reads configs and headers. No model is loaded, no code of an adapter is run; --base builds the
+    base model without weights.
+    """
+    paths = adapter_paths("check", adapters)
+    try:
+        if form not in FORMATS:
+            raise ValueError(f"--format is {form!r}; choose from {', '.join(FORMATS)}")
+        if jobs < 0:
+            raise ValueError(f"--jobs is {jobs}, expected 0 or more")
+        settings = read_settings(Path.cwd())
+        codes = chosen(_words(select) or settings.select, _words(ignore) or settings.ignore)
+        where = plan or settings.plan
+        room = SwapPlan.read(where) if where is not None else None
+        model = _base(base)
+    except (ValueError, HotswapError) as error:
+        say(f"hotswap check: {error}", error=True)
+        raise typer.Exit(2) from None
+    with _progress(len(paths)) as progress:
+        fleet = list(
+            inspections(
+                paths,
+                plan=room,
+                base=model,
+                weights=weights,
+                jobs=jobs or os.cpu_count() or 1,
+                progress=progress,
+            )
+        )
+        together = list(fleet_findings(fleet, base=model.name if model is not None else ""))
+    everything = [*(f for one in fleet for f in one.findings), *together]
+    findings = sorted({finding for finding in everything if finding.code in codes})
+    _show(fleet, findings, form, output)
+    refused = any(finding.severity == "error" or strict for finding in findings)
+    raise typer.Exit(1 if refused else 0)
+
+
+def _base(base: str | None) -> BaseModel | None:
+    if base is None:
+        return None
+    from hotswap.checks.base_model import read_base
+
+    return read_base(base)
+
+
+def _show(
+    fleet: Sequence[Inspection], findings: Sequence[Finding], form: str, output: Path | None
+) -> None:
+    text = render(
+        findings,
+        form,  # type: ignore[arg-type]
+        tool="hotswap",
+        version=hotswap.__version__,
+        documentation=DOCUMENTATION,
+    )
+    if form == "text":
+        text = "\n\n".join(part for part in (text, _table(fleet, findings)) if part)
+    if output is not None:
+        write_atomically(output, f"{text}\n")
+    elif text:
+        say(text)
+    if form == "text":
+        say(_count(fleet, findings), error=True)
+
+
+def _table(fleet: Sequence[Inspection], findings: Sequence[Finding]) -> str:
+    codes: dict[str, list[str]] = {}
+    for finding in findings:
+        path = finding.where
+        codes.setdefault(path.partition("::")[0], []).append(finding.code)
+    shown = [one for one in fleet if len(fleet) <= MOST_ROWS or _codes_of(one, codes)]
+    head = ("adapter", "rank", "modules", "size", "findings")
+    rows = [
+        (
+            one.path,
+            str(one.rank or "-"),
+            str(one.modules or "-"),
+            size_text(one.size) if one.size else "-",
+            ", ".join(sorted(set(_codes_of(one, codes)))) or "fits",
+        )
+        for one in shown[:MOST_ROWS]
+    ]
+    more = len(shown) - len(rows)
+    lines = table("Adapters", head, rows) if rows else ""
+    return f"{lines}\n  and {more} more" if more > 0 else lines
+
+
+def _codes_of(one: Inspection, codes: dict[str, list[str]]) -> list[str]:
+    """The codes of an adapter's findings, which may also name a file in its folder."""
+    inside = [c for f in one.findings for c in codes.get(f.where.partition("::")[0], ())]
+    return [*inside, *codes.get(one.path, ())]
+
+
+def _count(fleet: Sequence[Inspection], findings: Sequence[Finding]) -> str:
+    errors = sum(finding.severity == "error" for finding in findings)
+    warnings = len(findings) - errors
+    parts = [f"{len(fleet)} adapter{'' if len(fleet) == 1 else 's'}"]
+    parts += [f"{errors or 'no'} error{'' if errors == 1 else 's'}"]
+    parts += [f"{warnings} warning{'' if warnings == 1 else 's'}"] if warnings else []
+    return ", ".join(parts)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error past the first second; silent when that is not a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    start = time.monotonic()
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def show(done: int) -> None:
+            if not bars and time.monotonic() - start > 1:
+                bars.append(stack.enter_context(_bar(total)))
+            for bar in bars:
+                bar.update(bar.task_ids[0], completed=done)
+
+        yield show
+
+
+def _bar(total: int) -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    bar.add_task("adapters", total=total)
+    return bar
+
+
+def _words(given: list[str] | None) -> list[str]:
+    return [word for part in given or [] for word in part.split(",") if word]

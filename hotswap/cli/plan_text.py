@@ -1,0 +1,99 @@
+"""What ``hotswap plan`` prints beside the plan: who lacks what, memory, the curve, code to paste."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hotswap.adapters.curve import bank_bytes, curve
+from hotswap.adapters.plan import SwapPlan, size_text
+from hotswap.report.text import table
+
+_MOST = 12  # rows of a table
+
+
+def sections(plan: SwapPlan) -> str:
+    """The sections, one below the other."""
+    parts = [_first(plan), _lacking(plan), _memory(plan), _curve(plan), _code(plan)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _first(plan: SwapPlan) -> str:
+    first = plan.first
+    if first is None:
+        return ""
+    if len(plan.adapters) == 1:
+        return f"Load first: {first.name}"
+    if first.lacks:
+        text = "no adapter has every module, so use hotswap.load(base_model, plan, adapter)"
+        return f"Load first: {first.name} has most modules; {text}"
+    return f"Load first: {first.name}, which has every module"
+
+
+def _lacking(plan: SwapPlan) -> str:
+    rows = [(a.name, ", ".join(a.lacks)) for a in plan.adapters if a.lacks]
+    if not rows:
+        return ""
+    shown = [(name, lacks if len(lacks) <= 90 else f"{lacks[:87]}...") for name, lacks in rows]
+    return _table(
+        "Modules that an adapter lacks (they are as in the base model)", ("adapter", "lacks"), shown
+    )
+
+
+def _memory(plan: SwapPlan) -> str:
+    total = len(plan.adapters)
+    counts = sorted({1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, total})
+    unpadded = plan.unpadded_bytes
+    rows = [
+        (
+            str(count),
+            size_text(bank_bytes(plan, count)),
+            size_text(bank_bytes(plan, count, uniform=True)),
+            _signed(bank_bytes(plan, count) - unpadded * (count + 1)),
+        )
+        for count in counts
+        if count <= total
+    ]
+    head = ("in the bank", "rank per module", f"rank {plan.target_rank} everywhere", "padding")
+    return _table("Memory of the model's adapter and of a bank", head, rows)
+
+
+def _curve(plan: SwapPlan) -> str:
+    total = len(plan.adapters)
+    rows = [
+        (str(p.target_rank), size_text(p.fitted), size_text(p.uniform), f"{p.admitted} of {total}")
+        for p in curve(plan)
+    ]
+    head = ("target rank", "rank per module", "uniform", "adapters admitted")
+    return _table("Target rank against memory and adapters admitted", head, rows)
+
+
+def _code(plan: SwapPlan) -> str:
+    rank = plan.target_rank
+    if not rank:
+        return ""
+    return "\n".join(
+        [
+            "Code",
+            "  hotswap       model = hotswap.load(base_model, hotswap.SwapPlan.read('hotswap-plan.json'))",
+            f"                or hotswap.prepare(model, target_rank={rank}), before torch.compile",
+            f"  PEFT          prepare_model_for_compiled_hotswap(model, target_rank={rank})",
+            f"  transformers  model.enable_peft_hotswap(target_rank={rank}), before load_adapter",
+            f"  diffusers     pipe.enable_lora_hotswap(target_rank={rank}), before load_lora_weights",
+            f"  vLLM          --enable-lora --max-lora-rank {_vllm(rank)}",
+        ]
+    )
+
+
+def _vllm(rank: int) -> int:
+    """The smallest rank of vLLM's list that holds it."""
+    return next((r for r in (1, 8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), rank)
+
+
+def _signed(count: int) -> str:
+    return f"{'-' if count < 0 else '+'}{size_text(abs(count))}"
+
+
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    more = len(rows) - _MOST
+    text = table(title, head, [*rows[: _MOST - 1], rows[-1]] if more > 0 else rows)
+    return f"{text}\n  ({more} rows before the last are left out)" if more > 0 else text

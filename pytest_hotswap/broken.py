@@ -67,12 +67,14 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
 
     def change(tensors: dict[str, Any]) -> None:
         for key, value in tensors.items():
+            if ".lora_" not in key or "magnitude" in key or key.endswith("bias"):
+                continue
             name = key.removeprefix("base_model.model.").partition(".lora_")[0]
             module = spec.modules[name]
             shape = list(value.shape)
             if "lora_A" in key or "lora_embedding_A" in key:
                 shape[0] = ranks[name]
-            elif not key.endswith("bias"):
+            else:
                 shape[1] = ranks[name] // module.groups
             wide = torch.zeros(shape, dtype=value.dtype)
             wide[tuple(slice(0, size) for size in value.shape)] = value

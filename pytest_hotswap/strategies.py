@@ -46,8 +46,8 @@ def adapter_descriptions(
         use_rslora=st.booleans(),
         seed=st.integers(0, 2**16),
         without=st.lists(one, max_size=max(len(names) - 1, 0), unique=True).map(_sorted),
-        rank_pattern=st.dictionaries(one, ranks(max_value=max_rank), max_size=2).map(_items),
-        alpha_pattern=st.dictionaries(one, alphas(), max_size=2).map(_items),
+        rank_pattern=_pattern(one, ranks(max_value=max_rank), names),
+        alpha_pattern=_pattern(one, alphas(), names),
     )
 
 
@@ -104,8 +104,11 @@ def _sorted(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _items(pattern: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(pattern.items()))
+def _pattern(
+    one: st.SearchStrategy[str], values: st.SearchStrategy[int], names: Sequence[str]
+) -> st.SearchStrategy[tuple[tuple[str, int], ...]]:
+    drawn = st.dictionaries(one, values, max_size=min(2, len(names)))
+    return drawn.map(lambda pattern: tuple(sorted(pattern.items())))
 
 
 def _spec(description: AdapterDescription, sizes: Mapping[str, tuple[int, int]]) -> AdapterSpec:

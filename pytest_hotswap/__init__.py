@@ -6,26 +6,42 @@ Each public name is loaded on first use: importing pytest_hotswap imports neithe
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
+if "pytest" in sys.modules:  # a script that reproduces a failure runs without it
+    import pytest
 
-pytest.register_assert_rewrite("pytest_hotswap.contract")  # an editable install does not do it
+    pytest.register_assert_rewrite("pytest_hotswap.contract")  # an editable install does not do it
 
 _HOME = {
+    "DiffusersSubject": "pytest_hotswap.subjects.diffusers",
     "HotswapContract": "pytest_hotswap.contract.contract",
     "PeftSubject": "pytest_hotswap.subjects.peft",
     "ReferenceSubject": "pytest_hotswap.subjects.reference",
     "Subject": "pytest_hotswap.subjects.base",
+    "TransformersSubject": "pytest_hotswap.subjects.transformers",
+    "run_hotswap_machine": "pytest_hotswap.machine",
 }
 
-__all__ = ["HotswapContract", "PeftSubject", "ReferenceSubject", "Subject"]
+__all__ = [
+    "DiffusersSubject",
+    "HotswapContract",
+    "PeftSubject",
+    "ReferenceSubject",
+    "Subject",
+    "TransformersSubject",
+    "run_hotswap_machine",
+]
 
 if TYPE_CHECKING:
     from pytest_hotswap.contract.contract import HotswapContract
+    from pytest_hotswap.machine import run_hotswap_machine
     from pytest_hotswap.subjects.base import Subject
+    from pytest_hotswap.subjects.diffusers import DiffusersSubject
     from pytest_hotswap.subjects.peft import PeftSubject
     from pytest_hotswap.subjects.reference import ReferenceSubject
+    from pytest_hotswap.subjects.transformers import TransformersSubject
 
 
 def __getattr__(name: str) -> Any:

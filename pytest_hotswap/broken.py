@@ -8,12 +8,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-DEFECTS = ("wrong shape", "missing tensor", "extra tensor", "not a number", "truncated file")
+DEFECTS = (
+    "wrong shape",
+    "missing tensor",
+    "extra tensor",
+    "not a number",
+    "truncated file",
+    "wrong rank in the config",
+    "larger rank",
+)
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def break_adapter(source: Path, folder: Path, defect: str) -> Path:
-    """Copy an adapter and give its last tensor (or the file) one defect."""
+def break_adapter(
+    source: Path, folder: Path, defect: str, *, room: Mapping[str, int] | None = None
+) -> Path:
+    """Copy an adapter and give its last tensor (or the file, or its config) one defect.
+
+    A larger rank is one above the ``room`` of each module, by default above the adapter's own.
+    """
     import torch
 
     def change(tensors: dict[str, Any]) -> None:
@@ -30,7 +43,13 @@ def break_adapter(source: Path, folder: Path, defect: str) -> Path:
 
     if defect not in DEFECTS:
         raise ValueError(f"unknown defect {defect!r}; one of {', '.join(DEFECTS)}")
+    if defect == "larger rank":
+        return widen_adapter(source, folder, _above(source, room or {}))
     _rewrite(source, folder, change)
+    if defect == "wrong rank in the config":
+        config = json.loads((folder / "adapter_config.json").read_text())
+        patterns = {key: rank + 1 for key, rank in (config.get("rank_pattern") or {}).items()}
+        _reconfigure(folder, r=config["r"] + 1, rank_pattern=patterns)
     if defect == "truncated file":
         data = (folder / _WEIGHTS).read_bytes()
         (folder / _WEIGHTS).write_bytes(data[: len(data) - 16])
@@ -48,12 +67,14 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
 
     def change(tensors: dict[str, Any]) -> None:
         for key, value in tensors.items():
+            if ".lora_" not in key or "magnitude" in key or key.endswith("bias"):
+                continue
             name = key.removeprefix("base_model.model.").partition(".lora_")[0]
             module = spec.modules[name]
             shape = list(value.shape)
             if "lora_A" in key or "lora_embedding_A" in key:
                 shape[0] = ranks[name]
-            elif not key.endswith("bias"):
+            else:
                 shape[1] = ranks[name] // module.groups
             wide = torch.zeros(shape, dtype=value.dtype)
             wide[tuple(slice(0, size) for size in value.shape)] = value
@@ -83,6 +104,17 @@ def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:
     patterns = {key: value * factor for key, value in (config.get("alpha_pattern") or {}).items()}
     _reconfigure(folder, lora_alpha=config["lora_alpha"] * factor, alpha_pattern=patterns)
     return folder
+
+
+def _above(source: Path, room: Mapping[str, int]) -> dict[str, int]:
+    """The least ranks above the room, each a multiple of the module's groups."""
+    from hotswap.adapters.spec import AdapterSpec
+
+    modules = AdapterSpec.read(source).modules
+    return {
+        name: (max(room.get(name, 0), module.rank) // module.groups + 1) * module.groups
+        for name, module in modules.items()
+    }
 
 
 def _escaped(name: str) -> str:

@@ -181,6 +181,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the script that reproduces a failure of a state machine into the report."""
+    script = getattr(call.excinfo.value, "hotswap_script", None) if call.excinfo else None
+    if script:
+        item.user_properties.append(("hotswap.script", script))
+        item.add_report_section(call.when, "hotswap script", script)
+    return (yield)
+
+
 def _is_watched(item: pytest.Item) -> bool:
     marked = item.get_closest_marker(MARKER) is not None
     return marked or WATCH in getattr(item, "fixturenames", ())

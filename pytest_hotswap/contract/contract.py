@@ -22,6 +22,12 @@ from pytest_hotswap.subjects.base import Subject
 _BYSTANDER = "default2"  # contains the slot's name
 
 
+def draws_examples(test: Any) -> Any:
+    """Mark a law's test that Hypothesis runs many times."""
+    test.draws_examples = True
+    return test
+
+
 class HotswapContract:
     """Subclass it, name it Test…, and set ``subject`` to a Subject class."""
 
@@ -35,7 +41,7 @@ class HotswapContract:
         if "defect" in metafunc.fixturenames:
             metafunc.parametrize("defect", DEFECTS)
         if "style" in metafunc.fixturenames:
-            metafunc.parametrize("style", list(_STYLES))
+            metafunc.parametrize("style", list(STYLES))
 
     @pytest.fixture
     def deployment(self, hotswap_deployment: Deployment) -> Deployment:
@@ -109,7 +115,7 @@ class HotswapContract:
 
     def test_prepare_before_compile(self, deployment: Deployment, style: str) -> None:
         model = deployment.loaded()
-        model = _STYLES[style](model, deployment)
+        model = STYLES[style](model, deployment)
         try:
             deployment.subject.prepare(model, deployment.plan)
         except Exception:  # whatever the subject raises is a refusal
@@ -203,7 +209,7 @@ class HotswapContract:
         snapshot = Snapshot.take(*swapping.subject.models(swapping.compiled))
         before = swapping.run()
         other = swapping.other(swapping.first)
-        bad = break_adapter(other, swapping.new_folder(), defect)
+        bad = break_adapter(other, swapping.new_folder(), defect, room=swapping.plan.ranks)
         refused = _refused(swapping, bad)
         changes = snapshot.changes()
         assert refused, f"swap-atomic: an adapter with a {defect} was accepted: {_few(changes)}"
@@ -248,6 +254,7 @@ class HotswapContract:
     def test_control_of_zero_recompiles(self, deployment: Deployment) -> None:
         assert deployment.unprepared_recompiles["another alpha"]
 
+    @draws_examples
     def test_zero_recompiles__any_swap_sequence(self, swapping: Deployment) -> None:
         swapping.run()
 
@@ -379,7 +386,7 @@ def _forward(model: Any, deployment: Deployment) -> Any:
     return model
 
 
-_STYLES = {
+STYLES = {
     "a torch.compile wrapper": lambda model, deployment: torch.compile(
         model, backend=deployment.subject.backend
     ),

@@ -6,9 +6,8 @@ import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 
 from hotswap.adapters.plan import SwapPlan, plan
@@ -18,6 +17,9 @@ from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.watch import watch_compiles
 from pytest_hotswap.broken import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
+
+if TYPE_CHECKING:
+    import pytest
 
 LONGEST = 400
 """Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
@@ -123,21 +125,23 @@ class Deployment:
     def unprepared_recompiles(self) -> dict[str, list[str]]:
         """What recompiles in an unprepared model: at a repeated call, and after another alpha.
 
-        PEFT swaps the alpha. Measured once: torch makes a number dynamic at its first change, so a
-        second measurement in the same process would not see it.
+        The alpha is written into the scalings, as every swap without a preparation does. Measured once:
+        torch makes a number dynamic at its first change, so a second measurement in the same process
+        would not see it.
         """
         from peft import PeftModel
-        from peft.utils.hotswap import hotswap_adapter
+
+        from hotswap.engine.layers import lora_layers
 
         model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
         model = self.subject.compile(model)
         self.run(model)
-        other = rescale_adapter(self.first, self.new_folder(), 2.0)
         found = {}
         for case in ("no swap", "another alpha"):
             with watch_compiles() as log:
                 if case == "another alpha":
-                    hotswap_adapter(model, str(other), adapter_name="default")
+                    for layer in lora_layers(model).values():
+                        layer.scaling["default"] *= 2.0
                 self.run(model)
             found[case] = [str(recompile) for recompile in log.recompiles]
         return found
@@ -161,6 +165,8 @@ def bring_up(
     request: pytest.FixtureRequest, factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """Build the deployment of a contract class between two resets of Dynamo."""
+    import pytest
+
     torch._dynamo.reset()
     subject = subject_of(request.cls, request.config)
     try:

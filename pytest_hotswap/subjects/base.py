@@ -9,10 +9,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
+    import pytest
+
     from hotswap.adapters.plan import SwapPlan
+
+
+def usage_error(text: str) -> pytest.UsageError:
+    """The error for a deployment that is described wrongly: pytest shows its sentence only."""
+    import pytest
+
+    return pytest.UsageError(text)
 
 
 class Subject:
@@ -38,13 +45,15 @@ class Subject:
         self.base = base or self.base
         self.backend = backend or self.backend
         self._given = adapters
+        given = {"base": base, "adapters": adapters, "backend": backend}
+        self.given = {name: value for name, value in given.items() if value is not None}
 
     def adapter_paths(self) -> list[Path]:
         """The adapter folders, sorted; raises pytest.UsageError when a glob matches nothing."""
         globs = self._given if self._given is not None else self.adapters
         globs = [globs] if isinstance(globs, str) else list(globs)
         if not globs:
-            raise pytest.UsageError(
+            raise usage_error(
                 f"{type(self).__name__} has no adapters; set `adapters` or give --hotswap-adapters"
             )
         folder = Path.cwd() if self._given is not None else self._home()
@@ -52,7 +61,7 @@ class Subject:
         for pattern in globs:
             matches = sorted(glob.glob(str(folder / pattern)))
             if not matches:
-                raise pytest.UsageError(
+                raise usage_error(
                     f"--hotswap-adapters {pattern}: matches nothing in {folder}"
                 )
             found += [Path(match) for match in matches]
@@ -67,7 +76,7 @@ class Subject:
     def base_model(self) -> Any:
         """A fresh base model; two calls give equal models."""
         if self.base is None:
-            raise pytest.UsageError(
+            raise usage_error(
                 f"{type(self).__name__} has no base model; define base_model() or give "
                 "--hotswap-base"
             )
@@ -85,7 +94,7 @@ class Subject:
         config = self.base_model().config
         size = getattr(config, "vocab_size", None)
         if size is None:
-            raise pytest.UsageError(
+            raise usage_error(
                 f"{type(self).__name__} needs inputs(): the model's configuration has no vocab_size"
             )
         ids = torch.randint(0, size, (2, 8), generator=torch.Generator().manual_seed(0))
@@ -126,6 +135,10 @@ class Subject:
         from hotswap.engine.layers import unwrap
 
         return [unwrap(model)]
+
+    def add(self, model: Any, adapter: Path, name: str) -> None:
+        """Load another adapter under a name of its own, without making it the active one."""
+        self.models(model)[0].load_adapter(str(adapter), name)
 
     def set_scale(self, model: Any, scale: float) -> None:
         """Scale the adapter in place; PEFT's own function by default."""

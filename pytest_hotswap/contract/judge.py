@@ -1,0 +1,70 @@
+"""judge: one law on a deployment that stands, without a test run around it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from pytest_hotswap.broken import DEFECTS
+from pytest_hotswap.contract.contract import STYLES, HotswapContract
+from pytest_hotswap.contract.deployment import Deployment
+
+_Failed = pytest.fail.Exception
+
+
+def law_of(test: str) -> str:
+    """The law that a test of the contract is about."""
+    name = test.removeprefix("test_").removeprefix("control_of_")
+    return name.partition("__")[0].replace("_", "-")
+
+
+def tests_of(law: str, *, controls: bool = False) -> list[str]:
+    """The tests of a law, or its controls, without those that draw examples."""
+    return [
+        name
+        for name in dir(HotswapContract)
+        if name.startswith("test_")
+        and law_of(name) == law
+        and name.startswith("test_control_of_") == controls
+        and not hasattr(getattr(HotswapContract, name), "draws_examples")
+    ]
+
+
+def violations(deployment: Deployment, law: str, *, controls: bool = False) -> Iterator[str]:
+    """Say, one after the other, how the deployment breaks a law; nothing where it obeys.
+
+    Whatever the subject raises where the law expects it to work is a violation too.
+    """
+    contract = HotswapContract()
+    for name in tests_of(law, controls=controls):
+        case = f"{law}[{name.partition('__')[2]}]"
+        if {law, case} & deployment.subject.unsupported.keys():
+            continue
+        test = getattr(contract, name)
+        for arguments in _arguments(test, deployment):
+            try:
+                test(**arguments)
+            except (AssertionError, _Failed) as error:
+                yield str(error) or f"{law}: {name} failed"
+            except Exception as error:
+                yield f"{law}: {type(error).__name__}: {error}"
+
+
+def _arguments(test: Any, deployment: Deployment) -> Iterator[Mapping[str, Any]]:
+    """What the fixtures of a test would give it, once for each parameter."""
+    wanted = inspect.signature(test).parameters
+    given: dict[str, Any] = {"record_property": lambda *_: None}
+    cases: dict[str, Any] = {
+        "adapter": deployment.paths,
+        "defect": DEFECTS,
+        "style": list(STYLES),
+    }
+    key = next((key for key in cases if key in wanted), None)
+    for value in cases[key] if key else (None,):
+        if "swapping" in wanted:
+            deployment.snapshot.restore()
+        found = given | {"deployment": deployment, "swapping": deployment, key: value}
+        yield {name: found[name] for name in wanted}

@@ -1,0 +1,152 @@
+"""State machines over a subject: Hypothesis looks for the shortest sequence that breaks a law."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from hypothesis import HealthCheck, event, settings, target
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from pytest_hotswap.broken import DEFECTS
+from pytest_hotswap.steps import OrderSteps, Steps, script
+from pytest_hotswap.strategies import adapter_descriptions
+from pytest_hotswap.subjects.base import Subject
+from pytest_hotswap.written import AdapterDescription
+
+ORDER_EXAMPLES = 12
+"""Examples of OrderMachine: each may compile, which takes seconds."""
+
+
+class _Machine(RuleBasedStateMachine):
+    """Takes steps, writes them down, and attaches the script to what goes wrong."""
+
+    steps: ClassVar[Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[str] = []
+        self.steps.start()
+
+    def _take(self, name: str, *arguments: Any) -> None:
+        event(name)
+        self._lines.append(f"{name}({', '.join(map(repr, arguments))})")
+        try:
+            getattr(self.steps, name)(*arguments)
+        except Exception as error:
+            found = script(type(self.steps), self.steps.subject, self._lines, error)
+            error.hotswap_script = found  # type: ignore[attr-defined]
+            error.add_note(f"\nThis script reproduces it:\n\n{found}")
+            raise
+
+
+def swap_machine(steps: Steps) -> type[_Machine]:
+    """The machine of a compiled deployment, over the modules and ranks of its plan."""
+    plan = steps.deployment.plan
+    names = [n for n, m in plan.modules.items() if m.kind in ("linear", "embedding", "conv")]
+    adapters = adapter_descriptions(max_rank=plan.target_rank, modules=names)
+    unsupported = steps.deployment.subject.unsupported
+
+    class SwapMachine(_Machine):
+        """Swaps, failures and knobs in any order, from the compiled snapshot."""
+
+        @rule()
+        def run(self) -> None:
+            self._take("run")
+
+        @rule(adapter=adapters)
+        def swap(self, adapter: AdapterDescription) -> None:
+            event(f"swap: {'some modules' if adapter.without else 'every module'}")
+            self._take("swap", adapter)
+            target(min(self.steps.error, 1e6), label="error as a share of the tolerance")
+
+        @rule(adapter=adapters, defect=st.sampled_from(DEFECTS))
+        def swap_broken(self, adapter: AdapterDescription, defect: str) -> None:
+            event(f"swap_broken: {defect}")
+            if "swap-atomic" not in unsupported:
+                self._take("swap_broken", adapter, defect)
+
+        @rule()
+        def swap_to_none(self) -> None:
+            if "swap-has-effect[none]" not in unsupported:
+                self._take("swap_to_none")
+
+        @rule(scale=st.sampled_from([0.0, 0.5, 2.0]))
+        def set_scale(self, scale: float) -> None:
+            self._knob("set_scale", scale)
+
+        @rule()
+        def disable_and_enable(self) -> None:
+            self._knob("disable_and_enable")
+
+        @rule()
+        def save_and_reload(self) -> None:
+            self._knob("save_and_reload")
+
+        @rule(adapter=adapters)
+        def add_adapter(self, adapter: AdapterDescription) -> None:
+            if "swap-isolated" not in unsupported:
+                self._take("add_adapter", adapter)
+
+        @rule(copies=st.integers(2, 3))
+        def batch(self, copies: int) -> None:
+            self._take("batch", copies)
+
+        def _knob(self, name: str, *arguments: Any) -> None:
+            if "knobs-follow" not in unsupported:
+                self._take(name, *arguments)
+
+    SwapMachine.steps = steps
+    return SwapMachine
+
+
+class OrderMachine(_Machine):
+    """Loads, prepares, compiles and swaps in any order."""
+
+    @rule()
+    def load(self) -> None:
+        self._take("load")
+
+    @rule()
+    def prepare(self) -> None:
+        self._take("prepare")
+
+    @rule()
+    def compile(self) -> None:
+        self._take("compile")
+
+    @rule(index=st.integers(0, 1))
+    def swap(self, index: int) -> None:
+        self._take("swap", index)
+
+
+def run_hotswap_machine(subject: Subject, *, settings: settings | None = None) -> None:
+    """Search for a sequence of steps that breaks a law: first of swaps, then of the order of set-up.
+
+    A failure carries a script that reproduces it without Hypothesis or pytest. ``settings`` are
+    Hypothesis' own; how many examples and steps are drawn is its profile's business.
+    """
+    given = _unhurried(settings)
+    steps = Steps(subject)
+    try:
+        run_state_machine_as_test(swap_machine(steps), settings=given)
+    finally:
+        steps.close()
+    order = OrderSteps(subject)
+    machine = type("OrderMachine", (OrderMachine,), {"steps": order})
+    few = _few(given)
+    try:
+        run_state_machine_as_test(machine, settings=few)
+    finally:
+        order.close()
+
+
+def _unhurried(given: settings | None) -> settings:
+    unhealthy = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+    return settings(given or settings(), deadline=None, suppress_health_check=unhealthy)
+
+
+def _few(given: settings) -> settings:
+    return settings(
+        given, max_examples=min(given.max_examples, ORDER_EXAMPLES), stateful_step_count=6
+    )

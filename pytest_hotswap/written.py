@@ -1,0 +1,118 @@
+"""Adapters as data, and their PEFT folders: what a description says is all that a folder depends on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hotswap.adapters.plan import SwapPlan
+
+
+class _Readable:
+    """A repr that leaves out what is as by default, and that gives the object again when evaluated."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        here: Any = self
+        said = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(here)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AdapterDescription(_Readable):
+    """An adapter as data: PEFT's words and the seed of its weights.
+
+    ``without`` are modules of the fleet that it does not target; the patterns are (module, value) pairs.
+    """
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    seed: int = 0
+    without: tuple[str, ...] = ()
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+
+    def rank_of(self, module: str, *, groups: int = 1) -> int:
+        """The rank of one module, a multiple of a convolution's groups."""
+        rank = dict(self.rank_pattern).get(module, self.rank)
+        return math.ceil(rank / groups) * groups
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class BrokenAdapter(_Readable):
+    """An adapter with one defect (a word of ``pytest_hotswap.broken.DEFECTS``)."""
+
+    adapter: AdapterDescription
+    defect: str
+
+
+def config_of(
+    description: AdapterDescription,
+    modules: Iterable[str],
+    *,
+    ranks: dict[str, int] | None = None,
+    task_type: str | None = None,
+) -> dict[str, Any]:
+    """The adapter_config.json of a description on some modules."""
+    targets = [name for name in modules if name not in description.without]
+    ranks = ranks or {name: description.rank_of(name) for name in targets}
+    alphas = dict(description.alpha_pattern)
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "r": description.rank,
+        "lora_alpha": description.alpha,
+        "use_rslora": description.use_rslora,
+        "target_modules": targets,
+        "rank_pattern": {
+            f"^{re.escape(n)}$": r for n, r in ranks.items() if r != description.rank
+        },
+        "alpha_pattern": {f"^{re.escape(n)}$": a for n, a in alphas.items() if n in targets},
+        "bias": "none",
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "init_lora_weights": True,
+    }
+
+
+def write_adapter(
+    folder: Path, description: AdapterDescription, plan: SwapPlan, *, task_type: str | None = None
+) -> Path:
+    """Write the PEFT folder of a description on the plan's linear, embedding and convolution modules.
+
+    Ranks are kept within the plan. The weights are normal, about 0.3 over the root of the fan-in.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(description.seed)
+    kinds = ("linear", "embedding", "conv")
+    modules = {name: place for name, place in plan.modules.items() if place.kind in kinds}
+    ranks: dict[str, int] = {}
+    tensors: dict[str, Any] = {}
+    for name, place in modules.items():
+        if name in description.without:
+            continue
+        ranks[name] = min(description.rank_of(name, groups=place.groups), place.rank)
+        part = "lora_embedding_{}" if place.kind == "embedding" else "lora_{}.weight"
+        for letter, shape in zip("AB", place.shapes(ranks[name]), strict=False):
+            values = torch.randn(shape, generator=generator)
+            values *= max(math.prod(shape[1:]), 1) ** -0.5
+            tensors[f"base_model.model.{name}.{part.format(letter)}"] = values
+    folder.mkdir(parents=True)
+    config = config_of(description, ranks, ranks=ranks, task_type=task_type)
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder

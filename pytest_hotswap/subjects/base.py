@@ -27,6 +27,8 @@ class Subject:
     backend = "eager"
     adapter_name = "default"
     unsupported: Mapping[str, str] = {}
+    plan: SwapPlan | None = None  # the fleet's own where None
+    refused: Sequence[Path] = ()  # adapters that swap() must go on refusing
 
     def __init__(
         self,

@@ -1,0 +1,245 @@
+"""A pytest plugin: runs the suite as the options of ``hotswap verify`` say, and notes what it saw.
+
+Beside the outcome of a test the report needs what was compiled in it, how long each swap took, and
+where it ran. All of it travels as the test's user properties, so xdist and a shard need nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MOST_SAMPLES = 200
+"""Swap times kept of one adapter in one test: a random walk makes hundreds."""
+PACKAGES = ("torch", "peft", "transformers", "diffusers", "safetensors", "pytest-hotswap")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the deployment is to be run; ``deadline`` is in seconds since the epoch."""
+
+    plan: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    compile_mode: str | None = None
+    regional: bool = False
+    inputs: str | None = None
+    deadline: float | None = None
+    budget: str = ""
+    refused: tuple[str, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write them for the plugin to read."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str) -> Settings:
+        """Read what ``save`` wrote."""
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**{f.name: found[f.name] for f in fields(cls)})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that carries the settings."""
+    parser.addoption("--hotswap-settings", metavar="FILE", help="what hotswap verify asks for")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start gathering."""
+    path = config.getoption("--hotswap-settings")
+    settings = Settings.read(path) if path else Settings()
+    config.pluginmanager.register(Evidence(settings), "hotswap-evidence-of-session")
+
+
+class Evidence:
+    """What one process notes while the suite runs in it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._times: defaultdict[str, list[float]] = defaultdict(list)
+        self._ready = False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Leave out what the time budget has no room for; adapt the subject before it is used."""
+        deadline = self.settings.deadline
+        if deadline is not None and time.time() > deadline:
+            pytest.skip(f"the time budget of {self.settings.budget} was used up")
+        if not self._ready:
+            self._ready = True
+            from pytest_hotswap.fixtures import resolve_subject
+
+            subject = resolve_subject(item.config)
+            adapt(subject, self.settings)
+            subject.swap = self._timed(subject.swap)  # type: ignore[method-assign]
+            told = json.dumps(environment(subject))
+            item.user_properties.append(("hotswap.environment", told))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note when the test starts."""
+        item.user_properties.append(("hotswap.started", round(time.time(), 3)))
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, specname="pytest_runtest_setup")
+    def watch_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note what the fixtures compile."""
+        with self._noted(item, "setup"):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, specname="pytest_runtest_call")
+    def watch_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note what the test compiles and swaps."""
+        with self._noted(item, "call"):
+            return (yield)
+
+    @contextmanager
+    def _noted(self, item: pytest.Item, phase: str) -> Iterator[None]:
+        from hotswap.compiler.watch import watch_compiles
+
+        self._times.clear()
+        with watch_compiles() as log:
+            try:
+                yield
+            finally:
+                kinds = {"first": log.first_compiles, "recompile": log.recompiles}
+                kinds |= {"failed": log.failed}
+                compiles = [
+                    {
+                        "kind": kind,
+                        "region": found.region,
+                        "sentence": found.sentence,
+                        "cause": found.cause,
+                        "seconds": round(found.seconds, 4),
+                    }
+                    for kind, many in kinds.items()
+                    for found in many
+                ]
+                if compiles:
+                    told = json.dumps(compiles)
+                    item.user_properties.append((f"hotswap.compiles_in_{phase}", told))
+                if self._times:
+                    swaps = json.dumps({name: ts for name, ts in self._times.items() if ts})
+                    item.user_properties.append(("hotswap.swap_times", swaps))
+
+    def _timed(self, swap: Callable[..., None]) -> Callable[..., None]:
+        def timed(model: Any, adapter: Path | None) -> None:
+            start = time.perf_counter()
+            swap(model, adapter)
+            seconds = time.perf_counter() - start
+            times = self._times[adapter.name if adapter else ""]
+            if adapter is not None and len(times) < MOST_SAMPLES:
+                times.append(round(seconds, 7))
+
+        return timed
+
+
+def adapt(subject: Any, settings: Settings) -> None:
+    """Change a subject in place to what was asked for; what was not asked for stays its own."""
+    subject.refused = tuple(Path(path) for path in settings.refused)
+    if settings.plan:
+        from hotswap.adapters.plan import SwapPlan
+
+        subject.plan = SwapPlan.read(settings.plan)
+    if settings.device or settings.dtype:
+        _place(subject, settings)
+    if settings.inputs:
+        _feed(subject, settings.inputs)
+    if settings.compile_mode or settings.regional:
+        subject.compile = lambda model: _compile(subject, model, settings)
+
+
+def _place(subject: Any, settings: Settings) -> None:
+    import torch
+
+    base_model, inputs = subject.base_model, subject.inputs
+    dtype = getattr(torch, settings.dtype) if settings.dtype else None
+
+    def placed(thing: Any) -> Any:
+        if not isinstance(thing, torch.Tensor):
+            return thing
+        return thing.to(settings.device, dtype if thing.is_floating_point() else None)
+
+    subject.base_model = lambda: base_model().to(device=settings.device, dtype=dtype)
+    subject.inputs = lambda: {key: placed(value) for key, value in inputs().items()}
+
+
+def _feed(subject: Any, path: str) -> None:
+    from safetensors.torch import load_file
+
+    def inputs() -> dict[str, Any]:
+        fed: dict[str, Any] = dict(load_file(path))
+        model = subject.base_model()
+        if hasattr(getattr(model, "config", None), "use_cache"):
+            fed["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
+        device = next(model.parameters()).device
+        return {k: v.to(device) if hasattr(v, "to") else v for k, v in fed.items()}
+
+    subject.inputs = inputs
+
+
+def _compile(subject: Any, model: Any, settings: Settings) -> Any:
+    import torch
+
+    options = {"backend": subject.backend, "mode": settings.compile_mode}
+    if not settings.regional:
+        return torch.compile(model, **options)
+    for block in repeated_blocks(model):
+        block.compile(**options, isolate_recompiles=True)
+    return model
+
+
+def repeated_blocks(model: Any) -> list[Any]:
+    """The blocks that regional compilation compiles: the members of the longest ModuleLists.
+
+    Raises ValueError for a model without any.
+    """
+    import torch
+
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1
+    ]
+    longest = max(map(len, lists), default=0)
+    blocks = [block for found in lists if len(found) == longest for block in found]
+    if not blocks:
+        raise ValueError("--regional: the model has no ModuleList of repeated blocks")
+    return blocks
+
+
+def environment(subject: Any) -> dict[str, Any]:
+    """Where the suite ran."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    parameter = next(subject.base_model().parameters(), None)
+    device = str(parameter.device) if parameter is not None else "none"
+    if device.startswith("cuda"):
+        device = f"{device} ({torch.cuda.get_device_name(parameter.device)})"
+    return {
+        **found,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "dtype": str(parameter.dtype).removeprefix("torch.") if parameter is not None else "none",
+        "backend": str(subject.backend),
+        "subject": f"{type(subject).__module__}:{type(subject).__qualname__}",
+    }

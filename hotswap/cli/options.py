@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -156,9 +155,8 @@ def _adapter_problem(request: Request) -> str | None:
         seen[name] = path
     if request.part is not None and request.part[1] > len(request.adapters):
         return f"--shard {request.shard}: there are only {len(request.adapters)} adapters"
-    if request.base is not None and _looks_like_folder(request.base):
-        if not Path(request.base).is_dir():
-            return f"--base {request.base}: no such folder; give the folder of the base model"
+    if request.base is not None and _is_missing(request.base):
+        return f"--base {request.base}: no such folder; give the folder of the base model"
     if request.subject:
         return None  # a subject may name its own base model and adapters
     if not request.adapters:
@@ -173,8 +171,7 @@ def _adapter_problem(request: Request) -> str | None:
     return None
 
 
-def _looks_like_folder(base: str) -> bool:
-    """A hub id is a name, or two with one slash between; everything else is a path."""
-    if Path(base).exists():
-        return True
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base) is None or base.count(os.sep) > 1
+def _is_missing(base: str) -> bool:
+    """A hub id is a name, or two with one slash between; everything else is a folder."""
+    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base) is not None
+    return not Path(base).is_dir() and (Path(base).exists() or not is_id)

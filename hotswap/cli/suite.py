@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.cli import child
-from hotswap.cli.evidence import Settings
 from hotswap.cli.fleet import Fleet
 from hotswap.cli.options import Request
+from hotswap.cli.settings import Settings
 from hotswap.cli.terminal import say
 from hotswap.report import text
 
@@ -59,12 +59,15 @@ def run_suite(
     return Run(results, output=ended.output, interrupted=ended.interrupted)
 
 
-def _pytest_command(
-    request: Request, fleet: Fleet, mine: Sequence[str], folder: Path
-) -> list[str]:
+def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:
     ini = importlib.resources.files("hotswap.cli").joinpath("verify.ini")
     command = [sys.executable, "-m", "pytest", "-c", str(ini), "--rootdir", str(Path.cwd())]
-    command += ["-p", "hotswap.cli.evidence", "--hotswap-settings", str(folder / "settings.json")]
+    command += [
+        "-p",
+        "pytest_hotswap.evidence",
+        "--hotswap-settings",
+        str(folder / "settings.json"),
+    ]
     command += ["--pyargs", "pytest_hotswap.suite", "--hotswap-backend", str(request.backend)]
     if request.subject:
         command += ["--hotswap-subject", request.subject]

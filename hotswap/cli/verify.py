@@ -176,7 +176,9 @@ def _verify(request: Request, folder: Path, start: float) -> int:
     accepted = [path for path in mine if path not in fleet.refused]
     if accepted or not request.adapters:
         run = run_suite(request, fleet, mine, folder, start)
-        if not run.interrupted and not any(r.get("law") for r in run.results.records):
+        tried = any(record.get("law") for record in run.results.records)
+        late = request.seconds is not None and time.time() > start + request.seconds
+        if not (tried or late or run.interrupted):
             return _refuse_run(request, run)
         if run.results.exitstatus is None and not (run.interrupted or request.verbose):
             say(run.output.rstrip(), error=True)
@@ -246,7 +248,9 @@ def _gathered(
         "timing": run.timing,
         "warnings": list(notes),
         "notes": notes,
-        "shards": [dict(zip(("index", "count"), request.part, strict=True))] if request.part else [],
+        "shards": [dict(zip(("index", "count"), request.part, strict=True))]
+        if request.part
+        else [],
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 INK, GRID, GOOD, BAD, ONE, TWO, THREE = (
     *("#010101", "#020202", "#030303", "#040404"),
@@ -27,6 +28,9 @@ _VARIABLES = {
 """Stand-ins that no one sees: each becomes a variable of the page's style, so dark mode is a rule."""
 LARGEST = 60
 """Rows and columns that the heat map labels; above, layers are joined and labels left out."""
+MOST_ROWS, MOST_NUMBERED = 200, 16
+"""Rows that the heat map has room for, and adapters up to which each cell says its rank."""
+CELL = "cell"
 
 
 def rank_map(adapters: Sequence[dict[str, Any]]) -> str:
@@ -39,14 +43,23 @@ def rank_map(adapters: Sequence[dict[str, Any]]) -> str:
         for module, rank in adapter["module_ranks"].items():
             key = (_family(module) if join else module, column)
             cells[key] = max(rank, cells.get(key, 0))
-    rows = list(dict.fromkeys(_family(m) if join else m for m in rows))
+    rows = list(dict.fromkeys(_family(m) if join else m for m in rows))[:MOST_ROWS]
+    cells = {key: rank for key, rank in cells.items() if key[0] in set(rows)}
     if not rows:
         return ""
     small = len(named) <= LARGEST and len(rows) * len(named) <= 1500
     figure, axes = _figure(8, min(1.2 + 0.22 * len(rows), 16))
     values = [[float(cells.get((row, c), "nan")) for c in range(len(named))] for row in rows]
     picture = axes.pcolormesh(values, cmap="viridis", edgecolors="none", rasterized=not small)
+    picture.set_linewidth(0)
+    axes.grid(visible=False)
     axes.invert_yaxis()
+    if len(named) <= MOST_NUMBERED:
+        lowest, highest = min(cells.values()), max(cells.values())
+        for (row, column), rank in cells.items():
+            tone = "white" if rank - lowest < 0.6 * (highest - lowest) else "black"
+            place = (column + 0.5, rows.index(row) + 0.5)
+            axes.text(*place, str(rank), ha="center", va="center", color=tone, gid=CELL, size=8)
     axes.set_yticks([n + 0.5 for n in range(len(rows))], [_shortened(row) for row in rows])
     if small:
         labels = [a["name"] for a in named]
@@ -54,7 +67,7 @@ def rank_map(adapters: Sequence[dict[str, Any]]) -> str:
     else:
         axes.set_xlabel(f"{len(named)} adapters, in the order of the table")
     bar = figure.colorbar(picture, ax=axes, label="rank", pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     axes.tick_params(length=0)
     return _svg(figure, "ranks", f"Rank of {len(rows)} modules in {len(named)} adapters")
 
@@ -63,7 +76,9 @@ def memory_curve(curve: Sequence[dict[str, int]], plan: dict[str, Any] | None) -
     """Draw bytes over target rank, uniform and per module, with adapters admitted and the choice."""
     if not curve or plan is None:
         return ""
-    figure, axes = _figure(8, 3.6)
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(8, 4.2)
     ranks = [point["rank"] for point in curve]
     unit, word = _unit(max(point["uniform_bytes"] for point in curve))
     for key, label, colour, style in (
@@ -81,11 +96,10 @@ def memory_curve(curve: Sequence[dict[str, int]], plan: dict[str, Any] | None) -
     other.step(ranks, admitted, where="post", color=THREE, linestyle=":", label="adapters admitted")
     other.set_ylabel("adapters admitted")
     other.set_ylim(0, max(admitted) * 1.08 + 0.1)
+    other.yaxis.set_major_locator(MaxNLocator(integer=True))
     _bare(other)
     lines = [*axes.get_lines(), *other.get_lines()]
-    axes.legend(
-        lines, [str(line.get_label()) for line in lines], loc="lower right", frameon=False
-    )
+    _legend(figure, lines)
     return _svg(figure, "memory", "Memory of a prepared model over its target rank")
 
 
@@ -93,22 +107,22 @@ def latency_curves(series: Sequence[dict[str, Any]]) -> str:
     """Draw which share of the calls took how long, with p50, p95 and p99 marked on every line."""
     if not series:
         return ""
-    figure, axes = _figure(8, 3.6)
+    figure, axes = _figure(8, 4.2)
+    lines: list[Line2D] = []
     styles = {"hotswap": ONE, "PEFT": TWO, "a plain copy": THREE}
     for one in series:
         times = sorted(seconds * 1e3 for seconds in one["samples"])
         shares = [(n + 1) / len(times) for n in range(len(times))]
         colour = next((c for name, c in styles.items() if name in one["series"]), INK)
-        dashed = "forward" in one["series"]
-        line = "--" if dashed else "-"
-        axes.plot(times, shares, line, color=colour, label=one["series"])
+        line = "--" if "forward" in one["series"] else ":" if "bank" in one["series"] else "-"
+        lines += axes.plot(times, shares, line, color=colour, label=one["series"])
         marks = [one[p] * 1e3 for p in ("p50", "p95", "p99")]
         axes.plot(marks, [0.5, 0.95, 0.99], "o", color=colour, markersize=4)
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds (log scale); dots: p50, p95, p99")
     axes.set_ylabel("share of calls")
     axes.set_ylim(0, 1.03)
-    axes.legend(loc="lower right", frameon=False)
+    _legend(figure, lines)
     return _svg(figure, "latency", "Distribution of swap times")
 
 
@@ -146,6 +160,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _legend(figure: Figure, lines: Sequence[Line2D]) -> None:
+    """Below the picture, where it covers nothing."""
+    labels = [str(line.get_label()) for line in lines]
+    figure.legend(lines, labels, loc="outside lower left", ncols=2, frameon=False)
+
+
 def _bare(axes: Axes) -> None:
     axes.patch.set_alpha(0.0)
     for spine in axes.spines.values():
@@ -157,12 +177,14 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     from matplotlib.text import Text
 
     for words in figure.findobj(Text):
-        words.set_color(INK)  # type: ignore[attr-defined]
+        if words.get_gid() != CELL:
+            words.set_color(INK)
     sink = io.StringIO()
     figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to these
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for stand_in, variable in _VARIABLES.items():
         svg = svg.replace(stand_in, f"var({variable})")

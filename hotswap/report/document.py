@@ -22,6 +22,8 @@ FORMAT, VERSION = "hotswap-report", 1
 Document = dict[str, Any]
 _WANTED = "unprepared-recompiles"  # the law whose subject is a recompile
 
+_DISABLING = "disabled or enabled"  # the law knobs-follow does; a deployment may, but then knows it
+
 
 def derive(gathered: Mapping[str, Any]) -> Document:
     """Make the document of what a run gathered.
@@ -150,14 +152,20 @@ def _verdict(
         absent = set(range(1, shards[0]["count"] + 1)) - {shard["index"] for shard in shards}
         if absent and len(shards) > 1:
             outcome = "incomplete"
-            line = f"incomplete: the report of shard {', '.join(map(str, sorted(absent)))} is missing"
+            line = (
+                f"incomplete: the report of shard {', '.join(map(str, sorted(absent)))} is missing"
+            )
         elif absent:
             line = f"{line} (shard {shards[0]['index']} of {shards[0]['count']})"
     if refused:
         names = ", ".join(f"{a['name']} ({a['findings'][0]['code']})" for a in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         some = f"{len(refused)} adapter{'' if len(refused) == 1 else 's'}"
-        rest = "nothing else could be run" if not results.records else f"the others: {line}"
+        rest = (
+            "nothing else could be run"
+            if not results.records
+            else f"the others: {line.removeprefix('not ready: ')}"
+        )
         outcome, line = "not ready", f"not ready: {some} refused, {names}{more}; {rest}"
     if gathered["interrupted"]:
         line = f"partial, interrupted by Ctrl-C: {line}"
@@ -238,7 +246,8 @@ def _adapter(
     if described["findings"]:
         outcome, reason = "refused", described["findings"][0]["message"]
     elif failed:
-        outcome, reason = "failed", str(failed[0].get("message") or "")
+        outcome = "failed"
+        reason = text.short(str(failed[0].get("message") or ""), str(failed[0].get("law")))
     elif row is not None and row.equals_load in ("passed", "not applicable"):
         outcome, reason = "passed", ""
     else:
@@ -267,7 +276,8 @@ def _swap_times(records: Iterable[text.Record]) -> dict[str, list[float]]:
 def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
     """Every compile in order; ``at`` is in seconds since the first test began.
 
-    ``wanted`` marks first compiles, and recompiles in tests whose subject is a recompile.
+    ``wanted`` marks first compiles, and recompiles that the test provokes: a control, or a test that
+    disables the adapter.
     """
     records = [r for r in records if r.get("started")]
     start = min((float(r["started"]) for r in records), default=0.0)
@@ -277,7 +287,8 @@ def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
         control = record.get("role") == "control" or record.get("law") == _WANTED
         for phase in ("setup", "call"):
             for one in json.loads(record.get(f"compiles_in_{phase}") or "[]"):
-                wanted = one["kind"] == "first" or (one["kind"] == "recompile" and control)
+                provoked = control or _DISABLING in one["sentence"]
+                wanted = one["kind"] == "first" or (one["kind"] == "recompile" and provoked)
                 test = str(record["nodeid"]).rpartition("::")[2]
                 found.append({"at": round(at, 3), **one, "wanted": wanted, "test": test})
                 at += one["seconds"]

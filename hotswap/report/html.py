@@ -10,9 +10,14 @@ from hotswap.errors import MissingExtraError
 
 EXTRA = {"jinja2": "jinja2", "matplotlib": "matplotlib"}
 _SYMBOLS = {
-    **{"passed": "✓", "ready": "✓"},
-    **{"failed": "✕", "refused": "✕", "not ready": "✕"},
-    **{"incomplete": "…", "not run": "…", "not applicable": "–"},
+    "passed": "✓",
+    "ready": "✓",
+    "failed": "✕",
+    "refused": "✕",
+    "not ready": "✕",
+    "incomplete": "…",
+    "not run": "…",
+    "not applicable": "–",
 }
 
 

@@ -12,41 +12,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hotswap.cli.settings import Settings
+
 MOST_SAMPLES = 200
 """Swap times kept of one adapter in one test: a random walk makes hundreds."""
+REFUSED = "test_swap_atomic__refused"
 PACKAGES = ("torch", "peft", "transformers", "diffusers", "safetensors", "pytest-hotswap")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How the deployment is to be run; ``deadline`` is in seconds since the epoch."""
-
-    plan: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    compile_mode: str | None = None
-    regional: bool = False
-    inputs: str | None = None
-    deadline: float | None = None
-    budget: str = ""
-    refused: tuple[str, ...] = ()
-
-    def save(self, path: Path) -> None:
-        """Write them for the plugin to read."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: str) -> Settings:
-        """Read what ``save`` wrote."""
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**{f.name: found[f.name] for f in fields(cls)})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,6 +45,16 @@ class Evidence:
         self.settings = settings
         self._times: defaultdict[str, list[float]] = defaultdict(list)
         self._ready = False
+        self._subject: Any = None
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leave out the test of refused adapters where none is."""
+        if not self.settings.refused:
+            idle = [item for item in items if item.name == REFUSED]
+            items[:] = [item for item in items if item.name != REFUSED]
+            config.hook.pytest_deselected(items=idle)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -82,8 +69,7 @@ class Evidence:
             subject = resolve_subject(item.config)
             adapt(subject, self.settings)
             subject.swap = self._timed(subject.swap)  # type: ignore[method-assign]
-            told = json.dumps(environment(subject))
-            item.user_properties.append(("hotswap.environment", told))
+            self._subject = subject
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -92,14 +78,19 @@ class Evidence:
         return (yield)
 
     @pytest.hookimpl(wrapper=True, specname="pytest_runtest_setup")
-    def watch_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+    def pytest_watched_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Note what the fixtures compile."""
         with self._noted(item, "setup"):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, specname="pytest_runtest_call")
-    def watch_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Note what the test compiles and swaps."""
+    def pytest_watched_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note what the test compiles and swaps; in the first one, where it runs."""
+        deployment = getattr(item, "funcargs", {}).get("deployment")
+        if self._subject is not None and deployment is not None:
+            told = json.dumps(environment(self._subject, deployment.base))
+            item.user_properties.append(("hotswap.environment", told))
+            self._subject = None
         with self._noted(item, "call"):
             return (yield)
 
@@ -218,8 +209,8 @@ def repeated_blocks(model: Any) -> list[Any]:
     return blocks
 
 
-def environment(subject: Any) -> dict[str, Any]:
-    """Where the suite ran."""
+def environment(subject: Any, base: Any) -> dict[str, Any]:
+    """Where the suite runs, and on what."""
     import torch
 
     found: dict[str, Any] = {}
@@ -228,10 +219,12 @@ def environment(subject: Any) -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    parameter = next(subject.base_model().parameters(), None)
-    device = str(parameter.device) if parameter is not None else "none"
+    parameter = next(base.parameters(), None)
+    device, dtype = "none", "none"
+    if parameter is not None:
+        device, dtype = str(parameter.device), str(parameter.dtype).removeprefix("torch.")
     if device.startswith("cuda"):
-        device = f"{device} ({torch.cuda.get_device_name(parameter.device)})"
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
     return {
         **found,
         "python": platform.python_version(),
@@ -239,7 +232,7 @@ def environment(subject: Any) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "dtype": str(parameter.dtype).removeprefix("torch.") if parameter is not None else "none",
+        "dtype": dtype,
         "backend": str(subject.backend),
         "subject": f"{type(subject).__module__}:{type(subject).__qualname__}",
     }

@@ -141,7 +141,10 @@ def measure(
                 yield row
             padding = tuple(_padding(fleet, runs, backend))
             serving = measure_serving(
-                lambda: copy.deepcopy(fleet.base), fleet.inputs, fleet.paths, backend=backend
+                lambda: copy.deepcopy(fleet.base),
+                fleet.inputs,
+                fleet.paths[::-1],  # from the smaller rank to the larger: the swap that costs
+                backend=backend,
             ).rows
         planned = hotswap.plan(fleet.paths).padded_bytes
         threads = torch.get_num_threads()

@@ -123,18 +123,20 @@ class Steps:
         deployment = self.deployment
         folder = deployment.new_folder()
         deployment.subject.save(deployment.compiled, folder)
-        found = compare(deployment.run(deployment.fresh(folder)), self._oracle(self.adapter, 1.0, 1))
+        found = compare(
+            deployment.run(deployment.fresh(folder)), self._oracle(self.adapter, 1.0, 1)
+        )
         if not found.equal:
-            raise LawBroken("knobs-follow", f"the saved adapter reloads differently: {found.detail}")
+            raise LawBroken(
+                "knobs-follow", f"the saved adapter reloads differently: {found.detail}"
+            )
         self._check("knobs-follow")
 
     def add_adapter(self, adapter: AdapterDescription) -> None:
         """Load another adapter beside the one that is swapped; it may recompile, and change nothing."""
         self._added += 1
         deployment = self.deployment
-        deployment.subject.add(
-            deployment.compiled, self.folder_of(adapter), f"added{self._added}"
-        )
+        deployment.subject.add(deployment.compiled, self.folder_of(adapter), f"added{self._added}")
         self._check("swap-isolated")
 
     def batch(self, copies: int) -> None:

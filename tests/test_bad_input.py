@@ -16,6 +16,8 @@ from torch import nn
 import hotswap
 from hotswap.checks.snapshot import Snapshot
 from hotswap.cli.main import main
+from hotswap.cli.suite import Run
+from hotswap.report.text import Results
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -101,14 +103,19 @@ def test_plan_says_it_in_one_sentence(
 
 
 def test_verify_says_it_in_one_sentence_and_a_verdict(
-    good: Path, bad: tuple[Path, tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+    good: Path,
+    bad: tuple[Path, tuple[str, ...]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    line = {"nodeid": "a", "law": "rank-bound", "outcome": "passed"}
+    monkeypatch.setattr("hotswap.cli.verify.run_suite", lambda *_: Run(Results((line,), 0)))
     (good.parent / "config.json").write_text("{}")
-    words = [str(good), str(bad[0]), "--base", str(good.parent), "--json"]
-    assert main(["verify", *words]) == 1
+    words = [str(good), str(bad[0]), "--base", str(good.parent), "--no-timing", "--json"]
+    assert main(["verify", "--backend", "eager", *words]) == 1
     out, err = capsys.readouterr()
     assert one_sentence(err, bad[1])
-    assert json.loads(out)["outcome"] == "not ready"
+    assert json.loads(out)["verdict"]["outcome"] == "not ready"
 
 
 def test_swap_says_it_and_leaves_the_model_bit_identical(

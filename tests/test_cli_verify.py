@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -13,20 +14,29 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from hotswap.adapters.plan import plan
 from hotswap.cli.child import Ended
 from hotswap.cli.demo import ADAPTERS, write_demo
 from hotswap.cli.main import main
+from hotswap.cli.verify import exit_code
+from hotswap.report.document import read
 from hotswap.report.laws import LAWS
 from hotswap.report.text import Results, adapter_rows, adapter_table, law_rows, verdict
 
+HAS_EXTRA = all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib"))
 COMMAND = [
     sys.executable,
     "-c",
     "import sys; from hotswap.cli.main import main; sys.exit(main())",
     "verify",
+    "--backend",
+    "eager",
 ]
 
 
@@ -42,10 +52,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
 
 
 @pytest.fixture(scope="module")
-def demo_run() -> subprocess.CompletedProcess[str]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def demo_run(report: Path) -> subprocess.CompletedProcess[str]:
     """The demo, in an environment that tries to skip every law."""
     env = {"PYTEST_ADDOPTS": "-k nothing --collect-only", "PYTEST_PLUGINS": "no_such_plugin"}
-    return run("--demo", "--no-timing", env=env)
+    words = ("--report", report) if HAS_EXTRA else ()
+    return run("--demo", "--no-timing", *words, env=env)
 
 
 @pytest.mark.wheel
@@ -54,7 +70,7 @@ class TestTheDemo:
         self, demo_run: subprocess.CompletedProcess[str]
     ) -> None:
         assert demo_run.returncode == 0, demo_run.stdout + demo_run.stderr
-        assert demo_run.stderr == ""
+        assert demo_run.stderr.splitlines()[HAS_EXTRA:] == []
 
     def test_shows_the_plan_then_the_adapters_then_the_laws_then_the_verdict(
         self, demo_run: subprocess.CompletedProcess[str]
@@ -89,6 +105,48 @@ class TestTheDemo:
         self, demo_run: subprocess.CompletedProcess[str]
     ) -> None:
         assert "Timing" not in demo_run.stdout
+
+
+@pytest.mark.skipif(not HAS_EXTRA, reason="the extra 'report' is not installed")
+class TestTheReportOfTheDemo:
+    @pytest.fixture
+    def document(self, demo_run: subprocess.CompletedProcess[str], report: Path) -> dict[str, Any]:
+        assert demo_run.returncode == 0, demo_run.stderr
+        found: dict[str, Any] = read(report)
+        return found
+
+    def test_has_the_verdict_of_the_last_line(
+        self, document: dict[str, Any], demo_run: subprocess.CompletedProcess[str]
+    ) -> None:
+        assert document["verdict"]["line"] == demo_run.stdout.splitlines()[-1]
+        assert document["verdict"]["reasons"] == []
+
+    def test_says_how_long_each_adapter_took_to_swap(self, document: dict[str, Any]) -> None:
+        assert [a["name"] for a in document["adapters"]] == list(ADAPTERS)
+        assert all(a["swap_seconds"] > 0 and a["swap_samples"] > 10 for a in document["adapters"])
+
+    def test_digests_are_those_of_sha256sum(self, document: dict[str, Any]) -> None:
+        digests = [a["digest"] for a in document["adapters"]]
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests)
+        assert len(set(digests)) == len(ADAPTERS)
+
+    def test_tells_every_recompile_with_a_sentence(self, document: dict[str, Any]) -> None:
+        again = [c for c in document["compiles"] if c["kind"] == "recompile"]
+        assert [c["kind"] for c in document["compiles"]].count("first") >= 1
+        assert again, "the control's recompile is missing"
+        assert all(c["sentence"] and c["wanted"] for c in again)
+
+    def test_names_the_environment(self, document: dict[str, Any]) -> None:
+        (environment,) = document["environment"]
+        assert environment["backend"] == "eager"
+        assert {"torch", "peft", "transformers", "device", "dtype"} <= environment.keys()
+
+    def test_has_the_other_two_files(self, document: dict[str, Any], report: Path) -> None:
+        assert document["tests"]
+        assert (report / "report.html").read_text(encoding="utf-8").count("<svg") == 3
+        root = ET.parse(report / "junit.xml").getroot()  # noqa: S314  (our own file)
+        cases = root.findall(".//testcase")
+        assert len(cases) == len(document["tests"])
 
 
 class TestCallsThatCannotBeCarriedOut:
@@ -178,18 +236,24 @@ class TestNotReady:
         expected = "hotswap: the demo could not be written: OSError: No space left\n"
         assert capsys.readouterr().err == expected
 
-    def test_a_truncated_adapter_is_a_finding_and_nothing_runs(
+    def test_a_truncated_adapter_is_refused_and_the_others_go_on(
         self, demo: tuple[Path, list[Path]], tmp_path: Path
     ) -> None:
         broken = tmp_path / "broken"
         shutil.copytree(demo[1][0], broken)
         weights = broken / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-        ended = run(demo[1][1], broken, "--base", demo[0])
+        words = ["--no-timing", "--json", "--", "-k", "refused"]
+        ended = run(demo[1][1], broken, "--base", demo[0], *words)
         assert ended.returncode == 1
         assert "HSW005" in ended.stderr
         assert str(broken) in ended.stderr
-        assert ended.stdout.startswith("not ready: 1 finding ")
+        document = json.loads(ended.stdout)
+        line = "not ready: 1 adapter refused, broken (HSW005); the others: incomplete: "
+        assert document["verdict"]["line"].startswith(line)
+        assert [a["verdict"] for a in document["adapters"]] == ["not run", "refused"]
+        (test,) = document["tests"]
+        assert (test["law"], test["outcome"]) == ("swap-atomic", "passed")
 
     def test_two_damaged_adapters_are_two_lines(
         self, demo: tuple[Path, list[Path]], tmp_path: Path
@@ -215,7 +279,64 @@ class TestNotReady:
         assert "swap-equals-load" in last
 
 
+class TestOptions:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def document(
+        cls, demo: tuple[Path, list[Path]], tmp_path_factory: pytest.TempPathFactory
+    ) -> dict[str, Any]:
+        """One run with everything that changes how the model is run."""
+        folder = tmp_path_factory.mktemp("options")
+        tokens = torch.arange(12).reshape(2, 6)
+        save_file({"input_ids": tokens}, str(folder / "inputs.safetensors"))
+        plan([demo[1][0], demo[1][2]]).save(folder / "plan.json")
+        words = ["--device", "cpu", "--dtype", "bfloat16", "--regional", "--shard", "1/2"]
+        words += ["--inputs", folder / "inputs.safetensors", "--plan", folder / "plan.json"]
+        words += ["--no-timing", "--json", "--", "-k", "equals_load or in_place"]
+        ended = run(*demo[1], "--base", demo[0], *words)
+        assert ended.returncode == 1, ended.stdout + ended.stderr
+        found: dict[str, Any] = json.loads(ended.stdout)
+        return found
+
+    def test_the_dtype_and_the_device_are_those_asked_for(self, document: dict[str, Any]) -> None:
+        (environment,) = document["environment"]
+        assert (environment["dtype"], environment["device"]) == ("bfloat16", "cpu")
+
+    def test_blocks_are_compiled_one_by_one(self, document: dict[str, Any]) -> None:
+        regions = [c["region"] for c in document["compiles"] if c["kind"] == "first"]
+        assert len(regions) == 2
+
+    def test_the_shard_has_its_part_of_the_bytes_and_the_plan_of_all(
+        self, document: dict[str, Any]
+    ) -> None:
+        assert [a["name"] for a in document["adapters"]] == ["poetic"]
+        assert document["plan"]["target_rank"] == 16
+        assert [a["verdict"] for a in document["adapters"]] == ["passed"]
+
+    def test_tests_that_ran_passed_and_the_rest_is_not_run(self, document: dict[str, Any]) -> None:
+        assert {test["outcome"] for test in document["tests"]} == {"passed"}
+        assert document["verdict"]["outcome"] == "incomplete"
+
+    def test_what_the_time_budget_does_not_reach_is_not_run(
+        self, demo: tuple[Path, list[Path]]
+    ) -> None:
+        words = ["--time-budget", "0.1s", "--json"]
+        ended = run(demo[1][0], "--base", demo[0], *words)
+        assert ended.returncode == 1, ended.stdout + ended.stderr
+        document = json.loads(ended.stdout)
+        assert {law["state"] for law in document["laws"]} == {"not run"}
+        assert document["verdict"]["outcome"] == "incomplete"
+        assert document["timing"]["error"] == "the time budget was used up"
+
+    def test_warnings_fail_when_that_is_asked_for(self) -> None:
+        document = {"verdict": {"outcome": "ready", "warnings": ["a, b have equal weights"]}}
+        assert exit_code(document, "error") == 0
+        assert exit_code(document, "warning") == 1
+        assert exit_code({"verdict": {"outcome": "ready", "warnings": []}}, "warning") == 0
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals a process group")
+@pytest.mark.skipif(not HAS_EXTRA, reason="the extra 'report' is not installed")
 def test_ctrl_c_prints_what_was_found_until_then(
     demo: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:
@@ -225,7 +346,7 @@ def test_ctrl_c_prints_what_was_found_until_then(
         "def pytest_runtest_logfinish(nodeid, location):\n"
         f"    pathlib.Path({str(started)!r}).touch()\n"
     )
-    words = [*demo[1], "--base", demo[0], "--no-timing", "--", "-p", "announce"]
+    words = [*demo[1], "--base", demo[0], "--report", tmp_path / "out", "--", "-p", "announce"]
     child = subprocess.Popen(
         [*COMMAND, *map(str, words)],
         stdout=subprocess.PIPE,
@@ -240,7 +361,13 @@ def test_ctrl_c_prints_what_was_found_until_then(
     out, err = child.communicate(timeout=120)
     assert child.returncode == 130, out + err
     assert "\nLaws\n" in out
-    assert out.splitlines()[-1].startswith("incomplete: ")
+    line = out.splitlines()[-1]
+    assert line.startswith("partial, interrupted by Ctrl-C: incomplete: ")
+    document = read(tmp_path / "out")
+    assert document["verdict"]["partial"]
+    assert document["verdict"]["line"] == line
+    assert document["timing"] is None
+    assert "(partial report)" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def record(law: str | None, outcome: str = "passed", **more: Any) -> dict[str, Any]:

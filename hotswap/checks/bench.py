@@ -11,7 +11,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +28,12 @@ from peft.utils.save_and_load import _insert_adapter_name_into_state_dict
 from torch import nn
 
 import hotswap
-from hotswap.checks.timing import default_backend
+from hotswap.checks.timing import TimingRow, default_backend, inputs_of, pretrained
+from hotswap.checks.timing import measure as measure_serving
 from hotswap.engine.placement import placement_of
 
 FORWARD_LAYERS = 4
+PADDING_FACTORS = (1, 2, 4, 8)
 LAYERS, HIDDEN, INTERMEDIATE = 24, 512, 1024
 """A Llama whose LoRA adapters of rank 16 on all linear layers take 13.4 MB in 336 tensors."""
 
@@ -41,14 +43,15 @@ class Row:
     """One comparison: seconds of ours and of theirs (medians), and the ratio that is wanted.
 
     ``faster`` says which way the ratio goes: how many times faster ours is, or how many times longer
-    it takes. ``spread`` is the interquartile range of the paired ratios.
+    it takes. ``spread`` is the interquartile range of the paired ratios. A row without a bar is there
+    to be known.
     """
 
     name: str
     ours: float
     theirs: float
     faster: bool
-    bar: float
+    bar: float | None
     aim: float | None
     spread: tuple[float, float]
 
@@ -60,14 +63,33 @@ class Row:
     @property
     def holds(self) -> bool:
         """Whether the ratio reaches the bar."""
+        if self.bar is None:
+            return True
         return self.ratio >= self.bar if self.faster else self.ratio <= self.bar
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """All rows, the bytes that a prepared model holds and those the plan says, and growth in bytes."""
+class Padding:
+    """What room costs: a compiled forward and the bytes held, prepared for a target rank."""
 
+    target_rank: int
+    forward: float
+    spread: tuple[float, float]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """All rows, the bytes that a prepared model holds and those the plan says, and growth in bytes.
+
+    ``serving`` is empty without forwards; ``notes`` say what could not be measured.
+    """
+
+    backend: str
+    serving: tuple[TimingRow, ...]
     rows: tuple[Row, ...]
+    padding: tuple[Padding, ...]
+    notes: tuple[str, ...]
     held: int
     planned: int
     growth: int
@@ -80,64 +102,99 @@ class Bench:
         return {**asdict(self), "rows": rows}
 
 
-def measure(*, runs: int = 30, swaps: int = 10_000, forward: bool = True) -> Iterator[Row | Bench]:
-    """Measure every row, then give the whole; ``runs`` counts the alternations of a row."""
+def measure(
+    *,
+    runs: int = 30,
+    swaps: int = 10_000,
+    forward: bool = True,
+    base: str | None = None,
+    adapters: Sequence[str] = (),
+) -> Iterator[Row | Bench]:
+    """Measure every row, then give the whole; ``runs`` counts the alternations of a row.
+
+    With ``base`` and ``adapters`` the model is that one and the rows about sizes fall away. Growth
+    comes before anything is compiled: what earlier compiled models release must not hide it.
+    """
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="hotswap-bench-") as folder:
-        small = _Fleet(Path(folder) / "small", (16, 8))
-        large = _Fleet(Path(folder) / "large", (64, 32))
-        for row in _rows(small, large, Path(folder), runs, forward=forward):
-            rows.append(row)
-            yield row
-        placement = placement_of(small.model, "default")
-        yield Bench(
-            tuple(rows),
-            placement.layout.bytes,
-            hotswap.plan(small.paths).padded_bytes,
-            _growth(small, swaps),
-            swaps,
-            torch.get_num_threads(),
-        )
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="hotswap-bench-") as name:
+        folder = Path(name)
+        if base is None:
+            fleet = _made(folder / "small", (16, 8))
+            large = _made(folder / "large", (64, 32))
+        else:
+            fleet, large = _Fleet(pretrained(base), [Path(path) for path in adapters]), None
+        placement = placement_of(fleet.model, "default")
+        held, growth = placement.layout.bytes, _growth(fleet, swaps)
+        for measured in _rows(fleet, large, runs):
+            try:
+                rows.append(measured())
+                yield rows[-1]
+            except Exception as error:  # PEFT's functions refuse what ours take: that is a result
+                notes.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        serving: tuple[TimingRow, ...] = ()
+        padding: tuple[Padding, ...] = ()
+        backend = default_backend()
+        if forward:
+            for row in _forwards(fleet, large, folder / "forward", runs, backend):
+                rows.append(row)
+                yield row
+            padding = tuple(_padding(fleet, runs, backend))
+            serving = measure_serving(
+                lambda: copy.deepcopy(fleet.base),
+                fleet.inputs,
+                fleet.paths[::-1],  # from the smaller rank to the larger: the swap that costs
+                backend=backend,
+            ).rows
+        planned = hotswap.plan(fleet.paths).padded_bytes
+        threads = torch.get_num_threads()
+        found = (tuple(rows), padding, tuple(notes), held, planned, growth, swaps, threads)
+        yield Bench(backend, serving, *found)
 
 
-def _rows(small: _Fleet, large: _Fleet, folder: Path, runs: int, *, forward: bool) -> Iterator[Row]:
-    yield _copy(small, runs * 5)
-    yield _using("bank: all of using(), 13.4 MB", small, runs * 5, 1.5)
-    yield _using("bank: all of using(), 53.5 MB", large, runs * 2, 1.25)
-    yield _compare(
+def _rows(fleet: _Fleet, large: _Fleet | None, runs: int) -> Iterator[Callable[[], Row]]:
+    """What is measured without a compile; each is called, and may fail, on its own."""
+    megabytes = placement_of(fleet.model, "default").layout.bytes / 1e6
+    yield lambda: _copy(fleet, runs * 5)
+    yield lambda: _using(f"bank: all of using(), {megabytes:.3g} MB", fleet, runs * 5, 1.5)
+    if large is not None:
+        yield lambda: _using("bank: all of using(), 53.5 MB", large, runs * 2, 1.25)
+    yield lambda: _compare(
         "swap from a state dict",
-        small.swap_state_dict,
-        small.peft_state_dict,
+        fleet.swap_state_dict,
+        fleet.peft_state_dict,
         runs,
         bar=10,
         aim=20,
     )
-    yield _compare("swap from a folder", small.swap_folder, small.peft_folder, runs, bar=6, aim=10)
-    yield _compare(
-        "prepare, rank 8 to 16",
-        lambda model: hotswap.prepare(model, target_rank=16),
-        lambda model: prepare_model_for_compiled_hotswap(model, target_rank=16),
+    yield lambda: _compare(
+        "swap from a folder", fleet.swap_folder, fleet.peft_folder, runs, bar=6, aim=10
+    )
+    rank = hotswap.plan(fleet.paths).target_rank
+    yield lambda: _compare(
+        f"prepare for rank {rank}",
+        lambda model: hotswap.prepare(model, target_rank=rank),
+        lambda model: prepare_model_for_compiled_hotswap(model, target_rank=rank),
         max(runs // 3, 5),
         bar=2,
         aim=3,
-        fresh=lambda: small.fresh(1),
+        fresh=lambda: fleet.fresh(1),
     )
-    if forward:
-        yield from _forwards(folder / "forward", runs)
 
 
 class _Fleet:
     """A model of ours and one of PEFT's, prepared alike, and two adapters to swap between."""
 
-    def __init__(self, folder: Path, ranks: tuple[int, int]) -> None:
-        self.base = _llama()
-        self.paths = [folder / f"rank-{rank}" for rank in ranks]
-        generator = torch.Generator().manual_seed(0)
-        for path, rank in zip(self.paths, ranks, strict=True):
-            _write(self.base, path, rank, generator)
-        self.model = hotswap.load(copy.deepcopy(self.base), hotswap.plan(self.paths), self.paths[0])
+    def __init__(self, base: nn.Module, paths: Sequence[Path]) -> None:
+        self.base = base
+        specs = {path: hotswap.AdapterSpec.read(path) for path in paths}
+        # PEFT's own swap can only narrow the target modules
+        self.paths = sorted(paths, key=lambda path: (-len(specs[path].modules), -specs[path].rank))
+        self.inputs = inputs_of(base)
+        plan = hotswap.plan(list(specs.values()))
+        self.model = hotswap.load(copy.deepcopy(base), plan, self.paths[0])
         self.peft = self.fresh(0)
-        prepare_model_for_compiled_hotswap(self.peft, target_rank=ranks[0])
+        prepare_model_for_compiled_hotswap(self.peft, target_rank=plan.target_rank)
         self.configs = [self.fresh(i).peft_config["default"] for i in range(2)]
         states = [get_peft_model_state_dict(self.fresh(i)) for i in range(2)]
         self.states = [{k: v.clone() for k, v in state.items()} for state in states]
@@ -164,6 +221,15 @@ class _Fleet:
     def peft_folder(self, turn: int) -> None:
         """Read and swap with PEFT's function."""
         hotswap_adapter(self.peft, str(self.paths[turn]), "default", torch_device="cpu")
+
+
+def _made(folder: Path, ranks: tuple[int, int]) -> _Fleet:
+    base = _llama()
+    paths = [folder / f"rank-{rank}" for rank in ranks]
+    generator = torch.Generator().manual_seed(0)
+    for path, rank in zip(paths, ranks, strict=True):
+        _write(base, path, rank, generator)
+    return _Fleet(base, paths)
 
 
 def _llama(layers: int = LAYERS) -> nn.Module:
@@ -202,12 +268,16 @@ def _compare(
     theirs: Callable[[Any], object],
     runs: int,
     *,
-    bar: float,
+    bar: float | None,
     aim: float | None,
     faster: bool = True,
     fresh: Callable[[], Any] | None = None,
+    before: tuple[Callable[[], object] | None, Callable[[], object] | None] = (None, None),
 ) -> Row:
-    """Run both sides in turn on the same arguments; two rounds come first and are not counted."""
+    """Run both sides in turn on the same arguments; two rounds come first and are not counted.
+
+    ``before`` is done before the clock starts.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     turns = itertools.cycle((1, 0))
     for round_ in range(runs + 2):
@@ -215,6 +285,8 @@ def _compare(
         order = (0, 1) if round_ % 4 < 2 else (1, 0)
         for side in order:
             argument = turn if fresh is None else fresh()
+            if (first := before[side]) is not None:
+                first()
             start = time.perf_counter()
             (ours, theirs)[side](argument)
             if round_ >= 2:
@@ -270,23 +342,57 @@ def _using(name: str, fleet: _Fleet, runs: int, bar: float) -> Row:
     )
 
 
-def _forwards(folder: Path, runs: int) -> Iterator[Row]:
-    """Compiled forwards against a model that PEFT prepared: uniform ranks, and a rank per module.
+def _forwards(
+    fleet: _Fleet, large: _Fleet | None, folder: Path, runs: int, backend: str
+) -> Iterator[Row]:
+    """Compiled forwards: beside a model that PEFT prepared, and the first one after a swap.
 
-    The fleet has rank 8, but 64 in q_proj, so PEFT pads everything to 64.
+    The made fleet has rank 8, but 64 in q_proj, so PEFT pads everything to 64.
     """
-    base = _llama(FORWARD_LAYERS)
-    _write(base, folder, 8, torch.Generator().manual_seed(0), rank_pattern={"q_proj": 64})
-    models = [PeftModel.from_pretrained(copy.deepcopy(base), folder).eval() for _ in range(3)]
-    hotswap.prepare(models[0], target_rank=64)
-    hotswap.prepare(models[1], plan=hotswap.plan([folder]))
-    prepare_model_for_compiled_hotswap(models[2], target_rank=64)
-    inputs = {"input_ids": torch.arange(32).reshape(1, 32), "use_cache": False}
-    backend = default_backend()
-    runners = [_runner(torch.compile(model, backend=backend), inputs) for model in models]
-    for title, ours in (("uniform ranks", runners[0]), ("a rank per module", runners[1])):
-        name = f"compiled forward ({backend}), {title}"
-        yield _compare(name, ours, runners[2], runs * 2, bar=1.05, aim=1.0, faster=False)
+    if large is not None:
+        base = _llama(FORWARD_LAYERS)
+        _write(base, folder, 8, torch.Generator().manual_seed(0), rank_pattern={"q_proj": 64})
+        models = [PeftModel.from_pretrained(copy.deepcopy(base), folder).eval() for _ in range(3)]
+        hotswap.prepare(models[0], target_rank=64)
+        hotswap.prepare(models[1], plan=hotswap.plan([folder]))
+        prepare_model_for_compiled_hotswap(models[2], target_rank=64)
+        inputs = {"input_ids": torch.arange(32).reshape(1, 32), "use_cache": False}
+        runners = [_runner(torch.compile(model, backend=backend), inputs) for model in models]
+        for title, ours in (("uniform ranks", runners[0]), ("a rank per module", runners[1])):
+            name = f"compiled forward ({backend}), {title}"
+            yield _compare(name, ours, runners[2], runs * 2, bar=1.05, aim=1.0, faster=False)
+    compiled = torch.compile(fleet.model, backend=backend)
+    forward = _runner(compiled, fleet.inputs)
+    turns = itertools.cycle((1, 0))
+
+    def swap() -> None:
+        fleet.swap_folder(next(turns))
+
+    name = f"first compiled forward ({backend}) after a swap, beside the next one"
+    yield _compare(
+        name, forward, forward, runs, bar=None, aim=None, faster=False, before=(swap, None)
+    )
+
+
+def _padding(fleet: _Fleet, runs: int, backend: str) -> Iterator[Padding]:
+    """The second adapter in models that are prepared for its own rank, and for 2, 4 and 8 times it."""
+    path = fleet.paths[-1]
+    own = hotswap.AdapterSpec.read(path).rank
+    ranks = [own * factor for factor in PADDING_FACTORS]
+    models = [PeftModel.from_pretrained(copy.deepcopy(fleet.base), path).eval() for _ in ranks]
+    for model, rank in zip(models, ranks, strict=True):
+        hotswap.prepare(model, target_rank=rank)
+    torch.compiler.reset()
+    runners = [_runner(torch.compile(m, backend=backend), fleet.inputs) for m in models]
+    times: list[list[float]] = [[] for _ in runners]
+    for _ in range(runs):
+        for own_times, run in zip(times, runners, strict=True):
+            start = time.perf_counter()
+            run(None)
+            own_times.append(time.perf_counter() - start)
+    for rank, model, own_times in zip(ranks, models, times, strict=True):
+        low, middle, high = statistics.quantiles(own_times, n=4)
+        yield Padding(rank, middle, (low, high), placement_of(model, "default").layout.bytes)
 
 
 def _runner(compiled: Any, inputs: dict[str, Any]) -> Callable[[Any], object]:

@@ -1,5 +1,7 @@
 """What a swap costs: without torch.compile, compiled but unprepared, compiled and prepared.
 
+With ``--latency`` single swaps are sampled beside PEFT's and a plain copy.
+
 Run as ``python -m hotswap.checks.timing --base PATH ADAPTER...`` it prints one JSON object, so a
 caller that must not import torch can have the numbers. The backend is inductor where a C++ compiler
 is found, else aot_eager. Compiled code of an earlier run is not reused: each first inference really
@@ -9,6 +11,7 @@ compiles.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -27,7 +30,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROWS = ("no compile", "compiled, unprepared", "compiled, prepared")
+BY_PEFT = "compiled, prepared by PEFT"
+"""The row that is there only where latencies are wanted: it costs another compile."""
 BATCH, LENGTH = 1, 16
+SAMPLES, MOST_SECONDS = 100, 10.0
+"""Samples of each latency, unless they take longer than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +56,11 @@ class TimingRow:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The three rows and the backend that they were compiled with."""
+    """The rows, the backend they were compiled with, and seconds of single swaps by series."""
 
     backend: str
     rows: tuple[TimingRow, ...]
+    samples: dict[str, list[float]]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -71,11 +79,13 @@ def measure(
     adapters: Sequence[str | Path],
     *,
     backend: str,
+    latency: bool = False,
 ) -> Timing:
     """Measure every row on a model of its own; all compiled code is dropped before each row.
 
     The first adapter is the one with the most target modules: PEFT's own swap can only narrow them.
-    A last swap goes back to the first adapter, so one adapter alone is a swap too.
+    A last swap goes back to the first adapter, so one adapter alone is a swap too. With ``latency``
+    single swaps are sampled too, beside PEFT's and a plain copy of the same bytes.
     """
     import torch
 
@@ -86,22 +96,29 @@ def measure(
     if backend != "eager":
         torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(8))  # the compiler's start
     rows = []
-    for row in ROWS:
+    samples: dict[str, list[float]] = {}
+    for row in (*ROWS, BY_PEFT) if latency else ROWS:
         torch.compiler.reset()
         try:
-            rows.append(_measure_row(row, base_model(), inputs, paths, backend))
+            kept = samples if latency else None
+            rows.append(_measure_row(row, base_model(), inputs, paths, backend, kept))
         except Exception as error:  # whatever it is, it is this row's result
             first = (str(error).splitlines() or [""])[0]
             rows.append(TimingRow(row, error=f"{type(error).__name__}: {first}"[:300]))
-    return Timing(backend, tuple(rows))
+    return Timing(backend, tuple(rows), samples)
 
 
 def _measure_row(
-    row: str, base: nn.Module, inputs: dict[str, Any], paths: Sequence[str], backend: str
+    row: str,
+    base: nn.Module,
+    inputs: dict[str, Any],
+    paths: Sequence[str],
+    backend: str,
+    samples: dict[str, list[float]] | None,
 ) -> TimingRow:
     import torch
     from peft import PeftModel
-    from peft.utils.hotswap import hotswap_adapter
+    from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 
     import hotswap
 
@@ -110,15 +127,20 @@ def _measure_row(
         model = hotswap.load(base, hotswap.plan(paths), paths[0])
     else:
         model = PeftModel.from_pretrained(base, paths[0])
+    if row == BY_PEFT:
+        prepare_model_for_compiled_hotswap(model, target_rank=hotswap.plan(paths).target_rank)
     model.eval()
     compiles = row != "no compile"
     served: Any = torch.compile(model, backend=backend) if compiles else model
 
-    def swap_and_run(path: str) -> None:
+    def swap(path: str) -> None:
         if row == "compiled, prepared":
             hotswap.swap(served, path)
         else:
             hotswap_adapter(served, path, adapter_name="default", torch_device="cpu")
+
+    def swap_and_run(path: str) -> None:
+        swap(path)
         served(**inputs)
 
     with torch.no_grad():
@@ -128,6 +150,11 @@ def _measure_row(
         )
         with watching as log:
             times = [_seconds(partial(swap_and_run, path)) for path in [*paths[1:], paths[0]]]
+        if samples is not None and row in ("compiled, prepared", BY_PEFT):
+            name = "PEFT" if row == BY_PEFT else "hotswap"
+            samples |= _sampled(name, swap, lambda: served(**inputs), paths)
+            if name == "hotswap":
+                samples |= _sampled_bank(served, paths)
     return TimingRow(
         row,
         first_inference=first,
@@ -136,6 +163,46 @@ def _measure_row(
         swaps=len(times),
         recompiles=len(log.recompiles) if compiles else None,
     )
+
+
+def _sampled(
+    name: str, swap: Callable[[str], None], forward: Callable[[], object], paths: Sequence[str]
+) -> dict[str, list[float]]:
+    """Sample swaps from a folder, round the fleet, and the forward that follows each."""
+    swaps: list[float] = []
+    forwards: list[float] = []
+    end = time.perf_counter() + MOST_SECONDS
+    for path in itertools.islice(itertools.cycle([*paths[1:], paths[0]]), SAMPLES):
+        swaps.append(_seconds(partial(swap, path)))
+        forwards.append(_seconds(forward))
+        if time.perf_counter() > end:
+            break
+    return {f"{name}, swap": swaps, f"{name}, first forward after it": forwards}
+
+
+def _sampled_bank(model: Any, paths: Sequence[str]) -> dict[str, list[float]]:
+    """Sample swaps of adapters that are staged in memory, and plain copies of as many bytes."""
+    import torch
+
+    import hotswap
+
+    bank = hotswap.AdapterBank(model)
+    for number, path in enumerate(paths[:2]):
+        bank.add(str(number), path)
+    names = itertools.cycle(["0", "1"][: len(paths)])
+    size = bank.bytes // len(paths[:2])
+    source, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(2))
+
+    def use() -> None:
+        with bank.using(next(names)):
+            pass
+
+    banked: list[float] = []
+    copied: list[float] = []
+    for _ in range(SAMPLES):
+        banked.append(_seconds(use))
+        copied.append(_seconds(lambda: target.copy_(source)))
+    return {"hotswap, swap from the bank": banked, "a plain copy of the bytes": copied}
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -187,6 +254,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("adapters", nargs="+")
     parser.add_argument("--base", required=True)
     parser.add_argument("--backend", default=None)
+    parser.add_argument("--latency", action="store_true", help="sample single swaps too")
     parser.add_argument("--output", metavar="FILE", help="write it here instead of printing it")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="hotswap-timing-") as cache:
@@ -198,6 +266,7 @@ def main(argv: Sequence[str]) -> int:
                 inputs_of(pretrained(arguments.base)),
                 arguments.adapters,
                 backend=arguments.backend or default_backend(),
+                latency=arguments.latency,
             )
     answer = json.dumps(timing.as_dict())
     if arguments.output:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hotswap
-from hotswap.cli import bench, check, lint, plan, verify
+from hotswap.cli import bench, check, lint, plan, report, verify
 from hotswap.cli.terminal import say
 from hotswap.errors import AdapterError, HotswapError
 
@@ -30,6 +30,7 @@ app.command("verify", epilog=verify.EPILOG)(verify.verify)
 app.command("lint")(lint.lint)
 app.command("explain")(lint.explain)
 app.command("bench")(bench.bench)
+app.add_typer(report.report, name="report")
 
 
 def _version(wanted: bool) -> None:

@@ -6,58 +6,41 @@ settings of the project in the current folder nor those of the environment can l
 
 from __future__ import annotations
 
-import glob
-import importlib.resources
-import importlib.util
-import json
-import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from hotswap.adapters.plan import SwapPlan
+from hotswap.checks.timing import default_backend
 from hotswap.cli import child
+from hotswap.cli.fleet import Fleet, adapter_entry, memory_curve, read_fleet, shard
 from hotswap.cli.folders import adapter_folders
+from hotswap.cli.options import Backend, Dtype, Level, Request, usage_problem
+from hotswap.cli.suite import Run, run_suite, run_timing
 from hotswap.cli.terminal import say
-from hotswap.errors import AdapterError, HotswapError, MissingExtraError
+from hotswap.errors import HotswapError
 from hotswap.report import text
+from hotswap.report.document import Document, derive, dumps
 
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
-    from hotswap.findings import Finding
-
-Backend = Literal["eager", "aot_eager", "inductor"]
 READY, NOT_READY, USAGE, INTERRUPTED = 0, 1, 2, 130
 EPILOG = """\b
 Examples:
-  hotswap verify --demo
-  hotswap verify 'adapters/*' --base path/to/base
-  hotswap verify 'adapters/*' --base path/to/base -- -k swap -n 2
+  hotswap verify --demo --report out/
+  hotswap verify 'adapters/*' --base path/to/base --report out/
+  hotswap verify 'adapters/*' --base path/to/base -n 2 -- -k swap
+  hotswap verify 'adapters/*' --base path/to/base --shard 2/8 --report shard-2/
 
-What follows -- goes to pytest: -k selects laws, -n 2 spreads them over processes.
+What follows -- goes to pytest: -k selects laws, --hypothesis-seed repeats a random walk.
 
 Exit codes: 0, ready; 1, a law or an adapter failed or did not run; 2, wrong usage, or nothing was
 verified; 130, Ctrl-C, after what was found until then.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call of the command."""
-
-    adapters: tuple[str, ...] = ()
-    base: str | None = None
-    subject: str | None = None
-    backend: Backend = "eager"
-    demo: bool = False
-    as_json: bool = False
-    timing: bool = True
-    verbose: bool = False
-    pytest_args: tuple[str, ...] = ()
 
 
 def verify(
@@ -67,11 +50,15 @@ def verify(
         typer.Argument(metavar="ADAPTER", help="Adapter folders, or patterns like 'adapters/*'."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Folder of the base model.")
+        str | None, typer.Option(metavar="PATH", help="Base model: a folder, or a hub id.")
     ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Write a small model and four adapters, and verify them.")
     ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plan to hold the adapters to; their own if not given."),
+    ] = None,
     subject: Annotated[
         str | None,
         typer.Option(
@@ -80,9 +67,48 @@ def verify(
             " hotswap's own if not given.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write report.html, report.json and junit.xml into this folder."
+        ),
+    ] = None,
     backend: Annotated[
-        Backend, typer.Option(help="Backend of torch.compile while the laws are checked.")
-    ] = "eager",
+        Backend | None,
+        typer.Option(help="Backend of torch.compile; inductor, as in production, if not given."),
+    ] = None,
+    compile_mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="Mode of torch.compile: max-autotune, …")
+    ] = None,
+    regional: Annotated[
+        bool, typer.Option("--regional", help="Compile the repeated blocks instead of the model.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Cast the base model to this dtype.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Arguments of a forward, as a .safetensors file."),
+    ] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Start no test after 90s, 10m or 2h; the rest is not run."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."
+        ),
+    ] = None,
+    processes: Annotated[
+        str | None, typer.Option("-n", metavar="N", help="Spread over processes: a number, auto.")
+    ] = None,
+    fail_on: Annotated[
+        Level, typer.Option(help="Exit with 1 at an error only, or at a warning too.")
+    ] = "error",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     no_timing: Annotated[
         bool, typer.Option("--no-timing", help="Leave out the timing table.")
@@ -98,8 +124,19 @@ def verify(
     request = Request(
         adapters=tuple(adapter_folders("verify", adapters or ())),
         base=base,
+        plan=plan,
         subject=subject,
         backend=backend,
+        compile_mode=compile_mode,
+        regional=regional,
+        device=device,
+        dtype=dtype,
+        inputs=inputs,
+        time_budget=time_budget,
+        shard=shard,
+        processes=processes,
+        report=report,
+        fail_on=fail_on,
         demo=demo,
         as_json=as_json,
         timing=not no_timing,
@@ -110,53 +147,68 @@ def verify(
 
 
 def _answer(request: Request) -> int:
-    problem = _usage_problem(request)
+    problem = usage_problem(request)
     if problem:
         return _refuse(problem)
     with tempfile.TemporaryDirectory(prefix="hotswap-verify-") as folder:
         try:
-            if request.demo:
-                request = _with_demo(request, Path(folder))
-            return _verify(request, Path(folder))
+            return _verify(request, Path(folder), time.time())
         except KeyboardInterrupt:
             say("interrupted; nothing was verified", error=True)
             return INTERRUPTED
 
 
-def _usage_problem(request: Request) -> str | None:
-    if _wants_xdist(request.pytest_args) and importlib.util.find_spec("xdist") is None:
-        return str(MissingExtraError("-n", "pytest-xdist", "xdist"))
+def _verify(request: Request, folder: Path, start: float) -> int:
+    notes = []
+    if request.backend is None:
+        request = replace(request, backend=default_backend())  # type: ignore[arg-type]
+        if request.backend != "inductor":
+            notes.append("no C++ compiler was found, so the backend was aot_eager")
     if request.demo:
-        if request.base or request.adapters:
-            return "--demo brings its own base model and adapters; leave out ADAPTER and --base"
-        return None
-    seen: dict[str, str] = {}
-    for path in request.adapters:
-        name = Path(path).resolve().name
-        if name in seen:
-            return (
-                f"{seen[name]} and {path} have the same name, so the report could not tell them"
-                " apart; rename one of the folders"
-            )
-        seen[name] = path
-    if request.base is not None and not Path(request.base).is_dir():
-        return f"--base {request.base}: no such folder; give the folder of the base model"
-    if request.subject:
-        return None  # a subject may name its own base model and adapters
-    if not request.adapters:
-        return "no adapters; give adapter folders and --base PATH, or try hotswap verify --demo"
-    if request.base is None:
-        return "no base model; give --base PATH, the folder of the model the adapters belong to"
-    if not Path(request.base, "config.json").is_file():
-        return (
-            f"--base {request.base}: no config.json in it; give a folder that the model's"
-            " save_pretrained wrote"
-        )
-    return None
+        request = _with_demo(request, folder)
+    given = SwapPlan.read(request.plan) if request.plan else None
+    fleet = read_fleet(request.adapters, given)
+    mine = _part(request, fleet)
+    if fleet.plan is not None and not request.as_json:
+        say(fleet.plan, "")
+    say(*(finding for path in mine for finding in fleet.refused.get(path, ())), error=True)
+    run = Run()
+    accepted = [path for path in mine if path not in fleet.refused]
+    if accepted or not request.adapters:
+        run = run_suite(request, fleet, mine, folder, start)
+        tried = any(record.get("law") for record in run.results.records)
+        late = request.seconds is not None and time.time() > start + request.seconds
+        if not (tried or late or run.interrupted):
+            return _refuse_run(request, run)
+        if run.results.exitstatus is None and not (run.interrupted or request.verbose):
+            say(run.output.rstrip(), error=True)
+        if request.timing and not run.interrupted:
+            run = run_timing(request, run, accepted, folder, start)
+    document = derive(_gathered(request, fleet, mine, run, notes))
+    if request.report is not None:
+        write_report(document, request.report)
+    _print(request, document, run)
+    if run.interrupted:
+        return INTERRUPTED
+    return exit_code(document, request.fail_on)
 
 
-def _wants_xdist(pytest_args: Sequence[str]) -> bool:
-    return any(word.startswith(("-n", "--numprocesses")) for word in pytest_args)
+def exit_code(document: Document, fail_on: str) -> int:
+    """0 for a fleet that is ready, and for ``fail_on="warning"`` has no warning either."""
+    warned = fail_on == "warning" and document["verdict"]["warnings"]
+    return READY if document["verdict"]["outcome"] == "ready" and not warned else NOT_READY
+
+
+def write_report(document: Document, folder: Path) -> None:
+    """Write the three files of a report."""
+    from hotswap.report.html import html
+    from hotswap.report.junit import junit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(dumps(document), encoding="utf-8")
+    (folder / "junit.xml").write_text(junit(document), encoding="utf-8")
+    (folder / "report.html").write_text(html(document), encoding="utf-8")
+    say(f"wrote {folder / 'report.html'}, report.json and junit.xml", error=True)
 
 
 def _with_demo(request: Request, folder: Path) -> Request:
@@ -173,157 +225,55 @@ def _with_demo(request: Request, folder: Path) -> Request:
     return replace(request, base=str(base), adapters=tuple(str(path) for path in adapters))
 
 
-def _verify(request: Request, folder: Path) -> int:
-    plan, findings = _plan_of(request.adapters)
-    if plan is not None and not request.as_json:
-        say(plan, "")
-    if findings:
-        return _report_findings(request, plan, findings)
-    report = folder / "report.jsonl"
-    command = _pytest_command(request, report)
-    ended = child.run(command, folder / "pytest.txt", lambda: progress(report))
-    results = text.Results.read(report)
-    if request.verbose:
-        say(ended.output.rstrip(), error=True)
-    if not ended.interrupted:
-        if not any(record.get("law") for record in results.records):
-            return _refuse_run(request, results, ended.output)
-        if results.exitstatus is None and not request.verbose:
-            say(ended.output.rstrip(), error=True)
-    names = _names(plan, results)
-    timing = None if ended.interrupted else _timing(request, folder)
-    if timing is not None and timing.pop("interrupted", False):
-        ended = replace(ended, interrupted=True)
-    verdict = text.verdict(results, names, target_rank=plan.target_rank if plan else None)
-    if request.as_json:
-        say(_json(plan, results, names, timing, verdict))
-    else:
-        _print_report(results, names, timing, verdict)
-    if ended.interrupted:
-        return INTERRUPTED
-    return READY if verdict.ready else NOT_READY
+def _part(request: Request, fleet: Fleet) -> list[str]:
+    """The adapters of this shard: all of them without --shard."""
+    if request.part is None:
+        return list(request.adapters)
+    sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
+    return shard(request.adapters, sizes, *request.part)
 
 
-def _plan_of(adapters: Sequence[str]) -> tuple[SwapPlan | None, tuple[Finding, ...]]:
-    """Plan from the files' headers alone; None for a subject that names its own adapters."""
-    from hotswap.adapters.plan import plan
-
-    if not adapters:
-        return None, ()
-    try:
-        made = plan(adapters)
-    except AdapterError as error:
-        return None, error.findings
-    return made, made.conflicts
-
-
-def _report_findings(request: Request, plan: SwapPlan | None, findings: Sequence[Finding]) -> int:
-    """Say why the files of the adapters rule out a run."""
-    if plan is None or request.as_json:  # else they stand in the plan
-        say(*findings, error=True)
-    count = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}"
-    line = f"not ready: {count} in the files of the adapters, so nothing was run"
-    verdict = text.Verdict("not ready", line)
-    say(_json(plan, text.Results(), (), None, verdict) if request.as_json else verdict.line)
-    return NOT_READY
-
-
-def _refuse_run(request: Request, results: text.Results, output: str) -> int:
-    """Say why no law was tried: what each failing record says, or else what pytest printed."""
-    messages = dict.fromkeys(str(r["message"]) for r in results.records if r.get("message"))
-    if not messages and not request.verbose:
-        say(output.rstrip(), error=True)
-    return _refuse(": ".join(["nothing was verified", *messages]))
-
-
-def _print_report(
-    results: text.Results,
-    names: Sequence[str],
-    timing: text.Record | None,
-    verdict: text.Verdict,
-) -> None:
-    say(text.adapter_table(text.adapter_rows(results, names)), "")
-    say(text.law_table(text.law_rows(results)), "")
-    if timing is not None:
-        say(text.timing_table(timing), "")
-    say(verdict.line)
-
-
-def _json(
-    plan: SwapPlan | None,
-    results: text.Results,
-    names: Sequence[str],
-    timing: text.Record | None,
-    verdict: text.Verdict,
-) -> str:
-    document = {
+def _gathered(
+    request: Request, fleet: Fleet, mine: Sequence[str], run: Run, notes: Sequence[str]
+) -> dict[str, Any]:
+    plan = fleet.plan
+    return {
+        "request": request.told(),
         "plan": plan.to_dict() if plan else None,
-        "adapters": [asdict(row) for row in text.adapter_rows(results, names)],
-        "laws": [asdict(row) for row in text.law_rows(results)],
-        "timing": timing,
-        "swaps": results.swaps,
-        "recompiles": results.recompiles,
-        "outcome": verdict.outcome,
-        "verdict": verdict.line,
+        "curve": memory_curve(plan, fleet.specs.values()) if plan else [],
+        "adapters": [adapter_entry(path, fleet) for path in mine],
+        "tests": run.results.records,
+        "exitstatus": run.results.exitstatus,
+        "interrupted": run.interrupted,
+        "timing": run.timing,
+        "warnings": list(notes),
+        "notes": notes,
+        "shards": [dict(zip(("index", "count"), request.part, strict=True))]
+        if request.part
+        else [],
     }
-    return json.dumps(_finite(document), indent=2, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no word for NaN and infinity: they become text."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _print(request: Request, document: Document, run: Run) -> None:
+    if request.as_json:
+        say(dumps(document).rstrip())
+        return
+    if run.results.records:
+        names = [a["name"] for a in document["adapters"] if not a["findings"]]
+        say(text.adapter_table(text.adapter_rows(run.results, names)), "")
+        say(text.law_table(text.law_rows(run.results)), "")
+    if document["timing"] is not None:
+        say(text.timing_table(document["timing"]), "")
+    say(*(f"warning: {warning}" for warning in document["verdict"]["warnings"]))
+    say(document["verdict"]["line"])
 
 
-def _names(plan: SwapPlan | None, results: text.Results) -> tuple[str, ...]:
-    reported = text.adapter_names(results)
-    if plan is None:
-        return reported
-    return tuple(summary.name for summary in plan.adapters)
-
-
-def _pytest_command(request: Request, report: Path) -> list[str]:
-    ini = importlib.resources.files("hotswap.cli").joinpath("verify.ini")
-    command = [sys.executable, "-m", "pytest", "-c", str(ini), "--rootdir", str(Path.cwd())]
-    command += ["--pyargs", "pytest_hotswap.suite", "--hotswap-backend", request.backend]
-    if request.subject:
-        command += ["--hotswap-subject", request.subject]
-    if request.base:
-        command += ["--hotswap-base", str(Path(request.base).resolve())]
-    for path in request.adapters:
-        command += ["--hotswap-adapters", glob.escape(str(Path(path).resolve()))]
-    return [*command, "--hotswap-report", str(report), *request.pytest_args]
-
-
-def _timing(request: Request, folder: Path) -> text.Record | None:
-    """Measure in a child process; what goes wrong is said in the table, and changes no verdict."""
-    if not request.timing:
-        return None
-    if not request.base or not request.adapters:
-        return {"error": "timing needs ADAPTER... and --base", "rows": []}
-    command = [sys.executable, "-m", "hotswap.checks.timing", "--base", request.base]
-    answer = folder / "timing.json"
-    ended = child.run(
-        [*command, "--output", str(answer), "--", *request.adapters],
-        folder / "timing.txt",
-        lambda: "timing: no compile, compiled unprepared, compiled prepared",
-    )
-    if ended.interrupted:
-        return {"error": "interrupted", "rows": [], "interrupted": True}
-    if ended.code or not answer.exists():
-        return {"error": ended.last_line, "rows": []}
-    timing: text.Record = json.loads(answer.read_text(encoding="utf-8"))
-    return timing
-
-
-def progress(report: Path) -> str:
-    """Say how far the run is, from the records written until now."""
-    records = text.Results.read(report).records
-    last = f", last: {records[-1].get('law') or 'a test'}" if records else ""
-    return f"verifying: {len(records)} tests done{last}"
+def _refuse_run(request: Request, run: Run) -> int:
+    """Say why no law was tried: what each failing record says, or else what pytest printed."""
+    messages = dict.fromkeys(str(r["message"]) for r in run.results.records if r.get("message"))
+    if not messages and not request.verbose:
+        say(run.output.rstrip(), error=True)
+    return _refuse(": ".join(["nothing was verified", *messages]))
 
 
 def _refuse(problem: str) -> int:

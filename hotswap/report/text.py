@@ -252,11 +252,12 @@ def _law_row(results: Results, law: str) -> LawRow:
         state=state_of(results.of_law(law, role="law")),
         control=state_of(results.of_law(law, role="control")),
         statement=LAWS.get(law, ""),
-        message=_short(str(bad[0]["message"]), law) if bad else "",
+        message=short(str(bad[0]["message"]), law) if bad else "",
     )
 
 
-def _short(message: str, law: str) -> str:
+def short(message: str, law: str) -> str:
+    """Cut what pytest says of a failure down to what a table has room for."""
     told = message.removeprefix("AssertionError: ").removeprefix(f"{law}: ")
     return told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
 

@@ -33,7 +33,8 @@ class Deployment:
         self.folder = folder
         self.paths = subject.adapter_paths()
         self.specs = {path: AdapterSpec.read(path) for path in self.paths}
-        self.plan: SwapPlan = plan(list(self.specs.values()))
+        given: SwapPlan | None = getattr(subject, "plan", None)
+        self.plan = given or plan(list(self.specs.values()))
         self.inputs: Mapping[str, Any] = subject.inputs()
         self._expected: dict[tuple[Path | None, float], Any] = {}
         self._folders = 0

@@ -34,6 +34,8 @@ class Subject:
     backend = "eager"
     adapter_name = "default"
     unsupported: Mapping[str, str] = {}
+    plan: SwapPlan | None = None  # the fleet's own where None
+    refused: Sequence[Path] = ()  # adapters that swap() must go on refusing
 
     def __init__(
         self,
@@ -61,9 +63,7 @@ class Subject:
         for pattern in globs:
             matches = sorted(glob.glob(str(folder / pattern)))
             if not matches:
-                raise usage_error(
-                    f"--hotswap-adapters {pattern}: matches nothing in {folder}"
-                )
+                raise usage_error(f"--hotswap-adapters {pattern}: matches nothing in {folder}")
             found += [Path(match) for match in matches]
         return list(dict.fromkeys(found))
 

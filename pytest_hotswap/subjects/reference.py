@@ -18,7 +18,7 @@ class ReferenceSubject(Subject):
         """PEFT's load, or over the fleet's union of modules when adapters target different ones."""
         import hotswap
 
-        plan = hotswap.plan(self.adapter_paths())
+        plan = self.plan or hotswap.plan(self.adapter_paths())
         if hotswap.AdapterSpec.read(adapter).modules.keys() >= plan.modules.keys():
             return super().load(base, adapter)
         return hotswap.load(base, plan, adapter, adapter_name=self.adapter_name)

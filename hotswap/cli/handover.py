@@ -1,0 +1,32 @@
+"""What ``hotswap verify`` tells the pytest that it starts; the plugin pytest_hotswap.evidence reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """How the deployment is to be run; ``deadline`` is in seconds since the epoch."""
+
+    plan: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    compile_mode: str | None = None
+    regional: bool = False
+    inputs: str | None = None
+    deadline: float | None = None
+    budget: str = ""
+    refused: tuple[str, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write them for the plugin to read."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str) -> Handover:
+        """Read what ``save`` wrote."""
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**{f.name: found[f.name] for f in fields(cls)})

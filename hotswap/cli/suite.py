@@ -1,0 +1,118 @@
+"""The child processes of ``hotswap verify``: the contract under pytest, and the timing."""
+
+from __future__ import annotations
+
+import glob
+import importlib.resources
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hotswap.cli import child
+from hotswap.cli.fleet import Fleet
+from hotswap.cli.handover import Handover
+from hotswap.cli.options import Request
+from hotswap.cli.terminal import say
+from hotswap.report import text
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of the child processes."""
+
+    results: text.Results = field(default_factory=text.Results)
+    timing: dict[str, Any] | None = None
+    output: str = ""
+    interrupted: bool = False
+
+
+def run_suite(
+    request: Request, fleet: Fleet, mine: Sequence[str], folder: Path, start: float
+) -> Run:
+    """Run the contract; the plan is the whole fleet's, the adapters are this shard's."""
+    plan = folder / "plan.json"
+    if fleet.plan is not None:
+        fleet.plan.save(plan)
+    refused = [str(Path(path).resolve()) for path in mine if path in fleet.refused]
+    settings = Handover(
+        plan=str(plan) if fleet.plan is not None else None,
+        device=request.device,
+        dtype=request.dtype,
+        compile_mode=request.compile_mode,
+        regional=request.regional,
+        inputs=str(request.inputs.resolve()) if request.inputs else None,
+        deadline=None if request.seconds is None else start + request.seconds,
+        budget=request.time_budget or "",
+        refused=tuple(refused),
+    )
+    settings.save(folder / "settings.json")
+    report = folder / "report.jsonl"
+    command = _pytest_command(request, fleet, mine, folder)
+    ended = child.run(command, folder / "pytest.txt", lambda: progress(report))
+    if request.verbose:
+        say(ended.output.rstrip(), error=True)
+    results = text.Results.read(report)
+    return Run(results, output=ended.output, interrupted=ended.interrupted)
+
+
+def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:
+    ini = importlib.resources.files("hotswap.cli").joinpath("verify.ini")
+    command = [sys.executable, "-m", "pytest", "-c", str(ini), "--rootdir", str(Path.cwd())]
+    command += [
+        "-p",
+        "pytest_hotswap.evidence",
+        "--hotswap-settings",
+        str(folder / "settings.json"),
+    ]
+    command += ["--pyargs", "pytest_hotswap.suite", "--hotswap-backend", str(request.backend)]
+    if request.subject:
+        command += ["--hotswap-subject", request.subject]
+    if request.base:
+        base = Path(request.base)
+        command += ["--hotswap-base", str(base.resolve()) if base.exists() else request.base]
+    for path in mine:
+        if path not in fleet.refused:
+            command += ["--hotswap-adapters", glob.escape(str(Path(path).resolve()))]
+    if request.processes is not None:
+        command += ["-n", request.processes]
+    return [*command, "--hotswap-report", str(folder / "report.jsonl"), *request.pytest_args]
+
+
+def run_timing(
+    request: Request, run: Run, accepted: Sequence[str], folder: Path, start: float
+) -> Run:
+    """Measure in a child process; what goes wrong is said in the table, and changes no verdict."""
+    if not request.base or not accepted:
+        return replace(run, timing=_untimed("timing needs ADAPTER... and --base"))
+    if request.seconds is not None and time.time() > start + request.seconds:
+        return replace(run, timing=_untimed("the time budget was used up"))
+    answer = folder / "timing.json"
+    command = [sys.executable, "-m", "hotswap.checks.timing", "--base", request.base]
+    command += ["--backend", str(request.backend), "--output", str(answer)]
+    if request.report is not None:
+        command.append("--latency")
+    ended = child.run(
+        [*command, "--", *accepted],
+        folder / "timing.txt",
+        lambda: "timing: no compile, compiled unprepared, compiled prepared",
+    )
+    if ended.interrupted:
+        return replace(run, timing=_untimed("interrupted"), interrupted=True)
+    if ended.code or not answer.exists():
+        return replace(run, timing=_untimed(ended.last_line))
+    return replace(run, timing=json.loads(answer.read_text(encoding="utf-8")))
+
+
+def _untimed(reason: str) -> dict[str, Any]:
+    return {"error": reason, "rows": [], "samples": {}}
+
+
+def progress(report: Path) -> str:
+    """Say how far the run is, from the records written until now."""
+    records = text.Results.read(report).records
+    last = f", last: {records[-1].get('law') or 'a test'}" if records else ""
+    return f"verifying: {len(records)} tests done{last}"

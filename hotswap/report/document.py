@@ -1,0 +1,317 @@
+"""The report document: everything that ``report.json`` holds and ``report.html`` shows, as plain data.
+
+The document carries what it was derived from (``tests`` and ``adapters``), so documents of shards can
+be merged by deriving anew. Its fields are described in docs/report.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hotswap.errors import HotswapError
+from hotswap.report import text
+
+FORMAT, VERSION = "hotswap-report", 1
+Document = dict[str, Any]
+_WANTED = "unprepared-recompiles"  # the law whose subject is a recompile
+
+_DISABLING = "disabled or enabled"  # the law knobs-follow does; a deployment may, but then knows it
+
+
+def derive(gathered: Mapping[str, Any]) -> Document:
+    """Make the document of what a run gathered.
+
+    ``gathered`` has ``request``, ``plan``, ``curve``, ``adapters`` (what their files say), ``tests``
+    (records, see hotswap.report.text.Results), ``exitstatus``, ``interrupted``, ``timing``,
+    ``warnings`` and ``shards``.
+    """
+    results = text.Results(tuple(gathered["tests"]), gathered["exitstatus"])
+    accepted = [a["name"] for a in gathered["adapters"] if not a["findings"]]
+    if not gathered["adapters"]:  # a subject that names its own
+        accepted = list(text.adapter_names(results))
+    rows = {row.adapter: row for row in text.adapter_rows(results, accepted)}
+    times = _swap_times(results.records)
+    described = gathered["adapters"] or [_undescribed(name) for name in accepted]
+    adapters = [_adapter(a, rows.get(a["name"]), times, results) for a in described]
+    laws = [asdict(row) for row in text.law_rows(results)]
+    warnings = [*gathered["warnings"], *_warnings(adapters, laws, gathered["timing"])]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "verdict": _verdict(gathered, results, accepted, warnings),
+        "request": gathered["request"],
+        "environment": _environments(results.records),
+        "plan": gathered["plan"],
+        "curve": gathered["curve"],
+        "adapters": adapters,
+        "laws": laws,
+        "swaps": results.swaps,
+        "recompiles": results.recompiles,
+        "latency": _latency(gathered["timing"]),
+        "timing": gathered["timing"],
+        "compiles": _compiles(results.records),
+        "shards": gathered["shards"],
+        "tests": list(gathered["tests"]),
+        "exitstatus": gathered["exitstatus"],
+        "interrupted": gathered["interrupted"],
+    }
+
+
+def dumps(document: Document) -> str:
+    """Write a document as JSON; NaN and infinity, for which JSON has no word, become text."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> Document:
+    """Read ``report.json``, or the one in a folder; raises HotswapError in one sentence."""
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HotswapError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise HotswapError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise HotswapError(f"{file}: is not a report of hotswap verify; give its report.json")
+    if document.get("version") != VERSION:
+        raise HotswapError(
+            f"{file}: has version {str(document.get('version'))[:40]}, this hotswap reads {VERSION}; "
+            "run hotswap verify again"
+        )
+    return document
+
+
+def merge(documents: Sequence[Document]) -> Document:
+    """Join the documents of shards, in the order of the shards.
+
+    Raises HotswapError for shards of different fleets or runs, and for a shard given twice; one that
+    is missing makes the verdict incomplete.
+    """
+    documents = sorted(documents, key=lambda d: [s["index"] for s in d["shards"]])
+    first = documents[0]
+    seen: set[int] = set()
+    for document in documents:
+        if not document["shards"]:
+            raise HotswapError("a report that is not of a shard cannot be merged; see --shard")
+        for shard in document["shards"]:
+            if shard["count"] != first["shards"][0]["count"]:
+                raise HotswapError("the reports are of different numbers of shards")
+            if shard["index"] in seen:
+                raise HotswapError(f"shard {shard['index']} is given twice")
+            seen.add(shard["index"])
+        for key in ("plan", "request"):
+            if document[key] != first[key]:
+                raise HotswapError(f"the reports have different {key}s, so they are not of one run")
+    statuses = [d["exitstatus"] for d in documents]
+    worst = None if None in statuses else max(statuses)
+    return derive(
+        {
+            **first,
+            "adapters": [_static(a) for d in documents for a in d["adapters"]],
+            "tests": [test for d in documents for test in d["tests"]],
+            "exitstatus": worst,
+            "interrupted": any(d["interrupted"] for d in documents),
+            "timing": next((d["timing"] for d in documents if d["timing"]), None),
+            "shards": [shard for d in documents for shard in d["shards"]],
+            "warnings": list(dict.fromkeys(w for d in documents for w in _own_warnings(d))),
+        }
+    )
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99, interpolated linearly between samples."""
+    if len(samples) == 1:
+        return dict.fromkeys(("p50", "p95", "p99"), samples[0])
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]}
+
+
+# ---- the verdict ------------------------------------------------------------------------------------
+
+
+def _verdict(
+    gathered: Mapping[str, Any],
+    results: text.Results,
+    accepted: Sequence[str],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    refused = [a for a in gathered["adapters"] if a["findings"]]
+    plan = gathered["plan"]
+    told = text.verdict(results, accepted, target_rank=plan["target_rank"] if plan else None)
+    outcome, line = told.outcome, told.line
+    shards = gathered["shards"]
+    if shards and outcome != "not ready":
+        absent = set(range(1, shards[0]["count"] + 1)) - {shard["index"] for shard in shards}
+        if absent and len(shards) > 1:
+            outcome = "incomplete"
+            line = (
+                f"incomplete: the report of shard {', '.join(map(str, sorted(absent)))} is missing"
+            )
+        elif absent:
+            line = f"{line} (shard {shards[0]['index']} of {shards[0]['count']})"
+    if refused:
+        names = ", ".join(f"{a['name']} ({a['findings'][0]['code']})" for a in refused[:5])
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        some = f"{len(refused)} adapter{'' if len(refused) == 1 else 's'}"
+        rest = (
+            "nothing else could be run"
+            if not results.records
+            else f"the others: {line.removeprefix('not ready: ')}"
+        )
+        outcome, line = "not ready", f"not ready: {some} refused, {names}{more}; {rest}"
+    if gathered["interrupted"]:
+        line = f"partial, interrupted by Ctrl-C: {line}"
+    line += "".join(f"; {note}" for note in gathered.get("notes", ()))
+    reasons = [
+        {"adapter": a["name"], "text": f"{f['code']} {f['message']}", "remedy": f["remedy"]}
+        for a in refused
+        for f in a["findings"]
+    ]
+    for row in text.law_rows(results):
+        if row.message and "failed" in (row.state, row.control):
+            reasons.append({"adapter": "", "text": f"{row.law}: {row.message}", "remedy": ""})
+    return {
+        "outcome": outcome,
+        "line": line,
+        "partial": bool(gathered["interrupted"]),
+        "reasons": reasons,
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+
+
+def _warnings(
+    adapters: Sequence[Mapping[str, Any]],
+    laws: Sequence[Mapping[str, Any]],
+    timing: Mapping[str, Any] | None,
+) -> list[str]:
+    twins: dict[str, list[str]] = {}
+    for adapter in adapters:
+        if adapter["digest"]:
+            twins.setdefault(adapter["digest"], []).append(adapter["name"])
+    found = [f"{', '.join(names)} have equal weights" for names in twins.values() if names[1:]]
+    found += [f"{r['law']} does not apply" for r in laws if r["state"] == "not applicable"]
+    for row in (timing or {}).get("rows", ()):
+        if row.get("error"):
+            found.append(f"not timed: {row['row']}: {row['error']}")
+    if timing and timing.get("error"):
+        found.append(f"not timed: {timing['error']}")
+    return found
+
+
+def _own_warnings(document: Document) -> list[str]:
+    derived = _warnings(document["adapters"], document["laws"], document["timing"])
+    return [w for w in document["verdict"]["warnings"] if w not in derived]
+
+
+# ---- adapters ---------------------------------------------------------------------------------------
+
+
+_STATIC = (
+    *("name", "path", "ranks", "alphas", "modules", "bytes", "digest", "module_ranks"),
+    "findings",
+)
+
+
+def _static(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: adapter[key] for key in _STATIC}
+
+
+def _undescribed(name: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("path", "modules", "bytes", "digest"))
+    return {**nothing, "name": name, "ranks": [], "alphas": [], "module_ranks": {}, "findings": []}
+
+
+def _adapter(
+    described: Mapping[str, Any],
+    row: text.AdapterRow | None,
+    times: Mapping[str, Sequence[float]],
+    results: text.Results,
+) -> dict[str, Any]:
+    found = asdict(row) if row else {}
+    found.pop("adapter", None)
+    own = times.get(described["name"], ())
+    failed = [
+        r
+        for r in results.records
+        if r.get("adapter") == described["name"] and r["outcome"] == "failed"
+    ]
+    if described["findings"]:
+        outcome, reason = "refused", described["findings"][0]["message"]
+    elif failed:
+        outcome = "failed"
+        reason = text.short(str(failed[0].get("message") or ""), str(failed[0].get("law")))
+    elif row is not None and row.equals_load in ("passed", "not applicable"):
+        outcome, reason = "passed", ""
+    else:
+        outcome, reason = "not run", ""
+    return {
+        **described,
+        **found,
+        "swap_seconds": statistics.median(own) if own else None,
+        "swap_samples": len(own),
+        "verdict": outcome,
+        "reason": reason,
+    }
+
+
+def _swap_times(records: Iterable[text.Record]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {}
+    for record in records:
+        for name, found in json.loads(record.get("swap_times") or "{}").items():
+            times.setdefault(name, []).extend(found)
+    return times
+
+
+# ---- what was compiled, where, how fast ---------------------------------------------------------------
+
+
+def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
+    """Every compile in order; ``at`` is in seconds since the first test began.
+
+    ``wanted`` marks first compiles, and recompiles that the test provokes: a control, or a test that
+    disables the adapter.
+    """
+    records = [r for r in records if r.get("started")]
+    start = min((float(r["started"]) for r in records), default=0.0)
+    found = []
+    for record in records:
+        at = float(record["started"]) - start
+        control = record.get("role") == "control" or record.get("law") == _WANTED
+        for phase in ("setup", "call"):
+            for one in json.loads(record.get(f"compiles_in_{phase}") or "[]"):
+                provoked = control or _DISABLING in one["sentence"]
+                wanted = one["kind"] == "first" or (one["kind"] == "recompile" and provoked)
+                test = str(record["nodeid"]).rpartition("::")[2]
+                found.append({"at": round(at, 3), **one, "wanted": wanted, "test": test})
+                at += one["seconds"]
+    return sorted(found, key=lambda one: one["at"])
+
+
+def _environments(records: Iterable[text.Record]) -> list[dict[str, Any]]:
+    """The distinct environments of the processes; one, unless machines differ."""
+    told = dict.fromkeys(r["environment"] for r in records if r.get("environment"))
+    return [json.loads(environment) for environment in told]
+
+
+def _latency(timing: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    found = []
+    for name, samples in ((timing or {}).get("samples") or {}).items():
+        if samples:
+            found.append({"series": name, **percentiles(samples), "samples": samples})
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,40 @@
+"""The document as JUnit XML: a test case for each test that ran and for each adapter that is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+
+def junit(document: dict[str, Any]) -> str:
+    """Render a document; what did not run is a skipped test case."""
+    suite = Element("testsuite", name="hotswap verify", timestamp=document["created"])
+    for adapter in document["adapters"]:
+        for finding in adapter["findings"]:
+            case = SubElement(
+                suite, "testcase", classname="adapters", name=adapter["name"], time="0"
+            )
+            words = f"{finding['code']} {finding['message']}; {finding['remedy']}"
+            SubElement(case, "failure", message=_printable(words))
+    for test in document["tests"]:
+        classname, _, name = str(test["nodeid"]).rpartition("::")
+        seconds = f"{float(test.get('seconds') or 0):.6f}"
+        case = SubElement(suite, "testcase", classname=classname, name=name, time=seconds)
+        message = _printable(str(test.get("message") or ""))
+        if test["outcome"] == "failed":
+            SubElement(case, "failure", message=message)
+        elif test["outcome"] != "passed":
+            SubElement(case, "skipped", message=message)
+    for kind, key in (("failure", "failures"), ("skipped", "skipped")):
+        suite.set(key, str(len(suite.findall(f"testcase/{kind}"))))
+    suite.set("tests", str(len(suite)))
+    suite.set("errors", "0")
+    root = Element("testsuites")
+    root.append(suite)
+    indent(root)
+    return "<?xml version='1.0' encoding='utf-8'?>\n" + tostring(root, encoding="unicode") + "\n"
+
+
+def _printable(words: str) -> str:
+    """XML 1.0 has no place for control characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in words)

@@ -1,0 +1,238 @@
+"""A pytest plugin: runs the suite as the options of ``hotswap verify`` say, and notes what it saw.
+
+Beside the outcome of a test the report needs what was compiled in it, how long each swap took, and
+where it ran. All of it travels as the test's user properties, so xdist and a shard need nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotswap.cli.handover import Handover
+
+MOST_SAMPLES = 200
+"""Swap times kept of one adapter in one test: a random walk makes hundreds."""
+REFUSED = "test_swap_atomic__refused"
+PACKAGES = ("torch", "peft", "transformers", "diffusers", "safetensors", "pytest-hotswap")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that carries the settings."""
+    parser.addoption("--hotswap-settings", metavar="FILE", help="what hotswap verify asks for")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start gathering."""
+    path = config.getoption("--hotswap-settings")
+    settings = Handover.read(path) if path else Handover()
+    config.pluginmanager.register(Evidence(settings), "hotswap-evidence-of-session")
+
+
+class Evidence:
+    """What one process notes while the suite runs in it."""
+
+    def __init__(self, settings: Handover) -> None:
+        self.settings = settings
+        self._times: defaultdict[str, list[float]] = defaultdict(list)
+        self._ready = False
+        self._subject: Any = None
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leave out the test of refused adapters where none is."""
+        if not self.settings.refused:
+            idle = [item for item in items if item.name == REFUSED]
+            items[:] = [item for item in items if item.name != REFUSED]
+            config.hook.pytest_deselected(items=idle)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Leave out what the time budget has no room for; adapt the subject before it is used."""
+        deadline = self.settings.deadline
+        if deadline is not None and time.time() > deadline:
+            pytest.skip(f"the time budget of {self.settings.budget} was used up")
+        if not self._ready:
+            self._ready = True
+            from pytest_hotswap.fixtures import resolve_subject
+
+            subject = resolve_subject(item.config)
+            adapt(subject, self.settings)
+            subject.swap = self._timed(subject.swap)  # type: ignore[method-assign]
+            self._subject = subject
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note when the test starts."""
+        item.user_properties.append(("hotswap.started", round(time.time(), 3)))
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, specname="pytest_runtest_setup")
+    def pytest_watched_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note what the fixtures compile."""
+        with self._noted(item, "setup"):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, specname="pytest_runtest_call")
+    def pytest_watched_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note what the test compiles and swaps; in the first one, where it runs."""
+        deployment = getattr(item, "funcargs", {}).get("deployment")
+        if self._subject is not None and deployment is not None:
+            told = json.dumps(environment(self._subject, deployment.base))
+            item.user_properties.append(("hotswap.environment", told))
+            self._subject = None
+        with self._noted(item, "call"):
+            return (yield)
+
+    @contextmanager
+    def _noted(self, item: pytest.Item, phase: str) -> Iterator[None]:
+        from hotswap.compiler.watch import watch_compiles
+
+        self._times.clear()
+        with watch_compiles() as log:
+            try:
+                yield
+            finally:
+                kinds = {"first": log.first_compiles, "recompile": log.recompiles}
+                kinds |= {"failed": log.failed}
+                compiles = [
+                    {
+                        "kind": kind,
+                        "region": found.region,
+                        "sentence": found.sentence,
+                        "cause": found.cause,
+                        "seconds": round(found.seconds, 4),
+                    }
+                    for kind, many in kinds.items()
+                    for found in many
+                ]
+                if compiles:
+                    told = json.dumps(compiles)
+                    item.user_properties.append((f"hotswap.compiles_in_{phase}", told))
+                if self._times:
+                    swaps = json.dumps({name: ts for name, ts in self._times.items() if ts})
+                    item.user_properties.append(("hotswap.swap_times", swaps))
+
+    def _timed(self, swap: Callable[..., None]) -> Callable[..., None]:
+        def timed(model: Any, adapter: Path | None) -> None:
+            start = time.perf_counter()
+            swap(model, adapter)
+            seconds = time.perf_counter() - start
+            times = self._times[adapter.name if adapter else ""]
+            if adapter is not None and len(times) < MOST_SAMPLES:
+                times.append(round(seconds, 7))
+
+        return timed
+
+
+def adapt(subject: Any, settings: Handover) -> None:
+    """Change a subject in place to what was asked for; what was not asked for stays its own."""
+    subject.refused = tuple(Path(path) for path in settings.refused)
+    if settings.plan:
+        from hotswap.adapters.plan import SwapPlan
+
+        subject.plan = SwapPlan.read(settings.plan)
+    if settings.device or settings.dtype:
+        _place(subject, settings)
+    if settings.inputs:
+        _feed(subject, settings.inputs)
+    if settings.compile_mode or settings.regional:
+        subject.compile = lambda model: _compile(subject, model, settings)
+
+
+def _place(subject: Any, settings: Handover) -> None:
+    import torch
+
+    base_model, inputs = subject.base_model, subject.inputs
+    dtype = getattr(torch, settings.dtype) if settings.dtype else None
+
+    def placed(thing: Any) -> Any:
+        if not isinstance(thing, torch.Tensor):
+            return thing
+        return thing.to(settings.device, dtype if thing.is_floating_point() else None)
+
+    subject.base_model = lambda: base_model().to(device=settings.device, dtype=dtype)
+    subject.inputs = lambda: {key: placed(value) for key, value in inputs().items()}
+
+
+def _feed(subject: Any, path: str) -> None:
+    from safetensors.torch import load_file
+
+    def inputs() -> dict[str, Any]:
+        fed: dict[str, Any] = dict(load_file(path))
+        model = subject.base_model()
+        if hasattr(getattr(model, "config", None), "use_cache"):
+            fed["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
+        device = next(model.parameters()).device
+        return {k: v.to(device) if hasattr(v, "to") else v for k, v in fed.items()}
+
+    subject.inputs = inputs
+
+
+def _compile(subject: Any, model: Any, settings: Handover) -> Any:
+    import torch
+
+    options = {"backend": subject.backend, "mode": settings.compile_mode}
+    if not settings.regional:
+        return torch.compile(model, **options)
+    for block in repeated_blocks(model):
+        block.compile(**options, isolate_recompiles=True)
+    return model
+
+
+def repeated_blocks(model: Any) -> list[Any]:
+    """The blocks that regional compilation compiles: the members of the longest ModuleLists.
+
+    Raises ValueError for a model without any.
+    """
+    import torch
+
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1
+    ]
+    longest = max(map(len, lists), default=0)
+    blocks = [block for found in lists if len(found) == longest for block in found]
+    if not blocks:
+        raise ValueError("--regional: the model has no ModuleList of repeated blocks")
+    return blocks
+
+
+def environment(subject: Any, base: Any) -> dict[str, Any]:
+    """Where the suite runs, and on what."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    parameter = next(base.parameters(), None)
+    device, dtype = "none", "none"
+    if parameter is not None:
+        device, dtype = str(parameter.device), str(parameter.dtype).removeprefix("torch.")
+    if device.startswith("cuda"):
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {
+        **found,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "dtype": dtype,
+        "backend": str(subject.backend),
+        "subject": f"{type(subject).__module__}:{type(subject).__qualname__}",
+    }

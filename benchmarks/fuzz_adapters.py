@@ -28,7 +28,7 @@ WORDS = (
     b'"target_parameters"', b'"trainable_token_indices"', b'"modules_to_save"', b"[", b"]", b"{", b"}",
     b'"use_dora"', b'"lora_bias"', b"true", b"1e999", b"-1", b"9223372036854775808", b"2.0", b"\\u0000",
     b'"data_offsets"', b'"shape"', b'"dtype"', b'"F32"', b'"BF16"', b"..", b"/", b"\xff", b".lora_A.weight",
-    b".lora_B.weight", b".lora_magnitude_vector", b".lora_embedding_A", b'"__metadata__"', b"(a+)+", b",", b":",
+    b".lora_B.weight", b".lora_magnitude_vector", b".lora_embedding_A", b'"__metadata__"', b"(a+)+", b",",
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def test_what_is_kept_is_findings(path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 @given(path=st.sampled_from(CORPUS), seed=st.integers(0, 2**32))
 def test_changed_bytes_are_findings(path: Path, seed: int) -> None:
-    chance, data = random.Random(seed), bytearray(path.read_bytes())
+    chance, data = random.Random(seed), bytearray(path.read_bytes())  # noqa: S311
     for _ in range(3):
         at = chance.randrange(len(data))
         data[at : at + chance.randrange(3)] = chance.randbytes(2)

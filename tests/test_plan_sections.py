@@ -32,9 +32,8 @@ def test_the_adapter_with_every_module_comes_first(fleet: list[Path]) -> None:
     assert plan.first is not None
     assert plan.first.name == "whole"
     assert "Load first: whole, which has every module" in sections(plan)
-    assert [a.lacks for a in plan.adapters] == [("layers.*.v_proj (2 modules)",), ()] * 1 + [
-        ("layers.*.v_proj (2 modules)",)
-    ]
+    lacking = ("layers.*.v_proj (2 modules)",)
+    assert [adapter.lacks for adapter in plan.adapters] == [lacking, (), lacking]
     assert hotswap.SwapPlan.from_dict(plan.to_dict()) == plan
 
 

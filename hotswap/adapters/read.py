@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -26,6 +26,7 @@ from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 
+_T = TypeVar("_T")
 _KEPT = 64
 
 
@@ -47,6 +48,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, Opened] = OrderedDict()
+        self._layouts: OrderedDict[bytes, FileLayout] = OrderedDict()
 
     @contextmanager
     def open(self, path: str) -> Iterator[Opened]:
@@ -73,28 +75,36 @@ class Reader:
     def _described(
         self, path: str, file: BufferedReader, text: bytes | None, header: bytes
     ) -> Opened:
-        mark = xxhash.xxh3_128(text or b"")
+        mark = xxhash.xxh3_128(header)
         mark.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
-        mark.update(header)
+        header_key = mark.digest()
+        mark.update(text or b"")
         key = mark.digest()
         known = self._known.get(key)
         if known is not None:
-            self._known.move_to_end(key)
+            _keep(self._known, key, known)
             return replace(known, spec=replace(known.spec, path=path), file=file)
         try:
-            layout = parse_layout(file, header)
+            layout = self._layouts.get(header_key) or parse_layout(file, header)
         except UnreadableAdapterError as error:
             raise UnreadableAdapterError(_with_config(Path(path), text, error)) from None
+        _keep(self._layouts, header_key, layout)
         spec = describe(path, str(file.name), text, layout)
         if not spec.findings:  # they name the file
-            self._known[key] = Opened(spec, layout, None, key)
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
+            _keep(self._known, key, Opened(spec, layout, None, key))
         return Opened(spec, layout, file, key)
 
     def _remote(self, path: str) -> tuple[AdapterSpec, FileLayout]:
         text, layout = hub.read_texts(path)
         return describe(path, path, text, layout), layout
+
+
+def _keep(kept: OrderedDict[bytes, _T], key: bytes, value: _T) -> None:
+    """Remember a value as the last one used, and forget the one that was not used for longest."""
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > _KEPT:
+        kept.popitem(last=False)
 
 
 def _with_config(

@@ -52,7 +52,8 @@ def check_adapters(
         model = read_base(base)
     found = list(inspections(paths, plan=room, base=model, weights=weights, jobs=jobs))
     findings = [finding for one in found for finding in one.findings]
-    findings += fleet_findings(found, base=model.name if model is not None else "")
+    name = model.name if model is not None else ""
+    findings += fleet_findings(found, base=name, copies="HSW116" in codes)
     return sorted({finding for finding in findings if finding.code in codes})
 
 
@@ -89,11 +90,14 @@ def inspections(
             progress(done)
 
 
-def fleet_findings(fleet: Sequence[Inspection], *, base: str = "") -> Iterator[Finding]:
-    """What is remarkable about adapters together: names that collide, copies, other base models."""
+def fleet_findings(
+    fleet: Sequence[Inspection], *, base: str = "", copies: bool = True
+) -> Iterator[Finding]:
+    """What is remarkable about adapters together: names that collide, other base models, copies."""
     yield from _name_findings(fleet)
     yield from _base_findings(fleet, base)
-    yield from _twin_findings(fleet)
+    if copies:
+        yield from _twin_findings(fleet)
 
 
 def _start_worker(plan: SwapPlan | None, base: BaseModel | None, weights: bool) -> None:

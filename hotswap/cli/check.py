@@ -111,7 +111,8 @@ def check(
                 progress=progress,
             )
         )
-        together = list(fleet_findings(fleet, base=model.name if model is not None else ""))
+        name = model.name if model is not None else ""
+        together = list(fleet_findings(fleet, base=name, copies="HSW116" in codes))
     everything = [*(f for one in fleet for f in one.findings), *together]
     findings = sorted({finding for finding in everything if finding.code in codes})
     _show(fleet, findings, form, output)

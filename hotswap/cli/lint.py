@@ -13,9 +13,6 @@ from hotswap.adapters.rules import table as adapter_table
 from hotswap.cli.terminal import say
 from hotswap.findings import RULES as NAMES
 from hotswap.report.findings import FORMATS, render
-from hotswap.source.check import check_source
-from hotswap.source.fix import fix as apply_fixes
-from hotswap.source.rules import RULES, table
 
 
 def lint(
@@ -43,6 +40,10 @@ def lint(
 
     Exits with 1 when something was found.
     """
+    from hotswap.source.check import check_source  # the linter is half of what there is to import
+    from hotswap.source.fix import fix as apply_fixes
+    from hotswap.source.rules import RULES
+
     if form not in FORMATS:
         say(f"hotswap lint: --format is {form!r}; choose from {', '.join(FORMATS)}", error=True)
         raise typer.Exit(2)
@@ -88,6 +89,8 @@ def explain(
     ] = False,
 ) -> None:
     """Explain a rule, with bad and good code; without CODE, list the codes."""
+    from hotswap.source.rules import RULES, table
+
     if markdown:
         say(adapter_table() if adapters else table())
         return

@@ -43,14 +43,10 @@ class Steps:
         self.task_type = self.deployment.specs[self.deployment.first].config.get("task_type")
         self._written: dict[AdapterDescription, Path] = {}
         self._expected: dict[tuple[Path | None, float, int], Any] = {}
-        self._added = 0
         self.start()
 
     def start(self) -> None:
         """Go back to the compiled model as it was after its first call, bit for bit."""
-        for model in self.deployment.subject.models(self.deployment.compiled):
-            for name in [n for n in getattr(model, "peft_config", {}) if n.startswith("added")]:
-                del model.peft_config[name]
         self.deployment.snapshot.restore()
         self.adapter: Path | None = self.deployment.first
         self.scale = 1.0
@@ -110,10 +106,14 @@ class Steps:
         self._check("knobs-follow")
 
     def disable_and_enable(self) -> None:
-        """Call the model while the adapter is disabled, and after that."""
-        deployment = self.deployment
-        with deployment.subject.disabled(deployment.compiled):
-            self._compare("knobs-follow", None, 1.0, "disabled")
+        """Call the model while the adapter is disabled, and after that; both without torch.compile."""
+        subject, compiled = self.subject, self.deployment.compiled
+        models = subject.models(compiled)
+        flags = [(p, p.requires_grad) for model in models for p in model.parameters()]
+        with subject.disabled(compiled):
+            self._compare("knobs-follow", None, 1.0, "disabled", eager=True)
+        for parameter, flag in flags:  # PEFT makes them trainable, which recompiles
+            parameter.requires_grad_(flag)
         self._check("knobs-follow")
 
     def save_and_reload(self) -> None:
@@ -123,18 +123,29 @@ class Steps:
         deployment = self.deployment
         folder = deployment.new_folder()
         deployment.subject.save(deployment.compiled, folder)
-        found = compare(deployment.run(deployment.fresh(folder)), self._oracle(self.adapter, 1.0, 1))
+        found = compare(
+            deployment.run(deployment.fresh(folder)), self._oracle(self.adapter, 1.0, 1)
+        )
         if not found.equal:
-            raise LawBroken("knobs-follow", f"the saved adapter reloads differently: {found.detail}")
+            raise LawBroken(
+                "knobs-follow", f"the saved adapter reloads differently: {found.detail}"
+            )
         self._check("knobs-follow")
 
     def add_adapter(self, adapter: AdapterDescription) -> None:
-        """Load another adapter beside the one that is swapped; it may recompile, and change nothing."""
-        self._added += 1
-        deployment = self.deployment
-        deployment.subject.add(
-            deployment.compiled, self.folder_of(adapter), f"added{self._added}"
-        )
+        """Load another adapter beside the one that is swapped, look at both, and take it away again."""
+        deployment, name = self.deployment, "added"
+        models = self.subject.models(deployment.compiled)
+        before = Snapshot.take(*models)
+        try:
+            self.subject.add(deployment.compiled, self.folder_of(adapter), name)
+            self._compare("swap-isolated", self.adapter, self.scale, "beside another", eager=True)
+            if changes := before.changes():
+                raise LawBroken("swap-isolated", changes[0])
+        finally:
+            before.restore()
+            for model in models:
+                getattr(model, "peft_config", {}).pop(name, None)
         self._check("swap-isolated")
 
     def batch(self, copies: int) -> None:
@@ -169,10 +180,18 @@ class Steps:
             raise LawBroken("swap-isolated", foreign[0])
 
     def _compare(
-        self, law: str, adapter: Path | None, scale: float, when: str, copies: int = 1
+        self,
+        law: str,
+        adapter: Path | None,
+        scale: float,
+        when: str,
+        copies: int = 1,
+        *,
+        eager: bool = False,
     ) -> None:
         deployment = self.deployment
-        outputs = deployment.subject.run(deployment.compiled, _batch(deployment.inputs, copies))
+        model = self.subject.models(deployment.compiled)[0] if eager else deployment.compiled
+        outputs = self.subject.run(model, _batch(deployment.inputs, copies))
         found = compare(outputs, self._oracle(adapter, scale, copies))
         if found.tolerance:
             self.error = max(self.error, found.max_error / found.tolerance)

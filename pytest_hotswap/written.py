@@ -76,9 +76,7 @@ def config_of(
         "lora_alpha": description.alpha,
         "use_rslora": description.use_rslora,
         "target_modules": targets,
-        "rank_pattern": {
-            f"^{re.escape(n)}$": r for n, r in ranks.items() if r != description.rank
-        },
+        "rank_pattern": {f"^{re.escape(n)}$": r for n, r in ranks.items() if r != description.rank},
         "alpha_pattern": {f"^{re.escape(n)}$": a for n, a in alphas.items() if n in targets},
         "bias": "none",
         "inference_mode": True,

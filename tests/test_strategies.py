@@ -57,9 +57,7 @@ def test_fleets_and_sequences_shrink_to_the_smallest() -> None:
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_broken_adapter_is_found_by_its_spec_or_by_the_plan(
-    tmp_path: Path, defect: str
-) -> None:
+def test_a_broken_adapter_is_found_by_its_spec_or_by_the_plan(tmp_path: Path, defect: str) -> None:
     whole = plan([strategies._spec(AdapterDescription(4, 8), strategies.MODULES)])
     good = write_adapter(tmp_path / "good", AdapterDescription(2, 4), whole)
     assert not AdapterSpec.read(good).findings

@@ -61,9 +61,7 @@ class Subject:
         for pattern in globs:
             matches = sorted(glob.glob(str(folder / pattern)))
             if not matches:
-                raise usage_error(
-                    f"--hotswap-adapters {pattern}: matches nothing in {folder}"
-                )
+                raise usage_error(f"--hotswap-adapters {pattern}: matches nothing in {folder}")
             found += [Path(match) for match in matches]
         return list(dict.fromkeys(found))
 

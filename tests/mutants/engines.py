@@ -835,5 +835,3 @@ class SavesPadded(Engine):
             (wide / "adapter_model.safetensors").read_bytes()
         )
         (folder / "adapter_config.json").write_text(config)
-
-

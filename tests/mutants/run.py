@@ -67,11 +67,16 @@ def main(argv: list[str]) -> int:
     alive = []
     for engine in ENGINES:
         row = {law: bench.killed_by(engine, law) is not None for law in LAWS}
-        marks = ["**x**" if row[law] and law == engine.law else "x" if row[law] else "" for law in LAWS]
+        marks = [
+            "**x**" if row[law] and law == engine.law else "x" if row[law] else "" for law in LAWS
+        ]
         print(f"| {engine.__name__} | " + " | ".join(marks) + " |", flush=True)
         alive += [] if row[engine.law] else [engine.__name__]
     seconds = time.perf_counter() - start
-    print(f"\n{len(ENGINES)} faulty engines, {len(alive)} alive {alive}; {seconds:.0f} s", file=sys.stderr)
+    print(
+        f"\n{len(ENGINES)} faulty engines, {len(alive)} alive {alive}; {seconds:.0f} s",
+        file=sys.stderr,
+    )
     return len(alive)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
-from pytest_hotswap.steps import LawBroken
+from pytest_hotswap.steps import LawBrokenError
 from tests.models import TOKENS, micro, write_adapter
 
 FEW = settings(max_examples=6, stateful_step_count=6, derandomize=True, database=None)
@@ -88,7 +88,7 @@ def test_the_engine_survives(subjects: dict[str, type[ReferenceSubject]]) -> Non
 def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
     subjects: dict[str, type[ReferenceSubject]], tmp_path: Path, name: str, law: str, steps: int
 ) -> None:
-    with pytest.raises(LawBroken) as caught:
+    with pytest.raises(LawBrokenError) as caught:
         run_hotswap_machine(subjects[name](), settings=FEW)
     assert caught.value.law == law
     script = caught.value.hotswap_script  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
     code = f"import sys; sys.modules['hypothesis'] = None\n{path.read_text()}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"LawBroken: {law}" in done.stderr
+    assert f"LawBrokenError: {law}" in done.stderr
 
 
 def test_micro_models_of_every_kind_survive_swaps(tmp_path: Path) -> None:

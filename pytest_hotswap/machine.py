@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, event, settings, target
+from hypothesis import HealthCheck, Phase, event, settings, target
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
@@ -143,7 +143,9 @@ def run_hotswap_machine(subject: Subject, *, settings: settings | None = None) -
 
 def _unhurried(given: settings | None) -> settings:
     unhealthy = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-    return settings(given or settings(), deadline=None, suppress_health_check=unhealthy)
+    base = given or settings()
+    phases = [phase for phase in base.phases if phase is not Phase.explain]  # it traces every line
+    return settings(base, deadline=None, phases=phases, suppress_health_check=unhealthy)
 
 
 def _few(given: settings) -> settings:

@@ -25,7 +25,7 @@ from pytest_hotswap.subjects.base import Subject
 from pytest_hotswap.written import AdapterDescription, write_adapter
 
 
-class LawBroken(AssertionError):
+class LawBrokenError(AssertionError):
     """A step broke a law."""
 
     def __init__(self, law: str, text: str) -> None:
@@ -43,14 +43,10 @@ class Steps:
         self.task_type = self.deployment.specs[self.deployment.first].config.get("task_type")
         self._written: dict[AdapterDescription, Path] = {}
         self._expected: dict[tuple[Path | None, float, int], Any] = {}
-        self._added = 0
         self.start()
 
     def start(self) -> None:
         """Go back to the compiled model as it was after its first call, bit for bit."""
-        for model in self.deployment.subject.models(self.deployment.compiled):
-            for name in [n for n in getattr(model, "peft_config", {}) if n.startswith("added")]:
-                del model.peft_config[name]
         self.deployment.snapshot.restore()
         self.adapter: Path | None = self.deployment.first
         self.scale = 1.0
@@ -98,9 +94,9 @@ class Steps:
         else:
             refused = False
         if not refused:
-            raise LawBroken("swap-atomic", f"an adapter with a {defect} was accepted")
+            raise LawBrokenError("swap-atomic", f"an adapter with a {defect} was accepted")
         if changes := before.changes():
-            raise LawBroken("swap-atomic", f"refused ({defect}), but {changes[0]}")
+            raise LawBrokenError("swap-atomic", f"refused ({defect}), but {changes[0]}")
         self._check("swap-atomic")
 
     def set_scale(self, scale: float) -> None:
@@ -110,10 +106,14 @@ class Steps:
         self._check("knobs-follow")
 
     def disable_and_enable(self) -> None:
-        """Call the model while the adapter is disabled, and after that."""
-        deployment = self.deployment
-        with deployment.subject.disabled(deployment.compiled):
-            self._compare("knobs-follow", None, 1.0, "disabled")
+        """Call the model while the adapter is disabled, and after that; both without torch.compile."""
+        subject, compiled = self.subject, self.deployment.compiled
+        models = subject.models(compiled)
+        flags = [(p, p.requires_grad) for model in models for p in model.parameters()]
+        with subject.disabled(compiled):
+            self._compare("knobs-follow", None, 1.0, "disabled", eager=True)
+        for parameter, flag in flags:  # PEFT makes them trainable, which recompiles
+            parameter.requires_grad_(flag)
         self._check("knobs-follow")
 
     def save_and_reload(self) -> None:
@@ -127,16 +127,25 @@ class Steps:
             deployment.run(deployment.fresh(folder)), self._oracle(self.adapter, 1.0, 1)
         )
         if not found.equal:
-            raise LawBroken(
+            raise LawBrokenError(
                 "knobs-follow", f"the saved adapter reloads differently: {found.detail}"
             )
         self._check("knobs-follow")
 
     def add_adapter(self, adapter: AdapterDescription) -> None:
-        """Load another adapter beside the one that is swapped; it may recompile, and change nothing."""
-        self._added += 1
-        deployment = self.deployment
-        deployment.subject.add(deployment.compiled, self.folder_of(adapter), f"added{self._added}")
+        """Load another adapter beside the one that is swapped, look at both, and take it away again."""
+        deployment, name = self.deployment, "added"
+        models = self.subject.models(deployment.compiled)
+        before = Snapshot.take(*models)
+        try:
+            self.subject.add(deployment.compiled, self.folder_of(adapter), name)
+            self._compare("swap-isolated", self.adapter, self.scale, "beside another", eager=True)
+            if changes := [c for c in before.changes(storage=False) if "changed its values" in c]:
+                raise LawBrokenError("swap-isolated", changes[0])
+        finally:
+            before.restore()
+            for model in models:
+                getattr(model, "peft_config", {}).pop(name, None)
         self._check("swap-isolated")
 
     def batch(self, copies: int) -> None:
@@ -154,10 +163,10 @@ class Steps:
             deployment.run()
         self.adapter, self.scale = adapter, 1.0
         if moved := before.changes(values=False):
-            raise LawBroken("swap-in-place", moved[0])
+            raise LawBrokenError("swap-in-place", moved[0])
         verdict = log.verdict()
         if verdict.outcome != "passed":
-            raise LawBroken("zero-recompiles", "; ".join(verdict.reasons))
+            raise LawBrokenError("zero-recompiles", "; ".join(verdict.reasons))
 
     def _check(self, law: str) -> None:
         self._compare(law, self.adapter, self.scale, "afterwards")
@@ -168,19 +177,27 @@ class Steps:
             if change.endswith("changed its values") and f".{own}" not in change
         ]
         if foreign:
-            raise LawBroken("swap-isolated", foreign[0])
+            raise LawBrokenError("swap-isolated", foreign[0])
 
     def _compare(
-        self, law: str, adapter: Path | None, scale: float, when: str, copies: int = 1
+        self,
+        law: str,
+        adapter: Path | None,
+        scale: float,
+        when: str,
+        copies: int = 1,
+        *,
+        eager: bool = False,
     ) -> None:
         deployment = self.deployment
-        outputs = deployment.subject.run(deployment.compiled, _batch(deployment.inputs, copies))
+        model = self.subject.models(deployment.compiled)[0] if eager else deployment.compiled
+        outputs = self.subject.run(model, _batch(deployment.inputs, copies))
         found = compare(outputs, self._oracle(adapter, scale, copies))
         if found.tolerance:
             self.error = max(self.error, found.max_error / found.tolerance)
         if not found.equal:
             name = "the base model" if adapter is None else "a fresh load"
-            raise LawBroken(law, f"{when} the outputs are not those of {name}: {found.detail}")
+            raise LawBrokenError(law, f"{when} the outputs are not those of {name}: {found.detail}")
 
     def _oracle(self, adapter: Path | None, scale: float, copies: int) -> Any:
         key = (adapter, scale, copies)
@@ -239,7 +256,9 @@ class OrderSteps:
                 raise
         else:
             if self.compiled:
-                raise LawBroken("prepare-before-compile", "prepare() accepted a compiled model")
+                raise LawBrokenError(
+                    "prepare-before-compile", "prepare() accepted a compiled model"
+                )
             self.prepared = True
         self._check("preparation-preserves")
 
@@ -263,7 +282,7 @@ class OrderSteps:
                 self.adapter = index
             self._check("swap-equals-load")
         if self.prepared and self.compiled and (found := log.recompiles):
-            raise LawBroken("zero-recompiles", str(found[0]))
+            raise LawBrokenError("zero-recompiles", str(found[0]))
 
     def _check(self, law: str) -> None:
         found = compare(
@@ -271,7 +290,7 @@ class OrderSteps:
             self.oracle.expected(self.paths[self.adapter]),
         )
         if not found.equal:
-            raise LawBroken(law, f"the outputs are not those of a fresh load: {found.detail}")
+            raise LawBrokenError(law, f"the outputs are not those of a fresh load: {found.detail}")
 
 
 class _OneLayer(nn.Module):

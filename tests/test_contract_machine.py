@@ -10,9 +10,10 @@ import pytest
 from hypothesis import settings
 
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
-from pytest_hotswap.steps import LawBroken
+from pytest_hotswap.steps import LawBrokenError
 from tests.models import TOKENS, micro, write_adapter
 
+FEW = settings(max_examples=6, stateful_step_count=6, derandomize=True, database=None)
 SUBJECT = """
 import torch
 from torch import nn
@@ -77,7 +78,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, type[Referen
 
 
 def test_the_engine_survives(subjects: dict[str, type[ReferenceSubject]]) -> None:
-    run_hotswap_machine(subjects["Sound"](), settings=settings(max_examples=15, database=None))
+    run_hotswap_machine(subjects["Sound"](), settings=FEW)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,8 @@ def test_the_engine_survives(subjects: dict[str, type[ReferenceSubject]]) -> Non
 def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
     subjects: dict[str, type[ReferenceSubject]], tmp_path: Path, name: str, law: str, steps: int
 ) -> None:
-    with pytest.raises(LawBroken) as caught:
-        run_hotswap_machine(subjects[name](), settings=settings(max_examples=25, database=None))
+    with pytest.raises(LawBrokenError) as caught:
+        run_hotswap_machine(subjects[name](), settings=FEW)
     assert caught.value.law == law
     script = caught.value.hotswap_script  # type: ignore[attr-defined]
     assert script in "".join(caught.value.__notes__)
@@ -101,7 +102,7 @@ def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
     code = f"import sys; sys.modules['hypothesis'] = None\n{path.read_text()}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"LawBroken: {law}" in done.stderr
+    assert f"LawBrokenError: {law}" in done.stderr
 
 
 def test_micro_models_of_every_kind_survive_swaps(tmp_path: Path) -> None:
@@ -116,4 +117,4 @@ def test_micro_models_of_every_kind_survive_swaps(tmp_path: Path) -> None:
             return {"tokens": TOKENS}
 
     subject = Micro(adapters=[str(tmp_path / "*")])
-    run_hotswap_machine(subject, settings=settings(max_examples=8, database=None))
+    run_hotswap_machine(subject, settings=FEW)

@@ -21,7 +21,7 @@ def law_of(test: str) -> str:
     return name.partition("__")[0].replace("_", "-")
 
 
-def tests_of(law: str, *, controls: bool = False) -> list[str]:
+def names_of(law: str, *, controls: bool = False) -> list[str]:
     """The tests of a law, or its controls, without those that draw examples."""
     return [
         name
@@ -39,7 +39,7 @@ def violations(deployment: Deployment, law: str, *, controls: bool = False) -> I
     Whatever the subject raises where the law expects it to work is a violation too.
     """
     contract = HotswapContract()
-    for name in tests_of(law, controls=controls):
+    for name in names_of(law, controls=controls):
         case = f"{law}[{name.partition('__')[2]}]"
         if {law, case} & deployment.subject.unsupported.keys():
             continue

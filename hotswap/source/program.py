@@ -114,12 +114,13 @@ class _Program:
         if not self.matters.touches(node, "make"):
             return False
         outer = {instance} if instance else _outer_names(node)
-        local = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and _stores(n)} - outer
+        stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]
+        made = [n for n in stored if self.matters.touches(n, "make")]
+        local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
+        kept = [n for n in stored if n in made or local & _names_in(n.value)]
         return any(
             _root(target) in outer and (not instance or isinstance(target, ast.Attribute))
-            for n in ast.walk(node)
-            if isinstance(n, ast.Assign)
-            and (self.matters.touches(n, "make") or local & _names_in(n.value))
+            for n in kept
             for target in n.targets
         )
 
@@ -211,10 +212,6 @@ def _outer_names(node: Def) -> set[str]:
         elif isinstance(n, ast.Name):
             (bound if isinstance(n.ctx, ast.Store) else names).add(n.id)
     return (names - bound) | declared
-
-
-def _stores(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
 
 
 def _names_in(node: ast.expr) -> set[str]:

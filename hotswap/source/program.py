@@ -115,7 +115,7 @@ class _Program:
             return False
         outer = {instance} if instance else _outer_names(node)
         stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]
-        made = [n for n in stored if self.matters.touches(n, "make")]
+        made = {n for n in stored if self.matters.touches(n, "make")}
         local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
         kept = [n for n in stored if n in made or local & _names_in(n.value)]
         return any(

@@ -9,7 +9,7 @@ import logging
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,19 +114,27 @@ def watched_call(item: pytest.Item, *, max_recompiles: int = 0) -> Iterator[Comp
 
 
 @contextmanager
-def reported(item: pytest.Item, log: CompileLog | None = None) -> Iterator[None]:
-    """Put the counts of a log (by default the fixture's) into the test's report, whatever happens."""
+def observed_call(item: pytest.Item) -> Iterator[None]:
+    """Report what the body of a test compiles, judging nothing: the log of its fixture, or one of our own."""
+    from hotswap.compiler.watch import watch_compiles
+
+    own = item.stash.get(LOG, None)
+    with nullcontext(own) if own is not None else watch_compiles() as log, reported(item, log):
+        yield
+
+
+@contextmanager
+def reported(item: pytest.Item, log: CompileLog) -> Iterator[None]:
+    """Put the counts of a log into the test's report, whatever happens."""
     _drop_trace_capture()
     failed = True
     try:
         yield
         failed = False
     finally:
-        log = log or item.stash.get(LOG, None)
-        if log is not None:
-            _record(item, **log.as_dict())
-            if failed:
-                _add_section(item, log)
+        _record(item, **log.as_dict())
+        if failed:
+            _add_section(item, log)
 
 
 class AdapterFactory:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BACKENDS = ("eager", "aot_eager", "inductor")
 MARKER = "hotswap"
 WATCH = "hotswap_compile_watch"
+FORBID = "hotswap_forbid_recompiles"
 MARKER_ARGUMENTS = ("max_recompiles",)
 
 
@@ -168,9 +169,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     marker = item.get_closest_marker(MARKER)
     if marker is None:
-        from pytest_hotswap.fixtures import reported
+        from pytest_hotswap.fixtures import observed_call
 
-        with reported(item):
+        with observed_call(item):
             return (yield)
     problems = marker_problems(item)
     if problems:  # a marker that was added after collection
@@ -195,7 +196,7 @@ def pytest_runtest_makereport(
 
 def _is_watched(item: pytest.Item) -> bool:
     marked = item.get_closest_marker(MARKER) is not None
-    return marked or WATCH in getattr(item, "fixturenames", ())
+    return marked or not {WATCH, FORBID}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -241,8 +242,8 @@ def _hotswap_compile_watch(request: pytest.FixtureRequest) -> Iterator[CompileLo
         yield log
 
 
-@pytest.fixture(scope="session")
-def hotswap_forbid_recompiles() -> Callable[..., AbstractContextManager[CompileLog]]:
+@pytest.fixture(name=FORBID, scope="session")
+def _hotswap_forbid_recompiles() -> Callable[..., AbstractContextManager[CompileLog]]:
     """The context manager ``hotswap.forbid_recompiles``: a scope that must not recompile."""
     from hotswap.compiler.watch import forbid_recompiles
 

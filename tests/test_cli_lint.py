@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,15 @@ def test_explain_lists_every_code_and_refuses_others(capsys: pytest.CaptureFixtu
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
     assert main(["explain", "HSW999"]) == 2
     assert "there is no rule 'HSW999'" in capsys.readouterr().err
+
+
+def test_the_pre_commit_hook_is_a_command_that_takes_files() -> None:
+    hooks = Path(__file__).parents[1] / ".pre-commit-hooks.yaml"
+    if not hooks.is_file():
+        pytest.skip("the checkout is not here")
+    (hook,) = re.findall(r"(?ms)^- id: hotswap-lint\n(.*?)(?=^- id|\Z)", hooks.read_text())
+    entry = re.findall(r"(?m)^  entry: hotswap (.*)$", hook)
+    assert "pass_filenames" not in hook
+    assert "types_or: [python, jupyter, markdown]" in hook
+    assert main([*entry[0].split(), BAD, HINT]) == 1
+    assert main([*entry[0].split(), HINT]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator
@@ -469,3 +470,17 @@ def test_every_style_of_compiling_is_found_and_a_plain_model_is_not() -> None:
     model = Scaled()
     model.linear.forward = torch.compile(model.linear.forward)
     assert compiled_parts(model) == ["linear has a compiled forward"]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+def test_code_of_inductor_is_watched_like_any_other() -> None:
+    model = Scaled()
+    compiled = torch.compile(model, backend="inductor")
+    x = torch.ones(2, 4)
+    compiled(x)
+    with hotswap.watch_compiles(model) as log:
+        before = compiled(x)
+        model.scaling["default"] = 4.0
+        torch.testing.assert_close(compiled(x), 2 * before)
+    assert [event.cause for event in log.recompiles] == ["swap"]
+    assert sum(log.hits.values()) == 1

@@ -39,6 +39,10 @@ def test_fails(hotswap_compile_watch, model):
     model(torch.ones(2))
     assert 1 == 2
 
+def test_forbids(hotswap_forbid_recompiles, model):
+    with hotswap_forbid_recompiles():
+        model(torch.ones(2))
+
 def test_is_not_watched(model):
     model(torch.ones(2))
 """
@@ -57,7 +61,7 @@ def test_counts_reach_the_section_the_junit_file_and_the_table(
         pytest.importorskip("xdist")
     pytester.makepyfile(test_watched=SOURCE)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--junitxml=j.xml", *workers)
-    result.assert_outcomes(passed=2, failed=2)
+    result.assert_outcomes(passed=3, failed=2)
     result.stdout.fnmatch_lines_random(
         [
             "*- Captured hotswap call -*",
@@ -68,6 +72,7 @@ def test_counts_reach_the_section_the_junit_file_and_the_table(
             "       0           1             0  *  test_watched.py::test_swaps",
             "       0           0             0        0  test_watched.py::test_hits",
             "       1           0             0  *  test_watched.py::test_fails",
+            "       0           0             0        0  test_watched.py::test_forbids",
             "       1           1             0  *  total",
         ]
     )
@@ -82,6 +87,7 @@ def test_counts_reach_the_section_the_junit_file_and_the_table(
     assert counts["test_swaps"]["hotswap.setup_compiles"] == "1"
     assert counts["test_hits"]["hotswap.hits"] == "1"
     assert counts["test_fails"]["hotswap.first_compiles"] == "1"
+    assert counts["test_forbids"]["hotswap.hits"] == "1"
     assert counts["test_is_not_watched"] == {}
 
 

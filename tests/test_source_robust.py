@@ -17,6 +17,7 @@ from source_samples import PROGRAMS, SAMPLES
 
 from hotswap.source.check import check_text, chosen, findings_in
 from hotswap.source.files import concerns, find, parse
+from hotswap.source.relevance import Relevance
 
 NAMES = st.sampled_from(["pipe", "model", "m", "self", "x", "paths"])
 TEXTS = st.sampled_from(['"a"', '"x"', "None", "8", "0.5", "True", "x", "paths[0]", "f'{x}/a'"])
@@ -98,6 +99,30 @@ def test_a_long_program_is_given_up_in_silence() -> None:
     assert check_text(f"# hotswap\n{branches}\n") == []
     assert check_text("hotswap = " + "(" * 80 + "x" + ")" * 80) == []
     assert check_text("import hotswap\nx = " + "+".join(["x"] * 3000)) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "matters"),
+    [
+        ("self.swap()", True),
+        ("Thread(target=self.swap).start()", True),
+        ('"""Call swap to swap."""', False),
+        ("return 0  # swap", False),
+    ],
+)
+def test_what_a_function_names_matters_but_not_what_its_comments_name(
+    body: str, matters: bool
+) -> None:
+    text = (
+        "class Server:\n"
+        "    def swap(self):\n"
+        "        hotswap_adapter(self.model, 'b', 'default')\n"
+        f"    def serve(self):\n        {body}\n"
+    )
+    tree = ast.parse(text)
+    server = tree.body[0]
+    assert isinstance(server, ast.ClassDef)
+    assert Relevance(tree, text).touches(server.body[1]) is matters
 
 
 def test_installed_libraries_are_linted_clean_and_fast(capsys: pytest.CaptureFixture[str]) -> None:

@@ -337,7 +337,7 @@ class Caller(Models):
         self._stack.append((node, func.owner))
         turn, self.turn = self.turn, (*self.turn, args.node)
         self._nested.append([])
-        ends = self.block(node.body, self.s)
+        ends = self.block(_entered(node), self.s)
         self._call_later(self._nested.pop(), ends)
         self.turn = turn
         self._stack.pop()
@@ -450,11 +450,11 @@ class Caller(Models):
         if isinstance(owner, Seq):
             if name == "append" and args.positional and holder is not None:
                 if isinstance(holder, ast.Name | ast.Attribute):
-                    self.assign(holder, Seq((*owner.items, args.positional[0])))
+                    self.mutate(holder, Seq((*owner.items, args.positional[0])))
                 return Const(None)
             if name in ("extend", "insert", "pop", "remove", "clear", "sort", "reverse"):
                 if isinstance(holder, ast.Name | ast.Attribute):
-                    self.assign(holder, self.fresh())
+                    self.mutate(holder, self.fresh())
                 return self.fresh()
         if isinstance(owner, Dict):
             if name == "values":
@@ -469,8 +469,18 @@ class Caller(Models):
             if name in ("update", "pop", "setdefault", "clear") and isinstance(
                 holder, ast.Name | ast.Attribute
             ):
-                self.assign(holder, self.fresh())
+                self.mutate(holder, self.fresh())
         return self.fresh()
+
+
+def _entered(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+    """Return what a function does; a context manager only enters: what follows its yield comes later."""
+    if any(last_name(d) in ("contextmanager", "asynccontextmanager") for d in node.decorator_list):
+        for index, statement in enumerate(node.body):
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Yield):
+                entered = ast.copy_location(ast.Return(statement.value.value), statement)
+                return [*node.body[:index], entered]
+    return node.body
 
 
 def _line_of(cls: Class) -> Iterator[Class]:

@@ -377,6 +377,14 @@ class Evaluator(Objects):
         """Bind a target to a value."""
         raise NotImplementedError
 
+    def mutate(self, holder: ast.expr, value: Value) -> None:
+        """Change a container in place: where the name is bound, which may be outside of the function."""
+        frame = self.frame_of(holder.id) if isinstance(holder, ast.Name) else None
+        if frame is not None and isinstance(holder, ast.Name):
+            frame.bind(holder.id, value)
+        else:
+            self.assign(holder, value)
+
     # -- conditions -----------------------------------------------------------------------------
 
     def holds(self, value: Value) -> bool | None:

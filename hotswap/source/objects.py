@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hotswap.source.names import unimported
-from hotswap.source.state import State
+from hotswap.source.state import Frame, State
 from hotswap.source.typestate import Facts, Kind, Shape
 from hotswap.source.values import (
     Class,
@@ -138,6 +138,8 @@ class Objects:
         if isinstance(owner, Opaque):
             if name in _DENOISER and (pipe := self.become(owner, "pipeline")):
                 return self.component(pipe, name)
+            if name == "app" and name in self.s.frames[0].names:  # request.app, of a web framework
+                return self.known(self.s.frames[0].names[name])
             return self._memo((owner.oid, name))
         return Method(owner, name)
 
@@ -199,17 +201,22 @@ class Objects:
         """Call a value whose arguments are evaluated, uniting the outcomes."""
         raise NotImplementedError
 
-    def look_up(self, name: str) -> Value:
-        """Return what a name is bound to."""
+    def frame_of(self, name: str) -> Frame | None:
+        """Return the frame in which the running function finds the name."""
         frame = self.s.frames[-1]
         if name in frame.outer:
             frame = self.s.frames[frame.outer[name]]
-        while True:
-            if name in frame.names:
-                return self.known(frame.names[name])
+        while name not in frame.names:
             if frame.parent < 0:
-                break
+                return None
             frame = self.s.frames[frame.parent]
+        return frame
+
+    def look_up(self, name: str) -> Value:
+        """Return what a name is bound to."""
+        frame = self.frame_of(name)
+        if frame is not None:
+            return self.known(frame.names[name])
         qualified = unimported(name)
         if qualified is not None:
             return Ref(qualified)

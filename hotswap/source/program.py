@@ -114,10 +114,13 @@ class _Program:
         if not self.matters.touches(node, "make"):
             return False
         outer = {instance} if instance else _outer_names(node)
+        stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]
+        made = {n for n in stored if self.matters.touches(n, "make")}
+        local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
+        kept = [n for n in stored if n in made or local & _names_in(n.value)]
         return any(
             _root(target) in outer and (not instance or isinstance(target, ast.Attribute))
-            for n in ast.walk(node)
-            if isinstance(n, ast.Assign) and self.matters.touches(n, "make")
+            for n in kept
             for target in n.targets
         )
 
@@ -209,6 +212,10 @@ def _outer_names(node: Def) -> set[str]:
         elif isinstance(n, ast.Name):
             (bound if isinstance(n.ctx, ast.Store) else names).add(n.id)
     return (names - bound) | declared
+
+
+def _names_in(node: ast.expr) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
 def _root(target: ast.expr) -> str:

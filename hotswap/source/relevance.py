@@ -30,7 +30,7 @@ _RUNS = re.compile(
 _LEAVES = frozenset(
     {
         *(int, str, bytes, float, complex, bool, type(None), type(...)),
-        *(ast.Name, ast.Constant, ast.Load, ast.Store, ast.Del),
+        *(ast.Constant, ast.Load, ast.Store, ast.Del),
         *(
             kind
             for base in (ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
@@ -53,6 +53,8 @@ class Relevance:
             "change": [],
             "run": [],
         }
+        self._named: dict[str, list[int]] = {}
+        """Name → the lines of code on which it stands; not those of comments and docstrings."""
         definitions = self._read(tree)
         self.applies = bool(
             self._lines["swap"] or (self._lines["compile"] and self._lines["change"])
@@ -73,9 +75,13 @@ class Relevance:
         definitions: list[ast.stmt] = []
         own: list[int] = []
         imported = False
+        named = self._named
         waiting: list[Any] = [tree]
         while waiting:  # what ast.walk does, in a third of the time
             node = waiting.pop()
+            if node.__class__ is ast.Name:
+                named.setdefault(node.id, []).append(node.lineno)
+                continue
             if node.__class__ in _LEAVES:
                 continue
             for inside in node.__dict__.values():
@@ -90,6 +96,7 @@ class Relevance:
                 if name in _OWN:
                     own.append(node.lineno)
             elif isinstance(node, ast.Attribute):
+                named.setdefault(node.attr, []).append(node.end_lineno or node.lineno)
                 if node.attr == "scaling":
                     self._lines["change"].append(node.lineno)
                 else:
@@ -121,17 +128,12 @@ class Relevance:
             return bisect.bisect_right(starts, match.start())
 
         self._lines["run"] = [line_of(m) for m in _RUNS.finditer(text)]
-        places: dict[str, set[int]] = {}
-        names = {_name(d) for d in definitions}
-        if names:
-            for match in re.finditer(rf"\b(?:{'|'.join(map(re.escape, names))})\b", text):
-                places.setdefault(match[0], set()).add(line_of(match))
         for feature, lines in self._lines.items():
-            self._lines[feature] = _reaching(sorted(lines), definitions, places)
+            self._lines[feature] = _reaching(sorted(lines), definitions, self._named)
 
 
 def _reaching(
-    lines: list[int], definitions: list[ast.stmt], places: dict[str, set[int]]
+    lines: list[int], definitions: list[ast.stmt], places: dict[str, list[int]]
 ) -> list[int]:
     """Add the lines on which a function is named that does it, and so on."""
     waiting = definitions

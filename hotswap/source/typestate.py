@@ -36,12 +36,12 @@ class Shape:
     alpha: float | None = None
     origin: Any = None
 
-    def equals(self, other: Shape) -> bool:
-        """Tell whether the two are known to be equal."""
+    def seems(self, other: Shape) -> bool:
+        """Tell whether all that is known of the two is equal, and their ranks are known."""
         if self.origin is not None and self.origin == other.origin:
             return True
-        known = None not in (self.rank, self.alpha)
-        return known and (self.rank, self.alpha) == (other.rank, other.alpha)
+        known = self.rank is not None and self.rank == other.rank
+        return known and (None in (self.alpha, other.alpha) or self.alpha == other.alpha)
 
 
 @dataclass(frozen=True, slots=True)

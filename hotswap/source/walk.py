@@ -208,17 +208,22 @@ class Walker(Caller):
         if isinstance(owner, Part) and owner.path.rpartition(".")[2] == "scaling":
             self.do_scale(owner.owner, target, "scaling", value)
         elif isinstance(owner, Dict) and isinstance(index, Const):
-            self.assign(target.value, Dict({**owner.items, index.value: value}))
+            self.mutate(target.value, Dict({**owner.items, index.value: value}))
         elif isinstance(owner, Dict | Seq):
-            self.assign(target.value, self.fresh())
+            self.mutate(target.value, self.fresh())
         elif isinstance(owner, Opaque | Obj) and index is not None and (key := key_of(index)):
             name = repr(index.value) if isinstance(index, Const) else key
             self.s.heap[owner.oid, "[]", name] = value
 
     def _unpack(self, targets: list[ast.expr], value: Value) -> None:
+        starred = next((i for i, t in enumerate(targets) if isinstance(t, ast.Starred)), None)
+        if isinstance(value, Seq) and starred is not None and len(value.items) >= len(targets) - 1:
+            after = len(value.items) - (len(targets) - 1 - starred)
+            middle = Seq(value.items[starred:after])
+            value = Seq((*value.items[:starred], middle, *value.items[after:]))
         if isinstance(value, Seq) and len(value.items) == len(targets):
             for target, item in zip(targets, value.items, strict=True):
-                self.assign(target, item)
+                self.assign(target.value if isinstance(target, ast.Starred) else target, item)
         elif isinstance(value, Part) and "named_" in value.path:
             for target in targets[:-1]:
                 self.assign(target, self.fresh())

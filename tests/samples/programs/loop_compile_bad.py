@@ -1,0 +1,12 @@
+"""Compiles after every swap, over and over."""
+import torch
+from peft import PeftModel
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+from transformers import AutoModelForCausalLM
+def bench(paths):
+    net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("g"), paths[0])
+    prepare_model_for_compiled_hotswap(net, target_rank=8)
+    for p in paths[1:]:
+        hotswap_adapter(net, p, adapter_name="default")
+        net = torch.compile(net)  # want HSW215
+        net("x")

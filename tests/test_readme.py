@@ -76,7 +76,7 @@ def test_the_pytest_examples_pass(project: Path) -> None:
 def test_the_commands_run(project: Path) -> None:
     plan, verify = commands("hotswap")
     assert "Target rank: 8" in run(project, "sh", "-c", plan)
-    line = verify.replace(" #", " --no-timing -- -k 'not any_swap_sequence' #")
+    line = verify.replace(" #", " --backend eager --no-timing -- -k 'not any_swap_sequence' #")
     shown = run(project, "sh", "-c", line)
     assert shown.splitlines()[-1].startswith("ready to hot-swap: 3 adapters, target rank 8, 0 ")
 

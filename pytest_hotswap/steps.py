@@ -143,9 +143,8 @@ class Steps:
             if changes := [c for c in before.changes(storage=False) if "changed its values" in c]:
                 raise LawBrokenError("swap-isolated", changes[0])
         finally:
+            self.subject.remove(deployment.compiled, name)
             before.restore()
-            for model in models:
-                getattr(model, "peft_config", {}).pop(name, None)
         self._check("swap-isolated")
 
     def batch(self, copies: int) -> None:
@@ -247,8 +246,6 @@ class OrderSteps:
 
     def prepare(self) -> None:
         """Prepare the model; if it is compiled that must be refused."""
-        if self.model is None:
-            return
         try:
             self.subject.prepare(self.model, self.oracle.plan)
         except Exception:
@@ -264,14 +261,12 @@ class OrderSteps:
 
     def compile(self) -> None:
         """Compile the model and call it."""
-        if self.model is not None and not self.compiled:
+        if not self.compiled:
             self.model, self.compiled = self.subject.compile(self.model), True
             self._check("swap-equals-load")
 
     def swap(self, index: int) -> None:
         """Swap an adapter in; an unprepared model may refuse, but must not compute anything else."""
-        if self.model is None:
-            return
         with hotswap.watch_compiles() as log:
             try:
                 self.subject.swap(self.model, self.paths[index])

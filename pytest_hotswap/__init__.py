@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-if "pytest" in sys.modules:  # a script that reproduces a failure runs without it
+if sys.modules.get("pytest"):  # a script that reproduces a failure runs without it
     import pytest
 
     pytest.register_assert_rewrite("pytest_hotswap.contract")  # an editable install does not do it

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, event, settings, target
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from pytest_hotswap.broken import DEFECTS
 from pytest_hotswap.steps import OrderSteps, Steps, script
@@ -50,6 +50,9 @@ def swap_machine(steps: Steps) -> type[_Machine]:
     class SwapMachine(_Machine):
         """Swaps, failures and knobs in any order, from the compiled snapshot."""
 
+        def teardown(self) -> None:
+            target(min(self.steps.error, 1e6), label="error as a share of the tolerance")
+
         @rule()
         def run(self) -> None:
             self._take("run")
@@ -58,7 +61,6 @@ def swap_machine(steps: Steps) -> type[_Machine]:
         def swap(self, adapter: AdapterDescription) -> None:
             event(f"swap: {'some modules' if adapter.without else 'every module'}")
             self._take("swap", adapter)
-            target(min(self.steps.error, 1e6), label="error as a share of the tolerance")
 
         @rule(adapter=adapters, defect=st.sampled_from(DEFECTS))
         def swap_broken(self, adapter: AdapterDescription, defect: str) -> None:
@@ -107,14 +109,17 @@ class OrderMachine(_Machine):
     def load(self) -> None:
         self._take("load")
 
+    @precondition(lambda self: self.steps.model is not None)
     @rule()
     def prepare(self) -> None:
         self._take("prepare")
 
+    @precondition(lambda self: self.steps.model is not None)
     @rule()
     def compile(self) -> None:
         self._take("compile")
 
+    @precondition(lambda self: self.steps.model is not None)
     @rule(index=st.integers(0, 1))
     def swap(self, index: int) -> None:
         self._take("swap", index)

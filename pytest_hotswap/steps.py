@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -143,9 +144,8 @@ class Steps:
             if changes := [c for c in before.changes(storage=False) if "changed its values" in c]:
                 raise LawBrokenError("swap-isolated", changes[0])
         finally:
+            self.subject.remove(deployment.compiled, name)
             before.restore()
-            for model in models:
-                getattr(model, "peft_config", {}).pop(name, None)
         self._check("swap-isolated")
 
     def batch(self, copies: int) -> None:
@@ -247,8 +247,6 @@ class OrderSteps:
 
     def prepare(self) -> None:
         """Prepare the model; if it is compiled that must be refused."""
-        if self.model is None:
-            return
         try:
             self.subject.prepare(self.model, self.oracle.plan)
         except Exception:
@@ -264,14 +262,12 @@ class OrderSteps:
 
     def compile(self) -> None:
         """Compile the model and call it."""
-        if self.model is not None and not self.compiled:
+        if not self.compiled:
             self.model, self.compiled = self.subject.compile(self.model), True
             self._check("swap-equals-load")
 
     def swap(self, index: int) -> None:
         """Swap an adapter in; an unprepared model may refuse, but must not compute anything else."""
-        if self.model is None:
-            return
         with hotswap.watch_compiles() as log:
             try:
                 self.subject.swap(self.model, self.paths[index])
@@ -345,7 +341,7 @@ def subject_at(where: str, **given: Any) -> Subject:
     spec = importlib.util.spec_from_file_location("hotswap_reproduced", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found: Any = module
     for part in name.split("."):

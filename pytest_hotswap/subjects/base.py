@@ -140,6 +140,10 @@ class Subject:
         """Load another adapter under a name of its own, without making it the active one."""
         self.models(model)[0].load_adapter(str(adapter), name)
 
+    def remove(self, model: Any, name: str) -> None:
+        """Take away what add() has loaded."""
+        self.models(model)[0].delete_adapter(name)
+
     def set_scale(self, model: Any, scale: float) -> None:
         """Scale the adapter in place; PEFT's own function by default."""
         from hotswap.engine.layers import lora_layers

@@ -45,6 +45,15 @@ class DiffusersSubject(Subject):
     def swap(self, model: Any, adapter: Path | None) -> None:
         self._load(model, adapter, adapter_name=self.adapter_name, hotswap=True)
 
+    def add(self, model: Any, adapter: Path, name: str) -> None:
+        self._load(model, adapter, adapter_name=name)
+        for part in self.models(model):
+            part.set_adapter(self.adapter_name)
+
+    def remove(self, model: Any, name: str) -> None:
+        for part in self.models(model):
+            part.delete_adapters(name)
+
     def run(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         import torch
 

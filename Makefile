@@ -11,11 +11,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: install demo test check wheel-test lower-bounds lint clean
+.PHONY: install demo test docs check wheel-test lower-bounds lint clean
 install: $(STAMP)
 
-demo: $(STAMP)  ## run the main job on an embedded fleet
-	$(BIN)/hotswap verify --demo
+demo: $(STAMP)  ## run the main job on an embedded fleet; open out/report.html
+	$(BIN)/hotswap verify --demo --report out
 
 test: $(STAMP)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
@@ -25,7 +25,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test wheel-test  ## what CI runs
+docs: $(STAMP)  ## the documentation as a site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+check: lint docs test wheel-test  ## what CI runs
 
 wheel-test: $(STAMP)  ## the tests marked wheel, against the built wheel
 	PYTHON=$(PYTHON) bash tests/run_against_wheel.sh

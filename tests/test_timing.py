@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hotswap.checks.timing import ROWS, default_backend, inputs_of, measure, pretrained
+from hotswap.checks.timing import BY_PEFT, ROWS, default_backend, inputs_of, measure, pretrained
 from hotswap.cli.demo import write_demo
 from hotswap.report.text import timing_table
 
@@ -24,28 +24,45 @@ def answer(demo: tuple[Path, list[Path]]) -> dict:
     base, adapters = demo
     command = [sys.executable, "-m", "hotswap.checks.timing", "--base", base, *adapters]
     run = subprocess.run(
-        [*command, "--backend", "aot_eager"], capture_output=True, text=True, check=True
+        [*command, "--backend", "aot_eager", "--latency"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(run.stdout)
 
 
-def test_standard_output_is_one_json_object_with_the_three_rows(answer: dict) -> None:
+def test_standard_output_is_one_json_object_with_every_row(answer: dict) -> None:
     assert answer["backend"] == "aot_eager"
-    assert tuple(row["row"] for row in answer["rows"]) == ROWS
-    assert [row["error"] for row in answer["rows"]] == [None, None, None]
+    assert tuple(row["row"] for row in answer["rows"]) == (*ROWS, BY_PEFT)
+    assert [row["error"] for row in answer["rows"]] == [None, None, None, None]
 
 
 def test_every_adapter_is_swapped_in_once(answer: dict) -> None:
-    assert [row["swaps"] for row in answer["rows"]] == [4, 4, 4]
+    assert [row["swaps"] for row in answer["rows"]] == [4, 4, 4, 4]
     assert all(0 < row["swap"] <= row["slowest_swap"] for row in answer["rows"])
     assert all(row["first_inference"] > 0 for row in answer["rows"])
 
 
 def test_only_the_unprepared_model_recompiles(answer: dict) -> None:
-    plain, unprepared, prepared = (row["recompiles"] for row in answer["rows"])
+    plain, unprepared, *prepared = (row["recompiles"] for row in answer["rows"])
     assert plain is None
     assert unprepared > 0
-    assert prepared == 0
+    assert prepared == [0, 0]
+
+
+def test_single_swaps_are_sampled_beside_pefts_and_a_plain_copy(answer: dict) -> None:
+    assert set(answer["samples"]) == {
+        "hotswap, swap",
+        "hotswap, first forward after it",
+        "hotswap, swap from the bank",
+        "a plain copy of the bytes",
+        "PEFT, swap",
+        "PEFT, first forward after it",
+    }
+    for samples in answer["samples"].values():
+        assert len(samples) > 1
+        assert all(seconds > 0 for seconds in samples)
 
 
 def test_a_row_that_fails_says_why_and_the_others_are_measured(

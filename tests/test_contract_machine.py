@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from models import TOKENS, micro, write_adapter
 
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
 from pytest_hotswap.steps import LawBrokenError
-from tests.models import TOKENS, micro, write_adapter
 
 FEW = settings(max_examples=6, stateful_step_count=6, derandomize=True, database=None)
 SUBJECT = """

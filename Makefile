@@ -18,7 +18,7 @@ demo: $(STAMP)  ## run the main job on an embedded fleet; open out/report.html
 	$(BIN)/hotswap verify --demo --report out
 
 test: $(STAMP)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

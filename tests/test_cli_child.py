@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hotswap.cli.verify import progress
+from hotswap.cli.suite import progress
 
 PROGRAM = """
 import pathlib, sys

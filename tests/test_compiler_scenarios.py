@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiled import TARGETS, Lora, llama, mlp
+from compiled import TARGETS, Lora, llama, mlp, named_layers
 from models import fresh
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -322,6 +322,7 @@ def test_a_language_model_compiled_as_a_whole(name: str, tmp_path: Path) -> None
     check(LLAMA_ONLY[name], Lora(llama, tmp_path), "whole", 1)
 
 
+@named_layers
 @pytest.mark.parametrize("name", PER_LAYER)
 def test_layers_compiled_one_by_one(name: str, tmp_path: Path) -> None:
     lora = Lora(llama, tmp_path)
@@ -381,6 +382,7 @@ def test_batches_become_dynamic_and_only_one_stays_special(tmp_path: Path) -> No
     assert log.verdict(any_cause=True).outcome == "failed"
 
 
+@named_layers
 def test_twelve_layers_with_a_cache_fill_the_limit_and_four_run_eagerly() -> None:
     model = llama(layers=12)
     for layer in model.model.layers:

@@ -18,7 +18,7 @@ from pipelines import flux, outputs, stable_diffusion, write_pipeline_adapter
 from safetensors.torch import load_file, save_file
 
 import hotswap
-from hotswap.engine.diffusers_file import WEIGHTS
+from hotswap.adapters.diffusers import WEIGHTS
 from hotswap.engine.placement import Placement
 from hotswap.errors import (
     AdapterError,

@@ -18,6 +18,7 @@ from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.checks.fleet import chosen, fleet_findings, inspections
 from hotswap.cli.folders import adapter_paths
+from hotswap.cli.output import Form, Ignore, Output, Select
 from hotswap.cli.settings import read_settings
 from hotswap.cli.terminal import say
 from hotswap.errors import HotswapError
@@ -63,19 +64,10 @@ def check(
     weights: Annotated[
         bool, typer.Option("--weights", help="Read the values too: NaN, infinity, all zeros.")
     ] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
-    ] = "text",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead.")
-    ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CODES", help="Only these rules: codes, prefixes or names."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="CODES", help="Not these rules.")
-    ] = None,
+    form: Form = "text",
+    output: Output = None,
+    select: Select = None,
+    ignore: Ignore = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on warnings too.")] = False,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", metavar="N", help="Processes; 0: one for each core.")

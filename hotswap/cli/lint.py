@@ -10,6 +10,7 @@ import typer
 import hotswap
 from hotswap.adapters.rules import DOCUMENTATION as ADAPTER_RULES
 from hotswap.adapters.rules import table as adapter_table
+from hotswap.cli.output import Form, Ignore, Output, Select
 from hotswap.cli.terminal import say
 from hotswap.findings import RULES as NAMES
 from hotswap.report.findings import FORMATS, render
@@ -19,19 +20,10 @@ def lint(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH", help="Files or folders: .py, .ipynb, .md.")
     ],
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
-    ] = "text",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead.")
-    ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CODES", help="Only these rules: codes, prefixes or names."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="CODES", help="Not these rules.")
-    ] = None,
+    form: Form = "text",
+    output: Output = None,
+    select: Select = None,
+    ignore: Ignore = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="Move prepare() before compile() where that is safe.")
     ] = False,

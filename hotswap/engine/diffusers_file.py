@@ -13,25 +13,13 @@ from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor
 
-from hotswap.adapters.config import CONFIG
-from hotswap.adapters.header import WEIGHTS as PEFT_WEIGHTS
+from hotswap.adapters.diffusers import METADATA
 from hotswap.adapters.header import read_header
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
-_METADATA = "lora_adapter_metadata"
 _COMPONENTS = ("transformer.", "unet.")
 _SAVE_AGAIN = "save the adapter again with diffusers' save_lora_adapter or save_lora_weights"
-
-
-def weights_of(path: Path) -> Path | None:
-    """The file of a diffusers adapter, given itself or its folder; None if it is PEFT's or not there."""
-    folder = path if path.is_dir() else path.parent
-    file = path / WEIGHTS if path.is_dir() else path
-    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS or (folder / CONFIG).is_file():
-        return None
-    return file if file.is_file() else None
 
 
 def read_model_file(file: Path) -> tuple[dict[str, Tensor], LoraConfig]:
@@ -47,13 +35,13 @@ def read_model_file(file: Path) -> tuple[dict[str, Tensor], LoraConfig]:
         raise UnreadableAdapterError([Finding(str(file), "HSW005", text, remedy)])
     with safe_open(file, "pt") as opened:
         tensors = {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
-        metadata = (opened.metadata() or {}).get(_METADATA)
+        metadata = (opened.metadata() or {}).get(METADATA)
     fields = None
     if metadata is not None:
         try:
             fields = dict(json.loads(metadata))
         except (ValueError, TypeError) as error:
-            text = f"the metadata {_METADATA} is no JSON object: {error}"
+            text = f"the metadata {METADATA} is no JSON object: {error}"
             raise UnreadableAdapterError(
                 [Finding(str(file), "HSW003", text, _SAVE_AGAIN)]
             ) from error
@@ -75,7 +63,7 @@ def config_of(
         try:
             return LoraConfig(**fields)
         except (TypeError, ValueError) as error:
-            text = f"the metadata {_METADATA} is no LoRA config: {error}"
+            text = f"the metadata {METADATA} is no LoRA config: {error}"
             raise UnreadableAdapterError([Finding(label, "HSW003", text, _SAVE_AGAIN)]) from error
     ranks = {
         name.removesuffix(".lora_A.weight"): value.shape[0]

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hotswap.adapters.diffusers import weights_of
 from hotswap.adapters.header import read_header
-from hotswap.engine.diffusers_file import config_of, weights_of
+from hotswap.engine.diffusers_file import config_of
 from hotswap.engine.layers import lora_layers, unwrap
 from hotswap.engine.placement import Content, Placement, prepared_of
 from hotswap.engine.prepare import CheckCompiled, PrepareReport, check_preparable, prepare

@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftConfig
 from torch import Tensor
 
 from hotswap.adapters.config import CONFIG, read_config
+from hotswap.adapters.diffusers import weights_of
 from hotswap.adapters.header import (
     TensorInfo,
     open_weights,
@@ -29,7 +30,7 @@ from hotswap.adapters.header import (
 from hotswap.adapters.plan import ALIGNMENT
 from hotswap.adapters.spec import AdapterSpec, canonical
 from hotswap.engine.carried import DTYPES
-from hotswap.engine.diffusers_file import read_model_file, weights_of
+from hotswap.engine.diffusers_file import read_model_file
 from hotswap.errors import AdapterError, UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 

@@ -1,4 +1,4 @@
-"""DiffusersSubject: diffusers' own LoRA methods, of a pipeline with its text encoders or of one model."""
+"""DiffusersSubject, a draft: the LoRA methods of diffusers, of a whole pipeline or of one model."""
 
 from __future__ import annotations
 

@@ -6,7 +6,13 @@ from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, event, settings, target
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from pytest_hotswap.broken import DEFECTS
 from pytest_hotswap.steps import OrderSteps, Steps, script
@@ -14,7 +20,7 @@ from pytest_hotswap.strategies import adapter_descriptions
 from pytest_hotswap.subjects.base import Subject
 from pytest_hotswap.written import AdapterDescription
 
-ORDER_EXAMPLES = 12
+ORDER_EXAMPLES = 20
 """Examples of OrderMachine: each may compile, which takes seconds."""
 
 
@@ -103,23 +109,26 @@ def swap_machine(steps: Steps) -> type[_Machine]:
 
 
 class OrderMachine(_Machine):
-    """Loads, prepares, compiles and swaps in any order."""
+    """Loads, then prepares, compiles, swaps and starts over in any order."""
 
+    @initialize()
+    def first_load(self) -> None:
+        self._take("load")
+
+    @precondition(lambda self: self.steps.prepared and self.steps.compiled)
     @rule()
     def load(self) -> None:
         self._take("load")
 
-    @precondition(lambda self: self.steps.model is not None)
     @rule()
     def prepare(self) -> None:
         self._take("prepare")
 
-    @precondition(lambda self: self.steps.model is not None)
+    @precondition(lambda self: not self.steps.compiled)
     @rule()
     def compile(self) -> None:
         self._take("compile")
 
-    @precondition(lambda self: self.steps.model is not None)
     @rule(index=st.integers(0, 1))
     def swap(self, index: int) -> None:
         self._take("swap", index)

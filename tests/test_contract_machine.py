@@ -89,7 +89,7 @@ def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
     subjects: dict[str, type[ReferenceSubject]], tmp_path: Path, name: str, law: str, steps: int
 ) -> None:
     with pytest.raises(LawBrokenError) as caught:
-        run_hotswap_machine(subjects[name](), settings=settings(FEW, max_examples=12))
+        run_hotswap_machine(subjects[name](), settings=settings(FEW, max_examples=20))
     assert caught.value.law == law
     script = caught.value.hotswap_script  # type: ignore[attr-defined]
     assert script in "".join(caught.value.__notes__)

@@ -158,17 +158,17 @@ class Snapshot:
 
     def _changed_flags(self) -> list[str]:
         found = [
+            f"{path}.{flag} changed: {then} to {getattr(layer, flag)}"
+            for path, layer, flag, then in self._flags
+            if getattr(layer, flag) != then  # which settles what the layer's own numbers say too
+        ]
+        found += [
             f"{name} changed: {then} to {now}"
             for name, now, then in self._numbers
             if any(
                 not isinstance(then.get(key), Tensor) and then.get(key) != now.get(key)
                 for key in then.keys() | now.keys()
             )
-        ]
-        found += [
-            f"{path}.{flag} changed: {then} to {getattr(layer, flag)}"
-            for path, layer, flag, then in self._flags
-            if getattr(layer, flag) != then
         ]
         for name, holder, key, config, fields in self._configs:
             if holder.get(key) is not config or vars(config) != fields:
@@ -178,6 +178,8 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Bring everything back in place: the same objects, storages and bits."""
+        for model in self._models:
+            forget_content(model)
         for holder, entries in self._holders:
             holder.clear()
             holder.update(entries)
@@ -198,5 +200,3 @@ class Snapshot:
             holder[key] = config
             vars(config).clear()
             vars(config).update(copy.deepcopy(fields))
-        for model in self._models:
-            forget_content(model)

@@ -132,9 +132,8 @@ def _in_place(place: Placement, content: Content) -> Content:
     else:
         with torch.no_grad():
             torch._foreach_copy_(image.views, place.targets)
-    records = [(holder, holder.get(place.name)) for holder, _ in content.records]
     fields = dict(vars(place.config)) if place.config is not None else None
-    return Content(place.label, image, records, fields)
+    return Content(place.label, image, *place.said(content), fields)
 
 
 def _sources(pipeline: Any, adapter: Adapter, parts: Mapping[str, nn.Module]) -> dict[str, Source]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from hotswap.compiler.compiled import Walked
 from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.carried import Carried
 from hotswap.engine.layers import Slot, lora_layers, unwrap
-from hotswap.engine.scalings import Scalings
+from hotswap.engine.scalings import Entry, Scalings
 from hotswap.errors import (
     BusyError,
     HotswapError,
@@ -30,23 +31,24 @@ from hotswap.errors import (
 )
 
 Records = list[tuple[dict[str, Any], Any]]
-Changes = list[tuple[dict[str, Any], Any, Any]]
+Entries = dict[Scalings, Entry]
+_turns = itertools.count(1)
 
 
 @dataclass(slots=True, weakref_slot=True)
 class Content:
     """An adapter ready to be put in place: its bytes, and what else must say that it is there.
 
-    ``records`` are (dict, value) pairs, each to be written under the slot's name: ranks and alphas of the
-    layers, rows of the wrapped modules. ``fields`` are those of the config; None: there is no adapter.
+    ``entries`` are for the layers, ``records`` for the wrapped modules: (dict, value) pairs, each to be
+    written under the slot's name. ``fields`` are those of the config; None: there is no adapter.
     """
 
     label: str | None
     image: Arena
+    entries: Entries
     records: Records
     fields: dict[str, Any] | None
     _digest: str | None = None
-    _changes: tuple[weakref.ref[Content], Changes] | None = None
 
     @property
     def digest(self) -> str:
@@ -58,22 +60,13 @@ class Content:
             self._digest = digest.hexdigest()
         return self._digest
 
-    def changes_from(self, before: Content) -> Changes:
-        """The records that differ from another content's, as (dict, mine, theirs); kept for the last one."""
-        if self._changes is None or self._changes[0]() is not before:
-            pairs = zip(self.records, before.records, strict=True)
-            changes = [
-                (holder, mine, theirs) for (holder, mine), (_, theirs) in pairs if mine != theirs
-            ]
-            self._changes = weakref.ref(before), changes
-        return self._changes[1]
-
 
 @dataclass(slots=True)
 class Placement:
     """The slots of one adapter name in a layout; ``arena`` is None where they are not views of one.
 
     A model that was copied or moved after prepare() has no arena: its tensors are written one by one.
+    ``entries`` are what the layers have to say since the last swap, which is the ``turn``.
     """
 
     name: str
@@ -85,6 +78,8 @@ class Placement:
     envelope: SwapPlan
     label: str | None
     content: Content | None = None
+    entries: Entries | None = None
+    turn: int = 0
     recipes: list[Any] = field(default_factory=list)  # stage.py's: how adapters are laid out here
     _staging: list[tuple[Arena, weakref.ref[Content] | None]] = field(default_factory=list)
     _undo: Arena | None = None
@@ -110,6 +105,8 @@ class Placement:
     ) -> Placement:
         """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does."""
         name, layers, slots = carried.name, carried.layers, carried.slots
+        for layer in layers.values():
+            layer.scaling.settle()  # by the placement that this one stands in for
         tensors = [*(slot.tensor for slot in slots), *(la.scaling[name] for la in layers.values())]
         return cls(
             name,
@@ -121,7 +118,7 @@ class Placement:
             carried.envelope,
             label=name,
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
-            _versioned=[tensor for tensor in tensors if _has_version(tensor)],
+            _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
             _tensors=[slot.tensor for slot in slots],
             _buffers=[layer.scaling._buffers for layer in layers.values()],
             _anchors=_anchors(walked or list(model.named_modules()), carried, slots),
@@ -198,17 +195,16 @@ class Placement:
         """
         self.require_resident()
         if undo is not None and self.content is not None and self.arena is not None:
-            changes = content.changes_from(self.content)
+            entries, records = self.content.entries, self.content.records
         else:
             undo = self._copy()
-            name = self.name
-            changes = [(holder, value, holder.get(name)) for holder, value in content.records]
+            entries, records = self.said(content)
         scales = [scale.clone() for scale in self._scales]
         fields = dict(vars(self.config)) if self.config is not None else None
         before = self.content, self.label
         self._versions = None
         try:
-            self._follow(changes, content.fields)
+            self._follow(content.entries, content.records, content.fields)
             self.content, self.label = content, content.label
             self._write(content.image)
         except BaseException:
@@ -216,7 +212,7 @@ class Placement:
             with torch.inference_mode(self.arena is not None and self.arena.inference):
                 for scale, value in zip(self._scales, scales, strict=True):
                     scale.copy_(value)
-            self._follow([(holder, old, new) for holder, new, old in changes], fields)
+            self._follow(entries, records, fields)
             self.content, self.label = before
             raise
 
@@ -241,9 +237,11 @@ class Placement:
 
     def _seen(self) -> list[int] | None:
         """The version counters, which every write in place raises, but for one through ``.data``."""
-        if self.arena is None or len(self._versioned) < len(self.slots) + len(self.layers):
+        if self.arena is None or len(self._versioned) < len(self.slots):
             return None
-        return [tensor._version for tensor in self._versioned]
+        # the scalings are views of the buffers, and share their counters
+        tensors = [*self._versioned, *self.arena.buffers.values()]
+        return [tensor._version for tensor in tensors]
 
     def _copy(self) -> Arena:
         """Copy the bytes in place, to put them back if need be."""
@@ -269,10 +267,20 @@ class Placement:
         for cache in self._caches:
             cache.clear()
 
-    def _follow(self, changes: Changes, fields: dict[str, Any] | None) -> None:
-        name = self.name
-        for holder, value, _ in changes:
-            holder[name] = value
+    def said(self, content: Content) -> tuple[Entries, Records]:
+        """What is said now where a content would say something else."""
+        entries = {scaling: scaling.entry(self.name) for scaling in content.entries}
+        return entries, [(holder, holder.get(self.name)) for holder, _ in content.records]
+
+    def settle(self) -> None:
+        """Let every layer say what the adapter in place has."""
+        for layer in self.layers.values():
+            layer.scaling.settle()
+
+    def _follow(self, entries: Entries, records: Records, fields: dict[str, Any] | None) -> None:
+        self.entries, self.turn = entries, next(_turns)
+        for holder, value in records:
+            holder[self.name] = value
         if self.config is None:
             return
         own = vars(self.config)  # changed in place: compiled code may be guarded on the object
@@ -363,6 +371,7 @@ def placement_of(model: nn.Module, name: str) -> Placement:
 def forget_content(model: nn.Module) -> None:
     """Note that something else has written a model's adapters, so what is in place is not known."""
     for placement in prepared_of(model).placements.values():
+        placement.settle()
         placement.content = None
         placement._versions = None
 

@@ -389,6 +389,7 @@ def _tensorise(layer: LoraLayer, name: str, view: Tensor, changes: _Changes) -> 
     plain = layer.scaling
     cls = type(layer)
     scalings = Scalings({}, dtype=view.dtype, device=view.device)
+    scalings.follow(layer.r, layer.lora_alpha, layer.use_rslora)
     for other, value in plain.items():
         if other == name:
             scalings.put(name, view)

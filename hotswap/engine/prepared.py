@@ -21,7 +21,8 @@ def prepared_class(cls: Any) -> Any:
     """Derive the class of a prepared layer.
 
     Assigning a dict to ``scaling`` fills the buffers in place: PEFT's ``rescale_adapter_scale`` and others
-    assign whole dicts, which a submodule would refuse. Its state dict has each adapter at its own rank.
+    assign whole dicts, which a submodule would refuse. Ranks and alphas are settled when they are read.
+    Its state dict has each adapter at its own rank.
     """
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
@@ -45,14 +46,40 @@ def prepared_class(cls: Any) -> Any:
             _require_mergeable(self)
         cls.merge(self, *args, **kwargs)
 
+    def get_state(self: Any) -> dict[str, Any]:
+        self.scaling.settle()
+        state: dict[str, Any] = self.__dict__.copy()
+        return state
+
     return _derived(
         cls,
         prepared_class,
+        r=_settled("r"),
+        lora_alpha=_settled("lora_alpha"),
+        use_rslora=_settled("use_rslora"),
+        __getstate__=get_state,
         __setattr__=set_attribute,
         merge=merge,
         state_dict=state_dict,
         _load_from_state_dict=load,
     )
+
+
+def _settled(attribute: str) -> property:
+    """A dict of a layer that is brought up to date before it is given; assigning one fills it in place."""
+
+    def get(layer: Any) -> dict[str, Any]:
+        layer.scaling.settle()
+        found: dict[str, Any] = layer.__dict__[attribute]
+        return found
+
+    def fill(layer: Any, value: dict[str, Any]) -> None:
+        found = get(layer)
+        if value is not found:
+            found.clear()
+            found.update(value)
+
+    return property(get, fill)
 
 
 def prepared_tuner(cls: Any) -> Any:
@@ -70,7 +97,7 @@ def _derived(cls: Any, derive: Callable[[Any], Any], **members: Any) -> Any:
     """Make a subclass that looks like ``cls`` and can be pickled, once; ``derive(cls)`` gives it again."""
 
     def reduce(self: Any) -> Any:
-        return _new, (derive, cls), self.__dict__.copy()
+        return _new, (derive, cls), self.__getstate__()
 
     if (derive, cls) not in _classes:
         look = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}

@@ -20,6 +20,15 @@ class Own(NamedTuple):
     dora: bool = False
 
 
+class Entry(NamedTuple):
+    """What a layer's dicts hold under an adapter's name: the three of PEFT, and ``Scalings.own``."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    own: Own | None
+
+
 class Scalings(nn.Module):
     """Map adapter names to 0-d buffers; assigning a number to a known name fills its buffer in place.
 
@@ -28,19 +37,52 @@ class Scalings(nn.Module):
     to other devices, and keep their dtype there: half precision would turn 1/3 into 0.33325.
 
     ``own`` holds what the adapter in place has before padding (None: there is no adapter in place), and
-    ``prepared`` the record of the model that the layer was prepared in, which a copy does not share.
+    ``prepared`` the record of the model that the layer was prepared in, which a copy does not share. A
+    swap writes into no layer's dicts: they follow it when they are asked for (``settle``).
     """
 
     def __init__(
         self, values: Mapping[str, float | Tensor], *, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__()
-        self.own: dict[str, Own | None]
         self.prepared: Prepared | None
+        self._own: dict[str, Own | None]
+        self._peft: tuple[dict[str, Any], ...]
+        self._turns: dict[str, int]  # those of the placements that were settled last
         # past Module.__setattr__, which looks at every value whether it is a module or a tensor
-        self.__dict__.update(dtype=dtype, device=device, own={}, prepared=None)
+        self.__dict__.update(dtype=dtype, device=device, prepared=None)
+        self.__dict__.update(_own={}, _peft=({}, {}, {}), _turns={})
         for name, value in values.items():
             self[name] = value
+
+    @property
+    def own(self) -> dict[str, Own | None]:
+        """What the adapter in place has under each name."""
+        self.settle()
+        return self._own
+
+    def follow(self, r: dict[str, Any], alpha: dict[str, Any], rslora: dict[str, Any]) -> None:
+        """Keep these dicts of the layer up to date too."""
+        self.__dict__["_peft"] = r, alpha, rslora
+
+    def settle(self) -> None:
+        """Write what the adapters in place say of the layer, unless it is written already."""
+        if self.prepared is None:
+            return
+        for name, placement in list(self.prepared.placements.items()):
+            turn = placement.turn
+            if self._turns.get(name) == turn:
+                continue
+            if placement.entries is not None and (entry := placement.entries.get(self)) is not None:
+                for holder, value in zip((*self._peft, self._own), entry, strict=True):
+                    holder[name] = value
+            self._turns[name] = turn
+
+    def entry(self, name: str) -> Entry:
+        """What the dicts hold under a name."""
+        self.settle()
+        values: list[Any] = [holder.get(name) for holder in (*self._peft, self._own)]
+        return Entry(*values)
 
     def __getitem__(self, name: str) -> Tensor:
         value = self._buffers[name]
@@ -67,12 +109,12 @@ class Scalings(nn.Module):
 
     def restorer(self, name: str) -> Callable[[], None]:
         """Give what takes back a ``put``, and an own content noted for the first time."""
-        buffer, noted = self._buffers[name], name in self.own
+        buffer, noted = self._buffers[name], name in self._own
 
         def restore() -> None:
             self._buffers[name] = buffer
             if not noted:
-                self.own.pop(name, None)
+                self._own.pop(name, None)
 
         return restore
 
@@ -84,9 +126,10 @@ class Scalings(nn.Module):
     def __delitem__(self, name: str) -> None:
         del self._buffers[name]
         self._non_persistent_buffers_set.discard(name)
-        self.own.pop(name, None)
-        if self.prepared is not None:
-            self.prepared.placements.pop(name, None)
+        if self.prepared is not None and name in self.prepared.placements:
+            self.prepared.placements[name].settle()
+            del self.prepared.placements[name]
+        self._own.pop(name, None)
 
     def __contains__(self, name: object) -> bool:
         return name in self._buffers
@@ -130,7 +173,8 @@ class Scalings(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has buffers of its own, not the storage that all of them share, and no lock."""
+        self.settle()
         buffers = {
             name: value.clone() for name, value in self._buffers.items() if value is not None
         }
-        return {**self.__dict__, "_buffers": buffers, "own": dict(self.own), "prepared": None}
+        return {**self.__dict__, "_buffers": buffers, "prepared": None, "_turns": {}}

@@ -13,8 +13,8 @@ from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.spec import ModuleSpec, canonical
 from hotswap.engine.arena import Arena
 from hotswap.engine.layers import norm_of
-from hotswap.engine.placement import Content, Placement, Records
-from hotswap.engine.scalings import Own
+from hotswap.engine.placement import Content, Entries, Placement, Records
+from hotswap.engine.scalings import Entry, Own
 from hotswap.engine.source import Reader, Source, dtype_of
 from hotswap.engine.trained import own_content
 from hotswap.errors import AdapterError, RankTooLargeError
@@ -68,6 +68,7 @@ class Recipe:
             if (default := placement.slots[index].default) is not None
         ]
         self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
+        self.entries = _entries(placement, source)
         self.records = _records(placement, source)
         self.fields = _fields(source)
         self._bound: dict[int, Bound] = {}
@@ -148,7 +149,7 @@ def stage(placement: Placement, source: Source | None, image: Arena) -> Content:
     if not image.finite():
         _refuse(_infinite(placement, source, image))
     label = source.label if source is not None else None
-    return Content(label, image, recipe.records, recipe.fields)
+    return Content(label, image, recipe.entries, recipe.records, recipe.fields)
 
 
 def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Arena) -> None:
@@ -191,24 +192,23 @@ def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
     return norm_of(placement.layers[name], placement.name, found, scaling)
 
 
-def _records(placement: Placement, source: Source | None) -> Records:
-    """Ranks and alphas of the layers and rows of the wrapped modules, each with the dict that holds it.
-
-    A layer without an adapter has alpha 0, so that PEFT's set_scale keeps its scaling at 0.
-    """
-    records: Records = []
+def _entries(placement: Placement, source: Source | None) -> Entries:
+    """What the layers say of an adapter; one that has none has alpha 0, so that set_scale keeps it at 0."""
     rslora = source is not None and bool(source.config.use_rslora)
+    entries: Entries = {}
     for name, layer in placement.layers.items():
         module = source.spec.modules.get(name) if source is not None else None
-        own = None
-        if source is not None:
-            own = Own(module.rank, module.bias, module.dora) if module is not None else Own(0)
-        records += [
-            (layer.r, module.rank if module is not None else 1),
-            (layer.lora_alpha, module.alpha if module is not None else 0),
-            (layer.use_rslora, rslora),
-            (layer.scaling.own, own),
-        ]
+        if module is not None:
+            own = Own(module.rank, module.bias, module.dora)
+            entries[layer.scaling] = Entry(module.rank, module.alpha, rslora, own)
+        else:
+            entries[layer.scaling] = Entry(1, 0, rslora, Own(0) if source is not None else None)
+    return entries
+
+
+def _records(placement: Placement, source: Source | None) -> Records:
+    """What the wrapped modules note of an adapter, each with the dict that holds it."""
+    records: Records = []
     for slot in placement.slots:
         if slot.role == "saved":
             records.append((own_content(slot), source is not None and slot.name in source.infos))

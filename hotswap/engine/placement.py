@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
-from hotswap.compiler.compiled import Walked
+from hotswap.compiler.compiled import Walked, walk
 from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.carried import Carried
 from hotswap.engine.layers import Slot, lora_layers, unwrap
@@ -121,7 +121,7 @@ class Placement:
             _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
             _tensors=[slot.tensor for slot in slots],
             _buffers=[layer.scaling._buffers for layer in layers.values()],
-            _anchors=_anchors(walked or list(model.named_modules()), carried, slots),
+            _anchors=_anchors(walked or walk(model), carried, slots),
             _merged=[layer.merged_adapters for layer in layers.values()],
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
-from hotswap.compiler.compiled import Walked, compiled_parts
+from hotswap.compiler.compiled import Walked, compiled_parts, walk
 from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.carried import Carried
 from hotswap.engine.layers import (
@@ -101,8 +101,9 @@ def prepare(
                 placements[name] = Placement.of(model, carried, arena, walked=found.walked)
                 placements[name].label = known[name].label if name in known else name
         tuner = getattr(model, "base_model", None)
-        if type(tuner) is LoraModel:
-            changes.set(tuner, "__class__", prepared_tuner(LoraModel))
+        cls: Any = type(tuner)
+        if cls is LoraModel:
+            changes.set(tuner, "__class__", prepared_tuner(cls))
         prepared = prepared_of(model, layers=found.layers)
     except BaseException:
         changes.undo()
@@ -143,7 +144,7 @@ def check_preparable(
         raise ValueError("both target_rank and plan are given; pass one of them")
     if target_rank is not None and (type(target_rank) is not int or target_rank < 1):
         raise TargetRankError(f"target_rank is {target_rank!r}; expected an integer of at least 1")
-    walked = list(model.named_modules())
+    walked = walk(model)
     _check_compiled(model, walked, check_compiled)
     layers = lora_layers(model, walked=walked)
     loaded = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
@@ -387,7 +388,7 @@ def _assign(found: list[Slot], values: list[Tensor]) -> None:
 def _tensorise(layer: LoraLayer, name: str, view: Tensor, changes: _Changes) -> None:
     """Replace a layer's scaling dict by Scalings, in which the view stands for one adapter."""
     plain = layer.scaling
-    cls = type(layer)
+    cls: Any = type(layer)
     scalings = Scalings({}, dtype=view.dtype, device=view.device)
     scalings.follow(layer.r, layer.lora_alpha, layer.use_rslora)
     for other, value in plain.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,9 +15,8 @@ from hotswap.engine.placement import nothing_to_save
 from hotswap.engine.scalings import Own, Scalings
 from hotswap.errors import HotswapError
 
-_classes: dict[tuple[Any, type], type] = {}
 
-
+@cache
 def prepared_class(cls: Any) -> Any:
     """Derive the class of a prepared layer.
 
@@ -82,6 +82,7 @@ def _settled(attribute: str) -> property:
     return property(get, fill)
 
 
+@cache
 def prepared_tuner(cls: Any) -> Any:
     """Derive the class of a tuner whose ``add_weighted_adapter`` reads the adapters at their own ranks."""
 
@@ -94,17 +95,13 @@ def prepared_tuner(cls: Any) -> Any:
 
 
 def _derived(cls: Any, derive: Callable[[Any], Any], **members: Any) -> Any:
-    """Make a subclass that looks like ``cls`` and can be pickled, once; ``derive(cls)`` gives it again."""
+    """Make a subclass that looks like ``cls`` and can be pickled; ``derive(cls)`` gives it again."""
 
     def reduce(self: Any) -> Any:
         return _new, (derive, cls), self.__getstate__()
 
-    if (derive, cls) not in _classes:
-        look = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _classes[derive, cls] = type(
-            cls.__name__, (cls,), {**look, **members, "__reduce__": reduce}
-        )
-    return _classes[derive, cls]
+    look = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), {**look, **members, "__reduce__": reduce})
 
 
 def _new(derive: Callable[[Any], Any], cls: type[nn.Module]) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,28 @@ def test_a_pipe_shows_none(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "out.txt")]
     done = subprocess.run(command, capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"0 from the child\n", b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_a_cancelled_run_ends_its_child_and_leaves_no_folder(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, tempfile\n"
+        "from hotswap.cli import child\n"
+        "with child.stoppable(), tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:\n"
+        "    code = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+        "    output = pathlib.Path(folder, 'child.txt')\n"
+        "    ended = child.run([sys.executable, '-c', code], output, lambda: '')\n"
+        "print(ended.interrupted, ended.output.split()[0])\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while not (written := [*tmp_path.glob("*/child.txt")]) or not written[0].read_text():
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    interrupted, child = out.split()
+    assert interrupted == "True"
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child), 0)

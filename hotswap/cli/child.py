@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 GRACE = 10.0
 """Seconds that an interrupted child is given to write its last records."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +48,29 @@ def run(command: Sequence[str], output: Path, status: Callable[[], str]) -> Ende
         )
         try:
             _wait(child, status)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as signalled:
             interrupted = True
-            _stop(child)
+            _stop(child, knows=not isinstance(signalled, Terminated))
         finally:
             if child.poll() is None:
                 child.kill()
                 child.wait()
     shown = output.read_text(encoding="utf-8", errors="replace")
     return Ended(child.returncode, shown, interrupted or child.returncode == -signal.SIGINT)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Take SIGTERM, with which a job is cancelled, for Ctrl-C: children end, temporary folders go."""
+
+    def stop(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def environment() -> dict[str, str]:
@@ -80,9 +99,9 @@ def _wait(child: subprocess.Popen[bytes], status: Callable[[], str]) -> None:
             time.sleep(0.1)
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: subprocess.Popen[bytes], *, knows: bool) -> None:
     """End a child: a terminal's Ctrl-C has reached it already, a signal to this process has not."""
-    for name in (None, signal.SIGINT):
+    for name in (None, signal.SIGINT) if knows else (signal.SIGINT,):
         try:
             if name is not None:
                 child.send_signal(name)

@@ -150,7 +150,7 @@ def _answer(request: Request) -> int:
     problem = usage_problem(request)
     if problem:
         return _refuse(problem)
-    with tempfile.TemporaryDirectory(prefix="hotswap-verify-") as folder:
+    with child.stoppable(), tempfile.TemporaryDirectory(prefix="hotswap-verify-") as folder:
         try:
             return _verify(request, Path(folder), time.time())
         except KeyboardInterrupt:

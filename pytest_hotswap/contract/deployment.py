@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,12 @@ from pytest_hotswap.subjects.base import Subject
 if TYPE_CHECKING:
     import pytest
 
+NEIGHBOURS = 8
+"""Adapters that one is swapped with: all pairs of a fleet of 1,000 would be a million swaps."""
+
+KEPT = 32
+"""Outputs of the oracle that are kept, so that memory does not grow with the fleet."""
+
 LONGEST = 400
 """Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
 
@@ -36,7 +43,7 @@ class Deployment:
         given: SwapPlan | None = getattr(subject, "plan", None)
         self.plan = given or plan(list(self.specs.values()))
         self.inputs: Mapping[str, Any] = subject.inputs()
-        self._expected: dict[tuple[Path | None, float], Any] = {}
+        self._expected: OrderedDict[tuple[Path | None, float], Any] = OrderedDict()
         self._folders = 0
 
     @cached_property
@@ -53,6 +60,11 @@ class Deployment:
         """Another adapter of the fleet, or a rescaled copy where there is only one."""
         others = [path for path in self.paths if path != adapter]
         return others[0] if others else self.rescaled
+
+    def neighbours(self, adapter: Path) -> list[Path]:
+        """The adapters from which one is reached: all of a small fleet, the next ones of a large one."""
+        at = self.paths.index(adapter)
+        return [*self.paths[at:], *self.paths[:at]][:NEIGHBOURS]
 
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
@@ -103,11 +115,14 @@ class Deployment:
         return model
 
     def expected(self, adapter: Path | None, scale: float = 1.0) -> Any:
-        """What the oracle (None: the base model) gives; computed once."""
+        """What the oracle (None: the base model) gives; computed once while it is used."""
         key = (adapter, scale)
         if key not in self._expected:
             model = self.base if adapter is None else self.fresh(adapter, scale)
             self._expected[key] = self.run(model)
+        self._expected.move_to_end(key)
+        while len(self._expected) > KEPT:
+            self._expected.popitem(last=False)
         return self._expected[key]
 
     def blame(self, model: Any, adapter: Path | None) -> str:

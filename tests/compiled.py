@@ -6,18 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from models import fresh, write_adapter
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-named_layers = pytest.mark.skipif(
-    "self" not in LlamaDecoderLayer.forward.__code__.co_varnames,
-    reason="this transformers decorates the forward of a layer; the watch names the decorator's function",
-)
 
 
 class Mlp(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiled import Lora, llama, mlp, named_layers
+from compiled import Lora, llama, mlp
 from torch import nn
 
 import hotswap
@@ -88,7 +88,6 @@ def test_a_limit_that_is_nearly_reached_is_found(lora: Lora) -> None:
     assert "1 variants are compiled, and recompile_limit=3" in found.message
 
 
-@named_layers
 def test_layers_that_outnumber_the_limit_are_found_only_if_each_is_compiled_apart() -> None:
     model = llama(layers=12)
     for layer in model.model.layers:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiled import TARGETS, Lora, llama, mlp, named_layers
+from compiled import TARGETS, Lora, llama, mlp
 from models import fresh
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -322,7 +322,6 @@ def test_a_language_model_compiled_as_a_whole(name: str, tmp_path: Path) -> None
     check(LLAMA_ONLY[name], Lora(llama, tmp_path), "whole", 1)
 
 
-@named_layers
 @pytest.mark.parametrize("name", PER_LAYER)
 def test_layers_compiled_one_by_one(name: str, tmp_path: Path) -> None:
     lora = Lora(llama, tmp_path)
@@ -382,7 +381,6 @@ def test_batches_become_dynamic_and_only_one_stays_special(tmp_path: Path) -> No
     assert log.verdict(any_cause=True).outcome == "failed"
 
 
-@named_layers
 def test_twelve_layers_with_a_cache_fill_the_limit_and_four_run_eagerly() -> None:
     model = llama(layers=12)
     for layer in model.model.layers:
@@ -393,17 +391,17 @@ def test_twelve_layers_with_a_cache_fill_the_limit_and_four_run_eagerly() -> Non
         assert (len(log.first_compiles), len(log.recompiles)) == (1, 7)
         assert {found.cause for found in log.recompiles} == {"other model"}
         assert all("layer_idx" in str(found) for found in log.recompiles)
-        assert list(log.eager_misses) == [f"model.layers.{n}" for n in range(8, 12)]
         model(x, use_cache=True)
     assert log.hits == {f"model.layers.{n}": 1 for n in range(8)}
-    assert log.eager_misses == {f"model.layers.{n}": 2 for n in range(8, 12)}
+    # in transformers 4 the attention inside shares its decorator's code, and so the limit, with the layer
+    misses = {name: n for name, n in log.eager_misses.items() if not name.endswith(".self_attn")}
+    assert misses == {f"model.layers.{n}": 2 for n in range(8, 12)}
     verdict = log.verdict(allow_first_compiles=True)
     assert verdict.outcome == "failed"
-    assert verdict.reasons[0].startswith(
-        "8 call(s) to model.layers.8, model.layers.9 and 2 more found no compiled code that fits and "
-        "ran eagerly: its 8 compiled variants fill recompile_limit=8, and none fits: "
-    )
-    assert "use_cache=False), or layer.compile(isolate_recompiles=True)" in verdict.reasons[0]
+    (reason,) = (text for text in verdict.reasons if text.startswith("8 call(s) to model.layers.8"))
+    assert "found no compiled code that fits and ran eagerly: its 8 compiled variants fill " in reason
+    assert "recompile_limit=8, and none fits: " in reason
+    assert "use_cache=False), or layer.compile(isolate_recompiles=True)" in reason
 
 
 @pytest.mark.parametrize(("isolated", "firsts"), [(True, 12), (False, 1)])

@@ -14,7 +14,8 @@ from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler import private
 from hotswap.compiler.compiled import CompiledModule, compiled_modules, ignored_hooks
 from hotswap.compiler.guards import nearest, of_module
-from hotswap.compiler.reasons import Reason, where
+from hotswap.compiler.reasons import Reason
+from hotswap.compiler.rules import where
 from hotswap.errors import NotCompiledError
 from hotswap.findings import Finding
 
@@ -150,4 +151,4 @@ def would_recompile(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Reason
     variants = private.variants(call.code) if call.code is not None else []
     if not variants:
         raise NotCompiledError("nothing was compiled for the model yet; call it once first")
-    return nearest(variants, call.values())
+    return nearest(variants, call)

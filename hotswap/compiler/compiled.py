@@ -11,8 +11,9 @@ from torch import nn
 
 from hotswap.compiler import private
 from hotswap.compiler.guards import module_reasons, of_module
-from hotswap.compiler.reasons import Reason, module_path
+from hotswap.compiler.reasons import Reason
 from hotswap.compiler.regions import canonical, unwrap
+from hotswap.compiler.rules import module_path
 
 Walked = Sequence[tuple[str, nn.Module]]
 """What ``named_modules()`` of a model gives, so that it need not be asked twice."""

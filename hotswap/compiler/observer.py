@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, Literal, Protocol
 
 from torch import nn
@@ -19,8 +19,9 @@ from torch import nn
 from hotswap.compiler import private
 from hotswap.compiler.compiled import ignored_hooks
 from hotswap.compiler.guards import nearest
-from hotswap.compiler.reasons import Reason, explain
+from hotswap.compiler.reasons import Reason
 from hotswap.compiler.regions import Region, Regions, graph_break
+from hotswap.compiler.rules import Guarded, explain
 
 Kind = Literal["first", "recompile", "backward", "failed"]
 
@@ -184,15 +185,14 @@ class Observer:
         found = private.compiling(frame)
         if found is None:
             return
-        call, variants = found
-        code = call.code or call.name
-        region = self.regions.of(call.owner, code, frame)
+        region = self.regions.of(*private.callee(found.caller), found.caller)
+        owner = region.owner()
         known = region.compiled or region.hits() > 0
         region.compiled = True
-        reasons = nearest(variants, call.values())
-        if call.owner is not None and not known and private.was_traced(call.owner) is False:
-            reasons = _first_call(call.owner, reasons)
-        broken = graph_break(code) if isinstance(code, CodeType) else None
+        reasons = nearest(found.variants, found.call)
+        if owner is not None and not known and private.was_traced(owner) is False:
+            reasons = _first_call(owner, reasons)
+        broken = graph_break(found.call.code) if found.call.code else None
         broken_at = f"{broken[0]}, line {broken[1]}" if broken else ""
         self._starts[compile_id] = _Start(region, reasons, broken_at)
 
@@ -215,7 +215,7 @@ class Observer:
                 cause = f"its {len(variants)} compiled variants fill recompile_limit={limit}"
             else:
                 return ""
-            because = "; ".join(str(reason) for reason in nearest(variants, call.values()))
+            because = "; ".join(str(reason) for reason in nearest(variants, call))
         except Exception as error:  # the user's call must go on
             return f"no reason is known: {error}"
         self._why[key] = f"{cause}, and none fits: {because}" if because else cause
@@ -261,7 +261,7 @@ class Observer:
         start = self._starts.get(record.compile_id)
         if start is None:
             region = self.regions.of(None, record.co_name or "?", None)
-            start = _Start(region, (explain(raw),) if raw else (), "")
+            start = _Start(region, (explain(Guarded.guess(raw)),) if raw else (), "")
         kind: Kind = "recompile" if raw or (record.cache_size or 0) > 0 else "first"
         if record.fail_type:
             kind = "failed"
@@ -270,7 +270,9 @@ class Observer:
         return Heard(
             kind,
             start.region,
-            (start.reasons or ((explain(raw),) if raw else ())) if kind == "recompile" else (),
+            (start.reasons or ((explain(Guarded.guess(raw)),) if raw else ()))
+            if kind == "recompile"
+            else (),
             raw,
             (record.duration_us or 0) / 1e6,
             f"{record.fail_type}: {record.fail_reason}" if record.fail_type else "",

@@ -398,8 +398,12 @@ def test_twelve_layers_with_a_cache_fill_the_limit_and_four_run_eagerly() -> Non
     assert misses == {f"model.layers.{n}": 2 for n in range(8, 12)}
     verdict = log.verdict(allow_first_compiles=True)
     assert verdict.outcome == "failed"
-    (reason,) = (text for text in verdict.reasons if text.startswith("8 call(s) to model.layers.8"))
-    assert "found no compiled code that fits and ran eagerly: its 8 compiled variants fill " in reason
+    reason = next(
+        text for text in verdict.reasons if text.startswith("8 call(s) to model.layers.8")
+    )
+    assert (
+        "found no compiled code that fits and ran eagerly: its 8 compiled variants fill " in reason
+    )
     assert "recompile_limit=8, and none fits: " in reason
     assert "use_cache=False), or layer.compile(isolate_recompiles=True)" in reason
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -132,18 +132,21 @@ def _shared(parts: dict[str, CompiledModule]) -> Iterator[Finding]:
             )
 
 
-def would_recompile(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Reason, ...]:
-    """Say why a call of a compiled model would compile again, without running it; empty: it would not.
+def would_recompile(
+    model: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[Reason, ...]:
+    """Say why a call of a compiled model or function would compile again, without running it.
 
-    The answer is for the grad mode, autocast and threads in force. Raises NotCompiledError for a model
-    that is not compiled as a whole, or was not called yet: its parts are to be asked one by one.
+    Empty: it would not. The answer is for the grad mode, autocast and threads in force. Raises
+    NotCompiledError for what is not compiled, or was not called yet, and for a model of which only parts
+    are: what they are called with is known only by running it.
     """
-    parts = compiled_modules(model)
-    if "" not in parts:
+    if isinstance(model, nn.Module) and "" not in (parts := compiled_modules(model)):
         listed = ", ".join(list(parts)[:3])
         raise NotCompiledError(
             f"only parts of the model are compiled ({listed}), and what they are called with is known "
-            "only by running it; ask would_recompile() for each part"
+            "only by running it: call would_recompile() for one part, or run the model once under "
+            "watch_compiles() and torch.compiler.set_stance('eager_on_recompile'), which compiles nothing"
             if parts
             else "the model is not compiled; call torch.compile(model) first"
         )

@@ -42,7 +42,7 @@ def _parts(walked: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, 
             yield name, "is wrapped by torch.compile", module
         elif own.get("_compiled_call_impl") is not None:
             yield name, "was compiled in place by .compile()", module
-        elif "forward" in own and _is_compiled_function(own["forward"]):
+        elif _is_compiled_function(own.get("forward", type(module).forward)):
             yield name, "has a compiled forward", module
 
 

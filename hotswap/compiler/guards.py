@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from hotswap.compiler import private
 from hotswap.compiler.reasons import Reason, group
-from hotswap.compiler.rules import Guarded, Reads, explain, normal
+from hotswap.compiler.rules import MADE_IN_INFERENCE, Guarded, Reads, explain, normal
 
 _TENSOR = re.compile(
     r"check_tensor\((?P<source>.*?), (?P<kind>\w+), (?P<keys>DispatchKeySet\(.*?\)), (?P<dtype>[\w.]+), "
@@ -56,10 +57,26 @@ def of_module(variant: Any, code: CodeType) -> list[private.Guard]:
     return [guard for guard in private.guards(variant) if root in guard.source]
 
 
+def modules_read(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that the compiled code of a module reads, wherever it holds them."""
+    call = private.call_of(module, (), {})
+    if call.code is None or call.owner is None:
+        return
+    values = private.state_of(call.owner, call.code, call.closure)
+    for variant in private.variants(call.code):
+        outer, inner = private.scope(variant, values)
+        for source in {guard.source for guard in private.guards(variant)}:
+            try:
+                value = eval(source, outer, inner)  # noqa: S307 (torch's own text)
+            except Exception:  # noqa: S112 (an argument: it holds no module that is watched)
+                continue
+            if isinstance(value, nn.Module):
+                yield value
+
+
 def module_reasons(variant: Any, code: CodeType, owner: nn.Module) -> tuple[Reason, ...]:
     """Explain the guards on a module's own state that fail, whatever it may be called with."""
-    name, root = private.receiver(code)
-    values = {name: (owner,) if root.endswith("[0]") else owner}
+    values = private.state_of(owner, code, {})
     found = _failing(variant, of_module(variant, code), values)
     texts = (text for _, text in found)
     return _explained(texts, variant, values, private.Call(owner, code))
@@ -172,6 +189,8 @@ def _tensor_mismatch(text: str, tensor: Any) -> str | None:
     if not found:
         keys = private.tensor_keys(tensor)
         found.append(f"dispatch key set mismatch. expected {expected['keys']}, actual {keys}")
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            found.append(MADE_IN_INFERENCE)
     return f"tensor '{source}' {'; '.join(found)}"
 
 

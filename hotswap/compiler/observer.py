@@ -81,7 +81,7 @@ class Observer:
         self._listeners: list[Listener] = []
         self._previous: private.GuardHook | None = None
         self._callbacks: list[Any] = []
-        self._guard_hook: private.GuardHook = self._on_guard
+        self._guard_hook: private.GuardHook | None = None  # while installed
         self._start_hook: Callable[[Any], None] = self._on_start
         self._forget()
 
@@ -101,7 +101,9 @@ class Observer:
                 records = private.compile_records()
                 self._last = records[-1] if records else None
                 self._callbacks = private.start_callbacks()
-                self._previous = private.set_guard_hook(self._guard_hook)
+                self._previous = private.set_guard_hook(None)
+                self._guard_hook = self._new_guard_hook(self._previous)
+                private.set_guard_hook(self._guard_hook)
                 self._callbacks.append(self._start_hook)
             self._listeners.append(listener)
 
@@ -123,6 +125,7 @@ class Observer:
                 if self._start_hook in self._callbacks:
                     self._callbacks.remove(self._start_hook)
                 found = self._previous if found is self._guard_hook else found
+                self._guard_hook = None
                 self._forget()
             private.set_guard_hook(found)
 
@@ -145,23 +148,30 @@ class Observer:
 
     # ---- what torch calls ---------------------------------------------------------------------
 
-    def _on_guard(self, hit: bool) -> bool:
-        if self._previous is not None:
-            hit = self._previous(hit)
-        frame = sys._getframe(1)
-        owner = frame.f_locals.get("self")  # the quick way, for every call of a module
-        region = self.regions.known.get(id(owner))
-        if region is None or region.owner() is not owner:
-            with self._lock:
-                region = self.regions.of(*private.callee(frame), frame)
-        if self._missed or self._start_hook not in self._callbacks:
-            self.flush()
-        if hit:
-            region.hit()
-        elif self._listeners:
-            with self._lock:
-                self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
-        return hit
+    def _new_guard_hook(self, previous: private.GuardHook | None) -> private.GuardHook:
+        def on_guard(hit: bool) -> bool:
+            if previous is not None:
+                hit = previous(hit)
+            if (
+                self._guard_hook is not on_guard
+            ):  # of an earlier watch, and called by another's hook
+                return hit
+            frame = sys._getframe(1)
+            owner = frame.f_locals.get("self")  # the quick way, for every call of a module
+            region = self.regions.known.get(id(owner))
+            if region is None or region.owner() is not owner:
+                with self._lock:
+                    region = self.regions.of(*private.callee(frame), frame)
+            if self._missed or self._start_hook not in self._callbacks:
+                self.flush()
+            if hit:
+                region.hit()
+            else:
+                with self._lock:
+                    self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
+            return hit
+
+        return on_guard
 
     def _on_start(self, arguments: Any) -> None:
         with self._lock:
@@ -208,14 +218,17 @@ class Observer:
             ):  # to explain takes milliseconds, and a miss may come with every call
                 return self._why[key]
             call = private.called_from(frame)
-            variants = private.variants(call.code) if call.code is not None else []
+            codes = [call.code] if call is not None else private.resumed_from(frame)
+            found = [private.variants(code) for code in codes if code is not None]
+            variants = max(found, key=len, default=[])
             if stance != "default":
                 cause = f"torch.compiler.set_stance({stance!r}) is in force"
             elif len(variants) >= limit:
                 cause = f"its {len(variants)} compiled variants fill recompile_limit={limit}"
             else:
                 return ""
-            because = "; ".join(str(reason) for reason in nearest(variants, call))
+            reasons = nearest(variants, call) if call is not None else ()
+            because = "; ".join(map(str, reasons))
         except Exception as error:  # the user's call must go on
             return f"no reason is known: {error}"
         self._why[key] = f"{cause}, and none fits: {because}" if because else cause

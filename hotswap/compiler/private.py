@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType, FrameType
 from typing import Any
@@ -103,6 +103,7 @@ class Call:
     owner: nn.Module | None
     code: CodeType | None = None
     values: Callable[[], dict[str, Any]] = dict
+    closure: dict[str, Any] = field(default_factory=dict)
 
 
 _Place = tuple[str, int, str]
@@ -200,32 +201,44 @@ def receiver(code: CodeType) -> tuple[str, str]:
     return name, f"L['{name}']"
 
 
-def called_from(frame: FrameType) -> Call:
-    """Describe what a frame is about to call; the compiled frame itself is not on Python's stack yet."""
+def state_of(owner: nn.Module, code: CodeType, closure: dict[str, Any]) -> dict[str, Any]:
+    """What a module's compiled method knows before it is called with anything."""
+    name, source = receiver(code)
+    return {**closure, name: (owner,) if source.endswith("[0]") else owner}
+
+
+def called_from(frame: FrameType) -> Call | None:
+    """Describe what a frame is about to call; the compiled frame itself is not on Python's stack yet.
+
+    None where only torch knows: inside code that it compiled.
+    """
     values = frame.f_locals
     target = {"_call_impl": values.get("self"), "compile_wrapper": values.get("fn")}.get(
         frame.f_code.co_name
     )
     if target is None:
-        return Call(_receiver_in(frame))
+        return None
     return call_of(target, values.get("args", ()), values.get("kwargs", {}))
 
 
 def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Describe the call of a module or function as Dynamo sees it: its innermost frame's locals."""
     method, owner = target, None
+    first: tuple[Any, ...] = ()
     inner = getattr(target, "_compiled_call_impl", None) or getattr(target, "forward", target)
     while inner is not None:
         method = inner
-        owner = getattr(method, "__self__", owner)
+        if (holder := getattr(method, "__self__", None)) is not None:
+            owner, first = holder, (holder,)
         inner = getattr(method, "_torchdynamo_orig_callable", None)
         if isinstance(method, partial):
-            args, kwargs, inner = (*method.args, *args), method.keywords | kwargs, method.func
+            args, kwargs, first = (*method.args, *args), method.keywords | kwargs, ()
+            inner = method.func
         elif isinstance(owner, nn.Module) and getattr(method, "__name__", "") in _CALLS:
             inner = owner.forward
     function = getattr(method, "__func__", method)
     code = getattr(function, "__code__", None)
-    bound = args if owner is None else (owner, *args)
+    bound = (*first, *args)
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True) if code else ()
     closure = {name: cell.cell_contents for name, cell in cells}
     if owner is None and _is_wrap_inline(code):
@@ -236,7 +249,7 @@ def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         arguments.apply_defaults()
         return {**arguments.arguments, **closure}
 
-    return Call(owner if isinstance(owner, nn.Module) else None, code, values)
+    return Call(owner if isinstance(owner, nn.Module) else None, code, values, closure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +285,17 @@ def continuations(variant: Any) -> list[CodeType]:
     """The code that goes on after each graph break of a variant."""
     with _observing("graph breaks"):
         outer = variant.guard_manager.global_scope or {}
-        functions = [
-            outer.get("G", outer).get(name)
-            for name in variant.code.co_names
-            if name.startswith("__resume_at")
-        ]
-    return [function.__code__ for function in functions if hasattr(function, "__code__")]
+        return _resumed(variant.code, outer.get("G", outer))
+
+
+def resumed_from(frame: FrameType) -> list[CodeType]:
+    """The code that goes on after each graph break of the compiled code that a frame runs."""
+    return _resumed(frame.f_code, frame.f_globals)
+
+
+def _resumed(code: CodeType, names: dict[str, Any]) -> list[CodeType]:
+    resumed = (names.get(name) for name in code.co_names if name.startswith("__resume_at"))
+    return [function.__code__ for function in resumed if function is not None]
 
 
 def variants(code: CodeType) -> list[Any]:

@@ -11,6 +11,7 @@ from hotswap.compiler.reasons import Cause, Reason
 Reads = Literal["model", "input", "state"]
 """``state``: what is neither, such as a global variable or one that a function closes over."""
 
+MADE_IN_INFERENCE = "it is an inference tensor"
 _PREPARE = "call hotswap.prepare(model, target_rank={new}) before torch.compile"
 _WARM = "warm up with a call like this one"
 _AUTOCAST = "one call ran under torch.autocast(), the other did not"
@@ -339,11 +340,12 @@ def _keys(old: str, new: str, guarded: Guarded) -> Reason:
     differ, raw = one ^ other, (guarded.text,)
     cause: Cause = "input"
     modules: tuple[str, ...] = ()
-    if "ADInplaceOrView" in differ and guarded.reads == "model":
+    made_apart = "ADInplaceOrView" in differ or MADE_IN_INFERENCE in guarded.text
+    if made_apart and guarded.reads == "model":
         cause, modules = "swap", _modules(guarded)
         message = "a weight was replaced by a tensor that was made inside torch.inference_mode()"
         remedy = "copy into the weight instead of replacing it: weight.copy_(new)"
-    elif "ADInplaceOrView" in differ:
+    elif made_apart:
         message = "a tensor was made inside torch.inference_mode() in one call and outside it in the other"
         remedy = "make the inputs of warm-up and check in the same way"
     elif differ and all(key.startswith("Autograd") for key in differ):

@@ -20,6 +20,9 @@ _TENSOR = re.compile(
     r"stride=\[(?P<stride>.*?)\]"
 )
 
+_DEVICES = ("CPU", "CUDA", "Meta", "MPS", "XPU", "HPU")
+"""Dispatch keys that name a device; torch's guards spell the index only."""
+
 
 def failing(variant: Any, values: dict[str, Any]) -> list[str]:
     """List torch's texts of all guards of a variant that fail for a frame's locals; none if it fits.
@@ -166,8 +169,14 @@ def _tensor_mismatch(text: str, tensor: Any) -> str | None:
         )
     if str(tensor.dtype) != expected["dtype"]:
         found.append(f"dtype mismatch. expected {expected['dtype']}, actual {tensor.dtype}")
-    if expected["device"] not in ("None", str(tensor.device.index)):
-        found.append(f"device mismatch. expected {expected['device']}, actual {tensor.device}")
+    was_on = next((kind for kind in _DEVICES if re.search(rf"\b{kind}\b", expected["keys"])), "")
+    if was_on.lower() != tensor.device.type or expected["device"] not in (
+        "None",
+        str(tensor.device.index),
+    ):
+        index = "" if expected["device"] == "None" else f":{expected['device']}"
+        old = was_on.lower() + index
+        found.append(f"device mismatch. expected {old}, actual {tensor.device}")
     if len(size) != tensor.ndim:
         found.append(f"rank mismatch. expected {len(size)}, actual {tensor.ndim}")
     else:

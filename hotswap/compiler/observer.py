@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Literal, Protocol
+from weakref import WeakSet
 
 from torch import nn
 
@@ -83,9 +84,15 @@ class Observer:
         self._callbacks: list[Any] = []
         self._guard_hook: private.GuardHook | None = None  # while installed
         self._start_hook: Callable[[Any], None] = self._on_start
+        self._met: WeakSet[nn.Module] = WeakSet()  # what earlier watches saw compiled
+        self.regions = Regions()
         self._forget()
 
     def _forget(self) -> None:
+        for region in self.regions:
+            owner = region.owner()
+            if owner is not None and (region.compiled or region.hits()):
+                self._met.add(owner)
         self.regions = Regions()
         self._last: Any = None
         self._missed: dict[int, tuple[Region, str]] = {}  # by thread
@@ -197,7 +204,7 @@ class Observer:
             return
         region = self.regions.of(*private.callee(found.caller), found.caller)
         owner = region.owner()
-        known = region.compiled or region.hits() > 0
+        known = region.compiled or region.hits() > 0 or owner in self._met
         region.compiled = True
         reasons = nearest(found.variants, found.call)
         if owner is not None and not known and private.was_traced(owner) is False:

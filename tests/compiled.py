@@ -6,18 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from models import fresh, write_adapter
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-named_layers = pytest.mark.skipif(
-    "self" not in LlamaDecoderLayer.forward.__code__.co_varnames,
-    reason="this transformers decorates the forward of a layer; the watch names the decorator's function",
-)
 
 
 class Mlp(nn.Module):
@@ -30,6 +23,38 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(torch.relu(self.up(x)))
+
+
+class Block(nn.Module):
+    """A layer of its own compiled code: it reads its index, as attention does for the KV cache."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.layer_idx = index
+        self.q_proj = nn.Linear(8, 8)
+        self.v_proj = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.q_proj(x)) * (1 + self.layer_idx)
+        return nn.functional.dropout(self.v_proj(x), 0.1, self.training)
+
+
+class Decoder(nn.Module):
+    """Two layers, which take a fraction of a real decoder's time to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(index) for index in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    return Decoder().eval()
 
 
 def mlp() -> Mlp:
@@ -52,20 +77,23 @@ def llama(layers: int = 2) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-TARGETS = {"Mlp": ["up", "down"], "LlamaForCausalLM": ["q_proj", "v_proj"]}
+TARGETS = {mlp: ["up", "down"], decoder: ["q_proj"], llama: ["q_proj", "v_proj"]}
 
 
 class Lora:
     """A base model with a rank-4 adapter, compiled in one of the usual ways with the eager backend."""
 
-    def __init__(self, base: Callable[[], nn.Module], folder: Path) -> None:
+    def __init__(
+        self, base: Callable[[], nn.Module], folder: Path, targets: list[str] | None = None
+    ) -> None:
         self.base, self.folder = base, folder
+        self.targets = targets or TARGETS[base]
         self.model = fresh(base(), self.adapter())
         self.called: Any = self.model
 
     def adapter(self, rank: int = 4, alpha: int = 8, **config: Any) -> Path:
         """Write an adapter; its name says its rank and alpha."""
-        config = {"target_modules": TARGETS[type(self.base()).__name__]} | config
+        config = {"target_modules": self.targets} | config
         path = self.folder / f"r{rank}-a{alpha}-{len(list(self.folder.iterdir()))}"
         return write_adapter(path, self.base(), r=rank, lora_alpha=alpha, **config)
 
@@ -83,13 +111,14 @@ class Lora:
         elif style == "forward":
             self.model.forward = torch.compile(self.model.forward, backend="eager")
         else:
-            for layer in self.model.base_model.model.model.layers:
+            base = self.model.base_model.model
+            for layer in getattr(base, "model", base).layers:
                 layer.compile(backend="eager")
 
     def inputs(self, batch: int = 2, length: int = 5) -> torch.Tensor:
-        if isinstance(self.model.base_model.model, Mlp):
-            return torch.ones(batch, 8)
-        return torch.ones(batch, length, dtype=torch.long)
+        if isinstance(self.model.base_model.model, LlamaForCausalLM):
+            return torch.ones(batch, length, dtype=torch.long)
+        return torch.ones(batch, 8)
 
     @torch.no_grad()
     def run(self, x: torch.Tensor | None = None) -> Any:

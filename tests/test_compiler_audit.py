@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from compiled import Lora, llama, mlp, named_layers
+from compiled import Lora, decoder, llama, mlp
 from torch import nn
 
 import hotswap
@@ -88,7 +89,6 @@ def test_a_limit_that_is_nearly_reached_is_found(lora: Lora) -> None:
     assert "1 variants are compiled, and recompile_limit=3" in found.message
 
 
-@named_layers
 def test_layers_that_outnumber_the_limit_are_found_only_if_each_is_compiled_apart() -> None:
     model = llama(layers=12)
     for layer in model.model.layers:
@@ -142,6 +142,22 @@ def test_code_behind_a_graph_break_is_audited() -> None:
     assert [found.code for found in hotswap.audit_guards(model)] == ["HSW301"]
 
 
+def test_a_decorated_forward_is_audited_and_asked_like_any_other() -> None:
+    class Decorated(Broken):
+        @functools.wraps(Broken.forward)
+        def forward(*args: torch.Tensor) -> torch.Tensor:
+            return args[0].first(args[1]) * args[0].scaling["default"]
+
+    model = Decorated()
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.ones(2, 4))
+    assert [found.code for found in hotswap.audit_guards(compiled)] == ["HSW301"]
+    assert hotswap.would_recompile(compiled, torch.ones(2, 4)) == ()
+    model.scaling["default"] = 3.0
+    assert [found.code for found in hotswap.audit_guards(compiled)] == ["HSW304"]
+    assert hotswap.would_recompile(compiled, torch.ones(2, 4))[0].cause == "swap"
+
+
 def test_a_layer_of_torch_itself_can_be_audited_and_asked() -> None:
     model = torch.compile(nn.Sequential(nn.Linear(4, 4)), backend="eager")
     model(torch.ones(2, 4))
@@ -167,6 +183,33 @@ def test_a_call_can_be_asked_about_without_running_it(style: str, lora: Lora) ->
     with hotswap.watch_compiles(lora.model) as log:
         lora.run()
     assert len(log.recompiles) == 1  # as predicted
+
+
+def test_one_part_and_a_compiled_function_can_be_asked() -> None:
+    model, x = decoder(), torch.ones(2, 8)
+    layer = model.layers[0]
+    layer.compile(backend="eager")
+    step = torch.compile(lambda x: model.layers[1](x), backend="eager")
+    for asked in (layer, step):
+        asked(x)
+        assert hotswap.would_recompile(asked, x) == ()
+        (reason,) = hotswap.would_recompile(asked, x[:1])
+        assert reason.cause == "input"
+    model.layers[1].v_proj.to(torch.float64)
+    assert hotswap.would_recompile(layer, x) == ()
+    (reason,) = hotswap.would_recompile(step, x)
+    assert (reason.cause, reason.modules) == ("swap", ("model.layers.1.v_proj",))
+
+
+def test_a_model_compiled_layer_by_layer_answers_without_compiling(tmp_path: Path) -> None:
+    lora = Lora(decoder, tmp_path)
+    lora.warm("layer")
+    lora.swap(4, 16)
+    dry = torch.compiler.set_stance("eager_on_recompile")
+    with dry, hotswap.watch_compiles(lora.model) as log:
+        lora.run()
+    assert (log.recompiles, log.eager_misses) == ([], {"layers.0": 1, "layers.1": 1})
+    assert "the scaling alpha / rank = 2.0 was compiled in as a constant" in str(log.verdict())
 
 
 def test_a_question_without_an_answer_is_refused(lora: Lora) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hotswap.compiler.reasons import Reason, explain, group
+from hotswap.compiler.reasons import Reason, group
+from hotswap.compiler.rules import Guarded, explain
 
 LORA = (
     "self.__dict__['_modules']['base_model'].__dict__['_modules']['model']._modules['up']."
@@ -59,16 +60,16 @@ TEXTS = {
 @pytest.mark.parametrize("raw", TEXTS)
 def test_a_text_is_understood(raw: str) -> None:
     cause, says = TEXTS[raw]
-    reason = explain(raw)
+    reason = explain(Guarded.guess(raw))
     assert reason.cause == cause
     assert says in str(reason)
     assert reason.remedy
 
 
 def test_what_is_not_understood_is_quoted() -> None:
-    reason = explain("0/0: ___some_new_guard(G['thing'], 3)", owners=["self"], inputs=["x"])
+    reason = explain(Guarded("___some_new_guard(3)", None))
     assert reason.cause == "unknown"
-    assert str(reason) == "a guard failed: ___some_new_guard(G['thing'], 3)"
+    assert str(reason) == "a guard failed: ___some_new_guard(3)"
 
 
 def test_the_same_reason_of_many_modules_is_said_once_and_the_worst_first() -> None:

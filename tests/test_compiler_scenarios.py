@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiled import TARGETS, Lora, llama, mlp, named_layers
+from compiled import Lora, decoder, llama, mlp
 from models import fresh
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -29,6 +29,7 @@ def _clean() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ def peft_prepare(lora: Lora) -> None:
 
 
 def second_adapter(lora: Lora) -> None:
-    targets = TARGETS[type(lora.base()).__name__]
-    lora.model.add_adapter("two", LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    lora.model.add_adapter("two", LoraConfig(r=4, lora_alpha=8, target_modules=lora.targets))
 
 
 def set_scale(lora: Lora) -> None:
@@ -92,6 +92,25 @@ def new_objects(lora: Lora) -> None:
     for layer in layers(lora):
         down = layer.lora_A["default"]
         down.weight = torch.nn.Parameter(down.weight.data.clone(), requires_grad=False)
+
+
+def with_dropout(lora: Lora) -> None:
+    for layer in layers(lora):
+        layer.lora_dropout["default"] = torch.nn.Dropout(0.1).eval()
+
+
+def inference_weights(lora: Lora) -> None:
+    """What a swap under inference mode does that replaces a weight instead of copying into it."""
+    with torch.inference_mode():
+        for layer in layers(lora):
+            down = layer.lora_A["default"]
+            down.weight = torch.nn.Parameter(down.weight.clone(), requires_grad=False)
+
+
+def call_with_inference_tensor(lora: Lora) -> None:
+    with torch.inference_mode():
+        x = lora.inputs()
+    lora.run(x)
 
 
 def under(mode: Any) -> Act:
@@ -134,6 +153,7 @@ SCENARIOS = {
     "prepared after torch.compile": Scenario(
         peft_prepare, 1, "swap", "alpha / rank = 2.0 was compiled in", PREPARE
     ),
+    "set_scale() on hotswap's preparation": Scenario(set_scale, 0, before=prepare(8)),
     "PEFT's set_scale() on PEFT's preparation": Scenario(
         set_scale,
         1,
@@ -148,6 +168,29 @@ SCENARIOS = {
         "swap",
         "the adapter's dtype changed from torch.float32 to torch.bfloat16",
         "cast the adapter's weights before the swap",
+    ),
+    "the model cast": Scenario(
+        lambda m: m.model.to(torch.bfloat16),
+        1,
+        "swap",
+        "a weight's dtype changed from torch.float32 to torch.bfloat16",
+        "model.to(dtype)",
+        call=lambda lora: lora.run(lora.inputs().bfloat16()),
+    ),
+    "a weight replaced under inference mode": Scenario(
+        inference_weights,
+        1,
+        "swap",
+        "a weight was replaced by a tensor that was made inside torch.inference_mode()",
+        "weight.copy_(new)",
+    ),
+    "train() with dropout": Scenario(
+        lambda m: m.model.train(),
+        1,
+        "environment",
+        "train() or eval() was called",
+        "model.eval()",
+        before=with_dropout,
     ),
     "gradients on": Scenario(
         nothing,
@@ -179,6 +222,13 @@ SCENARIOS = {
         "environment",
         "the number of threads changed",
         "torch.set_num_threads()",
+    ),
+    "deterministic algorithms": Scenario(
+        lambda m: torch.use_deterministic_algorithms(True),
+        1,
+        "environment",
+        "a global setting of torch changed (deterministic_algorithms)",
+        "set it before the warm-up",
     ),
     "another batch": Scenario(
         nothing,
@@ -250,6 +300,18 @@ SCENARIOS = {
     ),
 }
 
+MLP_ONLY = {
+    "train() without dropout": Scenario(lambda m: m.model.train(), 0),
+    "an input made under inference mode": Scenario(
+        nothing,
+        1,
+        "input",
+        "a tensor was made inside torch.inference_mode() in one call",
+        "make the inputs of warm-up and check in the same way",
+        call=call_with_inference_tensor,
+    ),
+}
+
 LLAMA_ONLY = {
     "train() after eval()": Scenario(
         lambda m: m.model.train(), 1, "environment", "train() or eval() was called", "model.eval()"
@@ -264,22 +326,10 @@ LLAMA_ONLY = {
     ),
 }
 
-# the layers are compiled one by one, and share one code object
-PER_LAYER = LLAMA_ONLY | {
-    name: SCENARIOS[name]
-    for name in (
-        "the same rank and alpha",
-        "a larger rank",
-        "another alpha",
-        "prepared, a larger rank and another alpha",
-        "prepared after torch.compile",
-        "gradients on",
-        "a second adapter added",
-        "set_adapter() to a loaded one",
-        "adapters disabled",
-        "an unprepared swap and another batch together",
-        "a prepared swap and another batch together",
-    )
+# a real decoder is slow to compile; every scenario runs on a small one
+LLAMA_PER_LAYER = {
+    name: (SCENARIOS | LLAMA_ONLY)[name]
+    for name in ("another length", "an unprepared swap and another batch together")
 }
 
 
@@ -306,9 +356,9 @@ def check(scenario: Scenario, lora: Lora, style: str, regions: int) -> CompileLo
     return log
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", SCENARIOS | MLP_ONLY)
 def test_a_model_compiled_as_a_whole(name: str, tmp_path: Path) -> None:
-    check(SCENARIOS[name], Lora(mlp, tmp_path), "whole", 1)
+    check((SCENARIOS | MLP_ONLY)[name], Lora(mlp, tmp_path, ["up"]), "whole", 1)
 
 
 @pytest.mark.parametrize("style", ["in place", "forward"])
@@ -319,19 +369,51 @@ def test_every_other_style_of_compiling_is_explained_alike(style: str, tmp_path:
 
 @pytest.mark.parametrize("name", LLAMA_ONLY)
 def test_a_language_model_compiled_as_a_whole(name: str, tmp_path: Path) -> None:
-    check(LLAMA_ONLY[name], Lora(llama, tmp_path), "whole", 1)
+    check(LLAMA_ONLY[name], Lora(llama, tmp_path, ["q_proj"]), "whole", 1)
 
 
-@named_layers
-@pytest.mark.parametrize("name", PER_LAYER)
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_layers_compiled_one_by_one(name: str, tmp_path: Path) -> None:
-    lora = Lora(llama, tmp_path)
-    log = check(PER_LAYER[name], lora, "layer", 2)
+    check_layers(SCENARIOS[name], Lora(decoder, tmp_path), "layers.{}", "")
+
+
+@pytest.mark.parametrize("name", LLAMA_PER_LAYER)
+def test_layers_of_a_language_model_compiled_one_by_one(name: str, tmp_path: Path) -> None:
+    check_layers(LLAMA_PER_LAYER[name], Lora(llama, tmp_path), "model.layers.{}", "self_attn.")
+
+
+def check_layers(scenario: Scenario, lora: Lora, layer: str, inside: str) -> None:
+    log = check(scenario, lora, "layer", 2)
     regions = [found.region for found in log.recompiles] or list(log.hits)
-    assert regions == ["model.layers.0", "model.layers.1"]
+    assert regions == [layer.format(0), layer.format(1)]
     for found in log.recompiles:
         for module in found.reasons[0].modules:
-            assert module.startswith(f"{found.region}.self_attn.")
+            assert module.startswith(f"{found.region}.{inside}")
+
+
+def test_every_change_of_the_grad_mode_is_told_in_both_directions(tmp_path: Path) -> None:
+    lora = Lora(mlp, tmp_path)
+    lora.compile("whole")
+    x, said = lora.inputs(), []
+    for mode in (torch.inference_mode, torch.enable_grad, torch.no_grad):
+        with hotswap.watch_compiles(lora.model) as log, mode():
+            lora.called(x)
+        said += [str(found) for found in log.recompiles if found.cause == "environment"]
+    assert len(said) == 2
+    assert "one call ran under torch.inference_mode(), the other did not" in said[0]
+    assert "gradients were on in one call and off in the other" in said[1]
+
+
+def test_after_a_prepared_swap_and_a_new_batch_the_old_batch_hits(tmp_path: Path) -> None:
+    lora = Lora(mlp, tmp_path)
+    hotswap.prepare(lora.model, target_rank=16)
+    lora.warm("whole")
+    with hotswap.watch_compiles(lora.model) as log:
+        lora.swap(8, 64)
+        lora.run(lora.inputs(batch=3))
+        lora.run()
+    assert [found.cause for found in log.recompiles] == ["input"]
+    assert log.total_hits == 1
 
 
 def test_going_back_and_forth_between_adapters_recompiles_twice(tmp_path: Path) -> None:
@@ -382,7 +464,6 @@ def test_batches_become_dynamic_and_only_one_stays_special(tmp_path: Path) -> No
     assert log.verdict(any_cause=True).outcome == "failed"
 
 
-@named_layers
 def test_twelve_layers_with_a_cache_fill_the_limit_and_four_run_eagerly() -> None:
     model = llama(layers=12)
     for layer in model.model.layers:
@@ -393,34 +474,51 @@ def test_twelve_layers_with_a_cache_fill_the_limit_and_four_run_eagerly() -> Non
         assert (len(log.first_compiles), len(log.recompiles)) == (1, 7)
         assert {found.cause for found in log.recompiles} == {"other model"}
         assert all("layer_idx" in str(found) for found in log.recompiles)
-        assert list(log.eager_misses) == [f"model.layers.{n}" for n in range(8, 12)]
         model(x, use_cache=True)
     assert log.hits == {f"model.layers.{n}": 1 for n in range(8)}
-    assert log.eager_misses == {f"model.layers.{n}": 2 for n in range(8, 12)}
+    # in transformers 4 the attention inside shares its decorator's code, and so the limit, with the layer
+    misses = {name: n for name, n in log.eager_misses.items() if not name.endswith(".self_attn")}
+    assert misses == {f"model.layers.{n}": 2 for n in range(8, 12)}
     verdict = log.verdict(allow_first_compiles=True)
     assert verdict.outcome == "failed"
-    assert verdict.reasons[0].startswith(
-        "8 call(s) to model.layers.8, model.layers.9 and 2 more found no compiled code that fits and "
-        "ran eagerly: its 8 compiled variants fill recompile_limit=8, and none fits: "
+    reason = next(
+        text for text in verdict.reasons if text.startswith("8 call(s) to model.layers.8")
     )
-    assert "use_cache=False), or layer.compile(isolate_recompiles=True)" in verdict.reasons[0]
+    assert (
+        "found no compiled code that fits and ran eagerly: its 8 compiled variants fill " in reason
+    )
+    assert "recompile_limit=8, and none fits: " in reason
+    assert "use_cache=False), or layer.compile(isolate_recompiles=True)" in reason
 
 
-@pytest.mark.parametrize(("isolated", "firsts"), [(True, 12), (False, 1)])
-def test_twelve_layers_are_well_when_isolated_or_without_a_cache(
+@pytest.mark.parametrize(("isolated", "firsts"), [(True, 3), (False, 1)])
+def test_layers_above_the_limit_are_well_when_isolated_or_without_a_cache(
     isolated: bool, firsts: int
 ) -> None:
     if isolated and "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         pytest.skip("this torch has no torch.compile(isolate_recompiles=)")
-    model = llama(layers=12)
+    model = llama(layers=3)
     for layer in model.model.layers:
         layer.compile(backend="eager", **({"isolate_recompiles": True} if isolated else {}))
     x = torch.ones(2, 5, dtype=torch.long)
-    with torch.no_grad(), hotswap.watch_compiles(model) as log:
+    limit = torch._dynamo.config.patch(recompile_limit=2)
+    with torch.no_grad(), limit, hotswap.watch_compiles(model) as log:
         model(x, use_cache=isolated)
         model(x, use_cache=isolated)
     assert (len(log.first_compiles), log.recompiles, log.eager_misses) == (firsts, [], {})
-    assert log.total_hits == 24 - firsts
+    assert log.total_hits == 6 - firsts
+
+
+def test_a_model_that_moves_is_not_taken_for_another_one(tmp_path: Path) -> None:
+    lora = Lora(mlp, tmp_path)
+    with hotswap.watch_compiles():
+        lora.warm("whole")
+    with hotswap.watch_compiles(lora.model) as log:
+        lora.model.to("meta")  # every parameter is a new object
+        lora.run(lora.inputs().to("meta"))
+    (found,) = log.recompiles
+    assert found.cause == "swap"
+    assert "a weight moved from cpu to meta; move the model before torch.compile" in str(found)
 
 
 def test_another_model_of_the_class_is_not_blamed_on_a_swap(tmp_path: Path) -> None:

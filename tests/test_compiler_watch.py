@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -52,6 +53,48 @@ class Broken(nn.Module):
         x = x + 1
         torch._dynamo.graph_break()
         return x * 2
+
+
+def decorated(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(Scaled):
+    """As the layers of transformers 4 are."""
+
+    forward = decorated(Scaled.forward)
+
+
+class CompiledInItsClass(Scaled):
+    forward = torch.compile(Scaled.forward, backend="eager")
+
+
+class Step:
+    """Holds a model without being a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+class Hiding(nn.Module):
+    """Holds a model where ``modules()`` does not look."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.hidden = [model]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.hidden[0](x)
 
 
 X = torch.ones(2, 4)
@@ -303,6 +346,124 @@ def test_a_log_keeps_no_model_alive() -> None:
     assert log.hits == {"Scaled": 1}
 
 
+def _of_two(other: nn.Module, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return model(other(x))
+
+
+def _of_many(*args: Any) -> torch.Tensor:
+    return args[1](args[0](args[2]))
+
+
+GLOBAL: list[nn.Module] = []
+
+
+def _of_a_global(x: torch.Tensor) -> torch.Tensor:
+    return GLOBAL[0](x)
+
+
+def _compiled(function: Any, *first: Any) -> Any:
+    return functools.partial(torch.compile(function, backend="eager"), *first)
+
+
+HELD = {
+    "a decorated forward": (lambda m: _compiled(m), "Decorated", ""),
+    "a decorated forward in place": (
+        lambda m: m.compile(backend="eager") or m,
+        "Decorated",
+        "",
+    ),
+    "a method of an object": (lambda m: _compiled(Step(m).run), "run (FILE)", "self.model"),
+    "an object that is called": (lambda m: _compiled(Step(m)), "Step", "Step.model"),
+    "a partial of the model": (lambda m: _compiled(functools.partial(m)), "Decorated", ""),
+    "a module that hides it": (lambda m: _compiled(Hiding(m)), "Hiding", ""),
+    "a function of another model first": (
+        lambda m: _compiled(_of_two, nn.Linear(4, 4), m),
+        "_of_two (FILE)",
+        "model",
+    ),
+    "a function of any arguments": (
+        lambda m: _compiled(_of_many, nn.Linear(4, 4), m),
+        "_of_many (FILE)",
+        "args[1]",
+    ),
+    "a function of a global": (
+        lambda m: GLOBAL.append(m) or _compiled(_of_a_global),
+        "_of_a_global (FILE)",
+        "GLOBAL[0]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_model_is_seen_and_blamed_wherever_compiled_code_holds_it(name: str) -> None:
+    hold, label, path = HELD[name]
+    label = label.replace("FILE", "test_compiler_watch.py")
+    GLOBAL.clear()
+    model = Decorated()
+    call = hold(model)
+    with hotswap.watch_compiles(model) as log:
+        call(X)
+        call(X)
+    assert [found.region for found in log.first_compiles] == [label]
+    assert (log.hits, log.recompiles) == ({label: 1}, [])
+    with hotswap.watch_compiles(model) as log:
+        model.scaling["default"] = 3.0
+        call(X)
+        call(X)
+    (found,) = log.recompiles
+    assert (found.region, found.cause, log.hits) == (label, "swap", {label: 1})
+    assert "the scaling alpha / rank = 2.0 was compiled in" in str(found)
+    assert found.reasons[0].modules == ((path,) if path else ())
+
+
+def test_a_method_that_is_compiled_in_its_class_counts_to_each_module() -> None:
+    model = nn.Sequential(CompiledInItsClass(), CompiledInItsClass())
+    assert compiled_parts(model) == ["0 has a compiled forward", "1 has a compiled forward"]
+    model(X)
+    with hotswap.watch_compiles(model) as log:
+        model(X)
+        model[1].scaling["default"] = 3.0
+        model(X)
+    assert log.hits == {"0": 2, "1": 1}
+    assert [(found.region, found.cause) for found in log.recompiles] == [("1", "swap")]
+
+
+def test_an_argument_of_a_decorated_forward_is_still_an_input() -> None:
+    compiled = torch.compile(Decorated(), backend="eager")
+    compiled(torch.ones(2, 4))  # not X, which torch may have marked as dynamic by now
+    with hotswap.watch_compiles() as log:
+        compiled(torch.ones(3, 4))
+    assert [(found.region, found.cause) for found in log.recompiles] == [("Decorated", "input")]
+
+
+def test_what_a_function_closes_over_is_no_argument() -> None:
+    factor = 2.0
+    compiled = torch.compile(lambda x: x * factor, backend="eager")
+    compiled(X)
+    with hotswap.watch_compiles() as log:
+        factor = 3.0
+        compiled(X)
+    (found,) = log.recompiles
+    assert found.cause == "swap"
+    assert "factor was 2.0 when it was compiled and has changed" in str(found)
+
+
+def test_past_the_limit_behind_a_graph_break_the_limit_is_named() -> None:
+    class Late(Scaled):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return x * self.scaling["default"]
+
+    with torch._dynamo.config.patch(recompile_limit=1):
+        model, compiled = warm(Late())
+        model.scaling["default"] = 3.0
+        compiled(X)
+        with hotswap.watch_compiles(model) as log:
+            compiled(X)
+    assert log.eager_misses == {"Late": 1}
+    assert "its 1 compiled variants fill recompile_limit=1" in log.verdict().reasons[0]
+
+
 # ---- scopes ----------------------------------------------------------------------------------
 
 
@@ -409,6 +570,19 @@ def test_a_guard_hook_that_replaces_ours_is_told_and_stays() -> None:
             private.set_guard_hook(theirs)
         assert "another guard hook was installed" in log.verdict().reasons[0]
         assert private.set_guard_hook(None) is theirs
+    finally:
+        private.set_guard_hook(None)
+
+
+def test_a_hook_that_calls_ours_is_told_and_a_later_watch_counts_once() -> None:
+    _, compiled = warm()
+    try:
+        with hotswap.watch_compiles() as first:
+            ours = private.set_guard_hook(None)
+            private.set_guard_hook(lambda hit: ours is None or ours(hit))
+        with hotswap.watch_compiles() as second:
+            compiled(X)
+        assert (len(first.problems), second.hits, second.problems) == (1, {"Scaled": 1}, [])
     finally:
         private.set_guard_hook(None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -14,7 +14,8 @@ from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler import private
 from hotswap.compiler.compiled import CompiledModule, compiled_modules, ignored_hooks
 from hotswap.compiler.guards import nearest, of_module
-from hotswap.compiler.reasons import Reason, where
+from hotswap.compiler.reasons import Reason
+from hotswap.compiler.rules import where
 from hotswap.errors import NotCompiledError
 from hotswap.findings import Finding
 
@@ -131,18 +132,21 @@ def _shared(parts: dict[str, CompiledModule]) -> Iterator[Finding]:
             )
 
 
-def would_recompile(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Reason, ...]:
-    """Say why a call of a compiled model would compile again, without running it; empty: it would not.
+def would_recompile(
+    model: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[Reason, ...]:
+    """Say why a call of a compiled model or function would compile again, without running it.
 
-    The answer is for the grad mode, autocast and threads in force. Raises NotCompiledError for a model
-    that is not compiled as a whole, or was not called yet: its parts are to be asked one by one.
+    Empty: it would not. The answer is for the grad mode, autocast and threads in force. Raises
+    NotCompiledError for what is not compiled, or was not called yet, and for a model of which only parts
+    are: what they are called with is known only by running it.
     """
-    parts = compiled_modules(model)
-    if "" not in parts:
+    if isinstance(model, nn.Module) and "" not in (parts := compiled_modules(model)):
         listed = ", ".join(list(parts)[:3])
         raise NotCompiledError(
             f"only parts of the model are compiled ({listed}), and what they are called with is known "
-            "only by running it; ask would_recompile() for each part"
+            "only by running it: call would_recompile() for one part, or run the model once under "
+            "watch_compiles() and torch.compiler.set_stance('eager_on_recompile'), which compiles nothing"
             if parts
             else "the model is not compiled; call torch.compile(model) first"
         )
@@ -150,4 +154,4 @@ def would_recompile(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Reason
     variants = private.variants(call.code) if call.code is not None else []
     if not variants:
         raise NotCompiledError("nothing was compiled for the model yet; call it once first")
-    return nearest(variants, call.values())
+    return nearest(variants, call)

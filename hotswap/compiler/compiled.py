@@ -11,8 +11,9 @@ from torch import nn
 
 from hotswap.compiler import private
 from hotswap.compiler.guards import module_reasons, of_module
-from hotswap.compiler.reasons import Reason, module_path
+from hotswap.compiler.reasons import Reason
 from hotswap.compiler.regions import canonical, unwrap
+from hotswap.compiler.rules import module_path
 
 Walked = Sequence[tuple[str, nn.Module]]
 """What ``walk`` gives of a model, so that it need not be walked twice."""
@@ -58,7 +59,7 @@ def _parts(walked: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, 
             yield name, "is wrapped by torch.compile", module
         elif own.get("_compiled_call_impl") is not None:
             yield name, "was compiled in place by .compile()", module
-        elif "forward" in own and _is_compiled_function(own["forward"]):
+        elif _is_compiled_function(own.get("forward", type(module).forward)):
             yield name, "has a compiled forward", module
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from types import CodeType
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from hotswap.compiler import private
-from hotswap.compiler.reasons import Reason, explain, group
+from hotswap.compiler.reasons import Reason, group
+from hotswap.compiler.rules import MADE_IN_INFERENCE, Guarded, Reads, explain, normal
 
 _TENSOR = re.compile(
     r"check_tensor\((?P<source>.*?), (?P<kind>\w+), (?P<keys>DispatchKeySet\(.*?\)), (?P<dtype>[\w.]+), "
     r"device=(?P<device>\S+), requires_grad=(?P<grad>\w+), size=\[(?P<size>.*?)\], "
     r"stride=\[(?P<stride>.*?)\]"
 )
+
+_DEVICES = ("CPU", "CUDA", "Meta", "MPS", "XPU", "HPU")
+"""Dispatch keys that name a device; torch's guards spell the index only."""
 
 
 def failing(variant: Any, values: dict[str, Any]) -> list[str]:
@@ -51,35 +56,101 @@ def _failing(
 
 def of_module(variant: Any, code: CodeType) -> list[private.Guard]:
     """List the guards that read the module whose method the code is."""
-    root = f"L['{private.receiver(code)}']"
+    _, root = private.receiver(code)
     return [guard for guard in private.guards(variant) if root in guard.source]
+
+
+def modules_read(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that the compiled code of a module reads, wherever it holds them."""
+    call = private.call_of(module, (), {})
+    if call.code is None or call.owner is None:
+        return
+    values = private.state_of(call.owner, call.code, call.closure)
+    for variant in private.variants(call.code):
+        outer, inner = private.scope(variant, values)
+        for source in {guard.source for guard in private.guards(variant)}:
+            try:
+                value = eval(source, outer, inner)  # noqa: S307 (torch's own text)
+            except Exception:  # noqa: S112 (an argument: it holds no module that is watched)
+                continue
+            if isinstance(value, nn.Module):
+                yield value
 
 
 def module_reasons(variant: Any, code: CodeType, owner: nn.Module) -> tuple[Reason, ...]:
     """Explain the guards on a module's own state that fail, whatever it may be called with."""
-    values = {private.receiver(code): owner}
+    values = private.state_of(owner, code, {})
     found = _failing(variant, of_module(variant, code), values)
-    return group(explain(text, owners=list(values), inputs=()) for _, text in found)
+    texts = (text for _, text in found)
+    return _explained(texts, variant, values, private.Call(owner, code))
 
 
-def reasons(variant: Any, values: dict[str, Any]) -> tuple[Reason, ...]:
-    """Explain every failing guard of a variant; none if it fits."""
-    owners = [name for name, value in values.items() if isinstance(value, nn.Module)]
-    inputs = [name for name in values if name not in owners]
-    return group(explain(text, owners=owners, inputs=inputs) for text in failing(variant, values))
-
-
-def nearest(variants: list[Any], values: dict[str, Any]) -> tuple[Reason, ...]:
+def nearest(variants: list[Any], call: private.Call) -> tuple[Reason, ...]:
     """Explain against the variant that needs the fewest changes; none if one fits or none is there.
 
     A variant of another layer that shares the code comes last: no change makes it fit.
     """
+    values = call.values() if variants else {}
 
     def distance(found: tuple[Reason, ...]) -> tuple[bool, int, int]:
         others = any(reason.cause == "other model" for reason in found)
         return others, len(found), sum(len(reason.raw) for reason in found)
 
-    return min((reasons(variant, values) for variant in variants), key=distance, default=())
+    explained = (
+        _explained(failing(variant, values), variant, values, call) for variant in variants
+    )
+    return min(explained, key=distance, default=())
+
+
+def _explained(
+    texts: Iterable[str], variant: Any, values: dict[str, Any], call: private.Call
+) -> tuple[Reason, ...]:
+    """Explain failed guards by what their paths lead through: a module, or else an argument."""
+    outer, inner = private.scope(variant, values)
+    names = {**values, "G": inner["G"]}
+    return group(explain(_guarded(normal(text), outer, names, call)) for text in texts)
+
+
+_PATH = re.compile(
+    r"(?<![\w.'\"])(?:G\['(?P<held>\w+)'\]|(?P<name>[A-Za-z_]\w*))(?P<rest>(?:\.\w+|\[(?:'[^']*'|\d+)\])*)"
+)
+_STEP = re.compile(r"\.\w+|\[.*?\]")
+
+
+def _guarded(
+    text: str, outer: dict[str, Any], names: dict[str, Any], call: private.Call
+) -> Guarded:
+    """Find what a guard reads by following its paths: through a module, or else to an argument."""
+    found: dict[Reads, str] = {}
+
+    def follow(match: re.Match[str]) -> str:
+        """Let a path that leads through a module begin at the outermost one."""
+        if match["name"] and match["name"] not in names:
+            return match[0]
+        start = match.start()
+        ends = [match.end() - len(match["rest"])]
+        ends += [ends[0] + step.end() for step in _STEP.finditer(match["rest"])]
+        spoken = match["held"] or match["name"]
+        if spoken == "fn" and call.owner is None:  # what torch wrapped, such as a partial
+            spoken = type(names["fn"]).__name__
+        for end in ends:
+            path = text[start:end]
+            try:
+                value = eval(path, outer, names)  # noqa: S307 (torch's own text)
+            except Exception:
+                break
+            if isinstance(value, nn.Module):
+                root = spoken + text[ends[0] : end] if value is not call.owner else ""
+                found.setdefault("model", root)
+                return "self" + text[end : match.end()]
+        closed = call.code is not None and match["name"] in call.code.co_freevars
+        is_state = match["held"] or closed or match["name"] in ("self", "fn")
+        found.setdefault("state" if is_state else "input", spoken + match["rest"])
+        return match[0]
+
+    begun = _PATH.sub(follow, text)
+    reads = next((reads for reads in get_args(Reads) if reads in found), None)
+    return Guarded(begun, reads, found.get(reads, "") if reads else "")
 
 
 def _tensor_mismatch(text: str, tensor: Any) -> str | None:
@@ -98,8 +169,14 @@ def _tensor_mismatch(text: str, tensor: Any) -> str | None:
         )
     if str(tensor.dtype) != expected["dtype"]:
         found.append(f"dtype mismatch. expected {expected['dtype']}, actual {tensor.dtype}")
-    if expected["device"] not in ("None", str(tensor.device.index)):
-        found.append(f"device mismatch. expected {expected['device']}, actual {tensor.device}")
+    was_on = next((kind for kind in _DEVICES if re.search(rf"\b{kind}\b", expected["keys"])), "")
+    if was_on.lower() != tensor.device.type or expected["device"] not in (
+        "None",
+        str(tensor.device.index),
+    ):
+        index = "" if expected["device"] == "None" else f":{expected['device']}"
+        old = was_on.lower() + index
+        found.append(f"device mismatch. expected {old}, actual {tensor.device}")
     if len(size) != tensor.ndim:
         found.append(f"rank mismatch. expected {len(size)}, actual {tensor.ndim}")
     else:
@@ -121,6 +198,8 @@ def _tensor_mismatch(text: str, tensor: Any) -> str | None:
     if not found:
         keys = private.tensor_keys(tensor)
         found.append(f"dispatch key set mismatch. expected {expected['keys']}, actual {keys}")
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            found.append(MADE_IN_INFERENCE)
     return f"tensor '{source}' {'; '.join(found)}"
 
 

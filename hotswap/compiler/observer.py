@@ -11,16 +11,18 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, Literal, Protocol
+from weakref import WeakSet
 
 from torch import nn
 
 from hotswap.compiler import private
 from hotswap.compiler.compiled import ignored_hooks
 from hotswap.compiler.guards import nearest
-from hotswap.compiler.reasons import Reason, explain
+from hotswap.compiler.reasons import Reason
 from hotswap.compiler.regions import Region, Regions, graph_break
+from hotswap.compiler.rules import Guarded, explain
 
 Kind = Literal["first", "recompile", "backward", "failed"]
 
@@ -80,11 +82,17 @@ class Observer:
         self._listeners: list[Listener] = []
         self._previous: private.GuardHook | None = None
         self._callbacks: list[Any] = []
-        self._guard_hook: private.GuardHook = self._on_guard
+        self._guard_hook: private.GuardHook | None = None  # while installed
         self._start_hook: Callable[[Any], None] = self._on_start
+        self._met: WeakSet[nn.Module] = WeakSet()  # what earlier watches saw compiled
+        self.regions = Regions()
         self._forget()
 
     def _forget(self) -> None:
+        for region in self.regions:
+            owner = region.owner()
+            if owner is not None and (region.compiled or region.hits()):
+                self._met.add(owner)
         self.regions = Regions()
         self._last: Any = None
         self._missed: dict[int, tuple[Region, str]] = {}  # by thread
@@ -100,7 +108,9 @@ class Observer:
                 records = private.compile_records()
                 self._last = records[-1] if records else None
                 self._callbacks = private.start_callbacks()
-                self._previous = private.set_guard_hook(self._guard_hook)
+                self._previous = private.set_guard_hook(None)
+                self._guard_hook = self._new_guard_hook(self._previous)
+                private.set_guard_hook(self._guard_hook)
                 self._callbacks.append(self._start_hook)
             self._listeners.append(listener)
 
@@ -122,6 +132,7 @@ class Observer:
                 if self._start_hook in self._callbacks:
                     self._callbacks.remove(self._start_hook)
                 found = self._previous if found is self._guard_hook else found
+                self._guard_hook = None
                 self._forget()
             private.set_guard_hook(found)
 
@@ -144,23 +155,30 @@ class Observer:
 
     # ---- what torch calls ---------------------------------------------------------------------
 
-    def _on_guard(self, hit: bool) -> bool:
-        if self._previous is not None:
-            hit = self._previous(hit)
-        frame = sys._getframe(1)
-        owner = frame.f_locals.get("self")  # the quick way, for every call of a module
-        region = self.regions.known.get(id(owner))
-        if region is None or region.owner() is not owner:
-            with self._lock:
-                region = self.regions.of(*private.callee(frame), frame)
-        if self._missed or self._start_hook not in self._callbacks:
-            self.flush()
-        if hit:
-            region.hit()
-        elif self._listeners:
-            with self._lock:
-                self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
-        return hit
+    def _new_guard_hook(self, previous: private.GuardHook | None) -> private.GuardHook:
+        def on_guard(hit: bool) -> bool:
+            if previous is not None:
+                hit = previous(hit)
+            if (
+                self._guard_hook is not on_guard
+            ):  # of an earlier watch, and called by another's hook
+                return hit
+            frame = sys._getframe(1)
+            owner = frame.f_locals.get("self")  # the quick way, for every call of a module
+            region = self.regions.known.get(id(owner))
+            if region is None or region.owner() is not owner:
+                with self._lock:
+                    region = self.regions.of(*private.callee(frame), frame)
+            if self._missed or self._start_hook not in self._callbacks:
+                self.flush()
+            if hit:
+                region.hit()
+            else:
+                with self._lock:
+                    self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
+            return hit
+
+        return on_guard
 
     def _on_start(self, arguments: Any) -> None:
         with self._lock:
@@ -184,15 +202,14 @@ class Observer:
         found = private.compiling(frame)
         if found is None:
             return
-        call, variants = found
-        code = call.code or call.name
-        region = self.regions.of(call.owner, code, frame)
-        known = region.compiled or region.hits() > 0
+        region = self.regions.of(*private.callee(found.caller), found.caller)
+        owner = region.owner()
+        known = region.compiled or region.hits() > 0 or owner in self._met
         region.compiled = True
-        reasons = nearest(variants, call.values())
-        if call.owner is not None and not known and private.was_traced(call.owner) is False:
-            reasons = _first_call(call.owner, reasons)
-        broken = graph_break(code) if isinstance(code, CodeType) else None
+        reasons = nearest(found.variants, found.call)
+        if owner is not None and not known and private.was_traced(owner) is False:
+            reasons = _first_call(owner, reasons)
+        broken = graph_break(found.call.code) if found.call.code else None
         broken_at = f"{broken[0]}, line {broken[1]}" if broken else ""
         self._starts[compile_id] = _Start(region, reasons, broken_at)
 
@@ -208,14 +225,17 @@ class Observer:
             ):  # to explain takes milliseconds, and a miss may come with every call
                 return self._why[key]
             call = private.called_from(frame)
-            variants = private.variants(call.code) if call.code is not None else []
+            codes = [call.code] if call is not None else private.resumed_from(frame)
+            found = [private.variants(code) for code in codes if code is not None]
+            variants = max(found, key=len, default=[])
             if stance != "default":
                 cause = f"torch.compiler.set_stance({stance!r}) is in force"
             elif len(variants) >= limit:
                 cause = f"its {len(variants)} compiled variants fill recompile_limit={limit}"
             else:
                 return ""
-            because = "; ".join(str(reason) for reason in nearest(variants, call.values()))
+            reasons = nearest(variants, call) if call is not None else ()
+            because = "; ".join(map(str, reasons))
         except Exception as error:  # the user's call must go on
             return f"no reason is known: {error}"
         self._why[key] = f"{cause}, and none fits: {because}" if because else cause
@@ -261,7 +281,7 @@ class Observer:
         start = self._starts.get(record.compile_id)
         if start is None:
             region = self.regions.of(None, record.co_name or "?", None)
-            start = _Start(region, (explain(raw),) if raw else (), "")
+            start = _Start(region, (explain(Guarded.guess(raw)),) if raw else (), "")
         kind: Kind = "recompile" if raw or (record.cache_size or 0) > 0 else "first"
         if record.fail_type:
             kind = "failed"
@@ -270,7 +290,9 @@ class Observer:
         return Heard(
             kind,
             start.region,
-            (start.reasons or ((explain(raw),) if raw else ())) if kind == "recompile" else (),
+            (start.reasons or ((explain(Guarded.guess(raw)),) if raw else ()))
+            if kind == "recompile"
+            else (),
             raw,
             (record.duration_us or 0) / 1e6,
             f"{record.fail_type}: {record.fail_reason}" if record.fail_type else "",

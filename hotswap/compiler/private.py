@@ -8,9 +8,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -99,23 +101,83 @@ class Call:
     """A call of a compiled frame: the module whose method it is, the frame's code and locals."""
 
     owner: nn.Module | None
-    name: str
     code: CodeType | None = None
     values: Callable[[], dict[str, Any]] = dict
+    closure: dict[str, Any] = field(default_factory=dict)
+
+
+_Place = tuple[str, int, str]
+RESUME = "torch_dynamo_resume_in_"
+_CALLS = ("_call_impl", "_wrapped_call_impl")
+_WRAPS = ("_torchdynamo_orig_callable", "__wrapped__", "__func__", "func")
 
 
 def callee(frame: FrameType) -> tuple[nn.Module | None, CodeType | str]:
     """Say which module, or else which function, a frame is about to call; quick, for every call."""
+    if frame.f_code.co_name != "compile_wrapper":
+        return _receiver_in(frame), frame.f_code
+    function, args = frame.f_locals.get("fn"), frame.f_locals.get("args")
+    code = getattr(function, "__code__", None)
+    if _is_wrap_inline(code):
+        function = function.__wrapped__  # type: ignore[union-attr]
+        while isinstance(function, partial):
+            function = function.func
+        code = getattr(function, "__code__", None)
+    owner = getattr(function, "__self__", function)
+    if isinstance(owner, nn.Module):
+        return owner, code or type(owner).__name__
+    if code is None:
+        return None, type(function).__name__
+    owner = args[0] if args else None  # a method that was compiled in its class
+    return (owner if isinstance(owner, nn.Module) and _runs(owner, code) else None), code
+
+
+def _receiver_in(frame: FrameType) -> nn.Module | None:
+    """The module whose method a frame runs."""
     code, values = frame.f_code, frame.f_locals
-    if code.co_name != "compile_wrapper":
-        owner = values["self"] if "self" in values else values.get(receiver(code))
-        return (owner if isinstance(owner, nn.Module) else None), code
-    function = values.get("fn")
-    owner = getattr(function, "__self__", None)
-    called = getattr(function, "__code__", type(function).__name__)
-    if owner is None and _is_wrap_inline(called):
-        owner = function.__wrapped__  # type: ignore[union-attr]
-    return (owner if isinstance(owner, nn.Module) else None), called
+    if "self" not in values and code.co_name.startswith(RESUME):
+        before = code.co_name.removeprefix(RESUME).rpartition("_at_")[0]
+        caller = frame.f_back
+        while caller is not None and caller.f_code.co_name != before:
+            caller = caller.f_back
+        return _receiver_in(caller) if caller is not None else None
+    name, _ = receiver(code)
+    owner = values.get("self", values.get(name))
+    if isinstance(owner, tuple):
+        owner = next(iter(owner), None)
+    if not isinstance(owner, nn.Module):
+        return None
+    return owner if "self" in values or _is_wrap_inline(code) or _runs(owner, code) else None
+
+
+def _runs(owner: nn.Module, code: CodeType) -> bool:
+    """Whether code belongs to a method of a module, which a function of modules does not."""
+    place = _place(code)
+    return place in _places(owner.__dict__.get("forward")) or place in _methods(type(owner))
+
+
+_METHODS: WeakKeyDictionary[type, frozenset[_Place]] = WeakKeyDictionary()
+
+
+def _methods(kind: type) -> frozenset[_Place]:
+    if kind not in _METHODS:
+        functions = (function for base in kind.__mro__ for function in vars(base).values())
+        _METHODS[kind] = frozenset(place for function in functions for place in _places(function))
+    return _METHODS[kind]
+
+
+def _places(function: Any) -> Iterator[_Place]:
+    """Where the code of a function stands, and of those that decorators made it of."""
+    while function is not None:
+        if isinstance(code := getattr(function, "__code__", None), CodeType):
+            yield _place(code)
+        wrapped = (getattr(function, name, None) for name in _WRAPS)
+        function = next((inner for inner in wrapped if inner is not None), None)
+
+
+def _place(code: CodeType) -> _Place:
+    """Where code stands in its file, also that which torch made of it."""
+    return code.co_filename, code.co_firstlineno, code.co_name
 
 
 def _is_wrap_inline(code: Any) -> bool:
@@ -125,35 +187,58 @@ def _is_wrap_inline(code: Any) -> bool:
     )
 
 
-def called_from(frame: FrameType) -> Call:
-    """Describe what a frame is about to call; the compiled frame itself is not on Python's stack yet."""
+def receiver(code: CodeType) -> tuple[str, str]:
+    """The name under which a method's code has its module, and how a guard reads it.
+
+    In ``forward(*args)``, as decorators write it, the module is ``args[0]``.
+    """
+    if _is_wrap_inline(code):
+        return "fn", "L['fn']"
+    if not code.co_argcount and code.co_flags & inspect.CO_VARARGS:
+        name = code.co_varnames[code.co_kwonlyargcount]
+        return name, f"L['{name}'][0]"
+    name = next((name for name in code.co_varnames if not name.startswith("__")), "self")
+    return name, f"L['{name}']"
+
+
+def state_of(owner: nn.Module, code: CodeType, closure: dict[str, Any]) -> dict[str, Any]:
+    """What a module's compiled method knows before it is called with anything."""
+    name, source = receiver(code)
+    return {**closure, name: (owner,) if source.endswith("[0]") else owner}
+
+
+def called_from(frame: FrameType) -> Call | None:
+    """Describe what a frame is about to call; the compiled frame itself is not on Python's stack yet.
+
+    None where only torch knows: inside code that it compiled.
+    """
     values = frame.f_locals
     target = {"_call_impl": values.get("self"), "compile_wrapper": values.get("fn")}.get(
         frame.f_code.co_name
     )
     if target is None:
-        owner, _ = callee(frame)
-        return Call(owner, frame.f_code.co_name)
+        return None
     return call_of(target, values.get("args", ()), values.get("kwargs", {}))
-
-
-RESUME = "torch_dynamo_resume_in_"
-_CALLS = ("_call_impl", "_wrapped_call_impl")
 
 
 def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Describe the call of a module or function as Dynamo sees it: its innermost frame's locals."""
-    method = getattr(target, "_compiled_call_impl", None) or getattr(target, "forward", target)
-    while inner := getattr(method, "_torchdynamo_orig_callable", None):
+    method, owner = target, None
+    first: tuple[Any, ...] = ()
+    inner = getattr(target, "_compiled_call_impl", None) or getattr(target, "forward", target)
+    while inner is not None:
         method = inner
-    owner = getattr(method, "__self__", None)
-    if isinstance(owner, nn.Module) and method.__name__ in _CALLS:
-        method = owner.forward
-        while inner := getattr(method, "_torchdynamo_orig_callable", None):
-            method = inner
+        if (holder := getattr(method, "__self__", None)) is not None:
+            owner, first = holder, (holder,)
+        inner = getattr(method, "_torchdynamo_orig_callable", None)
+        if isinstance(method, partial):
+            args, kwargs, first = (*method.args, *args), method.keywords | kwargs, ()
+            inner = method.func
+        elif isinstance(owner, nn.Module) and getattr(method, "__name__", "") in _CALLS:
+            inner = owner.forward
     function = getattr(method, "__func__", method)
     code = getattr(function, "__code__", None)
-    bound = args if method is function else (method.__self__, *args)
+    bound = (*first, *args)
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True) if code else ()
     closure = {name: cell.cell_contents for name, cell in cells}
     if owner is None and _is_wrap_inline(code):
@@ -164,59 +249,53 @@ def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         arguments.apply_defaults()
         return {**arguments.arguments, **closure}
 
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return Call(owner if isinstance(owner, nn.Module) else None, name, code, values)
+    return Call(owner if isinstance(owner, nn.Module) else None, code, values, closure)
 
 
-def compiling(frame: FrameType | None) -> tuple[Call, list[Any]] | None:
-    """What torch compiles, found on the stack of a start callback, and the variants it has already."""
+@dataclass(frozen=True, slots=True)
+class Compiling:
+    """What torch is about to compile: the frame that calls it, the call, the variants there are."""
+
+    caller: FrameType
+    call: Call
+    variants: list[Any]
+
+
+def compiling(frame: FrameType | None) -> Compiling | None:
+    """Find what torch compiles on the stack of a start callback."""
     while frame is not None and not (
         frame.f_code.co_name == "_compile" and "_dynamo" in frame.f_code.co_filename
     ):
         frame = frame.f_back
     if frame is None:
         return None
-    inside = frame.f_locals
+    inside, caller = frame.f_locals, frame
+    while caller.f_back is not None and caller.f_code.co_filename == frame.f_code.co_filename:
+        caller = caller.f_back
     with _observing("what is compiled"):
         code: CodeType = inside["code"]
         values = dict(inside["frame"].f_locals)
         entries = inside.get("cache_entries_for_reasons", inside.get("cache_entries"))
-    owner = values.get(receiver(code))
-    if code.co_name.startswith(RESUME) and not isinstance(owner, nn.Module):
-        owner = _owner_before_break(code, frame)
-    return Call(
-        owner if isinstance(owner, nn.Module) else None,
-        code.co_qualname,
-        code,
-        lambda: values,
-    ), variants(code) if entries is None else list(entries)
-
-
-def _owner_before_break(code: CodeType, frame: FrameType | None) -> nn.Module | None:
-    """The module of the code before a graph break, which calls the code behind it."""
-    before = code.co_name.removeprefix(RESUME).rpartition("_at_")[0]
-    while frame is not None and frame.f_code.co_name != before:
-        frame = frame.f_back
-    return callee(frame)[0] if frame is not None else None
-
-
-def receiver(code: CodeType) -> str:
-    """The name under which a method's code knows its module, after a graph break as well."""
-    if _is_wrap_inline(code):
-        return "fn"
-    return next((name for name in code.co_varnames if not name.startswith("__")), "self")
+    owner, _ = callee(caller)
+    known = variants(code) if entries is None else list(entries)
+    return Compiling(caller, Call(owner, code, lambda: values), known)
 
 
 def continuations(variant: Any) -> list[CodeType]:
     """The code that goes on after each graph break of a variant."""
     with _observing("graph breaks"):
         outer = variant.guard_manager.global_scope or {}
-        functions = [
-            outer.get("G", outer).get(name)
-            for name in variant.code.co_names
-            if name.startswith("__resume_at")
-        ]
-    return [function.__code__ for function in functions if hasattr(function, "__code__")]
+        return _resumed(variant.code, outer.get("G", outer))
+
+
+def resumed_from(frame: FrameType) -> list[CodeType]:
+    """The code that goes on after each graph break of the compiled code that a frame runs."""
+    return _resumed(frame.f_code, frame.f_globals)
+
+
+def _resumed(code: CodeType, names: dict[str, Any]) -> list[CodeType]:
+    resumed = (names.get(name) for name in code.co_names if name.startswith("__resume_at"))
+    return [function.__code__ for function in resumed if function is not None]
 
 
 def variants(code: CodeType) -> list[Any]:

@@ -161,3 +161,7 @@ class Names:
             return place
         inside: set[Any] = set(owner.modules())
         return region.place if any(model in inside for model in self._models) else None
+
+    def any_of(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether one of the modules belongs to the models."""
+        return any(id(module) in self._places for module in modules)

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import nn
 
 from hotswap.compiler import private
+from hotswap.compiler.guards import modules_read
 from hotswap.compiler.observer import OBSERVER, Heard
 from hotswap.compiler.reasons import Cause, Reason, group, some
 from hotswap.compiler.regions import Names, Place, Region
@@ -126,7 +127,10 @@ class CompileLog:
 
     def _place(self, region: Region) -> Place | None:
         if region not in self._places:
-            self._places[region] = self._names.of(region)
+            place, owner = self._names.of(region), region.owner()
+            if place is None and owner is not None and self._names.any_of(modules_read(owner)):
+                place = region.place
+            self._places[region] = place
         return self._places[region]
 
     def _count(self) -> tuple[dict[str, int], dict[str, int]]:

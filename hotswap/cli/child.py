@@ -80,8 +80,8 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def progress_line() -> Iterator[Callable[[str], None]]:
-    """A line on standard error that is rewritten; silent when that is not a terminal."""
+def progress_line() -> Iterator[Callable[[Callable[[], str]], None]]:
+    """A line on standard error that is rewritten; silent, and not asked for, where that is no terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -89,13 +89,13 @@ def progress_line() -> Iterator[Callable[[str], None]]:
     from rich.markup import escape
 
     with Console(stderr=True).status("starting") as shown:
-        yield lambda line: shown.update(escape(line))
+        yield lambda line: shown.update(escape(line()))
 
 
 def _wait(child: subprocess.Popen[bytes], status: Callable[[], str]) -> None:
     with progress_line() as show:
         while child.poll() is None:
-            show(status())
+            show(status)
             time.sleep(0.1)
 
 

@@ -39,7 +39,14 @@ def derive(gathered: Mapping[str, Any]) -> Document:
     rows = {row.adapter: row for row in text.adapter_rows(results, accepted)}
     times = _swap_times(results.records)
     described = gathered["adapters"] or [_undescribed(name) for name in accepted]
-    adapters = [_adapter(a, rows.get(a["name"]), times, results) for a in described]
+    failed: dict[str, text.Record] = {}
+    for record in results.records:
+        if record["outcome"] == "failed" and "adapter" in record:
+            failed.setdefault(record["adapter"], record)
+    adapters = [
+        _adapter(a, rows.get(a["name"]), times.get(a["name"], ()), failed.get(a["name"]))
+        for a in described
+    ]
     laws = [asdict(row) for row in text.law_rows(results)]
     warnings = [*gathered["warnings"], *_warnings(adapters, laws, gathered["timing"])]
     return {
@@ -232,22 +239,16 @@ def _undescribed(name: str) -> dict[str, Any]:
 def _adapter(
     described: Mapping[str, Any],
     row: text.AdapterRow | None,
-    times: Mapping[str, Sequence[float]],
-    results: text.Results,
+    times: Sequence[float],
+    failed: text.Record | None,
 ) -> dict[str, Any]:
     found = asdict(row) if row else {}
     found.pop("adapter", None)
-    own = times.get(described["name"], ())
-    failed = [
-        r
-        for r in results.records
-        if r.get("adapter") == described["name"] and r["outcome"] == "failed"
-    ]
     if described["findings"]:
         outcome, reason = "refused", described["findings"][0]["message"]
-    elif failed:
+    elif failed is not None:
         outcome = "failed"
-        reason = text.short(str(failed[0].get("message") or ""), str(failed[0].get("law")))
+        reason = text.short(str(failed.get("message") or ""), str(failed.get("law")))
     elif row is not None and row.equals_load in ("passed", "not applicable"):
         outcome, reason = "passed", ""
     else:
@@ -255,8 +256,8 @@ def _adapter(
     return {
         **described,
         **found,
-        "swap_seconds": statistics.median(own) if own else None,
-        "swap_samples": len(own),
+        "swap_seconds": statistics.median(times) if times else None,
+        "swap_samples": len(times),
         "verdict": outcome,
         "reason": reason,
     }

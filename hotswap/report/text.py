@@ -124,7 +124,11 @@ def state_of(records: Sequence[Record]) -> State:
 
 def adapter_rows(results: Results, adapters: Sequence[str]) -> tuple[AdapterRow, ...]:
     """Join the records by adapter and law: one row an adapter, in the order given."""
-    return tuple(_adapter_row(results, name) for name in adapters)
+    records: dict[str, list[Record]] = {name: [] for name in adapters}
+    for record in results.records:
+        if record.get("adapter") in records:
+            records[record["adapter"]].append(record)
+    return tuple(_adapter_row(name, Results(tuple(own))) for name, own in records.items())
 
 
 def adapter_names(results: Results) -> tuple[str, ...]:
@@ -224,12 +228,9 @@ def _parsed(lines: Iterable[str]) -> Iterable[Record]:
             yield value
 
 
-def _adapter_row(results: Results, name: str) -> AdapterRow:
-    def about(law: str) -> list[Record]:
-        return [r for r in results.of_law(law, role="law") if r.get("adapter") == name]
-
-    equals, effect = about("swap-equals-load"), about("swap-has-effect")
-    recompiled, in_place = about("zero-recompiles"), about("swap-in-place")
+def _adapter_row(name: str, own: Results) -> AdapterRow:
+    laws = ("swap-equals-load", "swap-has-effect", "zero-recompiles", "swap-in-place")
+    equals, effect, recompiled, in_place = (own.of_law(law, role="law") for law in laws)
     return AdapterRow(
         adapter=name,
         equals_load=state_of(equals),

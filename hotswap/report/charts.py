@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,8 @@ _VARIABLES = {
 """Stand-ins that no one sees: each becomes a variable of the page's style, so dark mode is a rule."""
 LARGEST = 60
 """Rows and columns that the heat map labels; above, layers are joined and labels left out."""
-MOST_ROWS, MOST_NUMBERED = 200, 16
-"""Rows that the heat map has room for, and adapters up to which each cell says its rank."""
+MOST_ROWS, MOST_NUMBERED, MOST_LABELS = 200, 16, 30
+"""Rows and labels of adapters that the heat map has room for, and up to how many each cell says its rank."""
 CELL = "cell"
 
 
@@ -62,8 +63,9 @@ def rank_map(adapters: Sequence[dict[str, Any]]) -> str:
             axes.text(*place, str(rank), ha="center", va="center", color=tone, gid=CELL, size=8)
     axes.set_yticks([n + 0.5 for n in range(len(rows))], [_shortened(row) for row in rows])
     if small:
-        labels = [a["name"] for a in named]
-        axes.set_xticks([n + 0.5 for n in range(len(named))], labels, rotation=45, ha="right")
+        labelled = range(0, len(named), math.ceil(len(named) / MOST_LABELS))
+        labels = [named[n]["name"] for n in labelled]
+        axes.set_xticks([n + 0.5 for n in labelled], labels, rotation=45, ha="right")
     else:
         axes.set_xlabel(f"{len(named)} adapters, in the order of the table")
     bar = figure.colorbar(picture, ax=axes, label="rank", pad=0.02)

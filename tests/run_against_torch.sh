@@ -12,8 +12,16 @@ for version in "$@"; do
   python="$work/venv-$version/bin/python"
   if [ ! -x "$python" ]; then
     "${PYTHON:-python3.11}" -m venv "$work/venv-$version"
-    "$python" -m pip install --quiet "torch==$version" 'peft>=0.21' 'transformers>=5' 'pytest>=8' \
-      'hypothesis>=6.100' 'rich>=13' 'safetensors>=0.5' 'typer>=0.16' 'pytest-xdist>=3.6'
+    "$python" - >"$work/others.txt" <<'PY'
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+for requirement in [*project["dependencies"], *project["optional-dependencies"]["xdist"]]:
+    if not requirement.startswith("torch"):
+        print(requirement)
+PY
+    "$python" -m pip install --quiet "torch==$version" --requirement "$work/others.txt"
   fi
   echo "== torch $("$python" -c 'import torch; print(torch.__version__)')"
   PYTHONPATH="$here" PYTEST_PLUGINS=pytest_hotswap.plugin OMP_NUM_THREADS=1 \

@@ -111,7 +111,9 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
                 text = f"{field} has {ascii(key)[:80]}, which matches no module with weights"
                 remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
                 yield Finding(path, "HSW111", text, remedy)
-    dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}
+    dtypes = {info.dtype for info in layout.tensors.values()}
+    if len(dtypes) > 1:
+        dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}
     if len(dtypes) > 1:
         text, remedy = f"has weights in {', '.join(sorted(dtypes))}", "save it in one dtype"
         yield Finding(path, "HSW115", text, remedy)
@@ -126,8 +128,10 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
     targets = spec.config.get("target_modules")
     if not isinstance(targets, list) or not spec.modules or spec.findings:
         return
-    ends = tuple(f".{target}" for target in targets)
     known = set(map(str, targets))
+    if known == {name.rpartition(".")[2] for name in spec.modules}:
+        return  # as it is for most
+    ends = tuple(f".{target}" for target in targets)
     bare = {name.replace(".base_layer", "") for name in spec.modules}
     missing = [t for t in known if t not in bare and not any(n.endswith(f".{t}") for n in bare)]
     if missing:

@@ -13,7 +13,7 @@ for version in "$@"; do
   if [ ! -x "$python" ]; then
     "${PYTHON:-python3.11}" -m venv "$work/venv-$version"
     "$python" -m pip install --quiet "torch==$version" 'peft>=0.21' 'transformers>=5' 'pytest>=8' \
-      'hypothesis>=6.100' 'rich>=13' 'safetensors>=0.5' 'typer>=0.16' 'pytest-xdist>=3.6'
+      'hypothesis>=6.100' 'rich>=13' 'safetensors>=0.5' 'click>=8.1' 'pytest-xdist>=3.6'
   fi
   echo "== torch $("$python" -c 'import torch; print(torch.__version__)')"
   PYTHONPATH="$here" PYTEST_PLUGINS=pytest_hotswap.plugin OMP_NUM_THREADS=1 \

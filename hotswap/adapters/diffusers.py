@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -30,11 +31,12 @@ Part = tuple[dict[str, Any], dict[str, TensorInfo]]
 
 def weights_of(path: Path) -> Path | None:
     """The file of a diffusers adapter, given itself or its folder; None if it is PEFT's or not there."""
-    folder = path if path.is_dir() else path.parent
-    file = path / WEIGHTS if path.is_dir() else path
-    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS or (folder / CONFIG).exists():
+    folder, file = (path, path / WEIGHTS) if os.path.isdir(path) else (path.parent, path)
+    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS:
         return None
-    return file if file.exists() else None
+    if os.path.exists(os.path.join(folder, CONFIG)) or not file.exists():
+        return None
+    return file
 
 
 def components(

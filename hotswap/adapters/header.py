@@ -87,7 +87,7 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
 def open_weights(path: str | Path) -> BufferedReader:
     """Open a safetensors file, or the one in an adapter folder; raises UnreadableAdapterError."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / WEIGHTS
     try:
         return open_regular(path)
@@ -260,7 +260,7 @@ def _loads(text: bytes) -> dict[str, Any]:
     """
     decoded = text.decode("utf-8")
     raw: dict[str, Any] = json.loads(decoded)
-    pairs = len(raw) + sum(len(entry) for entry in raw.values() if isinstance(entry, dict))
+    pairs = len(raw) + sum([len(entry) for entry in raw.values() if isinstance(entry, dict)])
     if text.count(b":") != pairs or b"\\" in text:
         raw = json.loads(decoded, object_pairs_hook=unique)
     return raw

@@ -73,7 +73,7 @@ class Inspector:
         spec, layout = opened.spec, opened.layout
         findings = [*self._text_findings(opened)]
         if opened.file is not None:
-            findings += _links(Path(spec.path), Path(opened.file.name))
+            findings += _links(spec.path, str(opened.file.name))
             if self.weights:
                 findings += value_findings(spec.path, opened.file, layout)
         return Inspection(
@@ -104,7 +104,8 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
     """What a swap accepts and is seldom meant."""
     path, config = spec.path, spec.config
     names = list(spec.modules)
-    names += [f"{n}.{p}" for n, module in spec.modules.items() for p in module.parameters]
+    if config.get("target_parameters"):
+        names += [f"{n}.{p}" for n, module in spec.modules.items() for p in module.parameters]
     for field in ("rank_pattern", "alpha_pattern"):
         for key in config.get(field) or ():
             if names and not any(matches(key, name) for name in names):
@@ -149,14 +150,15 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
         yield Finding(spec.path, "HSW118", text, remedy)
 
 
-def _links(path: Path, weights: Path) -> Iterator[Finding]:
+def _links(path: str, weights: str) -> Iterator[Finding]:
     """Files that lie elsewhere, except in the hub's cache, where they all are links to its blobs."""
-    for file in (weights, weights.parent / CONFIG):
-        if not file.is_symlink():
+    parent, name = os.path.split(weights)
+    for file in (name, CONFIG):
+        if not os.path.islink(os.path.join(parent, file)):
             continue
-        folder, target = os.path.realpath(file.parent), os.path.realpath(file)
+        folder, target = os.path.realpath(parent), os.path.realpath(os.path.join(parent, file))
         blobs = os.path.join(os.path.dirname(os.path.dirname(folder)), "blobs")
         if not target.startswith((folder + os.sep, blobs + os.sep)):
-            text = f"{file.name} is a link to a file out of the folder: {ascii(target)[:120]}"
+            text = f"{file} is a link to a file out of the folder: {ascii(target)[:120]}"
             remedy = "put the file itself there: a link may lead anywhere"
-            yield Finding(str(path), "HSW008", text, remedy)
+            yield Finding(path, "HSW008", text, remedy)

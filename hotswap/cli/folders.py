@@ -6,8 +6,7 @@ import glob
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import typer
-
+from hotswap.cli.command import Exit
 from hotswap.cli.terminal import say
 
 
@@ -35,5 +34,5 @@ def _expanded(command: str, words: Iterable[str], wanted: Callable[[Path], bool]
     for pattern in unmatched:
         say(f"hotswap {command}: no folder matches {pattern!r}", error=True)
     if unmatched:
-        raise typer.Exit(2)
+        raise Exit(2)
     return folders

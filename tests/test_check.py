@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.read import Reader
 from hotswap.adapters.rules import DOCUMENTATION, table
 from hotswap.adapters.spec import AdapterSpec
+from hotswap.cli.check import _progress
 from hotswap.cli.main import main
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import RULES, WARNINGS
@@ -409,3 +412,19 @@ def test_a_plan_is_saved_whole_or_not_at_all(
 
 def test_warnings_are_codes() -> None:
     assert set(RULES) >= WARNINGS
+
+
+@pytest.mark.parametrize(("terminal", "seconds", "shown"), [(1, 2, 1), (1, 0.5, 0), (0, 2, 0)])
+def test_a_terminal_shows_a_bar_past_the_first_second(
+    monkeypatch: pytest.MonkeyPatch, terminal: int, seconds: float, shown: int
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: bool(terminal))
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(
+        "hotswap.cli.check.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
+    )
+    with _progress(4) as progress:
+        progress(2)
+    assert ("adapters" in stream.getvalue()) == bool(shown)
+    assert ("50%" in stream.getvalue()) == bool(shown)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -286,8 +287,11 @@ def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]
 
 
 def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
-    if place is not None and same(place, module):
-        return place
+    return place if place is not None and same(place, module) else _wider(place, module)
+
+
+@lru_cache(maxsize=1024)  # the layers of a model are alike
+def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
     own = ModulePlan(
         module.kind,
         module.rank,

@@ -428,3 +428,15 @@ def test_a_terminal_shows_a_bar_past_the_first_second(
         progress(2)
     assert ("adapters" in stream.getvalue()) == bool(shown)
     assert ("50%" in stream.getvalue()) == bool(shown)
+
+
+def test_the_files_of_a_folder_are_one_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter()(tmp_path)
+    files = [str(path) for path in sorted((tmp_path / "a").iterdir())]
+    assert len(files) == 2  # as pre-commit passes them
+    assert main(["check", *files]) == 0
+    assert capsys.readouterr().err == "1 adapter, no errors\n"
+    monkeypatch.chdir(tmp_path / "a")
+    assert main(["check", WEIGHTS]) == 0

@@ -11,7 +11,7 @@ from adapter_files import lora_tensors, raw_safetensors, safetensors_bytes, writ
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotswap.adapters.header import TensorInfo, read_header
+from hotswap.adapters.header import TensorInfo, _columns, _loads, _tensor, read_header
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -81,10 +81,10 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         ({"a": entry()}, "belong to no tensor"),
         ({"a": entry(dtype="F31")}, "unknown dtype"),
         ({"a": entry(dtype=["F32"])}, "unknown dtype"),
-        ({"a": entry(shape=(-2,))}, "lists of sizes"),
-        ({"a": entry(shape=(True, 2))}, "lists of sizes"),
-        ({"a": entry(shape=2)}, "lists of sizes"),
-        ({"a": entry(offsets=(0, 4, 8))}, "lists of sizes"),
+        ({"a": entry(shape=(-2,))}, "a list of sizes"),
+        ({"a": entry(shape=(True, 2))}, "a list of sizes"),
+        ({"a": entry(shape=2)}, "a list of sizes"),
+        ({"a": entry(offsets=(0, 4, 8))}, "a list of sizes"),
         ({"a": {"dtype": "F32"}}, "missing"),
         ({"a\n": entry()}, "cannot be printed"),
         ({"\ud800": entry()}, "cannot be printed"),
@@ -166,3 +166,39 @@ def test_anything_gives_a_spec_or_findings_and_never_another_exception(
     except UnreadableAdapterError as error:
         said = error.findings
     assert said
+
+
+ODD = st.sampled_from([0, 1, 2, 4, -1, True, 2.0, None, "F32", [1], 2**63])
+ENTRIES = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "F31", ["F32"]]),
+        "shape": st.lists(ODD, max_size=2) | ODD,
+        "data_offsets": st.lists(ODD, min_size=2, max_size=3) | ODD,
+    }
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b.c", "..", "/d", "e\n"]), ENTRIES | ODD, max_size=4))
+@example({"a": entry(shape=[1], offsets=[0, 4]), "b": entry(shape=[True], offsets=[4, 8])})
+def test_columns_are_right_where_one_by_one_is_right(raw: dict[str, Any]) -> None:
+    together = _columns(raw)
+    try:
+        alone = {name: _tensor(Path("a"), name, each) for name, each in raw.items()}
+    except UnreadableAdapterError:
+        assert together is None
+    else:
+        assert not raw or together == alone
+
+
+TEXTS = st.sampled_from(['"a"', '"a:"', "1", '{"x": 1, "y": 2}', '{"x": 1, "x": 1}', "[{}]"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b:", "c"]), TEXTS), max_size=5))
+def test_a_name_that_occurs_twice_anywhere_is_refused(pairs: list[tuple[str, str]]) -> None:
+    text = "{" + ", ".join(f'"{name}": {value}' for name, value in pairs) + "}"
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names) or any('"x": 1, "x"' in value for _, value in pairs):
+        with pytest.raises(ValueError, match="occurs twice"):
+            _loads(text.encode())
+    else:
+        assert _loads(text.encode()) == json.loads(text)

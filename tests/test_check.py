@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.read import Reader
 from hotswap.adapters.rules import DOCUMENTATION, table
 from hotswap.adapters.spec import AdapterSpec
+from hotswap.cli.check import _progress
 from hotswap.cli.main import main
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import RULES, WARNINGS
@@ -409,3 +412,31 @@ def test_a_plan_is_saved_whole_or_not_at_all(
 
 def test_warnings_are_codes() -> None:
     assert set(RULES) >= WARNINGS
+
+
+@pytest.mark.parametrize(("terminal", "seconds", "shown"), [(1, 2, 1), (1, 0.5, 0), (0, 2, 0)])
+def test_a_terminal_shows_a_bar_past_the_first_second(
+    monkeypatch: pytest.MonkeyPatch, terminal: int, seconds: float, shown: int
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: bool(terminal))
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(
+        "hotswap.cli.check.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
+    )
+    with _progress(4) as progress:
+        progress(2)
+    assert ("adapters" in stream.getvalue()) == bool(shown)
+    assert ("50%" in stream.getvalue()) == bool(shown)
+
+
+def test_the_files_of_a_folder_are_one_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter()(tmp_path)
+    files = [str(path) for path in sorted((tmp_path / "a").iterdir())]
+    assert len(files) == 2  # as pre-commit passes them
+    assert main(["check", *files]) == 0
+    assert capsys.readouterr().err == "1 adapter, no errors\n"
+    monkeypatch.chdir(tmp_path / "a")
+    assert main(["check", WEIGHTS]) == 0

@@ -17,9 +17,14 @@ from transformers import GPT2Config, LlamaConfig
 
 import hotswap
 from hotswap.adapters.fit import BaseModel, belongs
+from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.checks.base_model import describe, read_base
 from hotswap.errors import HotswapError
+from pytest_hotswap import strategies
+from pytest_hotswap.broken import DEFECTS, break_adapter
+from pytest_hotswap.written import AdapterDescription
+from pytest_hotswap.written import write_adapter as write_described
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -194,3 +199,43 @@ def test_the_checker_accepts_what_a_swap_accepts(
     assert accepted == (not found)
     fits = rank < 5 and targets <= set(TARGETS) and not patterned
     assert accepted or damage != "none" or not fits
+
+
+LINEAR = {name: module for name, module in micro().named_modules() if name in TARGETS}
+ROOM = hotswap.SwapPlan(
+    {name: ModulePlan("linear", 8, m.in_features, m.out_features) for name, m in LINEAR.items()}
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    fleet=strategies.fleets(min_size=2, max_size=4, max_rank=6, modules=TARGETS),
+    planned=st.integers(1, 3),
+    defects=st.lists(st.sampled_from(["", "", *DEFECTS]), min_size=4, max_size=4),
+)
+def test_the_checker_accepts_of_a_fleet_what_a_swap_accepts(
+    tmp_path_factory: pytest.TempPathFactory,
+    fleet: list[AdapterDescription],
+    planned: int,
+    defects: list[str],
+) -> None:
+    folder = tmp_path_factory.mktemp("fleet")
+    good = [write_described(folder / f"good{n}", one, ROOM) for n, one in enumerate(fleet)]
+    plan = hotswap.plan(good[:planned])
+    model = hotswap.load(micro(), plan, good[0])
+    judged = [
+        break_adapter(path, folder / f"bad{n}", defect, room=plan.ranks) if defect else path
+        for n, (path, defect) in enumerate(zip(good, defects, strict=False))
+    ]
+    found = hotswap.check_adapters(judged, plan=plan, weights=True)
+    refused = {
+        path for path in judged for f in found if f.severity == "error" and path.name in f.where
+    }
+    for path, defect in zip(judged, defects, strict=False):
+        try:
+            hotswap.swap(model, path)
+        except HotswapError:
+            assert path in refused
+            assert defect or path in good[planned:]
+        else:
+            assert path not in refused

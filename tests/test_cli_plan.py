@@ -13,7 +13,7 @@ from adapter_files import write_adapter
 
 import hotswap
 from hotswap.adapters.plan import SwapPlan
-from hotswap.cli.main import main
+from hotswap.cli.main import COMMANDS, app, main
 
 
 @pytest.fixture
@@ -137,10 +137,30 @@ def test_the_help_has_examples_and_exit_codes(
     assert "Exit codes: 0, " in out
 
 
-def test_the_command_line_starts_without_what_is_heavy() -> None:
-    heavy = {"torch", "peft", "rich", "huggingface_hub", "pytest", "hypothesis"}
-    code = f"import sys, hotswap.cli.main; sys.exit(bool({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize("words", ["--help", "plan a", "check a"])
+def test_the_command_line_starts_without_what_is_heavy(fleet: Path, words: str) -> None:
+    heavy = {
+        "torch",
+        "numpy",
+        "peft",
+        "rich",
+        "huggingface_hub",
+        "pydantic",
+        "pytest",
+        "hypothesis",
+    }
+    code = (
+        "import sys; from hotswap.cli.main import main; code = main(sys.argv[1:]); "
+        f"sys.exit(code or bool({heavy} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *words.split()]
+    assert subprocess.run(command, cwd=fleet, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_all_commands_has_the_first_line_of_each(name: str) -> None:
+    lines = (app("").commands[name].help, app(name).commands[name].help or "")
+    assert lines[0] == lines[1].splitlines()[0]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

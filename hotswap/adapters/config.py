@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,12 +42,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def config_text(folder: Path) -> bytes:
     """Read the config file of a folder; raises UnreadableAdapterError (HSW001/002/003/007)."""
     path = folder / CONFIG
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         what = "is a file" if folder.exists() else "does not exist"
         _refuse(str(folder), "HSW001", f"the adapter folder {what}", f"pass a folder with {CONFIG}")
     try:
         with open_regular(path) as file:
-            return file.read(MAX_CONFIG + 1)
+            size = os.fstat(file.fileno()).st_size
+            return file.read(min(size, MAX_CONFIG) + 1)
     except FileNotFoundError:
         _refuse(
             str(folder), "HSW002", f"no {CONFIG} in the folder", "pass a folder that PEFT saved"

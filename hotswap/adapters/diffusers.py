@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -30,11 +31,12 @@ Part = tuple[dict[str, Any], dict[str, TensorInfo]]
 
 def weights_of(path: Path) -> Path | None:
     """The file of a diffusers adapter, given itself or its folder; None if it is PEFT's or not there."""
-    folder = path if path.is_dir() else path.parent
-    file = path / WEIGHTS if path.is_dir() else path
-    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS or (folder / CONFIG).exists():
+    folder, file = (path, path / WEIGHTS) if os.path.isdir(path) else (path.parent, path)
+    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS:
         return None
-    return file if file.exists() else None
+    if os.path.exists(os.path.join(folder, CONFIG)) or not file.exists():
+        return None
+    return file
 
 
 def components(
@@ -71,22 +73,42 @@ def _below(fields: Mapping[str, Any] | None, component: str) -> dict[str, Any] |
     return {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
 
 
+def implied_config(
+    shapes: Mapping[str, tuple[int, ...]], alphas: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The config that the tensors of a file imply, with its alphas of modules or of their lora_A.
+
+    As in diffusers, alpha is the rank where the file has none. Rank 1 without a lora_A.
+    """
+    ranks = {
+        name.removesuffix(".lora_A.weight"): shape[0]
+        for name, shape in shapes.items()
+        if name.endswith(".lora_A.weight") and shape and shape[0]
+    }
+    own = {re.sub(r"\.(lora_A\..*|alpha)$", "", key): float(a) for key, a in (alphas or {}).items()}
+    factors = {module: own.get(module, rank) for module, rank in ranks.items()}
+    return {
+        "peft_type": "LORA",
+        "r": _usual(ranks),
+        "lora_alpha": _usual(factors),
+        "target_modules": list(ranks),
+        "rank_pattern": _pattern(ranks),
+        "alpha_pattern": _pattern(factors),
+        "use_dora": any(MAGNITUDE in name for name in shapes),
+        "lora_bias": any(name.endswith(".lora_B.bias") for name in shapes),
+    }
+
+
+def _usual(values: Mapping[str, Any]) -> Any:
+    return Counter(values.values()).most_common(1)[0][0] if values else 1
+
+
+def _pattern(values: Mapping[str, Any]) -> dict[str, Any]:
+    usual = _usual(values)
+    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
+
+
 def _config(fields: dict[str, Any] | None, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
     if fields:
         return {"peft_type": "LORA", **fields}
-    ranks = {
-        name.removesuffix(".lora_A.weight"): info.shape[0]
-        for name, info in tensors.items()
-        if name.endswith(".lora_A.weight") and info.shape and info.shape[0]
-    }
-    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
-    return {
-        "peft_type": "LORA",
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": other,
-        "alpha_pattern": other,
-        "use_dora": any(MAGNITUDE in name for name in tensors),
-        "lora_bias": any(name.endswith(".lora_B.bias") for name in tensors),
-    }
+    return implied_config({name: info.shape for name, info in tensors.items()})

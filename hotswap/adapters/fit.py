@@ -43,7 +43,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
                     f"{_PLAN_AGAIN}, or check that it belongs to this base model",
                 )
             )
-        elif not _same(place, module):
+        elif not same(place, module):
             findings += _module_findings(f"{spec.path}::{name}", place, module, rank)
     findings += _trained_findings(plan, spec)
     return merge_alike(findings)
@@ -201,7 +201,7 @@ def _module_findings(
             yield Finding(where, "HSW106", text, _PLAN_AGAIN)
 
 
-def _same(place: ModulePlan, module: ModuleSpec) -> bool:
+def same(place: ModulePlan, module: ModuleSpec) -> bool:
     """Whether a module is what the plan has, as most are: then there is nothing to look at closely."""
     return (
         module.rank <= place.rank

@@ -73,7 +73,7 @@ class Inspector:
         spec, layout = opened.spec, opened.layout
         findings = [*self._text_findings(opened)]
         if opened.file is not None:
-            findings += _links(Path(spec.path), Path(opened.file.name))
+            findings += _links(spec.path, str(opened.file.name))
             if self.weights:
                 findings += value_findings(spec.path, opened.file, layout)
         return Inspection(
@@ -104,14 +104,17 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
     """What a swap accepts and is seldom meant."""
     path, config = spec.path, spec.config
     names = list(spec.modules)
-    names += [f"{n}.{p}" for n, module in spec.modules.items() for p in module.parameters]
+    if config.get("target_parameters"):
+        names += [f"{n}.{p}" for n, module in spec.modules.items() for p in module.parameters]
     for field in ("rank_pattern", "alpha_pattern"):
         for key in config.get(field) or ():
             if names and not any(matches(key, name) for name in names):
                 text = f"{field} has {ascii(key)[:80]}, which matches no module with weights"
                 remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
                 yield Finding(path, "HSW111", text, remedy)
-    dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}
+    dtypes = {info.dtype for info in layout.tensors.values()}
+    if len(dtypes) > 1:
+        dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}
     if len(dtypes) > 1:
         text, remedy = f"has weights in {', '.join(sorted(dtypes))}", "save it in one dtype"
         yield Finding(path, "HSW115", text, remedy)
@@ -126,8 +129,10 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
     targets = spec.config.get("target_modules")
     if not isinstance(targets, list) or not spec.modules or spec.findings:
         return
-    ends = tuple(f".{target}" for target in targets)
     known = set(map(str, targets))
+    if known == {name.rpartition(".")[2] for name in spec.modules}:
+        return  # as it is for most
+    ends = tuple(f".{target}" for target in targets)
     bare = {name.replace(".base_layer", "") for name in spec.modules}
     missing = [t for t in known if t not in bare and not any(n.endswith(f".{t}") for n in bare)]
     if missing:
@@ -145,14 +150,15 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
         yield Finding(spec.path, "HSW118", text, remedy)
 
 
-def _links(path: Path, weights: Path) -> Iterator[Finding]:
+def _links(path: str, weights: str) -> Iterator[Finding]:
     """Files that lie elsewhere, except in the hub's cache, where they all are links to its blobs."""
-    for file in (weights, weights.parent / CONFIG):
-        if not file.is_symlink():
+    parent, name = os.path.split(weights)
+    for file in (name, CONFIG):
+        if not os.path.islink(os.path.join(parent, file)):
             continue
-        folder, target = os.path.realpath(file.parent), os.path.realpath(file)
+        folder, target = os.path.realpath(parent), os.path.realpath(os.path.join(parent, file))
         blobs = os.path.join(os.path.dirname(os.path.dirname(folder)), "blobs")
         if not target.startswith((folder + os.sep, blobs + os.sep)):
-            text = f"{file.name} is a link to a file out of the folder: {ascii(target)[:120]}"
+            text = f"{file} is a link to a file out of the folder: {ascii(target)[:120]}"
             remedy = "put the file itself there: a link may lead anywhere"
-            yield Finding(str(path), "HSW008", text, remedy)
+            yield Finding(path, "HSW008", text, remedy)

@@ -7,12 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hotswap.adapters.fit import fits
+from hotswap.adapters.fit import fits, same
 from hotswap.adapters.header import BITS
 from hotswap.adapters.output import write_atomically
+from hotswap.adapters.read import Reader
 from hotswap.adapters.spec import AdapterSpec, Kind, ModuleSpec, TokenRows, family, widest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
@@ -273,9 +275,10 @@ def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
 def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]:
     specs: list[AdapterSpec] = []
     findings: list[Finding] = []
+    reader = Reader()
     for adapter in adapters:
         try:
-            specs.append(adapter if isinstance(adapter, AdapterSpec) else AdapterSpec.read(adapter))
+            specs.append(adapter if isinstance(adapter, AdapterSpec) else reader.spec(str(adapter)))
         except UnreadableAdapterError as error:
             findings += error.findings
     if findings:
@@ -284,6 +287,11 @@ def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]
 
 
 def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
+    return place if place is not None and same(place, module) else _wider(place, module)
+
+
+@lru_cache(maxsize=1024)  # the layers of a model are alike
+def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
     own = ModulePlan(
         module.kind,
         module.rank,

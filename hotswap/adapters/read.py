@@ -27,7 +27,8 @@ from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 
 _T = TypeVar("_T")
-_KEPT = 64
+_KEPT = 128
+_LONGEST_KEPT = 1_000_000  # bytes of a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Reader:
     """Reads one adapter after the other; one whose texts are those of an earlier one takes less time."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, Opened] = OrderedDict()
-        self._layouts: OrderedDict[bytes, FileLayout] = OrderedDict()
+        self._known: OrderedDict[bytes, Opened | None] = OrderedDict()
+        self._layouts: OrderedDict[bytes, FileLayout | None] = OrderedDict()
 
     @contextmanager
     def open(self, path: str) -> Iterator[Opened]:
@@ -72,6 +73,11 @@ class Reader:
             yield self._described(path, file, text, header)
             unchanged(file, before)
 
+    def spec(self, path: str) -> AdapterSpec:
+        """Describe an adapter; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
+        with self.open(path) as opened:
+            return opened.spec
+
     def _described(
         self, path: str, file: BufferedReader, text: bytes | None, header: bytes
     ) -> Opened:
@@ -88,10 +94,11 @@ class Reader:
             layout = self._layouts.get(header_key) or parse_layout(file, header)
         except UnreadableAdapterError as error:
             raise UnreadableAdapterError(_with_config(Path(path), text, error)) from None
-        _keep(self._layouts, header_key, layout)
         spec = describe(path, str(file.name), text, layout)
-        if not spec.findings:  # they name the file
-            _keep(self._known, key, Opened(spec, layout, None, key))
+        if len(header) <= _LONGEST_KEPT:
+            _keep(self._layouts, header_key, layout)
+            if not spec.findings:  # they name the file
+                _keep(self._known, key, Opened(spec, layout, None, key))
         return Opened(spec, layout, file, key)
 
     def _remote(self, path: str) -> tuple[AdapterSpec, FileLayout]:
@@ -99,9 +106,12 @@ class Reader:
         return describe(path, path, text, layout), layout
 
 
-def _keep(kept: OrderedDict[bytes, _T], key: bytes, value: _T) -> None:
-    """Remember a value as the last one used, and forget the one that was not used for longest."""
-    kept[key] = value
+def _keep(kept: OrderedDict[bytes, _T | None], key: bytes, value: _T) -> None:
+    """Remember a value as the last one used, and forget the one that was not used for longest.
+
+    The first time only its key is remembered: a fleet in which no two are equal costs no memory.
+    """
+    kept[key] = value if key in kept else None
     kept.move_to_end(key)
     if len(kept) > _KEPT:
         kept.popitem(last=False)
@@ -126,12 +136,6 @@ def _config(location: Path, text: bytes) -> dict[str, Any]:
     fields = parse_config(where, text)
     check_config(where, fields)
     return fields
-
-
-def read_spec(path: str | Path) -> AdapterSpec:
-    """Describe an adapter; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
-    with Reader().open(str(path)) as opened:
-        return opened.spec
 
 
 def describe(path: str, weights: str, text: bytes | None, layout: FileLayout) -> AdapterSpec:

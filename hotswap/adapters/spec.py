@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from hotswap.adapters.config import (
     alpha_of,
@@ -20,7 +21,7 @@ from hotswap.adapters.config import (
     token_indices,
     unsupported_features,
 )
-from hotswap.adapters.header import BITS, TensorInfo
+from hotswap.adapters.header import BITS, TensorInfo, for_names
 from hotswap.adapters.patterns import MOST_STEPS, steps
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -114,9 +115,9 @@ class AdapterSpec:
 
         Raises UnreadableAdapterError with all HSW0xx and HSW101 findings.
         """
-        from hotswap.adapters.read import read_spec
+        from hotswap.adapters.read import Reader
 
-        return read_spec(path)
+        return Reader().spec(str(path))
 
     @classmethod
     def from_tensors(
@@ -128,30 +129,39 @@ class AdapterSpec:
             Finding(where, "HSW102", sentence, "train or merge the adapter without this feature")
             for sentence in unsupported_features(config)
         ]
-        found = _sort(where, config, tensors, findings)
-        if not found.parts:
+        names = for_names(_named, tuple(tensors))
+        other = _sort(where, config, tensors, names, findings)
+        findings += _dtype_findings(where, tensors, names)
+        if not names.modules:
             findings.append(
                 Finding(where, "HSW004", "the adapter has no LoRA weights", _SAVE_AGAIN)
             )
         patterns = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
-        if steps(patterns, found.parts) > MOST_STEPS:
+        if steps(patterns, names.modules) > MOST_STEPS:
             text = "rank_pattern and alpha_pattern take too long to match all modules"
             raise UnreadableAdapterError([Finding(where, "HSW003", text, _SAVE_AGAIN)])
         modules: dict[str, ModuleSpec] = {}
-        known: dict[Hashable, ModuleSpec] = {}
+        known: dict[Hashable, tuple[ModuleSpec, int]] = {}
         alike = not patterns and not config.get("target_parameters")
-        for name in sorted(found.parts):
-            parts = found.parts[name]
-            key = tuple((part, info.dtype, info.shape) for part, info in parts.items())
+        size = _bytes([*other.saved.values(), *other.tokens.values()])
+        infos = list(tensors.values())
+        forms = [info[:2] for info in infos]  # dtype and shape
+        for name, (own_parts, places, pick) in names.modules.items():
+            key = own_parts, pick(forms)
             if alike and key in known:  # a layer like one before
-                modules[name] = known[key]
+                modules[name], own = known[key]
+                size += own
                 continue
+            parts = {part: infos[at] for part, at in zip(own_parts, places, strict=True)}
             module, problems = _module(f"{where}::{name}", name, config, parts)
+            own = _bytes(parts.values())
+            size += own
             findings += problems
             if module is not None:
-                modules[name] = known[key] = module
+                modules[name] = module
+                known[key] = module, own
         tokens: dict[str, TokenRows] = {}
-        for name, info in found.tokens.items():
+        for name, info in other.tokens.items():
             rows = TokenRows(token_indices(config, name), info.shape[-1], info.dtype)
             tokens[name] = rows
             if info.shape != (len(rows.indices), rows.dimension):
@@ -159,28 +169,32 @@ class AdapterSpec:
                     f"{TOKENS} is {list(info.shape)}, the config names {len(rows.indices)} tokens"
                 )
                 findings.append(Finding(f"{where}::{name}", "HSW104", text, _SAVE_AGAIN))
-        swapped = [*found.saved.values(), *found.tokens.values()]
-        swapped += [info for part in found.parts.values() for info in part.values()]
         return cls(
             where,
             dict(config),
             modules,
-            sum(
-                math.prod(shape) * BITS.get(dtype, 0) // 8 * count
-                for (dtype, shape), count in Counter((i.dtype, i.shape) for i in swapped).items()
-            ),
+            size,
             merge_alike(findings),
-            found.saved,
+            other.saved,
             tokens,
-            found.copies,
+            other.copies,
         )
+
+
+class _Names(NamedTuple):
+    """The names in a file by what they are: a module's parts, their places and how to pick these from a list
+    (which is quicker in C), others, and what is twice.
+    """
+
+    modules: dict[str, tuple[tuple[str, ...], tuple[int, ...], Callable[[Any], Hashable]]]
+    others: dict[str, str]
+    twice: list[str]
 
 
 @dataclass(slots=True)
 class _Sorted:
-    """The tensors of a file by what they are."""
+    """The tensors of a file that are not of LoRA layers, by what they are."""
 
-    parts: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
     saved: dict[str, TensorInfo] = field(default_factory=dict)
     tokens: dict[str, TensorInfo] = field(default_factory=dict)
     copies: dict[str, TensorInfo] = field(default_factory=dict)
@@ -220,45 +234,68 @@ def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     )
 
 
+@lru_cache(maxsize=64)
+def _named(keys: tuple[str, ...]) -> _Names:
+    """Sort the names of a file; modules in the order of their names."""
+    found = _Names({}, {}, [])
+    modules: dict[str, dict[str, int]] = {}
+    for place, key in enumerate(keys):
+        name = canonical(key)
+        owner, _, end = name.rpartition(".lora_")
+        part = _PARTS.get(f"lora_{end}") if owner else None
+        if part is None:
+            found.others[key] = name
+            continue
+        module = modules.setdefault(owner, {})
+        if part in module:
+            found.twice.append(key)
+        module[part] = place
+    for owner, parts in sorted(modules.items()):
+        places = tuple(parts.values())
+        found.modules[owner] = tuple(parts), places, itemgetter(*places)
+    return found
+
+
 def _sort(
     where: str,
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
+    names: _Names,
     findings: list[Finding],
 ) -> _Sorted:
     found = _Sorted()
-    for key, info in tensors.items():
-        name = canonical(key)
-        owner, _, end = name.rpartition(".lora_")
-        part = _PARTS.get(f"lora_{end}") if owner else None
-        if part is not None:
-            module = found.parts.setdefault(owner, {})
-            if part in module:
-                findings.append(_unexpected(where, key, "occurs twice, with and without a prefix"))
-            module[part] = info
-        elif name.endswith(f".{TOKENS}") and token_indices(config, name[: -len(TOKENS) - 1]):
+    for key in names.twice:
+        findings.append(_unexpected(where, key, "occurs twice, with and without a prefix"))
+    for key, name in names.others.items():
+        info = tensors[key]
+        if name.endswith(f".{TOKENS}") and token_indices(config, name[: -len(TOKENS) - 1]):
             found.tokens[name[: -len(TOKENS) - 1]] = info
         elif name.endswith(f".{TOKENS}") and info.shape[:1] == (0,):
             continue  # a model with room for token rows has none of this adapter
         elif saved_module(config, name):
             found.saved[name] = info
-            continue  # a whole module may have integer buffers
         elif _BASE_COPY.fullmatch(name):
             found.copies[name] = info
-            continue
         else:
             findings.append(_unexpected(where, key, "is not a LoRA weight that can be swapped"))
-            continue
-        if info.dtype not in _FLOATING:
-            findings.append(
-                Finding(
-                    f"{where}::{name}",
-                    "HSW109",
-                    f"has dtype {info.dtype}, expected one of {', '.join(_FLOATING)}",
-                    "save the adapter in a floating dtype",
-                )
-            )
     return found
+
+
+def _dtype_findings(
+    where: str, tensors: Mapping[str, TensorInfo], names: _Names
+) -> Iterator[Finding]:
+    """LoRA weights and token rows must be floating numbers; a whole module may have integer buffers."""
+    if {info.dtype for info in tensors.values()} <= {*_FLOATING}:
+        return
+    for key, info in tensors.items():
+        if info.dtype not in _FLOATING and names.others.get(key, TOKENS).endswith(TOKENS):
+            text = f"has dtype {info.dtype}, expected one of {', '.join(_FLOATING)}"
+            remedy = "save the adapter in a floating dtype"
+            yield Finding(f"{where}::{canonical(key)}", "HSW109", text, remedy)
+
+
+def _bytes(infos: Iterable[TensorInfo]) -> int:
+    return sum(math.prod(info.shape) * BITS.get(info.dtype, 0) // 8 for info in infos)
 
 
 def canonical(key: str) -> str:

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from hotswap.cli.command import Exit, Option
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
 from hotswap.errors import HotswapError
@@ -21,32 +20,30 @@ if TYPE_CHECKING:
 
 def bench(
     base: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Your own base model: a folder or a hub id.")
+        str | None, Option(metavar="PATH", help="Your own base model: a folder or a hub id.")
     ] = None,
     adapters: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Two or more adapters of it (repeatable)."),
+        Option(metavar="PATTERN", help="Two or more adapters of it (repeatable)."),
     ] = None,
     runs: Annotated[
-        int, typer.Option("--runs", min=5, help="Alternating runs of each side of a comparison.")
+        int, Option("--runs", min=5, help="Alternating runs of each side of a comparison.")
     ] = 30,
     swaps: Annotated[
-        int, typer.Option("--swaps", min=1, help="Swaps after which growth is measured.")
+        int, Option("--swaps", min=1, help="Swaps after which growth is measured.")
     ] = 10_000,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of torch.")] = 2,
-    forward: Annotated[
-        bool, typer.Option(help="Compile and time forwards too (some minutes).")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    threads: Annotated[int, Option("--threads", min=1, help="Threads of torch.")] = 2,
+    forward: Annotated[bool, Option(help="Compile and time forwards too (some minutes).")] = True,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the JSON there.")
+        Path | None, Option("--output", "-o", metavar="FILE", help="Write the JSON there.")
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="OLD", help="Print ratios to an earlier JSON; exit with 1 past it."),
+        Option(metavar="OLD", help="Print ratios to an earlier JSON; exit with 1 past it."),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=1.0, help="How many times slower a row may be than in OLD.")
+        float, Option(min=1.0, help="How many times slower a row may be than in OLD.")
     ] = 1.25,
 ) -> None:
     """Measure swaps of LoRA adapters of 13.4 and 53.5 MB, or of your own.
@@ -74,7 +71,7 @@ def bench(
         if old is not None:
             lines, slower = compared(old, document, threshold)
             say("", *lines, error=as_json)
-            raise typer.Exit(1 if slower else 0)
+            raise Exit(1 if slower else 0)
 
 
 def compared(
@@ -118,7 +115,7 @@ def _folders(base: str | None, patterns: list[str]) -> list[str]:
     folders = adapter_folders("bench", patterns)
     if (base is None) != (not folders) or len(folders) == 1:
         say("hotswap bench: give --base with at least two --adapters, or neither", error=True)
-        raise typer.Exit(2)
+        raise Exit(2)
     return folders
 
 

@@ -10,13 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 import hotswap
 from hotswap.adapters.output import write_atomically
 from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.checks.fleet import chosen, fleet_findings, inspections
+from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.output import Form, Ignore, Output, Select
 from hotswap.cli.settings import read_settings
@@ -48,29 +47,29 @@ Exit codes: 0, a swap accepts every adapter (warnings do not count, unless --str
 def check(
     adapters: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="ADAPTER",
             help="Adapter folders, .safetensors files, hub ids, or patterns like 'adapters/*'.",
         ),
     ],
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="FILE", help="The plan that the model is prepared with."),
+        Option("--plan", metavar="FILE", help="The plan that the model is prepared with."),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="PATH", help="Folder, config.json or id of the base model."),
+        Option("--base", metavar="PATH", help="Folder, config.json or id of the base model."),
     ] = None,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Read the values too: NaN, infinity, all zeros.")
+        bool, Option("--weights", help="Read the values too: NaN, infinity, all zeros.")
     ] = False,
     form: Form = "text",
     output: Output = None,
     select: Select = None,
     ignore: Ignore = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on warnings too.")] = False,
+    strict: Annotated[bool, Option("--strict", help="Exit with 1 on warnings too.")] = False,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", help="Processes; 0: one for each core.")
+        int, Option("--jobs", "-j", metavar="N", help="Processes; 0: one for each core.")
     ] = 1,
 ) -> None:
     """Judge adapters from their files alone: would a swap accept them.
@@ -91,7 +90,7 @@ def check(
         model = _base(base)
     except (ValueError, HotswapError) as error:
         say(f"hotswap check: {error}", error=True)
-        raise typer.Exit(2) from None
+        raise Exit(2) from None
     with _progress(len(paths)) as progress:
         fleet = list(
             inspections(
@@ -109,7 +108,7 @@ def check(
     findings = sorted({finding for finding in everything if finding.code in codes})
     _show(fleet, findings, form, output)
     refused = any(finding.severity == "error" or strict for finding in findings)
-    raise typer.Exit(1 if refused else 0)
+    raise Exit(1 if refused else 0)
 
 
 def _base(base: str | None) -> BaseModel | None:

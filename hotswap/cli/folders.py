@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import typer
-
+from hotswap.adapters.config import CONFIG
+from hotswap.adapters.header import WEIGHTS
+from hotswap.cli.command import Exit
 from hotswap.cli.terminal import say
 
 
@@ -17,8 +19,17 @@ def adapter_folders(command: str, words: Iterable[str]) -> list[str]:
 
 
 def adapter_paths(command: str, words: Iterable[str]) -> list[str]:
-    """The same for commands that take folders and ``.safetensors`` files."""
-    return _expanded(command, words, lambda path: path.is_dir() or path.suffix == ".safetensors")
+    """The same for commands that take folders and ``.safetensors`` files; no adapter is named twice.
+
+    A file of a PEFT folder means the folder: pre-commit passes the files that changed.
+    """
+    found = _expanded(command, words, lambda path: path.is_dir() or path.suffix == ".safetensors")
+    return list(dict.fromkeys(map(_adapter, found)))
+
+
+def _adapter(word: str) -> str:
+    folder, name = os.path.split(word)
+    return (folder or ".") if name in (CONFIG, WEIGHTS) and os.path.isfile(word) else word
 
 
 def _expanded(command: str, words: Iterable[str], wanted: Callable[[Path], bool]) -> list[str]:
@@ -35,5 +46,5 @@ def _expanded(command: str, words: Iterable[str], wanted: Callable[[Path], bool]
     for pattern in unmatched:
         say(f"hotswap {command}: no folder matches {pattern!r}", error=True)
     if unmatched:
-        raise typer.Exit(2)
+        raise Exit(2)
     return folders

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 import hotswap
 from hotswap.adapters.rules import DOCUMENTATION as ADAPTER_RULES
 from hotswap.adapters.rules import table as adapter_table
+from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.output import Form, Ignore, Output, Select
 from hotswap.cli.terminal import say
 from hotswap.findings import RULES as NAMES
@@ -18,14 +17,14 @@ from hotswap.report.findings import FORMATS, render
 
 def lint(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH", help="Files or folders: .py, .ipynb, .md.")
+        list[Path], Argument(metavar="PATH", help="Files or folders: .py, .ipynb, .md.")
     ],
     form: Form = "text",
     output: Output = None,
     select: Select = None,
     ignore: Ignore = None,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Move prepare() before compile() where that is safe.")
+        bool, Option("--fix", help="Move prepare() before compile() where that is safe.")
     ] = False,
 ) -> None:
     """Find misuse of adapter hot-swapping around torch.compile, without running the code.
@@ -38,11 +37,11 @@ def lint(
 
     if form not in FORMATS:
         say(f"hotswap lint: --format is {form!r}; choose from {', '.join(FORMATS)}", error=True)
-        raise typer.Exit(2)
+        raise Exit(2)
     missing = [path for path in paths if not path.exists()]
     if missing:
         say(f"hotswap lint: there is no {missing[0]}", error=True)
-        raise typer.Exit(2)
+        raise Exit(2)
     try:
         findings = check_source(paths, select=_words(select), ignore=_words(ignore))
         for path in apply_fixes(findings) if fix else ():
@@ -51,7 +50,7 @@ def lint(
             findings += check_source(path, select=_words(select), ignore=_words(ignore))
     except ValueError as error:
         say(f"hotswap lint: {error}", error=True)
-        raise typer.Exit(2) from None
+        raise Exit(2) from None
     documentation = {rule.code: rule.documentation for rule in RULES.values()}
     text = render(
         sorted(findings),
@@ -66,18 +65,18 @@ def lint(
         say(text)
     if form == "text":
         say(_count(len(findings)), error=True)
-    raise typer.Exit(1 if findings else 0)
+    raise Exit(1 if findings else 0)
 
 
 def explain(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="A code such as HSW201, or a name.")
+        str | None, Argument(metavar="CODE", help="A code such as HSW201, or a name.")
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the table of the linter's rules instead.")
+        bool, Option("--markdown", help="Print the table of the linter's rules instead.")
     ] = False,
     adapters: Annotated[
-        bool, typer.Option("--adapters", help="Of the rules of adapter files, with --markdown.")
+        bool, Option("--adapters", help="Of the rules of adapter files, with --markdown.")
     ] = False,
 ) -> None:
     """Explain a rule, with bad and good code; without CODE, list the codes."""
@@ -92,7 +91,7 @@ def explain(
     found = next((k for k, name in NAMES.items() if code.upper() == k or code == name), None)
     if found is None:
         say(f"hotswap explain: there is no rule {code!r}; `hotswap explain` lists them", error=True)
-        raise typer.Exit(2)
+        raise Exit(2)
     say(f"{found} {NAMES[found]}")
     if found in RULES:
         say("", RULES[found].documentation)

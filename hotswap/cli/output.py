@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from hotswap.cli.command import Option
 from hotswap.report.findings import FORMATS
 
-Form = Annotated[
-    str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
-]
+Form = Annotated[str, Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead.")
+    Path | None, Option("--output", "-o", metavar="FILE", help="Write there instead.")
 ]
 Select = Annotated[
     list[str] | None,
-    typer.Option(metavar="CODES", help="Only these rules: codes, prefixes or names."),
+    Option(metavar="CODES", help="Only these rules: codes, prefixes or names."),
 ]
-Ignore = Annotated[list[str] | None, typer.Option(metavar="CODES", help="Not these rules.")]
+Ignore = Annotated[list[str] | None, Option(metavar="CODES", help="Not these rules.")]

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hotswap.adapters.plan import plan as plan_fleet
 from hotswap.cli import plot as picture
+from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.plan_text import sections
 from hotswap.cli.terminal import say
@@ -27,17 +26,17 @@ Exit codes: 0, every adapter fits; 1, one cannot be read or does not fit the oth
 def plan(
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER", help="Adapter folders, files, hub ids, or patterns."),
+        Argument(metavar="ADAPTER", help="Adapter folders, files, hub ids, or patterns."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Save the plan (hotswap-plan.json)."),
+        Option("--output", "-o", metavar="FILE", help="Save the plan (hotswap-plan.json)."),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the curve: FILE.svg or FILE.png."),
+        Option("--plot", metavar="FILE", help="Draw the curve: FILE.svg or FILE.png."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Find what a fleet of adapters needs to be hot-swapped.
 
@@ -47,7 +46,7 @@ def plan(
     """
     if plot is not None and plot.suffix not in picture.FORMATS:
         say(f"hotswap plan: --plot {plot}: expected a name in .svg or .png", error=True)
-        raise typer.Exit(2)
+        raise Exit(2)
     found = plan_fleet(adapter_paths("plan", adapters))
     say(json.dumps(found.to_dict(), indent=2) if as_json else f"{found}\n\n{sections(found)}")
     if found.conflicts:
@@ -55,7 +54,7 @@ def plan(
             say(*found.conflicts, error=True)
         if output is not None:
             say(f"hotswap plan: {output} is not written, there are conflicts", error=True)
-        raise typer.Exit(1)
+        raise Exit(1)
     if plot is not None:
         _write(plot, lambda: picture.plot(found, plot), "--plot")
     if output is not None:
@@ -68,5 +67,5 @@ def _write(path: Path, write: Callable[[], None], option: str) -> None:
     except OSError as error:
         reason = f"cannot write {path}: {error.strerror or error}"
         say(f"hotswap plan: {reason}; give {option} another file", error=True)
-        raise typer.Exit(1) from error
+        raise Exit(1) from error
     say(f"saved {path}", error=True)

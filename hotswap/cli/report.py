@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from hotswap.cli.command import Argument, Exit, Option, command, group
 from hotswap.cli.options import Level
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import exit_code, write_report
@@ -14,24 +13,16 @@ from hotswap.report.document import merge as merge_documents
 from hotswap.report.document import read
 from hotswap.report.html import require_extra
 
-report = typer.Typer(help="Work with the reports of hotswap verify.", no_args_is_help=True)
 
-
-@report.callback()
-def _report() -> None:
-    pass
-
-
-@report.command()
 def merge(
     reports: Annotated[
-        list[Path], typer.Argument(metavar="REPORT", help="Folders of reports, or report.json.")
+        list[Path], Argument(metavar="REPORT", help="Folders of reports, or report.json.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.")
+        Path, Option("--output", "-o", metavar="FOLDER", help="Where the report goes.")
     ],
     fail_on: Annotated[
-        Level, typer.Option(help="Exit with 1 at an error only, or at a warning too.")
+        Level, Option(help="Exit with 1 at an error only, or at a warning too.")
     ] = "error",
 ) -> None:
     """Join the reports of shards into one; its verdict is on the last line, its exit code verify's.
@@ -42,4 +33,7 @@ def merge(
     document = merge_documents([read(path) for path in reports])
     write_report(document, output)
     say(document["verdict"]["line"])
-    raise typer.Exit(exit_code(document, fail_on))
+    raise Exit(exit_code(document, fail_on))
+
+
+report = group("report", "Work with the reports of hotswap verify.", [command(merge)])

@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import click
 
 from hotswap.adapters.plan import SwapPlan
 from hotswap.checks.timing import default_backend
 from hotswap.cli import child
+from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.fleet import Fleet, adapter_entry, memory_curve, read_fleet, shard
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.options import Backend, Dtype, Level, Request, usage_problem
@@ -44,24 +45,24 @@ verified; 130, Ctrl-C, after what was found until then.
 
 
 def verify(
-    context: typer.Context,
+    context: click.Context,
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ADAPTER", help="Adapter folders, or patterns like 'adapters/*'."),
+        Argument(metavar="ADAPTER", help="Adapter folders, or patterns like 'adapters/*'."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Base model: a folder, or a hub id.")
+        str | None, Option(metavar="PATH", help="Base model: a folder, or a hub id.")
     ] = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Write a small model and four adapters, and verify them.")
+        bool, Option("--demo", help="Write a small model and four adapters, and verify them.")
     ] = False,
     plan: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plan to hold the adapters to; their own if not given."),
+        Option(metavar="FILE", help="Plan to hold the adapters to; their own if not given."),
     ] = None,
     subject: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="SUBJECT",
             help="Code that loads, prepares, compiles and swaps, as module:Class or file.py:Class;"
             " hotswap's own if not given.",
@@ -69,51 +70,45 @@ def verify(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="FOLDER", help="Write report.html, report.json and junit.xml into this folder."
         ),
     ] = None,
     backend: Annotated[
         Backend | None,
-        typer.Option(help="Backend of torch.compile; inductor, as in production, if not given."),
+        Option(help="Backend of torch.compile; inductor, as in production, if not given."),
     ] = None,
     compile_mode: Annotated[
-        str | None, typer.Option(metavar="MODE", help="Mode of torch.compile: max-autotune, …")
+        str | None, Option(metavar="MODE", help="Mode of torch.compile: max-autotune, …")
     ] = None,
     regional: Annotated[
-        bool, typer.Option("--regional", help="Compile the repeated blocks instead of the model.")
+        bool, Option("--regional", help="Compile the repeated blocks instead of the model.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
+        str | None, Option(metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Cast the base model to this dtype.")] = None,
+    dtype: Annotated[Dtype | None, Option(help="Cast the base model to this dtype.")] = None,
     inputs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Arguments of a forward, as a .safetensors file."),
+        Option(metavar="FILE", help="Arguments of a forward, as a .safetensors file."),
     ] = None,
     time_budget: Annotated[
         str | None,
-        typer.Option(
-            metavar="TIME", help="Start no test after 90s, 10m or 2h; the rest is not run."
-        ),
+        Option(metavar="TIME", help="Start no test after 90s, 10m or 2h; the rest is not run."),
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(
-            metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."
-        ),
+        Option(metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."),
     ] = None,
     processes: Annotated[
-        str | None, typer.Option("-n", metavar="N", help="Spread over processes: a number, auto.")
+        str | None, Option("-n", metavar="N", help="Spread over processes: a number, auto.")
     ] = None,
     fail_on: Annotated[
-        Level, typer.Option(help="Exit with 1 at an error only, or at a warning too.")
+        Level, Option(help="Exit with 1 at an error only, or at a warning too.")
     ] = "error",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    no_timing: Annotated[
-        bool, typer.Option("--no-timing", help="Leave out the timing table.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what pytest prints.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the report as JSON.")] = False,
+    no_timing: Annotated[bool, Option("--no-timing", help="Leave out the timing table.")] = False,
+    verbose: Annotated[bool, Option("--verbose", help="Show what pytest prints.")] = False,
 ) -> None:
     """Prove that a fleet of adapters can be hot-swapped.
 
@@ -143,7 +138,7 @@ def verify(
         verbose=verbose,
         pytest_args=tuple(context.obj),
     )
-    raise typer.Exit(_answer(request))
+    raise Exit(_answer(request))
 
 
 def _answer(request: Request) -> int:

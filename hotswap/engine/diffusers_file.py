@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor
 
-from hotswap.adapters.diffusers import METADATA
+from hotswap.adapters.diffusers import METADATA, implied_config
 from hotswap.adapters.header import read_header
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -65,32 +63,8 @@ def config_of(
         except (TypeError, ValueError) as error:
             text = f"the metadata {METADATA} is no LoRA config: {error}"
             raise UnreadableAdapterError([Finding(label, "HSW003", text, _SAVE_AGAIN)]) from error
-    ranks = {
-        name.removesuffix(".lora_A.weight"): value.shape[0]
-        for name, value in tensors.items()
-        if name.endswith(".lora_A.weight") and value.ndim
-    }
-    own = {_module(key): float(alpha) for key, alpha in alphas.items()}
-    factors = {module: own.get(module, rank) for module, rank in ranks.items()}
-    rank, alpha = (Counter(each.values()).most_common(1) for each in (ranks, factors))
-    if not ranks:
+    implied = implied_config({name: tuple(v.shape) for name, v in tensors.items()}, alphas)
+    if not implied["target_modules"]:
         text = "the adapter has no LoRA weights"
         raise UnreadableAdapterError([Finding(label, "HSW004", text, _SAVE_AGAIN)])
-    return LoraConfig(
-        r=rank[0][0],
-        lora_alpha=alpha[0][0],
-        target_modules=list(ranks),
-        rank_pattern=_pattern(ranks, rank[0][0]),
-        alpha_pattern=_pattern(factors, alpha[0][0]),
-        use_dora=any("lora_magnitude_vector" in name for name in tensors),
-        lora_bias=any(name.endswith(".lora_B.bias") for name in tensors),
-    )
-
-
-def _module(key: str) -> str:
-    """The module that an alpha belongs to, by the name of the module or of its lora_A."""
-    return re.sub(r"\.(lora_A\..*|alpha)$", "", key)
-
-
-def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
-    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
+    return LoraConfig(**implied)

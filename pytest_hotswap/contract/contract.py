@@ -133,7 +133,7 @@ class HotswapContract:
         refused = _refused(swapping, wide)
         changes = swapping.snapshot.changes()
         assert refused, (
-            f"rank-bound: an adapter above the target rank was swapped in{_few(changes)}"
+            f"rank-bound: an adapter above the target rank was swapped in: {_few(changes)}"
         )
         assert not changes, f"rank-bound: refused, but {_few(changes)}"
 
@@ -351,7 +351,7 @@ def _foreign_changes(deployment: Deployment, *, swap: bool) -> list[str]:
     """What a swap (or, without, a poke) changes in the base weights and in another adapter."""
     subject = deployment.subject
     model = deployment.loaded()
-    model.load_adapter(str(deployment.first), _BYSTANDER)
+    subject.add(model, deployment.first, _BYSTANDER)
     subject.prepare(model, deployment.plan)
     snapshot = Snapshot.take(*subject.models(model))
     if swap:

@@ -113,9 +113,10 @@ class Deployment:
     def blame(self, model: Any, adapter: Path | None) -> str:
         """Name the first module whose output differs from the oracle's."""
         oracle = self.base if adapter is None else self.fresh(adapter)
-        found = first_difference(
-            self.subject.models(model)[0], oracle, lambda m: self.subject.run(m, self.inputs)
-        )
+        with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
+            found = first_difference(
+                self.subject.models(model)[0], oracle, lambda m: self.subject.run(m, self.inputs)
+            )
         return f"; the first module that differs is {found}" if found else ""
 
     def compare(self, adapter: Path | None, *, model: Any = None, scale: float = 1.0) -> Comparison:

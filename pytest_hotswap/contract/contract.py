@@ -15,7 +15,8 @@ from hotswap.checks.equivalence import compare
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layers import lora_layers, slots
 from pytest_hotswap.broken import DEFECTS, break_adapter, widen_adapter
-from pytest_hotswap.contract.deployment import Deployment, subject_of
+from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.origin import origin, subject_at_collection, subject_at_run
 from pytest_hotswap.strategies import swap_sequences
 from pytest_hotswap.subjects.base import Subject
 
@@ -36,7 +37,7 @@ class HotswapContract:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per adapter or defect."""
         if "adapter" in metafunc.fixturenames:
-            paths = subject_of(metafunc.cls, metafunc.config).adapter_paths()
+            paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
             metafunc.parametrize("adapter", paths, ids=[path.name for path in paths])
         if "defect" in metafunc.fixturenames:
             metafunc.parametrize("defect", DEFECTS)
@@ -59,7 +60,10 @@ class HotswapContract:
         callspec = getattr(request.node, "callspec", None)
         if callspec is not None and "adapter" in callspec.params:
             record_property("hotswap.adapter", callspec.params["adapter"].name)
-        unsupported = subject_of(request.cls, request.config).unsupported
+        subject = subject_at_run(request.cls, request)
+        record_property("hotswap.subject", type(subject).__name__)
+        record_property("hotswap.origin", origin(request.cls, request.node))
+        unsupported = subject.unsupported
         case = f"{law}[{name.partition('__')[2]}]"
         reason = unsupported.get(law) or unsupported.get(case)
         if reason:

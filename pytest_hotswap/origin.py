@@ -16,6 +16,11 @@ _PLUGIN = "pytest_hotswap.plugin"
 _COLLECTED: pytest.StashKey[dict[Any, Any]] = pytest.StashKey()
 
 
+def plugin_is_loaded(config: pytest.Config) -> bool:
+    """Whether the plugin was loaded, by its entry point or by its module's name."""
+    return any(config.pluginmanager.hasplugin(name) for name in ("hotswap", _PLUGIN))
+
+
 def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
     """Build the subject of a contract class where no fixture runs yet: its adapters name the tests.
 

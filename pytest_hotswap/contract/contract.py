@@ -16,7 +16,12 @@ from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layers import lora_layers, slots
 from pytest_hotswap.broken import DEFECTS, break_adapter, widen_adapter
 from pytest_hotswap.contract.deployment import Deployment
-from pytest_hotswap.origin import origin, subject_at_collection, subject_at_run
+from pytest_hotswap.origin import (
+    origin,
+    plugin_is_loaded,
+    subject_at_collection,
+    subject_at_run,
+)
 from pytest_hotswap.strategies import swap_sequences
 from pytest_hotswap.subjects.base import Subject
 
@@ -37,7 +42,9 @@ class HotswapContract:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per adapter or defect."""
         if "adapter" in metafunc.fixturenames:
-            paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
+            paths = [Path("unknown")]  # without the plugin every test fails, and says so
+            if plugin_is_loaded(metafunc.config):
+                paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
             metafunc.parametrize("adapter", paths, ids=[path.name for path in paths])
         if "defect" in metafunc.fixturenames:
             metafunc.parametrize("defect", DEFECTS)
@@ -52,6 +59,12 @@ class HotswapContract:
     @pytest.fixture(autouse=True)
     def _law(self, request: pytest.FixtureRequest, record_property: Any) -> None:
         """Record the law and role of the test; skip what does not apply to the subject."""
+        if not plugin_is_loaded(request.config):
+            pytest.fail(
+                f"{request.cls.__name__} needs the plugin of hotswap: run pytest without -p no:hotswap, "
+                "and with -p hotswap where PYTEST_DISABLE_PLUGIN_AUTOLOAD is set",
+                pytrace=False,
+            )
         name = request.node.originalname.removeprefix("test_")
         law = name.removeprefix("control_of_").replace("_", "-").partition("--")[0]
         role = "control" if name.startswith("control_of_") else "law"

@@ -204,7 +204,8 @@ class Snapshot:
             now.clear()
             now.update(then) if isinstance(now, dict) else now.extend(then)
         for _, layer, active in self._active:
-            layer._active_adapter = copy.copy(active)
+            if layer._active_adapter != active:  # compiled code is guarded on a list that stays
+                layer._active_adapter = copy.copy(active)
         for _, holder, key, config, fields in self._configs:
             holder[key] = config
             vars(config).clear()

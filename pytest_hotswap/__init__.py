@@ -20,6 +20,7 @@ _HOME = {
     "PeftSubject": "pytest_hotswap.subjects.peft",
     "ReferenceSubject": "pytest_hotswap.subjects.reference",
     "Subject": "pytest_hotswap.subjects.base",
+    "SubjectProtocol": "pytest_hotswap.subjects.protocol",
     "TransformersSubject": "pytest_hotswap.subjects.transformers",
     "run_hotswap_machine": "pytest_hotswap.machine",
 }
@@ -30,6 +31,7 @@ __all__ = [
     "PeftSubject",
     "ReferenceSubject",
     "Subject",
+    "SubjectProtocol",
     "TransformersSubject",
     "run_hotswap_machine",
 ]
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from pytest_hotswap.subjects.base import Subject
     from pytest_hotswap.subjects.diffusers import DiffusersSubject
     from pytest_hotswap.subjects.peft import PeftSubject
+    from pytest_hotswap.subjects.protocol import SubjectProtocol
     from pytest_hotswap.subjects.reference import ReferenceSubject
     from pytest_hotswap.subjects.transformers import TransformersSubject
 

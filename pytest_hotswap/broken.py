@@ -86,13 +86,13 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
         name: module.scaling * (ranks[name] ** 0.5 if rslora else ranks[name])
         for name, module in spec.modules.items()
     }
-    first = next(iter(ranks))
-    _reconfigure(
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    _reconfigure(  # a pattern only where it says something: some frameworks refuse new ones
         folder,
-        r=ranks[first],
-        lora_alpha=alphas[first],
-        rank_pattern={f"^{_escaped(n)}$": r for n, r in ranks.items()},
-        alpha_pattern={f"^{_escaped(n)}$": a for n, a in alphas.items()},
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern={f"^{_escaped(n)}$": r for n, r in ranks.items() if r != rank},
+        alpha_pattern={f"^{_escaped(n)}$": a for n, a in alphas.items() if a != alpha},
     )
     return folder
 

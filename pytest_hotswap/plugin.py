@@ -6,7 +6,8 @@ A project without hot-swap tests pays for this file only: it needs pytest and no
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Generator, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -113,6 +114,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
         lines.append(header(config))
     return lines
+
+
+def pytest_report_collectionfinish(
+    config: pytest.Config, items: Sequence[pytest.Item]
+) -> list[str]:
+    """Name the subject of each contract class, and where it comes from."""
+    if "pytest_hotswap.contract.contract" not in sys.modules:
+        return []
+    from pytest_hotswap.origin import told
+
+    return told(config, items)
 
 
 def _deployment(config: pytest.Config) -> str | None:

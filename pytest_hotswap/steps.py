@@ -321,7 +321,9 @@ def script(kind: type[Any], subject: Subject, lines: Iterable[str], error: BaseE
     """Write the Python script that takes the same steps and sees the same law fail."""
     cls = type(subject)
     where = f"{Path(inspect.getfile(cls)).resolve()}:{cls.__qualname__}"
-    arguments = "".join(f", {name}={value!r}" for name, value in subject.given.items())
+    arguments = "".join(
+        f", {name}={value!r}" for name, value in getattr(subject, "given", {}).items()
+    )
     return "\n".join(
         [
             f"# {' '.join(str(error).split())}",

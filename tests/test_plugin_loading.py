@@ -76,16 +76,38 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
     assert set(pytest_hotswap.__all__) <= set(dir(pytest_hotswap))
 
 
-def test_without_the_plugin_other_tests_still_run(pytester: pytest.Pytester) -> None:
+def test_without_the_plugin_other_tests_run_and_a_contract_says_what_it_needs(
+    pytester: pytest.Pytester,
+) -> None:
     pytester.makepyfile(
-        """
+        test_contract="""
+        from pytest_hotswap import HotswapContract, ReferenceSubject
+
+        class TestMine(HotswapContract):
+            subject = ReferenceSubject
+        """,
+        test_other="""
         import sys
 
         def test_one(request):
             assert "pytest_hotswap.plugin" not in sys.modules
-        """
+        """,
     )
-    run(pytester, "-p", "no:hotswap").assert_outcomes(passed=1)
+    words = "test_one or test_swap_equals_load or test_preparation_covers"
+    result = run(pytester, "-p", "no:hotswap", "-k", words)
+    result.assert_outcomes(passed=1, errors=2, deselected=result.parseoutcomes()["deselected"])
+    told = [line for line in result.outlines if line.startswith("TestMine needs the plugin")]
+    assert len(told) == 2
+    assert "-p no:hotswap" in told[0]
+
+
+def test_a_test_that_asks_for_nothing_gets_no_fixture(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "def test_one(request):\n    assert not [n for n in request.fixturenames if 'hotswap' in n]\n"
+        "def test_two(request, hotswap_forbid_recompiles):\n"
+        "    assert [n for n in request.fixturenames if 'hotswap' in n]\n"
+    )
+    run(pytester).assert_outcomes(passed=2)
 
 
 def test_it_works_by_name_where_autoload_is_off(
@@ -93,7 +115,7 @@ def test_it_works_by_name_where_autoload_is_off(
 ) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(PASSING)
-    result = run(pytester, "-p", "pytest_hotswap.plugin", "--hotswap-base", "somewhere")
+    result = run(pytester, "-p", "hotswap", "--hotswap-base", "somewhere")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["hotswap: base somewhere"])
 

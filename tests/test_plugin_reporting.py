@@ -154,6 +154,27 @@ def test_a_file_that_cannot_be_collected_is_one_failure(
     assert end["exitstatus"] == (1 if workers else 2)  # xdist goes on with the other files
 
 
+def test_the_script_that_reproduces_a_failure_is_in_the_report_and_in_the_output(
+    pytester: pytest.Pytester,
+) -> None:
+    source = """
+def test_finds():
+    error = AssertionError("swap-forgets: stale rows")
+    error.hotswap_script = "steps.run()\\nsteps.swap(AdapterDescription(1, 2))"
+    raise error
+
+def test_finds_nothing():
+    assert 1 == 2
+"""
+    pytester.makepyfile(test_reported=source)
+    result = pytester.runpytest_subprocess("--hotswap-report=report.jsonl", "--junitxml=out.xml")
+    result.stdout.fnmatch_lines(["*- Captured hotswap script call -*", "steps.run()"])
+    found, nothing, _ = read(pytester.path / "report.jsonl")
+    assert found["script"] == "steps.run()\nsteps.swap(AdapterDescription(1, 2))"
+    assert "script" not in nothing
+    assert 'name="hotswap.script"' in (pytester.path / "out.xml").read_text()
+
+
 def test_an_interrupted_session_says_so(pytester: pytest.Pytester) -> None:
     source = "def test_one():\n    pass\n\ndef test_two():\n    raise KeyboardInterrupt\n"
     one, end = run(pytester, source, "--hotswap-report=report.jsonl")

@@ -93,15 +93,13 @@ class Snapshot:
         self._entries: list[_Entry] = []
         self._holders: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._flags: list[tuple[str, LoraLayer, str, Any]] = []
+        self._active: list[tuple[str, LoraLayer, str | list[str]]] = []
         self._numbers: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self._configs: list[tuple[str, dict[str, Any], str, Any, dict[str, Any]]] = []
         seen: set[int] = set()
         for model in models:
             for path, module in model.named_modules():
                 self._take_module(canonical(path), module, seen)
-            configs: dict[str, Any] = getattr(model, "peft_config", {})
-            for name, config in configs.items():
-                self._configs.append((name, configs, name, config, copy.deepcopy(vars(config))))
 
     @classmethod
     def take(cls, *models: nn.Module) -> Snapshot:
@@ -109,6 +107,11 @@ class Snapshot:
         return cls(tuple(unwrap(model) for model in models))
 
     def _take_module(self, path: str, module: nn.Module, seen: set[int]) -> None:
+        configs: dict[str, Any] = getattr(module, "peft_config", {})  # of a component too
+        if configs and id(configs) not in seen:
+            seen.add(id(configs))
+            for name, config in configs.items():
+                self._configs.append((name, configs, name, config, copy.deepcopy(vars(config))))
         for place in (*_PLACES, "_modules"):
             holder = getattr(module, place)
             self._holders.append((holder, dict(holder)))
@@ -128,6 +131,7 @@ class Snapshot:
             own = module.scaling.own
             self._numbers.append((f"{path}.scaling.own", own, dict(own)))
         self._flags += [(path, module, flag, copy.copy(getattr(module, flag))) for flag in _FLAGS]
+        self._active.append((path, module, copy.copy(module._active_adapter)))
 
     def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:
         alias = tensor.data
@@ -170,6 +174,11 @@ class Snapshot:
                 for key in then.keys() | now.keys()
             )
         ]
+        found += [
+            f"{path} has {layer._active_adapter} active, not {then}"
+            for path, layer, then in self._active
+            if layer._active_adapter != then
+        ]
         for name, holder, key, config, fields in self._configs:
             if holder.get(key) is not config or vars(config) != fields:
                 found.append(f"peft_config[{name!r}] changed")
@@ -196,6 +205,9 @@ class Snapshot:
             now = getattr(layer, flag)  # a dict or a list, which others may hold
             now.clear()
             now.update(then) if isinstance(now, dict) else now.extend(then)
+        for _, layer, active in self._active:
+            if layer._active_adapter != active:  # compiled code is guarded on a list that stays
+                layer._active_adapter = copy.copy(active)
         for _, holder, key, config, fields in self._configs:
             holder[key] = config
             vars(config).clear()

@@ -349,7 +349,7 @@ def prepared_of(model: nn.Module, *, layers: dict[str, LoraLayer] | None = None)
         if scalings:
             _roots[root] = found
         for each in scalings:
-            each.prepared = found
+            each.prepared = each.prepared or found
     return found
 
 
@@ -370,10 +370,13 @@ def placement_of(model: nn.Module, name: str) -> Placement:
 
 def forget_content(model: nn.Module) -> None:
     """Note that something else has written a model's adapters, so what is in place is not known."""
-    for placement in prepared_of(model).placements.values():
-        placement.settle()
-        placement.content = None
-        placement._versions = None
+    scalings = (layer.scaling for layer in lora_layers(unwrap(model)).values())
+    known = {s.prepared for s in scalings if isinstance(s, Scalings) and s.prepared is not None}
+    for prepared in known:
+        for placement in prepared.placements.values():
+            placement.settle()
+            placement.content = None
+            placement._versions = None
 
 
 def require_prepared(model: nn.Module, name: str) -> None:

@@ -15,7 +15,13 @@ from hotswap.checks.equivalence import compare
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layers import lora_layers, slots
 from pytest_hotswap.broken import DEFECTS, break_adapter, widen_adapter
-from pytest_hotswap.contract.deployment import Deployment, subject_of
+from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.origin import (
+    origin,
+    plugin_is_loaded,
+    subject_at_collection,
+    subject_at_run,
+)
 from pytest_hotswap.strategies import swap_sequences
 from pytest_hotswap.subjects.base import Subject
 
@@ -36,7 +42,9 @@ class HotswapContract:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per adapter or defect."""
         if "adapter" in metafunc.fixturenames:
-            paths = subject_of(metafunc.cls, metafunc.config).adapter_paths()
+            paths = [Path("unknown")]  # without the plugin every test fails, and says so
+            if plugin_is_loaded(metafunc.config):
+                paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
             metafunc.parametrize("adapter", paths, ids=[path.name for path in paths])
         if "defect" in metafunc.fixturenames:
             metafunc.parametrize("defect", DEFECTS)
@@ -51,6 +59,12 @@ class HotswapContract:
     @pytest.fixture(autouse=True)
     def _law(self, request: pytest.FixtureRequest, record_property: Any) -> None:
         """Record the law and role of the test; skip what does not apply to the subject."""
+        if not plugin_is_loaded(request.config):
+            pytest.fail(
+                f"{request.cls.__name__} needs the plugin of hotswap: run pytest without -p no:hotswap, "
+                "and with -p hotswap where PYTEST_DISABLE_PLUGIN_AUTOLOAD is set",
+                pytrace=False,
+            )
         name = request.node.originalname.removeprefix("test_")
         law = name.removeprefix("control_of_").replace("_", "-").partition("--")[0]
         role = "control" if name.startswith("control_of_") else "law"
@@ -59,7 +73,10 @@ class HotswapContract:
         callspec = getattr(request.node, "callspec", None)
         if callspec is not None and "adapter" in callspec.params:
             record_property("hotswap.adapter", callspec.params["adapter"].name)
-        unsupported = subject_of(request.cls, request.config).unsupported
+        subject = subject_at_run(request.cls, request)
+        record_property("hotswap.subject", type(subject).__name__)
+        record_property("hotswap.origin", origin(request.cls, request.node))
+        unsupported = subject.unsupported
         case = f"{law}[{name.partition('__')[2]}]"
         reason = unsupported.get(law) or unsupported.get(case)
         if reason:
@@ -133,7 +150,7 @@ class HotswapContract:
         refused = _refused(swapping, wide)
         changes = swapping.snapshot.changes()
         assert refused, (
-            f"rank-bound: an adapter above the target rank was swapped in{_few(changes)}"
+            f"rank-bound: an adapter above the target rank was swapped in: {_few(changes)}"
         )
         assert not changes, f"rank-bound: refused, but {_few(changes)}"
 
@@ -351,7 +368,7 @@ def _foreign_changes(deployment: Deployment, *, swap: bool) -> list[str]:
     """What a swap (or, without, a poke) changes in the base weights and in another adapter."""
     subject = deployment.subject
     model = deployment.loaded()
-    model.load_adapter(str(deployment.first), _BYSTANDER)
+    subject.add(model, deployment.first, _BYSTANDER)
     subject.prepare(model, deployment.plan)
     snapshot = Snapshot.take(*subject.models(model))
     if swap:

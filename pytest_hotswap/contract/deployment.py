@@ -18,6 +18,7 @@ from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.watch import watch_compiles
 from pytest_hotswap.broken import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
+from pytest_hotswap.subjects.protocol import missing
 
 if TYPE_CHECKING:
     import pytest
@@ -128,9 +129,10 @@ class Deployment:
     def blame(self, model: Any, adapter: Path | None) -> str:
         """Name the first module whose output differs from the oracle's."""
         oracle = self.base if adapter is None else self.fresh(adapter)
-        found = first_difference(
-            self.subject.models(model)[0], oracle, lambda m: self.subject.run(m, self.inputs)
-        )
+        with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
+            found = first_difference(
+                self.subject.models(model)[0], oracle, lambda m: self.subject.run(m, self.inputs)
+            )
         return f"; the first module that differs is {found}" if found else ""
 
     def compare(self, adapter: Path | None, *, model: Any = None, scale: float = 1.0) -> Comparison:
@@ -167,24 +169,22 @@ class Deployment:
         torch._dynamo.reset()
 
 
-def subject_of(cls: Any, config: pytest.Config) -> Subject:
-    """The subject of a contract class, or else the one that the options name."""
-    if cls.subject is not None:
-        subject: Subject = cls.subject()
-        return subject
-    from pytest_hotswap.fixtures import resolve_subject
-
-    return resolve_subject(config)
-
-
 def bring_up(
     request: pytest.FixtureRequest, factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """Build the deployment of a contract class between two resets of Dynamo."""
     import pytest
 
+    from pytest_hotswap.origin import subject_at_run
+
     torch._dynamo.reset()
-    subject = subject_of(request.cls, request.config)
+    subject = subject_at_run(request.cls, request)
+    if lacking := missing(subject):
+        pytest.fail(
+            f"{type(subject).__name__} has no {', '.join(lacking)}; derive it from pytest_hotswap.Subject, "
+            "or see pytest_hotswap.SubjectProtocol",
+            pytrace=False,
+        )
     try:
         deployment = Deployment(subject, factory.mktemp("hotswap"))
         deployment.loaded()  # an adapter of another base model is one sentence, not one a law

@@ -1,4 +1,4 @@
-"""DiffusersSubject, a draft: the LoRA methods of diffusers, of a whole pipeline or of one model."""
+"""DiffusersSubject: the LoRA methods of diffusers, of a whole pipeline or of one model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_hotswap.subjects.base import Subject
+from pytest_hotswap.subjects.base import Subject, usage_error
 
 if TYPE_CHECKING:
     from hotswap.adapters.plan import SwapPlan
 
 
 class DiffusersSubject(Subject):
-    """``enable_lora_hotswap`` and ``load_lora_weights(hotswap=True)``.
+    """``enable_lora_hotswap`` and ``load_lora_weights(hotswap=True)``, text encoders included.
 
-    ``base_model()`` returns a pipeline, or a model with ``load_lora_adapter``. For a pipeline define
-    ``run`` too: what is called, with which inputs, is the deployment's business.
+    Define ``pipeline()``, which returns a pipeline or one model of diffusers; by default it is read
+    from ``base``. ``inputs()`` are the arguments of its call, and ``adapters`` are files of diffusers.
     """
 
     unsupported = {  # noqa: RUF012
@@ -26,74 +26,77 @@ class DiffusersSubject(Subject):
         "prepare-before-compile": "enable_lora_hotswap() is called before the first adapter is loaded",
         "preparation-preserves": "enable_lora_hotswap() is called before the first adapter is loaded",
     }
-    target_rank = 64
+
+    def pipeline(self) -> Any:
+        """A fresh pipeline or model; two calls give equal ones."""
+        if self.base is None:
+            raise usage_error(
+                f"{type(self).__name__} has no pipeline; define pipeline() or give --hotswap-base"
+            )
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline.from_pretrained(self.base)
+
+    def base_model(self) -> Any:
+        """The pipeline as one module: its children are the models that LoRA files may have weights for."""
+        from pytest_hotswap.subjects.components import Components
+
+        return Components.of(self.pipeline())
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The arguments of a call, by default those of a pipeline: one step from noise of a fixed seed."""
+        return {"prompt": "a", "num_inference_steps": 1, "output_type": "latent"}
+
+    def adapter_paths(self) -> list[Path]:
+        """The adapters as PEFT folders over the components, which is what the laws derive others from."""
+        from pytest_hotswap.subjects.diffusers_files import peft_folder
+
+        return [peft_folder(path) for path in super().adapter_paths()]
 
     def load(self, base: Any, adapter: Path) -> Any:
-        base.enable_lora_hotswap(target_rank=self.target_rank)
-        self._load(base, adapter, adapter_name=self.adapter_name)
+        import hotswap
+
+        plan = self.plan or hotswap.plan(self.adapter_paths())
+        base.whole.enable_lora_hotswap(target_rank=plan.target_rank)
+        base.load(adapter, adapter_name=self.adapter_name)
         return base
 
     def prepare(self, model: Any, plan: SwapPlan) -> None:
         """Nothing is left to do: the first load has prepared the model."""
 
     def compile(self, model: Any) -> Any:
-        """Compile the denoiser of a pipeline, in place, or the model."""
-        for part in self.denoisers(model):
-            part.compile(backend=self.backend)
+        """Compile the denoisers in place; text encoders run once a call and stay as they are."""
+        for name, part in _components(model).named_children():
+            if not name.startswith("text_encoder"):
+                part.compile(backend=self.backend)
         return model
 
     def swap(self, model: Any, adapter: Path | None) -> None:
-        self._load(model, adapter, adapter_name=self.adapter_name, hotswap=True)
+        model.load(adapter, adapter_name=self.adapter_name, hotswap=True)
 
     def add(self, model: Any, adapter: Path, name: str) -> None:
-        self._load(model, adapter, adapter_name=name)
-        for part in self.models(model):
+        model.load(adapter, adapter_name=name)
+        for part in model.adapted():
             part.set_adapter(self.adapter_name)
 
     def remove(self, model: Any, name: str) -> None:
-        for part in self.models(model):
-            part.delete_adapters(name)
+        model.whole.delete_adapters(name)
 
-    def run(self, model: Any, inputs: Mapping[str, Any]) -> Any:
-        import torch
-
-        if not isinstance(model, torch.nn.Module):
-            raise NotImplementedError(f"{type(self).__name__}.run: call the pipeline's parts here")
-        return super().run(model, inputs)
-
-    def models(self, model: Any) -> list[Any]:
-        """The model itself, or a pipeline's components with LoRA layers."""
-        import torch
-
-        from hotswap.engine.layers import lora_layers, unwrap
-
-        if isinstance(model, torch.nn.Module):
-            return [unwrap(model)]
-        parts = [unwrap(p) for p in model.components.values() if isinstance(p, torch.nn.Module)]
-        return [part for part in parts if lora_layers(part)]
-
-    def denoisers(self, model: Any) -> list[Any]:
-        """What is compiled: a pipeline's unet or transformer."""
-        import torch
-
-        if isinstance(model, torch.nn.Module):
-            return [model]
-        parts = [getattr(model, name, None) for name in ("unet", "transformer")]
-        return [part for part in parts if part is not None]
+    def set_scale(self, model: Any, scale: float) -> None:
+        model.whole.set_adapters([self.adapter_name], [scale])
 
     @contextlib.contextmanager
     def disabled(self, model: Any) -> Iterator[None]:
-        parts = self.models(model)
-        for part in parts:
-            part.disable_adapters()
+        model.whole.disable_lora()
         try:
             yield
         finally:
-            for part in parts:
-                part.enable_adapters()
+            model.whole.enable_lora()
 
-    def _load(self, model: Any, adapter: Path | None, **options: Any) -> None:
-        if hasattr(model, "load_lora_weights"):
-            model.load_lora_weights(str(adapter), **options)
-        else:
-            model.load_lora_adapter(str(adapter), prefix=None, **options)
+    def save(self, model: Any, folder: Path) -> None:
+        model.save(folder, adapter_name=self.adapter_name)
+
+
+def _components(model: Any) -> Any:
+    """The components, also inside of the PeftModel that the laws compare with."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -33,8 +32,7 @@ def test_the_sound_engine_obeys(bench: Bench, law: str, fleet: str) -> None:
 def test_a_faulty_engine_is_killed_by_the_law_it_breaks(bench: Bench, engine: type[Engine]) -> None:
     found = bench.killed_by(engine, engine.law)
     assert found is not None
-    assert found.startswith(engine.law)
-    assert not re.search(r": (Type|Attribute|Key|Name)Error", found)  # the fault is not a slip
+    assert found.raised is None, found  # an error of the engine is not the law's finding
 
 
 def test_every_law_kills_somebody_and_nobody_is_there_twice() -> None:

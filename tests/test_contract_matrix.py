@@ -1,0 +1,145 @@
+"""The laws over layer kinds, features, dtypes and styles of compiling; half precision hides no fault."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import TOKENS, seeded, write_fleet
+from torch import nn
+
+from hotswap.engine.layers import lora_layers
+from hotswap.report.laws import LAWS
+from pytest_hotswap import ReferenceSubject
+from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.judge import violations
+
+class Every(nn.Module):
+    """An embedding, a linear layer, attention and a grouped convolution, the latter two in a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.first = nn.Linear(8, 8)
+        self.block = _Block()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.block(torch.tanh(self.first(self.embed(tokens))))
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + self.attn(hidden, hidden, hidden, need_weights=False)[0]
+        return self.conv(hidden.reshape(len(hidden), 4, -1, 4)).flatten(1)
+
+
+FEW = ["embed", "first", "conv"]
+FLEET: dict[str, dict[str, Any]] = {
+    "every": {
+        "r": 4,
+        "lora_alpha": 6,
+        "use_rslora": True,
+        "target_modules": [*FEW, "attn"],
+    },
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 12,
+        "rank_pattern": {"embed": 3},
+        "alpha_pattern": {"first": 5},
+        "target_modules": FEW,
+    },
+    "dora": {"r": 2, "lora_alpha": 3, "use_dora": True, "target_modules": ["first"]},
+    "bias": {"r": 2, "lora_alpha": 4, "lora_bias": True, "target_modules": ["first", "conv"]},
+}
+
+
+class Served(ReferenceSubject):
+    """hotswap's engine on the model of every layer kind."""
+
+    style = "whole"
+    dtype = torch.float32
+
+    def base_model(self) -> Any:
+        return seeded(Every).to(self.dtype)
+
+    def inputs(self) -> dict[str, Any]:
+        return {"tokens": TOKENS}
+
+    def compile(self, model: Any) -> Any:
+        if self.style == "whole":
+            return super().compile(model)
+        part = model if self.style == "in place" else model.get_submodule("base_model.model.block")
+        part.compile(backend=self.backend)
+        return model
+
+
+class ScaleRounded(Served):
+    """Scalings are off by what bfloat16 rounds, which outputs in bfloat16 do not show."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        super().swap(model, adapter)
+        for layer in lora_layers(model).values():
+            layer.scaling[self.adapter_name] *= 1 + 2**-9
+
+
+CASES = {
+    "float32": {"dtype": torch.float32},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+    "regional": {"style": "regional"},
+    "in place": {"style": "in place"},
+}
+
+
+@pytest.fixture(scope="module")
+def fleets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fleets")
+    base = seeded(Every)
+    write_fleet(folder / "every", base, FLEET)
+    # PEFT's attention merges into the base weights and out again at each call, which only rounds
+    write_fleet(folder / "half", base, FLEET | {"every": {**FLEET["every"], "target_modules": FEW}})
+    return folder
+
+
+def bring_up(kind: type[Served], folder: Path, case: str) -> Deployment:
+    fields = CASES[case]
+    fleet = "half" if fields.get("dtype", torch.float32).itemsize == 2 else "every"
+    torch._dynamo.reset()
+    subject = type(kind.__name__, (kind,), fields)(adapters=[str(folder / fleet / "*")])
+    return Deployment(subject, Path(tempfile.mkdtemp(dir=folder)))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def deployment(request: pytest.FixtureRequest, fleets: Path) -> Iterator[Deployment]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield bring_up(Served, fleets, request.param)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_engine_obeys(deployment: Deployment, law: str) -> None:
+    assert list(violations(deployment, law)) == []
+
+
+def test_a_fault_that_half_precision_hides_shows_in_float64(fleets: Path) -> None:
+    deployment = bring_up(ScaleRounded, fleets, "bfloat16")
+    deployment.subject.swap(deployment.compiled, deployment.first)
+    assert deployment.compare(deployment.first).equal
+    found, blamed = deployment.compare_in_float64(deployment.first)
+    assert not found.equal
+    assert blamed == "; the first module that differs is embed"
+
+
+def test_a_fault_is_caught_in_bfloat16_itself(fleets: Path) -> None:
+    ...

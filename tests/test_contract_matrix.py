@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +21,44 @@ from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 
 class Every(nn.Module):
-    """An embedding, a linear layer, attention and a grouped convolution, the latter two in a block."""
+    """An embedding and a linear layer, then a block of a grouped convolution, with or without attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, attention: bool) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 8)
         self.first = nn.Linear(8, 8)
-        self.block = _Block()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True) if attention else None
+        self.block = Block()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.block(torch.tanh(self.first(self.embed(tokens))))
+        hidden = torch.tanh(self.first(self.embed(tokens)))
+        if self.attn is not None:
+            hidden = hidden + self.attn(hidden, hidden, hidden, need_weights=False)[0]
+        return self.block(hidden)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """What regional compilation compiles."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.second = nn.Linear(8, 8)
         self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=2)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden + self.attn(hidden, hidden, hidden, need_weights=False)[0]
+        hidden = torch.relu(self.second(hidden))  # (batch, length, 8)
         return self.conv(hidden.reshape(len(hidden), 4, -1, 4)).flatten(1)
 
 
-FEW = ["embed", "first", "conv"]
+ALL = ["embed", "first", "second", "conv"]
 FLEET: dict[str, dict[str, Any]] = {
-    "every": {
-        "r": 4,
-        "lora_alpha": 6,
-        "use_rslora": True,
-        "target_modules": [*FEW, "attn"],
-    },
+    "every": {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": ALL},
     "patterns": {
         "r": 4,
         "lora_alpha": 12,
         "rank_pattern": {"embed": 3},
         "alpha_pattern": {"first": 5},
-        "target_modules": FEW,
+        "target_modules": ["embed", "first", "conv"],
     },
     "dora": {"r": 2, "lora_alpha": 3, "use_dora": True, "target_modules": ["first"]},
     "bias": {"r": 2, "lora_alpha": 4, "lora_bias": True, "target_modules": ["first", "conv"]},
@@ -66,11 +68,12 @@ FLEET: dict[str, dict[str, Any]] = {
 class Served(ReferenceSubject):
     """hotswap's engine on the model of every layer kind."""
 
+    attention = False
     style = "whole"
     dtype = torch.float32
 
     def base_model(self) -> Any:
-        return seeded(Every).to(self.dtype)
+        return seeded(partial(Every, attention=self.attention)).to(self.dtype)
 
     def inputs(self) -> dict[str, Any]:
         return {"tokens": TOKENS}
@@ -92,8 +95,10 @@ class ScaleRounded(Served):
             layer.scaling[self.adapter_name] *= 1 + 2**-9
 
 
-CASES = {
-    "float32": {"dtype": torch.float32},
+CASES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    # in half precision it drifts: PEFT merges into its base weights and out again at each call
+    "attention": {"attention": True},
     "bfloat16": {"dtype": torch.bfloat16},
     "float16": {"dtype": torch.float16},
     "regional": {"style": "regional"},
@@ -104,16 +109,15 @@ CASES = {
 @pytest.fixture(scope="module")
 def fleets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fleets")
-    base = seeded(Every)
-    write_fleet(folder / "every", base, FLEET)
-    # PEFT's attention merges into the base weights and out again at each call, which only rounds
-    write_fleet(folder / "half", base, FLEET | {"every": {**FLEET["every"], "target_modules": FEW}})
+    write_fleet(folder / "plain", seeded(partial(Every, attention=False)), FLEET)
+    more = {"every": {**FLEET["every"], "target_modules": [*ALL, "attn"]}, "dora": FLEET["dora"]}
+    write_fleet(folder / "attention", seeded(partial(Every, attention=True)), more)
     return folder
 
 
 def bring_up(kind: type[Served], folder: Path, case: str) -> Deployment:
     fields = CASES[case]
-    fleet = "half" if fields.get("dtype", torch.float32).itemsize == 2 else "every"
+    fleet = "attention" if "attention" in fields else "plain"
     torch._dynamo.reset()
     subject = type(kind.__name__, (kind,), fields)(adapters=[str(folder / fleet / "*")])
     return Deployment(subject, Path(tempfile.mkdtemp(dir=folder)))
@@ -139,7 +143,3 @@ def test_a_fault_that_half_precision_hides_shows_in_float64(fleets: Path) -> Non
     found, blamed = deployment.compare_in_float64(deployment.first)
     assert not found.equal
     assert blamed == "; the first module that differs is embed"
-
-
-def test_a_fault_is_caught_in_bfloat16_itself(fleets: Path) -> None:
-    ...

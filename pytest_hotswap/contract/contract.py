@@ -258,8 +258,9 @@ class HotswapContract:
             for step in walk:
                 swapping.subject.swap(swapping.compiled, step)
                 swapping.run()
-        logs = [swapping.first_swaps[adapter], log]
-        record_property("hotswap.swaps", len(walk) + 1)
+        first = swapping.first_swaps.get(adapter)
+        logs = [log] if first is None else [first, log]
+        record_property("hotswap.swaps", len(walk) + len(logs) - 1)
         record_property("hotswap.recompiles", sum(len(log.recompiles) for log in logs))
         record_property("hotswap.hits", sum(log.total_hits for log in logs))
         for verdict in (log.verdict() for log in logs):

@@ -187,7 +187,9 @@ class Deployment:
     def first_swaps(self) -> dict[Path, CompileLog]:
         """What the first swap to each adapter compiled: a later one may find code that fits by then."""
         with contextlib.suppress(Exception):  # the law that needs it meets the error again
-            _ = self.unprepared_recompiles  # before torch has compiled code for a number that changes
+            _ = (
+                self.unprepared_recompiles
+            )  # before torch has compiled code for a number that changes
         self.snapshot.restore()
         self.run()  # torch may compile at a second call too
         found = {}

@@ -43,9 +43,7 @@ class Violation(str):
     raised: Exception | None = None
 
 
-def violations(
-    deployment: Deployment, law: str, *, controls: bool = False
-) -> Iterator[Violation]:
+def violations(deployment: Deployment, law: str, *, controls: bool = False) -> Iterator[Violation]:
     """Say, one after the other, how the deployment breaks a law; nothing where it obeys."""
     contract = HotswapContract()
     for name in names_of(law, controls=controls):

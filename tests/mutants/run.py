@@ -108,7 +108,9 @@ def page(rows: dict[type[Engine], dict[str, Violation | None]], seconds: float) 
         f"with {versions}, backend eager. **x**: killed by the law that the defect breaks; x: killed by "
         "another law too; e: the engine raised an error where the law expects it to work, which is not "
         "counted as a kill. "
-        + (f"Alive: {', '.join(alive)}." if alive else "None is alive; the sound engine obeys all."),
+        + (
+            f"Alive: {', '.join(alive)}." if alive else "None is alive; the sound engine obeys all."
+        ),
         "",
         *(f"{number}. {law}: {LAWS[law]}" for number, law in zip(numbers, LAWS, strict=True)),
         "",

@@ -53,6 +53,8 @@ def violations(deployment: Deployment, law: str, *, controls: bool = False) -> I
         test = getattr(contract, name)
         for arguments in _arguments(test, deployment):
             try:
+                if "swapping" in arguments:
+                    deployment.restore()
                 test(**arguments)
             except (AssertionError, _Failed) as error:
                 yield Violation(str(error) or f"{law}: {name} failed")
@@ -73,7 +75,5 @@ def _arguments(test: Any, deployment: Deployment) -> Iterator[Mapping[str, Any]]
     }
     key = next((key for key in cases if key in wanted), None)
     for value in cases[key] if key else (None,):
-        if "swapping" in wanted:
-            deployment.restore()
         found = given | {"deployment": deployment, "swapping": deployment, key: value}
         yield {name: found[name] for name in wanted}

@@ -205,8 +205,10 @@ class Deployment:
         self.snapshot.restore()
 
     def close(self) -> None:
-        """Forget what was compiled."""
+        """Forget what was compiled; where it is used again it is compiled anew."""
         torch._dynamo.reset()
+        for name in ("compiled", "snapshot", "first_swaps"):
+            vars(self).pop(name, None)
 
 
 def _blamed(module: str | None) -> str:

@@ -2,8 +2,8 @@
 
     python benchmarks/contract_speed.py
 
-An example is what the contract's property runs: the snapshot restored, a drawn sequence of swaps, and after
-each the outputs compared with the oracle's. The model is compiled before, once.
+An example restores the snapshot and makes one swap, or a sequence of swaps as the contract's property draws
+it; after each swap the outputs are compared with the oracle's. The model is compiled before, once.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings
 
 from hotswap.cli.demo import write_demo
 from pytest_hotswap import PeftSubject, ReferenceSubject, Subject
 from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.strategies import swap_sequences
 
 EXAMPLES = 200
-LONGEST = (1, 6)
-"""Swaps of the longest sequence: one example a swap, and what the contract's property draws."""
-
 SUBJECTS: dict[str, type[Subject]] = {"hotswap": ReferenceSubject, "PEFT": PeftSubject}
 
 
@@ -43,30 +40,35 @@ def deployed(subject: Subject, folder: Path) -> Deployment:
     return deployment
 
 
-def examples_per_second(deployment: Deployment, longest: int) -> tuple[float, float]:
-    """Examples and swaps in a second."""
-    count = swaps = 0
+def example(deployment: Deployment, sequence: list[Path]) -> None:
+    """Restore the snapshot, swap, run and compare."""
+    deployment.snapshot.restore()
+    for path in sequence:
+        deployment.subject.swap(deployment.compiled, path)
+        deployment.compare(path)  # PEFT's are not all equal; the rate is what counts
 
-    @settings(
-        deadline=None,
-        database=None,
-        derandomize=True,
-        max_examples=EXAMPLES,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(st.sampled_from(deployment.paths), min_size=1, max_size=longest))
-    def holds(sequence: list[Path]) -> None:
-        nonlocal count, swaps
-        deployment.snapshot.restore()
-        for path in sequence:
-            deployment.subject.swap(deployment.compiled, path)
-            deployment.compare(path)  # PEFT's are not all equal; the rate is what counts
-        count, swaps = count + 1, swaps + len(sequence)
+
+def single_swaps_per_second(deployment: Deployment) -> float:
+    """Examples of one swap in a second."""
+    start = time.perf_counter()
+    for count in range(EXAMPLES):
+        example(deployment, [deployment.paths[count % len(deployment.paths)]])
+    return EXAMPLES / (time.perf_counter() - start)
+
+
+def sequences_per_second(deployment: Deployment) -> tuple[float, float]:
+    """Sequences that Hypothesis draws in a second, and swaps in one of them."""
+    lengths = []
+
+    @settings(deadline=None, database=None, derandomize=True, max_examples=EXAMPLES)
+    @given(swap_sequences(len(deployment.paths)))
+    def holds(sequence: list[int]) -> None:
+        lengths.append(len(sequence))
+        example(deployment, [deployment.paths[index] for index in sequence])
 
     start = time.perf_counter()
     holds()
-    seconds = time.perf_counter() - start
-    return count / seconds, swaps / seconds
+    return len(lengths) / (time.perf_counter() - start), sum(lengths) / len(lengths)
 
 
 def whole_contract(base: Path, adapters: list[Path]) -> tuple[float, str]:
@@ -91,11 +93,14 @@ def main() -> int:
             with contextlib.redirect_stderr(io.StringIO()):
                 subject = kind(base=str(base), adapters=[str(path) for path in adapters])
                 deployment = deployed(subject, folder / label)
-                found = [examples_per_second(deployment, longest) for longest in LONGEST]
-            for longest, (rate, swaps) in zip(LONGEST, found, strict=True):
-                text = f"{label}, up to {longest} swap(s) an example"
-                print(f"{text}: {rate:.0f} examples/s, {swaps:.0f} swaps/s", flush=True)
-            slow = slow or (label == "hotswap" and found[0][0] < 100)
+                single = single_swaps_per_second(deployment)
+                sequences, swaps = sequences_per_second(deployment)
+            print(
+                f"{label}: {single:.0f} examples/s of one swap, {sequences:.0f} examples/s of a drawn "
+                f"sequence ({swaps:.1f} swaps on average)",
+                flush=True,
+            )
+            slow = slow or (label == "hotswap" and single < 100)
         seconds, last = whole_contract(base, adapters)
         print(f"the whole contract on hotswap: {seconds:.0f} s; {last}")
     return int(slow or "failed" in last)

@@ -44,10 +44,18 @@ class Steps:
         self.task_type = self.deployment.specs[self.deployment.first].config.get("task_type")
         self._written: dict[AdapterDescription, Path] = {}
         self._expected: dict[tuple[Path | None, float, int], Any] = {}
+        self._recompiled = False
         self.start()
 
     def start(self) -> None:
-        """Go back to the compiled model as it was after its first call, bit for bit."""
+        """Go back to the compiled model as it was after its first call, bit for bit.
+
+        After a recompile it is compiled anew: torch would have code for what has changed, and the same
+        steps would recompile nothing.
+        """
+        if self._recompiled:
+            self.deployment.close()
+            self._recompiled = False
         self.deployment.snapshot.restore()
         self.adapter: Path | None = self.deployment.first
         self.scale = 1.0
@@ -166,6 +174,7 @@ class Steps:
             raise LawBrokenError("swap-in-place", moved[0])
         verdict = log.verdict()
         if verdict.outcome != "passed":
+            self._recompiled = True
             raise LawBrokenError("zero-recompiles", "; ".join(verdict.reasons))
 
     def _check(self, law: str) -> None:

@@ -95,6 +95,21 @@ def test_preparing_an_adapter_for_dora_keeps_its_output(tmp_path: Path) -> None:
     torch.testing.assert_close(run(model), before)
 
 
+def test_set_scale_keeps_plain_lora_where_dora_is_prepared(tmp_path: Path) -> None:
+    base = micro()
+    fleet = write_fleet(tmp_path, base, MIXED["dora"])
+    model = prepared(base, fleet, "load")
+    for folder in fleet.values():
+        hotswap.swap(model, folder)
+        oracle = fresh(base, folder)
+        for layer in lora_layers(oracle).values():
+            layer.set_scale("default", 0.5)
+        hotswap.set_scale(model, 0.5)
+        torch.testing.assert_close(run(model), run(oracle))
+        hotswap.set_scale(model, 1.0)
+        torch.testing.assert_close(run(model), run(fresh(base, folder)))
+
+
 HEADS: dict[str, dict[str, Any]] = {
     "head": {**PLAIN, "modules_to_save": ["head"]},
     "head and norm": {**WIDE, "modules_to_save": ["head", "norm"]},

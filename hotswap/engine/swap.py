@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from hotswap.engine.layers import adapter_names, unwrap
+from hotswap.engine.layers import adapter_names, norm_of, slots, unwrap
 from hotswap.engine.placement import Content, Placement, placement_of, prepared_of
 from hotswap.engine.source import Adapter, Source, read
 from hotswap.engine.stage import stage, validate
@@ -140,6 +140,21 @@ def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> N
             placement = placement_of(part, name_of(part, adapter_name))
             for layer in placement.layers.values():
                 layer.scaling[placement.name] = scale * _own_scaling(layer, placement.name)
+            _renormalize(placement)
+
+
+@torch.no_grad()
+def _renormalize(placement: Placement) -> None:
+    """Let DoRA layers go on computing plain LoRA where that is what the adapter in place is."""
+    name = placement.name
+    for slot in placement.slots:
+        layer = placement.layers.get(slot.module)
+        if slot.role != "magnitude" or layer is None:
+            continue
+        own = layer.scaling.own[name]
+        if own is None or not own.dora:
+            tensors = {one.key: one.tensor for one in slots(layer, name)}
+            slot.tensor.copy_(norm_of(layer, name, tensors, layer.scaling[name]))
 
 
 def _parts(model: Any) -> list[nn.Module]:

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hotswap
-from hotswap.checks.equivalence import compare
+from hotswap.checks.equivalence import Comparison, compare
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layers import lora_layers, slots
 from pytest_hotswap.broken import DEFECTS, break_adapter, widen_adapter
-from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
 from pytest_hotswap.origin import (
     origin,
     plugin_is_loaded,
@@ -84,8 +84,8 @@ class HotswapContract:
 
     @pytest.fixture
     def swapping(self, deployment: Deployment) -> Deployment:
-        """The compiled deployment, brought back bit for bit by a snapshot and never by a swap."""
-        deployment.snapshot.restore()
+        """The compiled deployment, as it was after its first call."""
+        deployment.restore()
         return deployment
 
     # ---- preparation -------------------------------------------------------------------------
@@ -176,6 +176,19 @@ class HotswapContract:
         swapping.subject.swap(swapping.compiled, swapping.first)
         assert not swapping.compare(swapping.rescaled).equal
 
+    def test_swap_equals_load__float64(self, swapping: Deployment, adapter: Path) -> None:
+        for step in (swapping.other(adapter), adapter):
+            swapping.subject.swap(swapping.compiled, step)
+        found, blamed = _in_float64(swapping, adapter)
+        assert found.equal, (
+            f"swap-equals-load: {adapter.name} in float64: {found.detail}, tolerance "
+            f"{found.tolerance:.3g}{blamed}"
+        )
+
+    def test_control_of_swap_equals_load__float64(self, swapping: Deployment) -> None:
+        swapping.subject.swap(swapping.compiled, swapping.first)
+        assert not _in_float64(swapping, swapping.rescaled)[0].equal
+
     def test_swap_forgets(self, swapping: Deployment) -> None:
         one, other = swapping.first, swapping.other(swapping.first)
         swapping.subject.swap(swapping.compiled, one)
@@ -223,8 +236,8 @@ class HotswapContract:
 
     def test_swap_atomic(self, swapping: Deployment, defect: str) -> None:
         swapping.subject.swap(swapping.compiled, swapping.first)
+        before = swapping.run()  # first, as PEFT's MultiheadAttention moves weights at each call
         snapshot = Snapshot.take(*swapping.subject.models(swapping.compiled))
-        before = swapping.run()
         other = swapping.other(swapping.first)
         bad = break_adapter(other, swapping.new_folder(), defect, room=swapping.plan.ranks)
         refused = _refused(swapping, bad)
@@ -232,7 +245,7 @@ class HotswapContract:
         assert refused, f"swap-atomic: an adapter with a {defect} was accepted: {_few(changes)}"
         assert not changes, f"swap-atomic: refused ({defect}), but {_few(changes)}"
         assert compare(swapping.run(), before).max_error == 0.0, "swap-atomic: outputs changed"
-        swapping.subject.swap(swapping.compiled, other)
+        assert not _refused(swapping, other), f"swap-atomic: no good swap after a {defect}"
         assert swapping.compare(other).equal, f"swap-atomic: no good swap after a {defect}"
 
     def test_control_of_swap_atomic(self, swapping: Deployment) -> None:
@@ -262,11 +275,13 @@ class HotswapContract:
             for step in walk:
                 swapping.subject.swap(swapping.compiled, step)
                 swapping.run()
-        verdict = log.verdict()
-        record_property("hotswap.swaps", len(walk))
-        record_property("hotswap.recompiles", len(log.recompiles))
-        record_property("hotswap.hits", log.total_hits)
-        assert verdict.outcome == "passed", f"zero-recompiles: {_few(verdict.reasons)}"
+        first = swapping.first_swaps.get(adapter)
+        logs = [log] if first is None else [first, log]
+        record_property("hotswap.swaps", len(walk) + len(logs) - 1)
+        record_property("hotswap.recompiles", sum(len(log.recompiles) for log in logs))
+        record_property("hotswap.hits", sum(log.total_hits for log in logs))
+        for verdict in (log.verdict() for log in logs):
+            assert verdict.outcome == "passed", f"zero-recompiles: {_few(verdict.reasons)}"
 
     def test_control_of_zero_recompiles(self, deployment: Deployment) -> None:
         assert deployment.unprepared_recompiles["another alpha"]
@@ -316,12 +331,23 @@ class HotswapContract:
         assert swapping.compare(adapter).equal, "knobs-follow: enabled again is not the adapter"
         folder = swapping.new_folder()
         subject.save(model, folder)
-        saved = compare(swapping.run(swapping.fresh(folder)), swapping.expected(adapter))
+        try:
+            reloaded = swapping.fresh(folder)
+        except Exception as error:  # whatever PEFT raises about the file
+            pytest.fail(f"knobs-follow: the saved adapter cannot be loaded: {error}")
+        saved = compare(swapping.run(reloaded), swapping.expected(adapter))
         assert saved.equal, f"knobs-follow: the saved adapter reloads differently: {saved.detail}"
 
     def test_control_of_knobs_follow(self, swapping: Deployment) -> None:
         swapping.subject.swap(swapping.compiled, swapping.first)
         assert not swapping.compare(swapping.first, scale=0.5).equal
+
+
+def _in_float64(deployment: Deployment, adapter: Path) -> tuple[Comparison, str]:
+    try:
+        return deployment.compare_in_float64(adapter)
+    except NotWidenableError as error:
+        pytest.skip(f"not applicable: {error}")
 
 
 def _few(texts: Any) -> str:

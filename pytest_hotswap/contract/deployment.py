@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,15 @@ import torch
 
 from hotswap.adapters.plan import SwapPlan, plan
 from hotswap.adapters.spec import AdapterSpec
-from hotswap.checks.equivalence import Comparison, compare, first_difference
+from hotswap.checks.equivalence import (
+    TOLERANCES,
+    Comparison,
+    compare,
+    first_difference,
+    widened,
+)
 from hotswap.checks.snapshot import Snapshot
-from hotswap.compiler.watch import watch_compiles
+from hotswap.compiler.watch import CompileLog, watch_compiles
 from pytest_hotswap.broken import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
 from pytest_hotswap.subjects.protocol import missing
@@ -29,8 +36,19 @@ NEIGHBOURS = 8
 KEPT = 32
 """Outputs of the oracle that are kept, so that memory does not grow with the fleet."""
 
+WIDEST = 4 * 2**30
+"""Bytes of a model in float64 up to which it is computed so: two copies are made of it."""
+
 LONGEST = 400
 """Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
+
+
+FIRST = 8
+"""Adapters whose first swap is watched: after the second one torch has made dynamic what changes."""
+
+
+class NotWidenableError(Exception):
+    """The model cannot be computed in float64."""
 
 
 class Deployment:
@@ -133,7 +151,45 @@ class Deployment:
             found = first_difference(
                 self.subject.models(model)[0], oracle, lambda m: self.subject.run(m, self.inputs)
             )
-        return f"; the first module that differs is {found}" if found else ""
+        return _blamed(found)
+
+    def compare_in_float64(self, adapter: Path) -> tuple[Comparison, str]:
+        """Compare what is in place with a fresh load, both computed in float64; name the first module.
+
+        The weights are those that are served, so what half precision rounds away in the outputs shows.
+        Nothing compiled runs. Raises NotWidenableError for a model that cannot be computed in float64.
+        """
+        ours = self.subject.models(self.compiled)[0]
+        needed = sum(parameter.numel() * 8 for parameter in ours.parameters())
+        if needed > WIDEST:
+            raise NotWidenableError(f"in float64 the model takes {needed} bytes, above {WIDEST}")
+        theirs = self.fresh(adapter)
+        _cast_like(theirs, ours, self.subject.adapter_name)
+        inputs = {
+            name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+            for name, value in self.inputs.items()
+        }
+
+        def run(model: Any) -> Any:
+            return self.subject.run(model, inputs)
+
+        near = TOLERANCES["widened"]
+        with torch.compiler.set_stance("force_eager"):
+            try:  # the oracle first: where it fails, the model is at fault and not the subject
+                theirs = widened(theirs)
+                expected = run(theirs)
+            except (
+                Exception
+            ) as error:  # whatever a quantised layer or a kernel without float64 raises
+                told = " ".join(str(error).split())[:LONGEST]
+                raise NotWidenableError(
+                    f"the fresh load does not run in float64: {told}"
+                ) from error
+            ours = widened(ours)
+            found = compare(run(ours), expected, tolerances=near)
+            if found.equal:
+                return found, ""
+            return found, _blamed(first_difference(ours, theirs, run, tolerances=near))
 
     def compare(self, adapter: Path | None, *, model: Any = None, scale: float = 1.0) -> Comparison:
         """Compare a model's outputs with the oracle's."""
@@ -143,9 +199,9 @@ class Deployment:
     def unprepared_recompiles(self) -> dict[str, list[str]]:
         """What recompiles in an unprepared model: at a repeated call, and after another alpha.
 
-        The alpha is written into the scalings, as every swap without a preparation does. Measured once:
-        torch makes a number dynamic at its first change, so a second measurement in the same process
-        would not see it.
+        The alpha is written into the scalings, as every swap without a preparation does. torch makes a
+        number dynamic at its first change in a process, and then recompiles no more; here that history
+        is neither read nor written, so it does not matter what ran before.
         """
         from peft import PeftModel
 
@@ -153,20 +209,61 @@ class Deployment:
 
         model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
         model = self.subject.compile(model)
-        self.run(model)
         found = {}
-        for case in ("no swap", "another alpha"):
-            with watch_compiles() as log:
-                if case == "another alpha":
-                    for layer in lora_layers(model).values():
-                        layer.scaling["default"] *= 2.0
-                self.run(model)
-            found[case] = [str(recompile) for recompile in log.recompiles]
+        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+            self.run(model)
+            for case in ("no swap", "another alpha"):
+                with watch_compiles() as log:
+                    if case == "another alpha":
+                        for layer in lora_layers(model).values():
+                            layer.scaling["default"] *= 1.37  # no adapter of the fleet has it
+                    self.run(model)
+                found[case] = [str(recompile) for recompile in log.recompiles]
         return found
 
+    @cached_property
+    def first_swaps(self) -> dict[Path, CompileLog]:
+        """What the first swap to each adapter compiled: a later one may find code that fits by then."""
+        with contextlib.suppress(Exception):  # the law that needs it meets the error again
+            _ = (
+                self.unprepared_recompiles
+            )  # before torch has compiled code for a number that changes
+        self.snapshot.restore()
+        self.run()  # torch may compile at a second call too
+        found = {}
+        for path in self.paths[:FIRST]:
+            with watch_compiles() as found[path], contextlib.suppress(Exception):
+                self.subject.swap(self.compiled, path)
+                self.run()
+        return found
+
+    def restore(self) -> None:
+        """Bring the compiled model back, bit for bit, by a snapshot and never by a swap."""
+        _ = self.first_swaps
+        self.snapshot.restore()
+
     def close(self) -> None:
-        """Forget what was compiled."""
+        """Forget what was compiled; where it is used again it is compiled anew."""
         torch._dynamo.reset()
+        for name in ("compiled", "snapshot", "first_swaps"):
+            vars(self).pop(name, None)
+
+
+def _blamed(module: str | None) -> str:
+    return f"; the first module that differs is {module}" if module else ""
+
+
+def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:
+    """Round a fresh load's adapter to the dtype that a deployment keeps adapters in."""
+    from hotswap.engine.layers import lora_layers, slots
+
+    layers = lora_layers(ours, adapter_name)
+    for module, layer in lora_layers(theirs, "default").items():
+        if module not in layers:
+            continue
+        served = {slot.key: slot.tensor.dtype for slot in slots(layers[module], adapter_name)}
+        for slot in slots(layer, "default"):
+            slot.tensor.data = slot.tensor.data.to(served[slot.key])
 
 
 def bring_up(

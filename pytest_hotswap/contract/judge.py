@@ -33,11 +33,18 @@ def names_of(law: str, *, controls: bool = False) -> list[str]:
     ]
 
 
-def violations(deployment: Deployment, law: str, *, controls: bool = False) -> Iterator[str]:
-    """Say, one after the other, how the deployment breaks a law; nothing where it obeys.
+class Violation(str):
+    """How a law is broken, in one sentence.
 
-    Whatever the subject raises where the law expects it to work is a violation too.
+    ``raised`` is what the subject raised where the law expects it to work: the law itself has seen
+    nothing wrong then.
     """
+
+    raised: Exception | None = None
+
+
+def violations(deployment: Deployment, law: str, *, controls: bool = False) -> Iterator[Violation]:
+    """Say, one after the other, how the deployment breaks a law; nothing where it obeys."""
     contract = HotswapContract()
     for name in names_of(law, controls=controls):
         case = f"{law}[{name.partition('__')[2]}]"
@@ -46,11 +53,15 @@ def violations(deployment: Deployment, law: str, *, controls: bool = False) -> I
         test = getattr(contract, name)
         for arguments in _arguments(test, deployment):
             try:
+                if "swapping" in arguments:
+                    deployment.restore()
                 test(**arguments)
             except (AssertionError, _Failed) as error:
-                yield str(error) or f"{law}: {name} failed"
+                yield Violation(str(error) or f"{law}: {name} failed")
             except Exception as error:
-                yield f"{law}: {type(error).__name__}: {error}"
+                found = Violation(f"{law}: {type(error).__name__}: {error}")
+                found.raised = error
+                yield found
 
 
 def _arguments(test: Any, deployment: Deployment) -> Iterator[Mapping[str, Any]]:
@@ -64,7 +75,5 @@ def _arguments(test: Any, deployment: Deployment) -> Iterator[Mapping[str, Any]]
     }
     key = next((key for key in cases if key in wanted), None)
     for value in cases[key] if key else (None,):
-        if "swapping" in wanted:
-            deployment.snapshot.restore()
         found = given | {"deployment": deployment, "swapping": deployment, key: value}
         yield {name: found[name] for name in wanted}

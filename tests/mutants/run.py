@@ -1,20 +1,31 @@
-"""Judge faulty engines: each by its own law, or all by every law."""
+"""Judge faulty engines: each by its own law, or all by every law.
+
+    python -m tests.mutants.run            print the full matrix as Markdown
+    python -m tests.mutants.run --write    write it into docs/mutants.md
+
+The exit status is the number of faulty engines that their own law does not kill.
+"""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from hotswap.report.laws import LAWS
 from pytest_hotswap.contract.deployment import Deployment
-from pytest_hotswap.contract.judge import violations
+from pytest_hotswap.contract.judge import Violation, violations
 from tests.mutants.engines import ENGINES
 from tests.mutants.subject import FLEETS, Engine, write_fleets
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "mutants.md"
+PACKAGES = ("peft", "torch")
 
 
 class Bench:
@@ -30,7 +41,7 @@ class Bench:
             torch._dynamo.reset()  # it remembers numbers that have changed
             _ = self.shared[fleet].unprepared_recompiles
         for deployment in self.shared.values():
-            _ = deployment.snapshot
+            deployment.restore()
 
     @contextmanager
     def of(self, engine: type[Engine]) -> Iterator[Deployment]:
@@ -39,7 +50,7 @@ class Bench:
         if engine.own:
             limit = torch._dynamo.config.recompile_limit
             try:
-                yield Deployment(subject, self.folder / f"own-{engine.__name__}")
+                yield Deployment(subject, Path(tempfile.mkdtemp(dir=self.folder)))
             finally:
                 torch._dynamo.config.recompile_limit = limit
             return
@@ -51,33 +62,95 @@ class Bench:
             deployment.subject = sound
             deployment.snapshot.restore()
 
-    def killed_by(self, engine: type[Engine], law: str) -> str | None:
-        """The first violation of a law by an engine, if there is one."""
+    def killed_by(self, engine: type[Engine], law: str) -> Violation | None:
+        """The first violation of a law by an engine, if there is one; one that the law saw comes first."""
         with self.of(engine) as deployment:
-            return next(violations(deployment, law), None)
+            return _first(deployment, law)
+
+    def row(self, engine: type[Engine]) -> dict[str, Violation | None]:
+        """The same for every law, on one deployment if the engine has one of its own."""
+        if not engine.own:
+            return {law: self.killed_by(engine, law) for law in LAWS}
+        torch._dynamo.reset()
+        with self.of(engine) as deployment:
+            return {law: _first(deployment, law) for law in LAWS}
+
+
+def _first(deployment: Deployment, law: str) -> Violation | None:
+    """The first violation that the law itself saw, or else that the engine raised."""
+    raised = None
+    for found in violations(deployment, law):
+        if found.raised is None:
+            return found
+        raised = raised or found
+    return raised
+
+
+def _mark(found: Violation | None, *, own: bool) -> str:
+    if found is None:
+        return ""
+    if found.raised is not None:
+        return "e"
+    return "**x**" if own else "x"
+
+
+def page(rows: dict[type[Engine], dict[str, Violation | None]], seconds: float) -> str:
+    """The matrix in Markdown."""
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in PACKAGES)
+    numbers = [str(index) for index in range(1, len(LAWS) + 1)]
+    alive = [engine.__name__ for engine, row in rows.items() if not _kills(row, engine)]
+    lines = [
+        "# Faulty engines by law",
+        "",
+        f"{len(rows)} faulty engines, each with one defect, on a micro model with an embedding, linear "
+        "layers, a transformers Conv1D and a grouped convolution, judged by every law of "
+        f"[the contract](contract.md). Made by `python -m tests.mutants.run --write` in {seconds:.0f} s "
+        f"with {versions}, backend eager. **x**: killed by the law that the defect breaks; x: killed by "
+        "another law too; e: the engine raised an error where the law expects it to work, which is not "
+        "counted as a kill. "
+        + (
+            f"Alive: {', '.join(alive)}." if alive else "None is alive; the sound engine obeys all."
+        ),
+        "",
+        *(f"{number}. {law}: {LAWS[law]}" for number, law in zip(numbers, LAWS, strict=True)),
+        "",
+        f"| faulty engine | {' | '.join(numbers)} |",
+        "|---" * (len(LAWS) + 1) + "|",
+    ]
+    for engine, row in rows.items():
+        marks = [_mark(row[law], own=law == engine.law) for law in LAWS]
+        lines.append(f"| {engine.__name__}: {_said(engine)} | {' | '.join(marks)} |")
+    return "\n".join([*lines, ""])
+
+
+def _said(engine: type[Engine]) -> str:
+    return (engine.__doc__ or "").strip().partition("\n")[0].rstrip(".").replace("|", "/")
+
+
+def _kills(row: dict[str, Violation | None], engine: type[Engine]) -> bool:
+    found = row[engine.law]
+    return found is not None and found.raised is None
 
 
 def main(argv: list[str]) -> int:
-    """Print the full matrix as Markdown; ``argv`` is a scratch folder."""
-    bench = Bench(Path(argv[0]))
+    """Print or write the full matrix; the number of engines that are alive."""
     start = time.perf_counter()
-    short = {law: str(index) for index, law in enumerate(LAWS, start=1)}
-    print("| faulty engine | " + " | ".join(short.values()) + " |")
-    print("|---|" + "---|" * len(LAWS))
-    alive = []
-    for engine in ENGINES:
-        row = {law: bench.killed_by(engine, law) is not None for law in LAWS}
-        marks = [
-            "**x**" if row[law] and law == engine.law else "x" if row[law] else "" for law in LAWS
-        ]
-        print(f"| {engine.__name__} | " + " | ".join(marks) + " |", flush=True)
-        alive += [] if row[engine.law] else [engine.__name__]
-    seconds = time.perf_counter() - start
-    print(
-        f"\n{len(ENGINES)} faulty engines, {len(alive)} alive {alive}; {seconds:.0f} s",
-        file=sys.stderr,
-    )
-    return len(alive)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        for fleet, deployment in bench.shared.items():
+            for law in LAWS:
+                for found in violations(deployment, law):
+                    raise SystemExit(f"the sound engine on {fleet} breaks a law: {found}")
+        rows = {}
+        for engine in ENGINES:
+            rows[engine] = bench.row(engine)
+            print(engine.__name__, "" if _kills(rows[engine], engine) else "ALIVE", file=sys.stderr)
+    text = page(rows, time.perf_counter() - start)
+    if "--write" in argv:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+    return sum(not _kills(row, engine) for engine, row in rows.items())
 
 
 if __name__ == "__main__":

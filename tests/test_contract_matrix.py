@@ -17,7 +17,7 @@ from torch import nn
 from hotswap.engine.layers import lora_layers
 from hotswap.report.laws import LAWS
 from pytest_hotswap import ReferenceSubject
-from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
 from pytest_hotswap.contract.judge import violations
 
 
@@ -149,3 +149,36 @@ def test_what_half_precision_hides_shows_in_float64(
         "in float64" in text and "first module that differs is embed" in text for text in found
     )
     assert any("in float64" not in text for text in found) == shows
+
+
+class NoFloat64(nn.Linear):
+    """A layer without a float64 kernel, as quantised ones are."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if values.dtype == torch.float64:
+            raise NotImplementedError("no kernel for float64")
+        return super().forward(values)
+
+
+class Quantised(Served):
+    """One such layer behind an embedding."""
+
+    def base_model(self) -> Any:
+        return seeded(lambda: nn.Sequential(nn.Embedding(11, 8), NoFloat64(8, 8)))
+
+    def inputs(self) -> dict[str, Any]:
+        return {"input": TOKENS}
+
+
+def test_a_model_that_cannot_be_computed_in_float64_is_not_judged_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_fleet(tmp_path / "fleet", Quantised().base_model(), {"one": {"target_modules": ["0"]}})
+    deployment = Deployment(Quantised(adapters=[str(tmp_path / "fleet" / "*")]), tmp_path)
+    with pytest.raises(NotWidenableError, match="does not run in float64: no kernel for float64"):
+        deployment.compare_in_float64(deployment.first)
+    assert list(violations(deployment, "swap-equals-load")) == []
+    monkeypatch.setattr("pytest_hotswap.contract.deployment.WIDEST", 100)
+    with pytest.raises(NotWidenableError, match=r"takes \d+ bytes, above 100"):
+        deployment.compare_in_float64(deployment.first)
+    deployment.close()

@@ -176,13 +176,14 @@ def test_pefts_own_functions_are_neither_isolated_nor_atomic(fleet: Path) -> Non
     assert {r["message"] for r in records if r["outcome"] == "skipped"} == {
         "not applicable: PEFT cannot swap to the base model",
         "not applicable: no adapter was refused",
+        "not run: CUDA graphs need a GPU, the model is on cpu",
     }
 
 
 def test_the_swaps_that_are_reported_are_the_swaps_that_were_made(fleet: Path) -> None:
     (fleet / "counted.py").write_text(COUNTED)
     words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-subject", "counted.py:Counted"]
-    selected = "test_zero_recompiles and not any_swap_sequence"
+    selected = "test_zero_recompiles and not any_swap_sequence and not cuda_graphs"
     code, records = pytest_report(fleet, *words, "-k", selected)
     assert code == 0
     assert sum(r["swaps"] for r in records) == len((fleet / "swaps").read_text())

@@ -283,6 +283,22 @@ class HotswapContract:
         for verdict in (log.verdict() for log in logs):
             assert verdict.outcome == "passed", f"zero-recompiles: {_few(verdict.reasons)}"
 
+    def test_zero_recompiles__cuda_graphs(self, swapping: Deployment) -> None:
+        weight = next(swapping.subject.models(swapping.compiled)[0].parameters())
+        if weight.device.type != "cuda":
+            pytest.skip(f"not run: CUDA graphs need a GPU, the model is on {weight.device.type}")
+        for _ in range(
+            3
+        ):  # a graph is recorded at the second call, and once more where memory moves
+            swapping.run()
+        with hotswap.watch_compiles() as log:
+            for step in swapping.neighbours(swapping.first):
+                swapping.subject.swap(swapping.compiled, step)
+                swapping.run()
+        assert not log.cudagraph_records, (
+            f"zero-recompiles: CUDA graphs were recorded again {log.cudagraph_records} times"
+        )
+
     def test_control_of_zero_recompiles(self, deployment: Deployment) -> None:
         assert deployment.unprepared_recompiles["another alpha"]
 

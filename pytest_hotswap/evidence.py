@@ -103,6 +103,8 @@ class Evidence:
             try:
                 yield
             finally:
+                deployment = getattr(item, "funcargs", {}).get("deployment")
+                unprepared = getattr(deployment, "__dict__", {}).get("unprepared_recompiles", {})
                 kinds = {"first": log.first_compiles, "recompile": log.recompiles}
                 kinds |= {"failed": log.failed}
                 compiles = [
@@ -112,6 +114,7 @@ class Evidence:
                         "sentence": found.sentence,
                         "cause": found.cause,
                         "seconds": round(found.seconds, 4),
+                        "provoked": any(str(found) in texts for texts in unprepared.values()),
                     }
                     for kind, many in kinds.items()
                     for found in many

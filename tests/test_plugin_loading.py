@@ -95,9 +95,9 @@ def test_without_the_plugin_other_tests_run_and_a_contract_says_what_it_needs(
     )
     words = "test_one or test_swap_equals_load or test_preparation_covers"
     result = run(pytester, "-p", "no:hotswap", "-k", words)
-    result.assert_outcomes(passed=1, errors=2, deselected=result.parseoutcomes()["deselected"])
+    result.assert_outcomes(passed=1, errors=3, deselected=result.parseoutcomes()["deselected"])
     told = [line for line in result.outlines if line.startswith("TestMine needs the plugin")]
-    assert len(told) == 2
+    assert len(told) == 3
     assert "-p no:hotswap" in told[0]
 
 

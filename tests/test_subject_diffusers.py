@@ -124,7 +124,10 @@ def test_a_model_of_diffusers_obeys(model: Deployment, law: str) -> None:
 
 BROKEN = {  # law → what its violations say, one after the other
     "rank-bound": ["an adapter above the target rank was swapped in: transformer."],
-    "swap-equals-load": ["unequal: output 0 differs"],  # peft#3738
+    "swap-equals-load": [  # peft#3738
+        "unequal: output 0 differs",
+        "unequal in float64: output 0 differs",
+    ],
     "swap-isolated": ["transformer.transformer_blocks.0.attn.to_q.lora_A.default2"],  # peft#3780
     "swap-atomic": [
         *(f"an adapter with a {d} was accepted" for d in DEFECTS if d != "truncated file")
@@ -169,7 +172,7 @@ def test_a_swap_with_a_text_encoder_is_refused_when_the_denoiser_has_been_swappe
     pipeline: Deployment,
 ) -> None:
     found = list(violations(pipeline, "swap-equals-load"))
-    assert len(found) == len(FLEET)
+    assert len(found) == 2 * len(FLEET)  # and in float64
     assert all("hotswapping is not supported for text encoders" in text for text in found)
     pipeline.snapshot.restore()
     with pytest.raises(ValueError, match="text encoders"):

@@ -275,7 +275,7 @@ class Placement:
     def settle(self) -> None:
         """Let every layer say what the adapter in place has."""
         for layer in self.layers.values():
-            layer.scaling.settle()
+            _ = layer.r
 
     def _follow(self, entries: Entries, records: Records, fields: dict[str, Any] | None) -> None:
         self.entries, self.turn = entries, next(_turns)

@@ -47,7 +47,7 @@ def prepared_class(cls: Any) -> Any:
         cls.merge(self, *args, **kwargs)
 
     def get_state(self: Any) -> dict[str, Any]:
-        self.scaling.settle()
+        _ = self.r
         state: dict[str, Any] = self.__dict__.copy()
         return state
 
@@ -69,7 +69,8 @@ def _settled(attribute: str) -> property:
     """A dict of a layer that is brought up to date before it is given; assigning one fills it in place."""
 
     def get(layer: Any) -> dict[str, Any]:
-        layer.scaling.settle()
+        if isinstance(layer.scaling, Scalings):  # somebody may have put a dict in their place
+            layer.scaling.settle()
         found: dict[str, Any] = layer.__dict__[attribute]
         return found
 

@@ -277,8 +277,8 @@ def _swap_times(records: Iterable[text.Record]) -> dict[str, list[float]]:
 def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
     """Every compile in order; ``at`` is in seconds since the first test began.
 
-    ``wanted`` marks first compiles, and recompiles that the test provokes: a control, or a test that
-    disables the adapter.
+    ``wanted`` marks first compiles, and recompiles that are provoked: of an unprepared model, by a
+    control, by a test that disables the adapter, or by the first call of another model of the class.
     """
     records = [r for r in records if r.get("started")]
     start = min((float(r["started"]) for r in records), default=0.0)
@@ -288,7 +288,8 @@ def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
         control = record.get("role") == "control" or record.get("law") == _WANTED
         for phase in ("setup", "call"):
             for one in json.loads(record.get(f"compiles_in_{phase}") or "[]"):
-                provoked = control or _DISABLING in one["sentence"]
+                provoked = one.pop("provoked", False) or control or one["cause"] == "other model"
+                provoked = provoked or _DISABLING in one["sentence"]
                 wanted = one["kind"] == "first" or (one["kind"] == "recompile" and provoked)
                 test = str(record["nodeid"]).rpartition("::")[2]
                 found.append({"at": round(at, 3), **one, "wanted": wanted, "test": test})

@@ -85,7 +85,8 @@ def _is_contract(item: pytest.Item) -> bool:
 def _override(node: pytest.Item) -> Any:
     """The definition of the project's own fixture that reaches a test, or None."""
     manager: Any = node.session._fixturemanager
-    found = manager.getfixturedefs(FIXTURE, node) or ()
+    by = node if pytest.version_tuple >= (8, 1) else node.nodeid
+    found = manager.getfixturedefs(FIXTURE, by) or ()
     return next((d for d in reversed(found) if d.func.__module__ != _PLUGIN), None)
 
 

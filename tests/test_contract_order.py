@@ -25,7 +25,7 @@ FLEET: dict[str, dict[str, Any]] = {
     for name, alpha in (("one", 2), ("three", 6), ("five", 10))
 }
 FEW = settings(
-    max_examples=4,
+    max_examples=16,
     stateful_step_count=4,
     derandomize=True,
     database=None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch import nn
 from hotswap.engine.layers import lora_layers
 from hotswap.report.laws import LAWS
 from pytest_hotswap import ReferenceSubject
+from pytest_hotswap.contract.contract import HotswapContract
 from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
 from pytest_hotswap.contract.judge import violations
 
@@ -182,3 +185,31 @@ def test_a_model_that_cannot_be_computed_in_float64_is_not_judged_there(
     with pytest.raises(NotWidenableError, match=r"takes \d+ bytes, above 100"):
         deployment.compare_in_float64(deployment.first)
     deployment.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "recorded", "outcome"),
+    [
+        ("cpu", (), "not run: CUDA graphs need a GPU, the model is on cpu"),
+        ("cuda", (0,), "not run: no CUDA graph was recorded"),
+        ("cuda", (2, 0), None),
+        ("cuda", (2, 3), "CUDA graphs were recorded again 3 times"),
+    ],
+)
+def test_recordings_of_cuda_graphs_are_judged_where_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, device: str, recorded: tuple[int, ...], outcome: str | None
+) -> None:
+    weight = SimpleNamespace(device=SimpleNamespace(type=device))
+    model = SimpleNamespace(parameters=lambda: iter([weight]))
+    subject = SimpleNamespace(models=lambda _: [model], swap=lambda *_: None)
+    deployment: Any = SimpleNamespace(subject=subject, compiled=None, run=lambda: None, first=None)
+    deployment.neighbours = lambda _: [Path("one"), Path("two")]
+    logs = iter([SimpleNamespace(cudagraph_records=count) for count in recorded])
+    monkeypatch.setattr("hotswap.watch_compiles", lambda: nullcontext(next(logs)))
+    judge = partial(HotswapContract().test_zero_recompiles__cuda_graphs, deployment)
+    if outcome is None:
+        judge()
+        return
+    kind: Any = pytest.skip.Exception if outcome.startswith("not run") else AssertionError
+    with pytest.raises(kind, match=outcome):
+        judge()

@@ -30,6 +30,9 @@ def shards(count: int = 2) -> list[dict[str, Any]]:
     ]
 
 
+OTHER = {"cause": "other model"}
+
+
 class TestTheVerdict:
     def test_a_fleet_without_a_fault_is_ready(self) -> None:
         verdict = derive(gathered())["verdict"]
@@ -89,6 +92,25 @@ class TestWhatIsDerived:
         lines = records("abc")
         lines[-1]["role"] = "law"
         assert derive(gathered(tests=lines))["compiles"][1]["wanted"] is False
+
+    @pytest.mark.parametrize(
+        ("changed", "wanted"),
+        [
+            ({"provoked": True}, True),
+            ({"provoked": False}, False),
+            ({"sentence": "the first call of this Model, which shares its code", **OTHER}, True),
+            ({"sentence": "its parameters were replaced", **OTHER}, False),
+        ],
+    )
+    def test_a_recompile_that_the_suite_provokes_is_wanted(
+        self, changed: dict[str, Any], wanted: bool
+    ) -> None:
+        lines = records("abc")
+        lines[-1]["role"] = "law"
+        (key,) = (key for key in lines[-1] if key.startswith("compiles_in_"))
+        lines[-1][key] = json.dumps([one | changed for one in json.loads(lines[-1][key])])
+        again = derive(gathered(tests=lines))["compiles"][-1]
+        assert (again["kind"], again["wanted"], "provoked" in again) == ("recompile", wanted, False)
 
     def test_percentiles_lie_between_the_samples(self) -> None:
         found = percentiles([float(n) for n in range(101)])

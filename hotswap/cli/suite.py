@@ -115,5 +115,6 @@ def progress(report: Path) -> str:
     """Say how far the run is, from the records written until now."""
     written = report.read_bytes() if report.exists() else b""
     lines = written[: written.rfind(b"\n") + 1].splitlines()
+    lines = [line for line in lines if b'"nodeid"' in line]
     last = f", last: {json.loads(lines[-1]).get('law') or 'a test'}" if lines else ""
     return f"verifying: {len(lines)} tests done{last}"

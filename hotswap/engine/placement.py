@@ -275,7 +275,9 @@ class Placement:
     def settle(self) -> None:
         """Let every layer say what the adapter in place has."""
         for layer in self.layers.values():
-            _ = layer.r
+            _ = (
+                layer.r
+            )  # which settles it, and minds no dict that somebody put in place of the scalings
 
     def _follow(self, entries: Entries, records: Records, fields: dict[str, Any] | None) -> None:
         self.entries, self.turn = entries, next(_turns)

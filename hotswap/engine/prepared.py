@@ -47,7 +47,7 @@ def prepared_class(cls: Any) -> Any:
         cls.merge(self, *args, **kwargs)
 
     def get_state(self: Any) -> dict[str, Any]:
-        _ = self.r
+        _ = self.r  # which settles the dicts
         state: dict[str, Any] = self.__dict__.copy()
         return state
 

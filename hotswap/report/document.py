@@ -23,6 +23,7 @@ Document = dict[str, Any]
 _WANTED = "unprepared-recompiles"  # the law whose subject is a recompile
 
 _DISABLING = "disabled or enabled"  # the law knobs-follow does; a deployment may, but then knows it
+_FIRST_CALL = "the first call of this "  # as the compile watch says of a model that shares code
 
 
 def derive(gathered: Mapping[str, Any]) -> Document:
@@ -288,8 +289,9 @@ def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
         control = record.get("role") == "control" or record.get("law") == _WANTED
         for phase in ("setup", "call"):
             for one in json.loads(record.get(f"compiles_in_{phase}") or "[]"):
-                provoked = one.pop("provoked", False) or control or one["cause"] == "other model"
-                provoked = provoked or _DISABLING in one["sentence"]
+                told = one["sentence"]
+                provoked = one.pop("provoked", False) or control
+                provoked = provoked or _DISABLING in told or told.startswith(_FIRST_CALL)
                 wanted = one["kind"] == "first" or (one["kind"] == "recompile" and provoked)
                 test = str(record["nodeid"]).rpartition("::")[2]
                 found.append({"at": round(at, 3), **one, "wanted": wanted, "test": test})

@@ -175,16 +175,14 @@ class Deployment:
 
         near = TOLERANCES["widened"]
         with torch.compiler.set_stance("force_eager"):
-            try:  # the oracle first: where it fails, the model is at fault and not the subject
+            # the oracle first: where it fails, the model is at fault and not the subject
+            try:
                 theirs = widened(theirs)
                 expected = run(theirs)
-            except (
-                Exception
-            ) as error:  # whatever a quantised layer or a kernel without float64 raises
+            except Exception as error:  # as quantised layers raise
                 told = " ".join(str(error).split())[:LONGEST]
-                raise NotWidenableError(
-                    f"the fresh load does not run in float64: {told}"
-                ) from error
+                text = f"the fresh load does not run in float64: {told}"
+                raise NotWidenableError(text) from error
             ours = widened(ours)
             found = compare(run(ours), expected, tolerances=near)
             if found.equal:
@@ -224,10 +222,9 @@ class Deployment:
     @cached_property
     def first_swaps(self) -> dict[Path, CompileLog]:
         """What the first swap to each adapter compiled: a later one may find code that fits by then."""
+        # before torch has compiled code for a number that changes
         with contextlib.suppress(Exception):  # the law that needs it meets the error again
-            _ = (
-                self.unprepared_recompiles
-            )  # before torch has compiled code for a number that changes
+            _ = self.unprepared_recompiles
         self.snapshot.restore()
         self.run()  # torch may compile at a second call too
         found = {}

@@ -17,4 +17,4 @@ import hotswap
 if not hotswap.__file__.startswith(sysconfig.get_path("purelib")):
     raise SystemExit(f"hotswap is not the installed one: {hotswap.__file__}")
 PY
-OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -q -m wheel -o markers="wheel: built wheel" tests
+OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -n 2 --dist loadfile -q -m wheel -o markers="wheel: built wheel" tests

@@ -65,6 +65,25 @@ def test_what_is_saved_after_a_swap_is_the_adapter(feature: str, tmp_path: Path)
         assert torch.equal(run(again, *options), run(fresh(base, folder), *options))
 
 
+def test_another_adapter_is_loaded_and_saved_while_the_base_model_is_in_place(
+    tmp_path: Path,
+) -> None:
+    base = micro()
+    fleet = write_fleet(
+        tmp_path, base, {"one": PLAIN, "some": {**WIDE, "target_modules": ["first"]}}
+    )
+    model = fresh(base, fleet["one"])
+    hotswap.prepare(model, target_rank=8)
+    hotswap.swap(model, None)
+    before = run(model)
+    model.load_adapter(fleet["some"], "other")
+    assert torch.equal(run(model), before)
+    model.save_pretrained(tmp_path / "saved", selected_adapters=["other"])
+    model.set_adapter("other")
+    for found in (run(model), run(fresh(base, tmp_path / "saved" / "other"))):
+        assert torch.equal(found, run(fresh(base, fleet["some"])))
+
+
 def test_what_is_saved_after_prepare_is_the_adapter(tmp_path: Path) -> None:
     base = micro()
     fleet = write_fleet(tmp_path, base, MIXED["dora"])

@@ -20,6 +20,7 @@ from pytest_hotswap import (
 )
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
+from pytest_hotswap.fixtures import load_class
 from pytest_hotswap.origin import origin
 from pytest_hotswap.subjects.protocol import missing
 
@@ -141,7 +142,7 @@ def test_an_option_and_an_ini_key_are_named(
 
 
 def test_the_subject_in_ten_lines_of_the_documentation_runs(
-    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    project: pytest.Pytester,
 ) -> None:
     page = Path(__file__).parent.parent / "docs" / "contract.md"
     if not page.exists():
@@ -154,8 +155,7 @@ def test_the_subject_in_ten_lines_of_the_documentation_runs(
     path = project.path / "production.py"
     path.write_text(code)
     exec(compile(code, str(path), "exec"), names)  # noqa: S102 (our own documentation)
-    monkeypatch.syspath_prepend(project.path)
-    from deployed import Micro
+    Micro = load_class("deployed.py:Micro", project.path)
 
     class Mine(names["Production"]):  # type: ignore[misc]
         base_model, inputs = Micro.base_model, Micro.inputs

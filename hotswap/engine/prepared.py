@@ -145,9 +145,14 @@ def _save_own(layer: Any, state: dict[str, Any], prefix: str) -> None:
 
 
 def _adapter_in_place(layer: Any) -> bool:
-    """Whether the model has an adapter to save under any name."""
+    """Whether the model has an adapter to save under any name, or one is being loaded beside it."""
     prepared = layer.scaling.prepared
-    return prepared is not None and any(p.label is not None for p in prepared.placements.values())
+    placements = {} if prepared is None else prepared.placements
+    return any(
+        placement.label is not None
+        or any(set(one.scaling) - set(placements) for one in placement.layers.values())
+        for placement in placements.values()
+    )
 
 
 def _has(own: Own, slot: Slot) -> bool:

@@ -36,6 +36,13 @@ def walk(model: nn.Module) -> Walked:
     return found
 
 
+def instances(walked: Iterable[tuple[str, nn.Module]], *classes: type) -> Walked:
+    """Those that are instances of the classes; a class is asked once: of an abstract one that is slow."""
+    modules = list(walked)
+    wanted = {cls for cls in {type(module) for _, module in modules} if issubclass(cls, classes)}
+    return [(name, module) for name, module in modules if type(module) in wanted]
+
+
 def compiled_parts(model: nn.Module, *, walked: Walked | None = None) -> list[str]:
     """Describe each compiled part of a model, empty when there is none.
 

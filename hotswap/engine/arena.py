@@ -29,7 +29,11 @@ class Region:
     @property
     def strides(self) -> list[int]:
         """The strides of the tensor, in elements: those of a contiguous one."""
-        return [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        found, step = [], 1
+        for length in reversed(self.shape):
+            found.append(step)
+            step *= length
+        return found[::-1]
 
 
 @dataclass(frozen=True, slots=True)

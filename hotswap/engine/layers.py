@@ -7,8 +7,7 @@ layer kinds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -25,7 +24,7 @@ from torch.nn.functional import linear
 
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
-from hotswap.compiler.compiled import Walked
+from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.compiler.regions import unwrap as unwrap
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,8 +32,7 @@ _SUPPORTED_VARIANTS = ("Dora", "MiCA")  # MiCA's forward is that of plain LoRA
 Role = Literal["factor", "bias", "magnitude", "saved", "tokens"]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """One tensor of an adapter in a model.
 
     ``axis`` is the one that carries the rank (None: none does): its length is ``rank * experts /
@@ -194,11 +192,11 @@ def lora_layers(
     model: nn.Module, adapter_name: str | None = None, *, walked: Walked | None = None
 ) -> dict[str, LoraLayer]:
     """Find a model's LoRA layers (those that carry ``adapter_name``, if given) by canonical name."""
+    found: Any = instances(walk(model) if walked is None else walked, LoraLayer)
     return {
-        canonical(name): module
-        for name, module in (model.named_modules() if walked is None else walked)
-        if isinstance(module, LoraLayer)
-        and (adapter_name is None or adapter_name in module.scaling)
+        canonical(name): layer
+        for name, layer in found
+        if adapter_name is None or adapter_name in layer.scaling
     }
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count, repeat
 from typing import Any, NoReturn
 
 import torch
@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
-from hotswap.compiler.compiled import Walked, walk
+from hotswap.compiler.compiled import walk
 from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.carried import Carried
 from hotswap.engine.layers import Slot, lora_layers, unwrap
@@ -32,7 +32,7 @@ from hotswap.errors import (
 
 Records = list[tuple[dict[str, Any], Any]]
 Entries = dict[Scalings, Entry]
-_turns = itertools.count(1)
+_turns = count(1)
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -87,7 +87,9 @@ class Placement:
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
+    _addresses: list[int] = field(default_factory=list)  # of the tensors, in the arena
     _buffers: list[dict[str, Any]] = field(default_factory=list)  # of the Scalings
+    _scalings: list[int] = field(default_factory=list)  # their ids
     _anchors: tuple[list[dict[str, Any]], list[str], list[int]] = field(
         default_factory=lambda: ([], [], [])
     )
@@ -100,8 +102,6 @@ class Placement:
         model: nn.Module,
         carried: Carried,
         arena: Arena | None = None,
-        *,
-        walked: Walked | None = None,
     ) -> Placement:
         """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does."""
         name, layers, slots = carried.name, carried.layers, carried.slots
@@ -120,8 +120,10 @@ class Placement:
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
             _tensors=[slot.tensor for slot in slots],
+            _addresses=arena.addresses[: len(slots)] if arena is not None else [],
             _buffers=[layer.scaling._buffers for layer in layers.values()],
-            _anchors=_anchors(walked or walk(model), carried, slots),
+            _scalings=[id(scaling) for scaling in tensors[len(slots) :]],
+            _anchors=_anchors(carried),
             _merged=[layer.merged_adapters for layer in layers.values()],
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache
@@ -147,8 +149,9 @@ class Placement:
         """Whether a tensor is not where the arena has it, looking at every one."""
         if self.arena is None:
             return True
-        here = [*self._tensors, *(buffers[self.name] for buffers in self._buffers)]
-        return list(map(Tensor.data_ptr, here)) != self.arena.addresses
+        scalings = map(dict.get, self._buffers, repeat(self.name))
+        addresses = list(map(Tensor.data_ptr, self._tensors))
+        return addresses != self._addresses or list(map(id, scalings)) != self._scalings
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if an adapter is merged into a base weight."""
@@ -411,24 +414,27 @@ def _has_version(tensor: Tensor) -> bool:
         return False
 
 
-def _anchors(
-    walked: Walked, carried: Carried, slots: list[Slot]
-) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+def _anchors(carried: Carried) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     """Where the model holds the placement's tensors: dicts, keys, and ids of what is there.
 
     The ids stay theirs, because the slots hold on to the tensors and to the modules around them.
     """
-    wanted = {id(slot.tensor) for slot in slots}
-    found: list[tuple[dict[str, Any], str, object]] = []
-    for _, module in walked:
-        for holder in (module._parameters, module._buffers):
-            if holder:
-                found += [(holder, key, part) for key, part in holder.items() if id(part) in wanted]
-    name = carried.name
+    name, found = carried.name, []
+    around = [m for slot in carried.trained if slot.owner is not None for _, m in walk(slot.owner)]
     for layer in carried.layers.values():
         modules = layer.lora_A._modules
         if name in modules:  # an adapter that is deleted and added again replaces the whole module
             found.append((modules, name, modules[name]))
+            around += modules[name], layer.lora_B._modules[name]
+        else:
+            around += layer.lora_embedding_A, layer.lora_embedding_B
+        magnitudes = layer.lora_magnitude_vector._modules
+        if name in magnitudes:
+            around.append(magnitudes[name])
+    wanted = {id(slot.tensor) for slot in carried.slots}
+    for module in around:
+        for holder in (module._parameters, module._buffers):
+            found += [(holder, key, part) for key, part in holder.items() if id(part) in wanted]
     return [h for h, _, _ in found], [k for _, k, _ in found], [id(part) for _, _, part in found]
 
 

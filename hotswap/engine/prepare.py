@@ -98,7 +98,7 @@ def prepare(
             arena = _arena(carried, found.ranks, known.get(name))
             if arena is not None:
                 padded += _commit(carried, arena, owns, changes)
-                placements[name] = Placement.of(model, carried, arena, walked=found.walked)
+                placements[name] = Placement.of(model, carried, arena)
                 placements[name].label = known[name].label if name in known else name
         tuner = getattr(model, "base_model", None)
         cls: Any = type(tuner)
@@ -403,5 +403,7 @@ def _tensorise(layer: LoraLayer, name: str, view: Tensor, changes: _Changes) -> 
         layer.scaling = plain
 
     changes.then(undo)
-    layer.scaling = scalings
+    # past Module.__setattr__, which takes as long as all the rest
+    del vars(layer)["scaling"]
+    layer._modules["scaling"] = scalings
     layer.__class__ = prepared_class(cls)

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -245,13 +246,12 @@ def dtype_of(info: TensorInfo) -> torch.dtype | None:
 
 def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -> Source:
     config = _given(config)
-    for name, value in adapter.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"the state dict has {name} = {type(value).__name__}, expected a tensor"
-            )
     values = list(adapter.values())
-    key = (repr(config), tuple(adapter), tuple((value.shape, value.dtype) for value in values))
+    for kind in set(map(type, values)):
+        if not issubclass(kind, Tensor):
+            name = next(name for name, value in adapter.items() if type(value) is kind)
+            raise ValueError(f"the state dict has {name} = {kind.__name__}, expected a tensor")
+    key = (repr(config), tuple(adapter), tuple(map(attrgetter("shape", "dtype"), values)))
     known = _descriptions().get(key)
     if known is None:
         infos = {

@@ -46,6 +46,7 @@ class Recipe:
         self.later: list[int] = []
         self.norms: dict[int, Tensor] = {}
         self.given = given
+        self.from_file = source is not None and not isinstance(source.values, list)
         for index, slot in enumerate(placement.slots):
             there = slot.name in given
             if slot.role == "tokens":
@@ -78,12 +79,6 @@ class Recipe:
         known = self._bound.get(id(image))
         if known is None:
             slots, views, given = placement.slots, image.views, self.given
-            copied = {
-                name: views[index]
-                if (axis := slots[index].axis) is None
-                else slots[index].part(views[index], given[name].shape[axis])
-                for index, name in self.copied
-            }
             zeroed = [
                 slots[index].rest(
                     views[index],
@@ -91,9 +86,19 @@ class Recipe:
                 )
                 for index in self.zeroed
             ]
-            constants = [*(views[index] for index in self.defaults), *views[len(slots) :]]
-            direct = {name: part for name, part in copied.items() if _alike(part, given[name])}
-            known = Bound(image, zeroed, copied, constants, direct)
+            parts = [*(views[index] for index in self.defaults), *views[len(slots) :]]
+            known = Bound(image, zeroed, parts, [], [], {})
+            for index, name in self.copied:
+                axis = slots[index].axis
+                length = given[name].shape[axis] if axis is not None else 0
+                part = slots[index].part(views[index], length)
+                if self.from_file and _alike(part, given[name]):
+                    known.direct[name] = part
+                    continue
+                if part.shape != given[name].shape:
+                    known.split.append((len(parts), part.shape))
+                parts.append(part)
+                known.names.append(name)
             if placement.stages_in(image):
                 self._bound[id(image)] = known
         return known
@@ -101,15 +106,17 @@ class Recipe:
 
 @dataclasses.dataclass(slots=True)
 class Bound:
-    """The views of an image that are zeroed, those copied to by name, and those of the constants.
+    """The views of an image that are zeroed, and those copied to: of the constants, then of ``names``.
 
-    ``direct`` are those of ``copied`` that a file may be read into, and ``reader`` does that.
+    ``split`` are the shapes in which some values are copied, each with its place in ``parts``. Into
+    those of ``direct`` a file is read, and ``reader`` does that.
     """
 
     image: Arena
     zeroed: list[Tensor]
-    copied: dict[str, Tensor]
-    constants: list[Tensor]
+    parts: list[Tensor]
+    names: list[str]
+    split: list[tuple[int, torch.Size]]
     direct: dict[str, Tensor]
     reader: Reader | None = None
 
@@ -161,13 +168,10 @@ def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Ar
         given, bound.reader = source.load(bound.direct, bound.reader)
     if bound.zeroed and not clean:
         torch._foreach_zero_(bound.zeroed)
-    parts, values = bound.constants.copy(), recipe.constants.copy()
-    for name, part in bound.copied.items():
-        value = given[name]
-        if value is not part:
-            parts.append(part)
-            values.append(value if value.shape == part.shape else value.reshape(part.shape))
-    torch._foreach_copy_(parts, values)
+    values = [*recipe.constants, *map(given.__getitem__, bound.names)]
+    for index, shape in bound.split:
+        values[index] = values[index].reshape(shape)
+    torch._foreach_copy_(bound.parts, values)
     image.recipe = recipe
     for index, rows in recipe.rows:
         view = views[index]

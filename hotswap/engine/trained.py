@@ -13,7 +13,7 @@ from peft.utils.other import (
 from torch import nn
 
 from hotswap.adapters.spec import TOKENS, canonical
-from hotswap.compiler.compiled import Walked
+from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.engine.layers import Slot
 
 OWN = "hotswap_own"
@@ -25,8 +25,8 @@ def trained_slots(
 ) -> list[Slot]:
     """List the tensors of an adapter that hang in modules wrapped as a whole; tied ones once."""
     found: dict[int, Slot] = {}
-    for name, wrapper in model.named_modules() if walked is None else walked:
-        if isinstance(wrapper, AuxiliaryTrainingWrapper) and adapter_name in wrapper._adapters:
+    for name, wrapper in _wrappers(walk(model) if walked is None else walked):
+        if adapter_name in wrapper._adapters:
             for slot in _slots(canonical(name), wrapper, adapter_name):
                 found.setdefault(id(slot.tensor), slot)
     return list(found.values())
@@ -35,13 +35,9 @@ def trained_slots(
 def unsupported_wrappers(walked: Walked, adapter_name: str, trained: list[Slot]) -> dict[str, str]:
     """Name the wrapped modules whose tensors (``trained``) cannot be swapped, with the reason."""
     refused = {}
-    for name, wrapper in walked:
-        if (
-            not isinstance(wrapper, AuxiliaryTrainingWrapper)
-            or adapter_name not in wrapper._adapters
-        ):
-            continue
-        if not isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper):
+    for name, wrapper in _wrappers(walked):
+        known = isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper)
+        if adapter_name in wrapper._adapters and not known:
             refused[canonical(name)] = f"PEFT's {type(wrapper).__name__} is not known"
     for slot in trained:
         if slot.tensor.is_meta:
@@ -51,6 +47,10 @@ def unsupported_wrappers(walked: Walked, adapter_name: str, trained: list[Slot])
         elif slot.tensor.grad is not None:
             refused[slot.name] = "has a .grad: call zero_grad(set_to_none=True) first"
     return refused
+
+
+def _wrappers(walked: Walked) -> Any:
+    return instances(walked, AuxiliaryTrainingWrapper)
 
 
 def _slots(name: str, wrapper: Any, adapter_name: str) -> Iterator[Slot]:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import hotswap
 from hotswap.adapters import weights as weights_module
-from hotswap.adapters.fit import BaseModel, belongs
+from hotswap.adapters.fit import BaseModel, belongs, fits
 from hotswap.adapters.inspect import Inspector
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.read import Reader
@@ -259,6 +259,11 @@ def test_files_of_diffusers_are_read_with_and_without_metadata(tmp_path: Path) -
         "transformer.to_k": 4,
         "text_encoder.k": 2,
     }
+    one = AdapterSpec.read(diffusers_file(tmp_path / "b" / file.name, tensors, told))
+    assert set(hotswap.plan([one]).modules) == {"to_q", "to_k"}
+    together = hotswap.plan([one, spec])
+    assert set(together.modules) == set(spec.modules)
+    assert together.conflicts == fits(together, one) == fits(together, spec) == ()
     wrong = hotswap.check_adapters(diffusers_file(file, tensors, {"transformer.r": 5}))
     assert {finding.code for finding in wrong} == {"HSW104"}
 

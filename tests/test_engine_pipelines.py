@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 
 import hotswap
 from hotswap.adapters.diffusers import WEIGHTS
-from hotswap.engine.placement import Placement
+from hotswap.engine.pipelines import components
+from hotswap.engine.placement import Placement, placement_of
 from hotswap.errors import (
     AdapterError,
     AlreadyCompiledError,
     BusyError,
+    HotswapError,
     NoAdapterError,
     RankTooLargeError,
     UnreadableAdapterError,
@@ -122,6 +124,55 @@ def test_prepare_reports_every_component_and_keeps_the_outputs(
     assert hotswap.prepare(pipeline, target_rank=8).padded == 0
 
 
+def test_adapters_of_other_modules_swap_in_a_pipeline_loaded_with_their_plan(
+    make: Make, denoiser: str, fleet: Any, tmp_path: Path
+) -> None:
+    parts = (denoiser, "text_encoder")
+    other = {
+        "targets": {"r": 3, "target_modules": ["to_out.0", "out_proj", "to_k"]},
+        "rooted": {"r": 2, "target_modules": ["to_q", "q_proj"], "use_rslora": True},
+    }
+    paths = {name: fleet[name] for name in ("small", "patterned", "plain", "denoiser")}
+    for seed, (name, config) in enumerate(other.items(), 20):
+        paths[name] = write_pipeline_adapter(
+            tmp_path / name, make(), seed=seed, parts=parts, **config
+        )
+    plan, base = hotswap.plan([*paths.values()]), outputs(make())
+    pipeline = hotswap.load(make(), plan, paths["rooted"])
+    assert_same(outputs(pipeline), outputs(loaded(make, paths["rooted"])))
+    held = sum(placement_of(part, "default").layout.bytes for part in components(pipeline).values())
+    assert held == plan.padded_bytes
+    for name in (*paths, "small"):
+        hotswap.swap(pipeline, paths[name])
+        assert_same(outputs(pipeline), outputs(loaded(make, paths[name])))
+    hotswap.swap(pipeline, None)
+    assert_same(outputs(pipeline), base)
+
+
+def test_a_plan_prepares_the_components_that_carry_an_adapter(
+    make: Make, denoiser: str, fleet: Any
+) -> None:
+    names = ("small", "patterned", "denoiser")
+    plan = hotswap.plan([fleet[name] for name in names])
+    pipeline = loaded(make, fleet["small"])
+    report = hotswap.prepare(pipeline, plan=plan)
+    assert set(report.ranks.values()) == {4, 6}
+    for name in names:
+        hotswap.swap(pipeline, fleet[name])
+        assert_same(outputs(pipeline), outputs(loaded(make, fleet[name])))
+    with pytest.raises(HotswapError, match="text_encoder carries an adapter, but the plan has no"):
+        hotswap.prepare(loaded(make, fleet["small"]), plan=hotswap.plan([fleet["denoiser"]]))
+    alone = loaded(make, fleet["denoiser"])
+    before = bits(alone)
+    with pytest.raises(HotswapError, match=r"text_encoder.*is in no component"):
+        hotswap.prepare(alone, plan=plan)
+    assert_same(bits(alone), before, exact=True)
+    alone = loaded(make, fleet["denoiser"])  # a plan of one component has no component in its names
+    hotswap.prepare(alone, plan=hotswap.plan([fleet["denoiser"]]))
+    hotswap.swap(alone, fleet["denoiser"])
+    assert_same(outputs(alone), outputs(loaded(make, fleet["denoiser"])))
+
+
 def test_compiled_components_do_not_recompile(make: Make, denoiser: str, fleet: Any) -> None:
     pipeline = prepared(make, fleet["small"])
     for part in (denoiser, "text_encoder"):
@@ -209,8 +260,6 @@ def test_a_larger_rank_and_an_unknown_component_are_refused(
         hotswap.swap(make(), fleet["small"])
     with pytest.raises(TypeError, match="got a int"):
         hotswap.swap(3, fleet["small"])
-    with pytest.raises(ValueError, match="target_rank="):
-        hotswap.prepare(pipeline, plan=hotswap.SwapPlan({}))
 
 
 def test_damaged_and_missing_files_are_refused(make: Make, fleet: Any, tmp_path: Path) -> None:

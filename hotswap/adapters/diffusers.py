@@ -42,7 +42,7 @@ def weights_of(path: Path) -> Path | None:
 def components(
     where: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 ) -> dict[str, Part]:
-    """Config and tensors of each component; the only one of a pipeline, or that of a model, is named "".
+    """Config and tensors of each component; that of a model which was saved by itself is named "".
 
     Without metadata alpha is the rank, as in diffusers. Raises UnreadableAdapterError (HSW003/004/005).
     """
@@ -59,11 +59,7 @@ def components(
         first, _, rest = name.partition(".")
         component = first if first in COMPONENTS else ""
         found.setdefault(component, {})[rest if component else name] = info
-    alone = len(found) == 1
-    return {
-        "" if alone else name: (_config(_below(fields, name), own), own)
-        for name, own in found.items()
-    }
+    return {name: (_config(_below(fields, name), own), own) for name, own in found.items()}
 
 
 def _below(fields: Mapping[str, Any] | None, component: str) -> dict[str, Any] | None:

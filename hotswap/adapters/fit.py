@@ -26,6 +26,8 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
 
     Findings of the adapter itself are included; those that repeat over layers are merged.
     """
+    if spec.components:
+        spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
     findings = list(spec.findings)
     closest: dict[str, str] = {}
     rank = spec.rank

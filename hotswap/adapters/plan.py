@@ -243,6 +243,8 @@ def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
     specs = _read_all(adapters)
     if not specs:
         raise HotswapError("no adapters to plan for; pass at least one adapter folder")
+    if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
+        specs = [spec.within(*spec.components) for spec in specs]
     modules: dict[str, ModulePlan] = {}
     saved: dict[str, SavedTensor] = {}
     tokens: dict[str, TokenRows] = {}

@@ -22,7 +22,7 @@ from hotswap.adapters.header import (
     read_raw_header,
     unchanged,
 )
-from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.spec import AdapterSpec, below
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 
@@ -141,28 +141,34 @@ def _config(location: Path, text: bytes) -> dict[str, Any]:
 def describe(path: str, weights: str, text: bytes | None, layout: FileLayout) -> AdapterSpec:
     """Describe an adapter by its texts; without a config it is one of diffusers.
 
-    The components of a pipeline become one spec, in which module names start with the component's.
+    Several components of a pipeline become one spec, in which module names start with the component's.
     """
     if text is not None:
         fields = _config(Path(path), text)
         return AdapterSpec.from_tensors(path, fields, layout.tensors)
     parts = diffusers.components(weights, layout.tensors, layout.metadata)
+    names = tuple(name for name in parts if name)
+    if len(parts) == 1:
+        (part,) = parts.values()
+        return replace(AdapterSpec.from_tensors(path, *part), components=names)
     specs = {
-        name: AdapterSpec.from_tensors(f"{path}::{name}" if name else path, *part)
-        for name, part in parts.items()
+        name: AdapterSpec.from_tensors(f"{path}::{name}", *part) for name, part in parts.items()
     }
-    if "" in specs:
-        return specs[""]
-    first = next(iter(specs.values()))
+    merged: dict[str, Any] = {
+        attribute: {
+            key: value
+            for name, spec in specs.items()
+            for key, value in below(name, getattr(spec, attribute)).items()
+        }
+        for attribute in ("modules", "saved", "tokens", "copies")
+    }
     return replace(
-        first,
+        next(iter(specs.values())),
         path=path,
-        modules={f"{n}.{m}": module for n, s in specs.items() for m, module in s.modules.items()},
         bytes=sum(spec.bytes for spec in specs.values()),
         findings=tuple(finding for spec in specs.values() for finding in spec.findings),
-        saved={f"{n}.{m}": info for n, s in specs.items() for m, info in s.saved.items()},
-        tokens={f"{n}.{m}": rows for n, s in specs.items() for m, rows in s.tokens.items()},
-        copies={f"{n}.{m}": info for n, s in specs.items() for m, info in s.copies.items()},
+        components=names,
+        **merged,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from hotswap.adapters.config import (
     alpha_of,
@@ -27,6 +27,7 @@ from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
 Kind = Literal["linear", "embedding", "conv", "parameter"]
+_T = TypeVar("_T")
 _FLOATING = ("F16", "BF16", "F32", "F64")  # narrow to wide
 MAGNITUDE = "lora_magnitude_vector"
 TOKENS = "token_adapter.trainable_tokens_delta"
@@ -87,7 +88,8 @@ class AdapterSpec:
     Module names are without ``base_model.model.``. Beside LoRA it may carry ``saved`` tensors of
     whole modules (modules_to_save), ``tokens`` (module to the rows that are trained), and ``copies``
     of base weights, which PEFT writes for embeddings. ``bytes`` counts its tensors, without copies.
-    ``findings`` is empty for an adapter that can be swapped.
+    ``findings`` is empty for an adapter that can be swapped. ``components`` of a pipeline are those that
+    a file of diffusers names; where it is only one, module names are without it.
     """
 
     path: str
@@ -98,6 +100,7 @@ class AdapterSpec:
     saved: dict[str, TensorInfo] = field(default_factory=dict)
     tokens: dict[str, TokenRows] = field(default_factory=dict)
     copies: dict[str, TensorInfo] = field(default_factory=dict)
+    components: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -108,6 +111,19 @@ class AdapterSpec:
     def name(self) -> str:
         """The folder's name."""
         return Path(self.path).name or Path(self.path).resolve().name
+
+    def within(self, *components: str) -> AdapterSpec:
+        """The same with its only component before every name, where a plan is of these components."""
+        if len(self.components) != 1 or self.components[0] not in components:
+            return self
+        return replace(
+            self,
+            modules=below(self.components[0], self.modules),
+            saved=below(self.components[0], self.saved),
+            tokens=below(self.components[0], self.tokens),
+            copies=below(self.components[0], self.copies),
+            components=(),
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
@@ -198,6 +214,11 @@ class _Sorted:
     saved: dict[str, TensorInfo] = field(default_factory=dict)
     tokens: dict[str, TensorInfo] = field(default_factory=dict)
     copies: dict[str, TensorInfo] = field(default_factory=dict)
+
+
+def below(component: str, names: Mapping[str, _T]) -> dict[str, _T]:
+    """Put a component's name before every name."""
+    return {f"{component}.{name}": value for name, value in names.items()}
 
 
 def widest(dtypes: Iterable[str]) -> str:

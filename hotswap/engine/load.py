@@ -16,7 +16,7 @@ from hotswap.errors import HotswapError
 
 
 def load(
-    base_model: nn.Module,
+    base_model: Any,
     plan: SwapPlan,
     adapter: Adapter | None = None,
     *,
@@ -28,23 +28,33 @@ def load(
     So adapters with different target modules, DoRA, heads or trained tokens can be swapped: what an
     adapter does not have is as in the base model. The base weights are not copied, but for whole modules
     of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
-    ``adapter`` swapped in (None: the base model). Raises HotswapError when the base model lacks a module.
+    ``adapter`` swapped in (None: the base model). A pipeline of diffusers is returned itself, with LoRA
+    layers in every component that the plan has. Raises HotswapError when the base model lacks a module.
     """
-    union = _union(plan)
-    present = {name for name, _ in base_model.named_modules()}
-    missing = [name for name in _owners(plan) if name not in present]
-    if missing:
-        raise HotswapError(
-            f"the base model has no module {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
-            "the plan was made for adapters of another base model"
-        )
+    if not isinstance(base_model, nn.Module):
+        from hotswap.engine.pipelines import load_pipeline
+
+        return load_pipeline(base_model, plan, adapter, adapter_name=adapter_name)
+    require_modules(base_model, plan, "the base model")
+    config_of_all = union(plan)
     if adapter is not None:
-        union.task_type = config_of(adapter, config).task_type
-    model = get_peft_model(base_model, union, adapter_name=adapter_name)
+        config_of_all.task_type = config_of(adapter, config).task_type
+    model = get_peft_model(base_model, config_of_all, adapter_name=adapter_name)
     model.eval()
     prepare(model, plan=plan, adapter_name=adapter_name)
     swap(model, adapter, adapter_name=adapter_name, config=config)
     return model
+
+
+def require_modules(model: nn.Module, plan: SwapPlan, which: str) -> None:
+    """Raise HotswapError unless the model has every module of the plan; ``which`` names the model."""
+    present = {name for name, _ in model.named_modules()}
+    missing = [name for name in _owners(plan) if name not in present]
+    if missing:
+        raise HotswapError(
+            f"{which} has no module {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
+            "the plan was made for adapters of another base model"
+        )
 
 
 def _owners(plan: SwapPlan) -> list[str]:
@@ -52,7 +62,7 @@ def _owners(plan: SwapPlan) -> list[str]:
     return [name for name in plan.modules if "base_layer" not in name.split(".")]
 
 
-def _union(plan: SwapPlan) -> LoraConfig:
+def union(plan: SwapPlan) -> LoraConfig:
     """The config of an adapter that has everything in the plan; what only some have, prepare() adds."""
     ranks: dict[str, int] = {}
     targets: list[str] = []

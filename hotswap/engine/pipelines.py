@@ -10,14 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from hotswap.adapters.diffusers import weights_of
 from hotswap.adapters.header import read_header
+from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.spec import canonical
 from hotswap.engine.diffusers_file import config_of
 from hotswap.engine.layers import lora_layers, unwrap
+from hotswap.engine.load import require_modules, union
 from hotswap.engine.placement import Content, Placement, prepared_of
-from hotswap.engine.prepare import CheckCompiled, PrepareReport, check_preparable, prepare
+from hotswap.engine.prepare import (
+    CheckCompiled,
+    PrepareReport,
+    TargetRankError,
+    check_preparable,
+    prepare,
+)
 from hotswap.engine.source import Adapter, Source, read
 from hotswap.engine.stage import stage, validate
 from hotswap.engine.swap import SwapReport, name_of, ready, user_scale
@@ -45,26 +55,83 @@ def components(pipeline: Any) -> dict[str, nn.Module]:
     return found
 
 
+def load_pipeline(
+    pipeline: Any, plan: SwapPlan, adapter: Adapter | None, *, adapter_name: str
+) -> Any:
+    """Put LoRA layers into the components of a pipeline for everything in a plan; see ``load``."""
+    plans = _plans(pipeline.components, plan)
+    for key, own in plans.items():
+        require_modules(pipeline.components[key], own, f"the pipeline's {key}")
+    for key, own in plans.items():
+        model = pipeline.components[key]
+        inject_adapter_in_model(union(own), model, adapter_name)
+        model._hf_peft_config_loaded = True  # as diffusers and transformers note it
+    prepare_pipeline(
+        pipeline, target_rank=None, plan=plan, adapter_name=adapter_name, check_compiled="error"
+    )
+    swap_pipeline(pipeline, adapter, adapter_name=adapter_name, timeout=None)
+    return pipeline
+
+
+def _plans(parts: Mapping[str, Any], plan: SwapPlan) -> dict[str, SwapPlan]:
+    """The part of a plan that is of each component, with the names that its modules have in the model.
+
+    Raises TargetRankError for modules of no component.
+    """
+    found: dict[str, SwapPlan] = {}
+    strange = []
+    only = _only_component(parts, plan)
+    for name, module in plan.modules.items():
+        key, _, rest = (only, ".", name) if only else name.partition(".")
+        if not isinstance(parts.get(key), nn.Module):
+            strange.append(name)
+            continue
+        own = found.setdefault(key, SwapPlan({}, dtype=plan.dtype))
+        own.modules[rest.removeprefix(_lost_prefix(parts[key]))] = module
+    if strange:
+        raise TargetRankError(
+            f"the plan has {strange[0]}, which is in no component of the pipeline (these could be: "
+            f"{', '.join(key for key, part in parts.items() if isinstance(part, nn.Module))}); "
+            "plan files that save_lora_weights wrote for this pipeline"
+        )
+    return found
+
+
+def _only_component(parts: Mapping[str, Any], plan: SwapPlan) -> str | None:
+    """The component that a plan is of when its names are without one: that which has its modules."""
+    if not plan.modules or any(name.partition(".")[0] in parts for name in plan.modules):
+        return None
+    first = next(iter(plan.modules))
+    for key, part in parts.items():
+        if isinstance(part, nn.Module):
+            wanted = first.removeprefix(_lost_prefix(part))
+            if any(canonical(name) == wanted for name, _ in part.named_modules()):
+                return key
+    return None
+
+
 def prepare_pipeline(
     pipeline: Any,
     *,
     target_rank: int | None,
+    plan: SwapPlan | None,
     adapter_name: str | None,
     check_compiled: CheckCompiled,
 ) -> PrepareReport:
     """Prepare every component in place, or none; the report names the modules of each."""
     parts = components(pipeline)
+    options: dict[str, Any] = {"target_rank": target_rank, "adapter_name": adapter_name}
+    plans = _plans(parts, plan) if plan is not None else {}
+    if plan is not None and (lacking := [key for key in parts if key not in plans]):
+        raise TargetRankError(
+            f"{lacking[0]} carries an adapter, but the plan has no modules of it; "
+            "plan the fleet together with the adapter that is loaded"
+        )
     for key in parts:
-        check_preparable(
-            pipeline.components[key],
-            target_rank=target_rank,
-            adapter_name=adapter_name,
-            check_compiled=check_compiled,
-        )
+        model = pipeline.components[key]
+        check_preparable(model, plan=plans.get(key), check_compiled=check_compiled, **options)
     reports = {
-        key: prepare(
-            part, target_rank=target_rank, adapter_name=adapter_name, check_compiled="ignore"
-        )
+        key: prepare(part, plan=plans.get(key), check_compiled="ignore", **options)
         for key, part in parts.items()
     }
     return PrepareReport(
@@ -224,6 +291,10 @@ def _renamed(component: str, model: nn.Module, tensors: Iterable[str]) -> dict[s
                 raise _unreadable(component, error) from error
         else:
             names = convert_unet_state_dict_to_peft(names)
-    # transformers 5 has flattened CLIP's text model
-    prefix = "" if hasattr(model, "text_model") else "text_model."
+    prefix = _lost_prefix(model)
     return {old: new.removeprefix(prefix) for new, old in names.items()}
+
+
+def _lost_prefix(model: nn.Module) -> str:
+    """What names start with in a file but not in the model: transformers 5 flattened CLIP's text model."""
+    return "" if hasattr(model, "text_model") else "text_model."

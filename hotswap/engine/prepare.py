@@ -65,7 +65,7 @@ def prepare(
     in one buffer per device. Parameter objects, names, dtype, device and ``requires_grad`` are kept.
     Preparing again changes nothing, or widens further. Without ``target_rank`` and ``plan`` only the
     scalings become tensors. ``adapter_name=None`` means all. A pipeline of diffusers is prepared as a
-    whole; it takes ``target_rank`` only.
+    whole; its plan is that of files which have a component before every module's name.
 
     Raises AlreadyCompiledError, NoAdapterError, UnsupportedLayerError or TargetRankError (each a
     ValueError) before anything is changed.
@@ -73,10 +73,12 @@ def prepare(
     if not isinstance(model, nn.Module):
         from hotswap.engine.pipelines import prepare_pipeline
 
-        if plan is not None:
-            raise ValueError("a plan is of one model; prepare a pipeline with target_rank=")
         return prepare_pipeline(
-            model, target_rank=target_rank, adapter_name=adapter_name, check_compiled=check_compiled
+            model,
+            target_rank=target_rank,
+            plan=plan,
+            adapter_name=adapter_name,
+            check_compiled=check_compiled,
         )
     found = check_preparable(
         model,

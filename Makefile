@@ -11,7 +11,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: install demo test docs check wheel-test lower-bounds lint clean
+.PHONY: install demo test docs check wheel-test quantized-test lower-bounds lint clean
 install: $(STAMP)
 
 demo: $(STAMP)  ## run the main job on an embedded fleet; open out/report.html
@@ -28,10 +28,13 @@ lint: $(STAMP)
 docs: $(STAMP)  ## the documentation as a site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
-check: lint docs test wheel-test  ## what CI runs
+check: lint docs test quantized-test wheel-test  ## what CI runs
 
 wheel-test: $(STAMP)  ## the tests marked wheel, against the built wheel
 	PYTHON=$(PYTHON) bash tests/run_against_wheel.sh
+
+quantized-test: $(STAMP)  ## quantised layers, with the libraries that they need
+	bash tests/run_quantized.sh
 
 lower-bounds:  ## the whole suite with the lowest versions that pyproject.toml allows
 	PYTHON=$(PYTHON) bash tests/run_with_lowest_versions.sh

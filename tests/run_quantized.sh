@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run the tests of quantised layers, with torchao, bitsandbytes and HQQ. They are installed beside the
-# development environment and not into it: PEFT imports each of them wherever it is installed.
+# development environment and not into it: PEFT imports each of them wherever it is installed. Arguments
+# are further packages: "gptqmodel optimum" (for GPTQ and AWQ), which take minutes to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -15,5 +16,5 @@ import tomllib
 with open("pyproject.toml", "rb") as file:
     print("\n".join(tomllib.load(file)["project"]["optional-dependencies"]["quantized"]))
 PY
-"$work/venv/bin/pip" install --quiet --requirement "$work/quantized.txt"
+"$work/venv/bin/pip" install --quiet --requirement "$work/quantized.txt" "$@"
 OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_engine_quantized.py

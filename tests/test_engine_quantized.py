@@ -1,4 +1,4 @@
-"""hotswap.engine on quantised base layers: torchao, bitsandbytes and HQQ, where they are installed."""
+"""hotswap.engine on quantised base layers: those of torchao, bitsandbytes, HQQ and GPTQModel, where installed."""
 
 from __future__ import annotations
 
@@ -51,17 +51,34 @@ def hqq() -> Any:
     return Around(layer).eval()
 
 
+def gptqmodel(module: str, name: str) -> Any:
+    layers = pytest.importorskip(f"gptqmodel.nn_modules.qlinear.{module}")
+    layer = getattr(layers, name)(4, 32, True, False, 64, 32, bias=True, register_buffers=True)
+    generator = torch.Generator().manual_seed(0)
+    for packed in (layer.qweight, layer.qzeros):
+        packed.copy_(torch.randint(-(2**31), 2**31, packed.shape, generator=generator))
+    layer.scales.copy_(torch.rand(layer.scales.shape, generator=generator) / 50)
+    layer.post_init()
+    model = Around(layer).eval()
+    model.scale = nn.Parameter(torch.ones(1))  # PEFT asks the first parameter for the device
+    return model
+
+
 BASES: dict[str, tuple[Callable[[], Any], str]] = {
     "torchao int8": (torchao, "TorchaoLoraLinear"),
     "bitsandbytes 8-bit": (lambda: bitsandbytes(8), "Linear8bitLt"),
     "bitsandbytes 4-bit": (lambda: bitsandbytes(4), "Linear4bit"),
     "HQQ": (hqq, "HqqLoraLinear"),
+    "GPTQ": (lambda: gptqmodel("torch", "TorchLinear"), "GPTQLoraLinear"),
+    "AWQ": (lambda: gptqmodel("torch_awq", "AwqTorchLinear"), "AwqLoraLinear"),
 }
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("library", BASES)
 def test_a_quantised_linear_layer_swaps(library: str, dora: bool, tmp_path: Path) -> None:
+    if dora and library in ("GPTQ", "AWQ"):
+        pytest.skip("PEFT has no DoRA over it")
     if dora and library == "bitsandbytes 8-bit":
         pytest.skip("PEFT's DoRA over an 8-bit layer fails in its second forward on a CPU")
     base, layer = BASES[library]

@@ -32,12 +32,12 @@ LAYERS = {
     "Linear8bitLt": "swapped; with DoRA, PEFT's own second forward fails on a CPU",
     "Linear4bit": "swapped",
     "HqqLoraLinear": "swapped",
+    "GPTQLoraLinear": "swapped; PEFT has no DoRA for it",
+    "AwqLoraLinear": "swapped; PEFT has no DoRA for it",
     **dict.fromkeys(
         (
             "AqlmLoraLinear",
-            "AwqLoraLinear",
             "EetqLoraLinear",
-            "GPTQLoraLinear",
             "IncLoraLinear",
             "TeLinear",
         ),

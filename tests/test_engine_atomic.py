@@ -22,7 +22,8 @@ from hotswap.engine import arena as arenas
 from hotswap.engine import source, stage, swap
 from hotswap.engine.arena import Arena
 from hotswap.engine.layers import lora_layers
-from hotswap.engine.placement import Placement, placement_of, prepared_of
+from hotswap.engine.placement import Placement
+from hotswap.engine.record import placement_of, prepared_of
 from hotswap.errors import AdapterError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

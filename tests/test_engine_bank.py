@@ -13,7 +13,7 @@ import torch
 from models import fresh, micro, run, write_adapter
 
 import hotswap
-from hotswap.engine.placement import placement_of
+from hotswap.engine.record import placement_of
 from hotswap.errors import (
     BusyError,
     HotswapError,

@@ -15,7 +15,7 @@ from peft.helpers import DoraCaching, rescale_adapter_scale
 
 import hotswap
 from hotswap.engine.layers import lora_layers, slots
-from hotswap.engine.placement import placement_of
+from hotswap.engine.record import placement_of
 from hotswap.engine.scalings import Scalings
 from hotswap.errors import HotswapError, NotPreparedError
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 import hotswap
 from hotswap.adapters.diffusers import WEIGHTS
 from hotswap.engine.pipelines import components
-from hotswap.engine.placement import Placement, placement_of
+from hotswap.engine.placement import Placement
+from hotswap.engine.record import placement_of
 from hotswap.errors import (
     AdapterError,
     AlreadyCompiledError,

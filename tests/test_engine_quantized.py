@@ -1,4 +1,4 @@
-"""hotswap.engine on quantised base layers: those of torchao, bitsandbytes, HQQ and GPTQModel, where installed."""
+"""hotswap.engine on quantised base layers: torchao, bitsandbytes, HQQ and GPTQModel, where installed."""
 
 from __future__ import annotations
 

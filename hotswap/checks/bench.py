@@ -30,7 +30,7 @@ from torch import nn
 import hotswap
 from hotswap.checks.timing import TimingRow, default_backend, inputs_of, pretrained
 from hotswap.checks.timing import measure as measure_serving
-from hotswap.engine.placement import placement_of
+from hotswap.engine.record import placement_of
 
 FORWARD_LAYERS = 4
 PADDING_FACTORS = (1, 2, 4, 8)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hotswap.adapters.spec import canonical
 from hotswap.engine.layers import unwrap
-from hotswap.engine.placement import forget_content
+from hotswap.engine.record import forget_content
 
 _FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "merged_adapters")
 _PLACES = ("_parameters", "_buffers")

@@ -12,7 +12,8 @@ from peft import LoraConfig
 from torch import nn
 
 from hotswap.engine.layers import unwrap
-from hotswap.engine.placement import Content, placement_of, prepared_of
+from hotswap.engine.placement import Content
+from hotswap.engine.record import placement_of, prepared_of
 from hotswap.engine.source import Adapter, read
 from hotswap.engine.stage import stage, validate
 from hotswap.errors import HotswapError, UnknownAdapterError

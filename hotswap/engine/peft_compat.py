@@ -24,8 +24,8 @@ from hotswap.adapters.spec import AdapterSpec, ModuleSpec
 from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.carried import Carried
 from hotswap.engine.layers import lora_layers, unwrap, why_unsupported
-from hotswap.engine.placement import Prepared, prepared_of
 from hotswap.engine.prepare import CheckCompiled, prepare
+from hotswap.engine.record import Prepared, prepared_of
 from hotswap.engine.scalings import Scalings
 from hotswap.engine.source import Source, read
 from hotswap.engine.swap import put_in_place, ready

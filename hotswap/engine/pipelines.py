@@ -20,7 +20,7 @@ from hotswap.adapters.spec import canonical
 from hotswap.engine.diffusers_file import config_of
 from hotswap.engine.layers import lora_layers, unwrap
 from hotswap.engine.load import require_modules, union
-from hotswap.engine.placement import Content, Placement, prepared_of
+from hotswap.engine.placement import Content, Placement
 from hotswap.engine.prepare import (
     CheckCompiled,
     PrepareReport,
@@ -28,6 +28,7 @@ from hotswap.engine.prepare import (
     check_preparable,
     prepare,
 )
+from hotswap.engine.record import prepared_of
 from hotswap.engine.source import Adapter, Source, read
 from hotswap.engine.stage import stage, validate
 from hotswap.engine.swap import SwapReport, name_of, ready, user_scale

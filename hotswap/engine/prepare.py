@@ -27,8 +27,9 @@ from hotswap.engine.layers import (
     unwrap,
     why_unsupported,
 )
-from hotswap.engine.placement import Placement, prepared_of
+from hotswap.engine.placement import Placement
 from hotswap.engine.prepared import prepared_class, prepared_tuner
+from hotswap.engine.record import prepared_of
 from hotswap.engine.scalings import Own, Scalings
 from hotswap.engine.trained import hook, unhook, unsupported_wrappers
 from hotswap.errors import AlreadyCompiledError, HotswapError, NoAdapterError, UnsupportedLayerError

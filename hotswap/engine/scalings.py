@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from hotswap.engine.placement import Prepared
+    from hotswap.engine.record import Prepared
 
 
 class Own(NamedTuple):

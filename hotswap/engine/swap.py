@@ -14,7 +14,8 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from hotswap.engine.layers import adapter_names, norm_of, slots, unwrap
-from hotswap.engine.placement import Content, Placement, placement_of, prepared_of
+from hotswap.engine.placement import Content, Placement
+from hotswap.engine.record import placement_of, prepared_of
 from hotswap.engine.source import Adapter, Source, read
 from hotswap.engine.stage import stage, validate
 

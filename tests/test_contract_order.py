@@ -19,6 +19,7 @@ from pytest_hotswap import ReferenceSubject, run_hotswap_machine
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 from pytest_hotswap.steps import LawBrokenError
+from tests.mutants.engines import CountsSwaps
 
 FLEET: dict[str, dict[str, Any]] = {
     name: {"r": 2, "lora_alpha": alpha, "target_modules": ["layer"]}
@@ -62,18 +63,8 @@ class Unprepared(Sound):
             layer.scaling["default"] = config.lora_alpha / config.r
 
 
-class Versioned(Sound):
-    """The forward reads a number that each swap changes."""
-
-    def base_model(self) -> Any:
-        model = base_model()
-        model.version = 0
-        model.register_forward_hook(lambda module, _, output: output + 0 * module.version)
-        return model
-
-    def swap(self, model: Any, adapter: Path | None) -> None:
-        super().swap(model, adapter)
-        unwrap(model).base_model.model.version += 1
+class Versioned(CountsSwaps, Sound):
+    """A sound one but for that."""
 
 
 @pytest.fixture

@@ -561,7 +561,7 @@ class ScalingReplaced(Engine):
 # ---- torch.compile -------------------------------------------------------------------------------
 
 
-class Versioned(Engine):
+class CountsSwaps:
     """The forward reads a Python number that each swap changes."""
 
     def base_model(self) -> Any:
@@ -573,6 +573,10 @@ class Versioned(Engine):
     def swap(self, model: Any, adapter: Path | None) -> None:
         super().swap(model, adapter)
         unwrap(model).base_model.model.version += 1
+
+
+class Versioned(CountsSwaps, Engine):
+    """An engine that counts its swaps."""
 
 
 @breaks("zero-recompiles", own=True)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hotswap.adapters.header import open_regular, unique
+from hotswap.adapters.files import open_regular
+from hotswap.adapters.header import unique
 from hotswap.adapters.patterns import matches, pattern_problem
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding

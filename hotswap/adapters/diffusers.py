@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.adapters.config import CONFIG, parse_config
-from hotswap.adapters.header import WEIGHTS as PEFT_WEIGHTS
+from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.spec import MAGNITUDE
 from hotswap.errors import UnreadableAdapterError

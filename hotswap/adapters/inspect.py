@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
+from hotswap.adapters.files import WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
-from hotswap.adapters.header import WEIGHTS, FileLayout
+from hotswap.adapters.header import FileLayout
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.read import Opened, Reader

@@ -42,7 +42,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def config_text(folder: Path) -> bytes:
     """Read the config file of a folder; raises UnreadableAdapterError (HSW001/002/003/007)."""
-    path = folder / CONFIG
+    path = os.path.join(folder, CONFIG)
     if not os.path.isdir(folder):
         what = "is a file" if folder.exists() else "does not exist"
         _refuse(str(folder), "HSW001", f"the adapter folder {what}", f"pass a folder with {CONFIG}")
@@ -55,7 +55,7 @@ def config_text(folder: Path) -> bytes:
             str(folder), "HSW002", f"no {CONFIG} in the folder", "pass a folder that PEFT saved"
         )
     except OSError as error:
-        _refuse(str(path), "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
+        _refuse(path, "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
 
 
 def parse_config(where: str, text: str | bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from functools import _lru_cache_wrapper, lru_cache
+from functools import _lru_cache_wrapper, cache, lru_cache
 from io import BufferedReader
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -128,11 +128,9 @@ def _usual(header: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, s
         )  # '},"name":{"dtype":"F32","shape":[2,3', ',"data_offsets":[0,24'
         heads, _, lists = zip(*[piece.rpartition("[") for piece in pieces[:-1:2]], strict=True)
         names, dtypes = for_names(_names_and_dtypes, heads)
-        forms = [*zip(dtypes, lists, strict=True)]
-        known = {form: _shape_and_size(*form) for form in {*forms}}
+        shapes, sizes = zip(*map(cache(_shape_and_size), dtypes, lists), strict=True)
     except (ValueError, RecursionError):
         return None
-    shapes, sizes = zip(*map(known.__getitem__, forms), strict=True)
     ends = [*accumulate(sizes)]
     offsets = _OFFSETS.fullmatch(pieces[1])
     if offsets is None or not _is_metadata(metadata) or ends[-1] != size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
@@ -113,7 +114,7 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
                 text = f"{field} has {ascii(key)[:80]}, which matches no module with weights"
                 remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
                 yield Finding(path, "HSW111", text, remedy)
-    dtypes = {info.dtype for info in layout.tensors.values()}
+    dtypes = {*map(itemgetter(0), layout.tensors.values())}
     if len(dtypes) > 1:
         dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}
     if len(dtypes) > 1:

@@ -102,7 +102,7 @@ class AdapterSpec:
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
-        return max((module.rank for module in self.modules.values()), default=0)
+        return max([module.rank for module in self.modules.values()], default=0)
 
     @property
     def name(self) -> str:
@@ -145,12 +145,13 @@ class AdapterSpec:
         alike = not patterns and not config.get("target_parameters")
         size = _bytes([*other.saved.values(), *other.tokens.values()])
         infos = list(tensors.values())
-        forms = [info[:2] for info in infos]  # dtype and shape
+        forms = [*map(itemgetter(0, 1), infos)]  # dtype and shape
         for name, (own_parts, places, pick) in names.modules.items():
             key = own_parts, pick(forms)
-            if alike and key in known:  # a layer like one before
-                modules[name], own = known[key]
-                size += own
+            like = known.get(key) if alike else None
+            if like is not None:  # a layer like one before
+                modules[name] = like[0]
+                size += like[1]
                 continue
             parts = {part: infos[at] for part, at in zip(own_parts, places, strict=True)}
             module, problems = _module(f"{where}::{name}", name, config, parts)
@@ -285,7 +286,7 @@ def _dtype_findings(
     where: str, tensors: Mapping[str, TensorInfo], names: _Names
 ) -> Iterator[Finding]:
     """LoRA weights and token rows must be floating numbers; a whole module may have integer buffers."""
-    if {info.dtype for info in tensors.values()} <= {*_FLOATING}:
+    if {*map(itemgetter(0), tensors.values())} <= {*_FLOATING}:
         return
     for key, info in tensors.items():
         if info.dtype not in _FLOATING and names.others.get(key, TOKENS).endswith(TOKENS):

@@ -115,5 +115,5 @@ def _missing(path: Path) -> NoReturn:
 
 
 def _special(path: str | Path, kind: str) -> NoReturn:
-    text, remedy = f"is a {kind}, expected a regular file", "put a safetensors file in its place"
+    text, remedy = f"is a {kind}, expected a regular file", "put a regular file in its place"
     raise UnreadableAdapterError([Finding(str(path), "HSW007", text, remedy)])

@@ -218,6 +218,17 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
         hotswap.check_adapters(fleet, jobs=0)
 
 
+def test_a_process_that_ends_is_one_sentence(tmp_path: Path) -> None:
+    fleet = [str(write_adapter(tmp_path / f"{n:03}")) for n in range(65)]
+    script = tmp_path / "script.py"  # without its guard every process would start processes
+    script.write_text(f"import hotswap\nhotswap.check_adapters({fleet}, jobs=2)\n")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert 'below if __name__ == "__main__"' in done.stderr
+
+
 def test_checking_loads_no_torch(tmp_path: Path) -> None:
     adapter()(tmp_path)
     code = (

@@ -232,7 +232,8 @@ def _sizes(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) <= 64
-        and all(type(n) is int and 0 <= n < 2**63 for n in value)
+        and {*map(type, value)} <= {int}
+        and 0 <= min(value, default=0) <= max(value, default=0) < 2**63
     )
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,11 +52,21 @@ def config_text(folder: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             return file.read(min(size, MAX_CONFIG) + 1)
     except FileNotFoundError:
-        _refuse(
-            str(folder), "HSW002", f"no {CONFIG} in the folder", "pass a folder that PEFT saved"
-        )
+        below = _holds_adapters(folder)
+        remedy = f"pass '{folder}/*'" if below else "pass a folder that PEFT saved"
+        _refuse(str(folder), "HSW002", f"no {CONFIG} in the folder", remedy)
     except OSError as error:
         _refuse(path, "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
+
+
+def _holds_adapters(folder: Path) -> bool:
+    """Whether one of the first entries of a folder is an adapter."""
+    try:
+        with os.scandir(folder) as entries:
+            first = [os.path.join(entry.path, CONFIG) for entry in islice(entries, 100)]
+    except OSError:
+        return False
+    return any(map(os.path.isfile, first))
 
 
 def parse_config(where: str, text: str | bytes) -> dict[str, Any]:

@@ -70,6 +70,15 @@ def test_a_bank_holds_one_image_for_each_adapter_beside_the_models(fleet: list[P
     assert bank_bytes(plan, 3, uniform=True) == 4 * plan.uniform_bytes
 
 
+def test_memory_is_compared_with_the_adapters_as_saved(tmp_path: Path) -> None:
+    modules = {"q_proj": (16, 16)}
+    fleet = [write_adapter(tmp_path / f"r{r}", modules=modules, rank=r) for r in (4, 2)]
+    lines = [" ".join(line.split()) for line in sections(hotswap.plan(fleet)).splitlines()]
+    # 512 and 256 bytes as saved; prepared each takes 512, and 64 for its scaling
+    assert "1 1.0 KiB 1.1 KiB (+128 bytes) 1.1 KiB (+128 bytes)" in lines
+    assert "2 1.2 KiB 1.7 KiB (+448 bytes) 1.7 KiB (+448 bytes)" in lines
+
+
 def test_the_code_names_the_target_rank_and_a_rank_that_vllm_takes(tmp_path: Path) -> None:
     text = sections(hotswap.plan([write_adapter(tmp_path / "a", rank=12)]))
     for line in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,16 @@ def test_what_the_safetensors_library_writes_is_usual() -> None:
     quick, alone = both_ways(content[8 : 8 + length], len(content) - 8 - length)
     assert quick is not None
     assert quick == alone
+
+
+def test_brackets_that_no_tensor_needs_take_no_memory() -> None:
+    header = b'{"' + b"]" * 2_000_000 + b'":1}}'
+    tracemalloc.start()
+    try:
+        assert _usual(header, 0) is None
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(header)
+    finally:
+        tracemalloc.stop()
 
 
 TEXTS = st.sampled_from(['"a"', '"a:"', "1", '{"x": 1, "y": 2}', '{"x": 1, "x": 1}', "[{}]"])

@@ -18,6 +18,7 @@ from hotswap.adapters.files import open_weights, read_raw_header, refuse
 MAX_NAME = 256
 """Characters of a tensor's name."""
 _MOST_NAMES = 5_000  # of a file whose names are remembered
+_SHORTEST = 25  # characters of half an entry: "":{"dtype":"F4","shape":[],"data_offsets":[0,0]},
 _METADATA = re.compile(r'\{"__metadata__": ?')
 _HEAD = re.compile(r'\}, ?"([^"\\]*)": ?\{"dtype": ?"(\w+)", ?"shape": ?')
 _OFFSETS = re.compile(r'(, ?"data_offsets": ?\[)0(, ?)\d+')
@@ -124,7 +125,9 @@ def _usual(header: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, s
         metadata, at = _DECODER.raw_decode(text, start.end()) if start else ({}, 1)
         rest = text[at:] if start else f",{text[1:]}"
         # '},"name":{"dtype":"F32","shape":[2,3', ',"data_offsets":[0,24', '},"name":..., '}}'
-        pieces = f"}}{rest}".split("]")
+        pieces = f"}}{rest}".split("]", len(text) // _SHORTEST)
+        if pieces[-1].rstrip(" ") != "}}":
+            return None
         heads, _, lists = zip(*[piece.rpartition("[") for piece in pieces[:-1:2]], strict=True)
         names, dtypes = for_names(_names_and_dtypes, heads)
         shapes, sizes = zip(*map(cache(_shape_and_size), dtypes, lists), strict=True)
@@ -137,7 +140,7 @@ def _usual(header: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, s
     starts = [0, *ends[:-1]]
     expected = "{}%d{}%d]".format(*offsets.groups()) * len(ends)
     expected %= (*chain.from_iterable(zip(starts, ends, strict=True)),)
-    if text[0] != "{" or "]".join(pieces[1::2]) + "]" != expected or pieces[-1].rstrip(" ") != "}}":
+    if text[0] != "{" or "]".join(pieces[1::2]) + "]" != expected:
         return None
     rows = zip(dtypes, shapes, starts, ends, strict=True)
     infos = map(tuple.__new__, repeat(TensorInfo), rows)  # half the time of calling TensorInfo

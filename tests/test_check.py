@@ -28,8 +28,8 @@ from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.read import Reader
 from hotswap.adapters.rules import DOCUMENTATION, table
 from hotswap.adapters.spec import AdapterSpec
-from hotswap.cli.check import _progress
 from hotswap.cli.main import main
+from hotswap.cli.progress import progress_bar
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import RULES, WARNINGS
 
@@ -433,9 +433,9 @@ def test_a_terminal_shows_a_bar_past_the_first_second(
     monkeypatch.setattr(stream, "isatty", lambda: bool(terminal))
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(
-        "hotswap.cli.check.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
+        "hotswap.cli.progress.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
     )
-    with _progress(4) as progress:
+    with progress_bar(4) as progress:
         progress(2)
     assert ("adapters" in stream.getvalue()) == bool(shown)
     assert ("50%" in stream.getvalue()) == bool(shown)

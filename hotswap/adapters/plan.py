@@ -232,7 +232,7 @@ class SwapPlan:
         )
 
 
-def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
+def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
     """Find what every adapter fits in, from headers only.
 
     Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that

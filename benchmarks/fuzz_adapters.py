@@ -32,6 +32,7 @@ WORDS = (
 )  # fmt: skip
 
 
+_DIGIT = re.compile(rb"\d")
 _ENDS = re.compile(rb"(\d{1,12})\s*\]\s*\}")
 
 
@@ -49,12 +50,13 @@ def run(data: bytes, file: Any) -> str:
 
 
 def mutated(data: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
-    """Change a few places of an input."""
-    found = bytearray(data)
+    """Change a few places of an input, in half of all cases only of its config."""
+    config, *header = data.split(b"\0", 1) if chance.randrange(2) else [data]
+    found = bytearray(config)
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(found) + 1)
         length = chance.choice((1, 1, 2, 4, 16))
-        kind = chance.randrange(5)
+        kind = chance.randrange(6)
         if kind == 0:
             found[at : at + length] = chance.randbytes(length)
         elif kind == 1:
@@ -63,11 +65,15 @@ def mutated(data: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
             del found[at : at + length]
         elif kind == 3:
             found[at : at + length] = chance.choice(WORDS)
-        else:
+        elif kind == 4:
             other = chance.choice(corpus)
             start = chance.randrange(len(other) + 1)
             found[at:at] = other[start : start + 32]
-    return bytes(found)
+        else:  # another number is the change that stays readable
+            digit = _DIGIT.search(found, at)
+            if digit is not None:
+                found[digit.start()] = chance.choice(b"0123456789")
+    return b"\0".join((found, *header))
 
 
 def main() -> int:

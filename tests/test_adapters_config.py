@@ -40,6 +40,15 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
     assert codes(tmp_path) == ["HSW002"]
+    with pytest.raises(UnreadableAdapterError, match="pass a folder that PEFT saved"):
+        read_config(tmp_path)
+
+
+def test_a_folder_of_adapters_is_told_from_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnreadableAdapterError, match=r"pass '.*/\*'"):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "\x00", "[" * 100_000])

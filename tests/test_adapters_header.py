@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from adapter_files import lora_tensors, raw_safetensors, safetensors_bytes, writ
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotswap.adapters.header import TensorInfo, _columns, _loads, _tensor, read_header
+from hotswap.adapters.header import TensorInfo, _parse, _usual, read_header
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -168,26 +169,98 @@ def test_anything_gives_a_spec_or_findings_and_never_another_exception(
     assert said
 
 
-ODD = st.sampled_from([0, 1, 2, 4, -1, True, 2.0, None, "F32", [1], 2**63])
+ODD = st.sampled_from([0, 1, 2, 4, 8, -1, True, 2.0, None, "F32", [1], 2**63, {"x": 1}])
 ENTRIES = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F32", "BF16", "F31", ["F32"]]),
+        "dtype": st.sampled_from(["F32", "BF16", "F4", "F31", ["F32"]]),
         "shape": st.lists(ODD, max_size=2) | ODD,
         "data_offsets": st.lists(ODD, min_size=2, max_size=3) | ODD,
     }
 )
+ODD_NAMES = st.sampled_from(
+    ["a", "b.c", "..", "/d", "e\n", '"', "\\", "[", "]", "\u00e4", "__metadata__"]
+)
+METADATA = st.sampled_from([{"format": "pt"}, {"x": '"[{\\'}, {}, {"format": 1}, None, [], "a"])
+SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (", ", ":"), (" ,", ": "), (",\n", ":")])
+GOOD = {"a": ("F32", (2,)), "b.c": ("BF16", ()), "d": ("I8", (0, 3)), "e": ("F4", (2, 5))}
+MARKS = st.sampled_from(
+    [*(word.encode() for word in '{}[]":, \\\n0123456789-.e_aF'), b"\xff", b"null"]
+)
 
 
-@given(st.dictionaries(st.sampled_from(["a", "b.c", "..", "/d", "e\n"]), ENTRIES | ODD, max_size=4))
-@example({"a": entry(shape=[1], offsets=[0, 4]), "b": entry(shape=[True], offsets=[4, 8])})
-def test_columns_are_right_where_one_by_one_is_right(raw: dict[str, Any]) -> None:
-    together = _columns(raw)
+def both_ways(header: bytes, size: int) -> tuple[Any, Any]:
+    """What the parser of usual headers says, and that of all headers; a refusal is None."""
     try:
-        alone = {name: _tensor(Path("a"), name, each) for name, each in raw.items()}
+        alone = _parse("a", header, size)
     except UnreadableAdapterError:
-        assert together is None
-    else:
-        assert not raw or together == alone
+        alone = None
+    return _usual(header, size), alone
+
+
+@given(st.dictionaries(ODD_NAMES, ENTRIES | METADATA, max_size=4), SEPARATORS, st.integers(0, 24))
+@example({"a": entry(shape=[1], offsets=[0, 4])}, (",", ":"), 4)
+@example({"a": entry(shape=[True], offsets=[0, 4])}, (",", ":"), 4)
+def test_the_two_parsers_agree_on_odd_headers(
+    raw: dict[str, Any], separators: tuple[str, str], size: int
+) -> None:
+    quick, alone = both_ways(json.dumps(raw, separators=separators).encode(), size)
+    assert quick is None or quick == alone
+
+
+@given(st.data(), SEPARATORS, METADATA)
+def test_the_two_parsers_agree_on_headers_with_a_few_other_bytes(
+    data: st.DataObject, separators: tuple[str, str], metadata: Any
+) -> None:
+    content = safetensors_bytes(GOOD)
+    length = int.from_bytes(content[:8], "little")
+    raw = {**json.loads(content[8 : 8 + length]), "__metadata__": metadata}
+    header = bytearray(json.dumps(raw, separators=separators).encode())
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, len(header) - 1))
+        header[at : at + data.draw(st.integers(0, 2))] = data.draw(MARKS)
+    quick, alone = both_ways(bytes(header), len(content) - 8 - length)
+    assert quick is None or quick == alone
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("metadata", [{}, {"__metadata__": {"config": '{"r": [8]}'}}])
+@pytest.mark.parametrize("padding", [b"", b"   "])
+def test_a_usual_header_needs_no_second_look(
+    separators: tuple[str, str], metadata: dict[str, Any], padding: bytes
+) -> None:
+    tensors = {
+        "a.0": entry(dtype="F32", shape=[1, 2], offsets=[0, 8]),
+        "b": entry(dtype="BF16", shape=[], offsets=[8, 10]),
+    }
+    header = json.dumps({**metadata, **tensors}, separators=separators).encode() + padding
+    quick, alone = both_ways(header, 10)
+    assert quick is not None
+    assert quick == alone
+
+
+def test_what_the_safetensors_library_writes_is_usual() -> None:
+    numpy = pytest.importorskip("safetensors.numpy")
+    np = pytest.importorskip("numpy")
+    tensors = {
+        "b.weight": np.zeros((2, 3), np.float16),
+        "a.weight": np.zeros((3, 2), np.float16),
+        "scale": np.zeros((), np.float64),
+    }
+    content = numpy.save(tensors, {"format": "pt"})
+    length = int.from_bytes(content[:8], "little")
+    quick, alone = both_ways(content[8 : 8 + length], len(content) - 8 - length)
+    assert quick is not None
+    assert quick == alone
+
+
+def test_brackets_that_no_tensor_needs_take_no_memory() -> None:
+    header = b'{"' + b"]" * 2_000_000 + b'":1}}'
+    tracemalloc.start()
+    try:
+        assert _usual(header, 0) is None
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(header)
+    finally:
+        tracemalloc.stop()
 
 
 TEXTS = st.sampled_from(['"a"', '"a:"', "1", '{"x": 1, "y": 2}', '{"x": 1, "x": 1}', "[{}]"])
@@ -197,8 +270,8 @@ TEXTS = st.sampled_from(['"a"', '"a:"', "1", '{"x": 1, "y": 2}', '{"x": 1, "x": 
 def test_a_name_that_occurs_twice_anywhere_is_refused(pairs: list[tuple[str, str]]) -> None:
     text = "{" + ", ".join(f'"{name}": {value}' for name, value in pairs) + "}"
     names = [name for name, _ in pairs]
-    if len(set(names)) < len(names) or any('"x": 1, "x"' in value for _, value in pairs):
-        with pytest.raises(ValueError, match="occurs twice"):
-            _loads(text.encode())
-    else:
-        assert _loads(text.encode()) == json.loads(text)
+    twice = len(set(names)) < len(names) or any('"x": 1, "x"' in value for _, value in pairs)
+    if pairs:
+        with pytest.raises(UnreadableAdapterError) as caught:
+            _parse("a", text.encode(), 0)
+        assert ("occurs twice" in str(caught.value)) == twice

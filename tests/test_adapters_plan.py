@@ -164,6 +164,8 @@ def test_a_module_outside_the_plan_is_refused_with_the_closest_one() -> None:
     finding = only(found, spec_of(**{"layers.0.q_prj": linear()}))
     assert finding.code == "HSW106"
     assert "closest match: layers.*.q_proj" in finding.message
+    finding = only(found, spec_of(**{"layers.1.q_proj": linear()}))
+    assert "closest match: 1 other layers.*.q_proj" in finding.message
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.read import Reader
 from hotswap.adapters.rules import DOCUMENTATION, table
 from hotswap.adapters.spec import AdapterSpec
-from hotswap.cli.check import _progress
 from hotswap.cli.main import main
+from hotswap.cli.progress import progress_bar
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import RULES, WARNINGS
 
@@ -216,6 +216,17 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     assert hotswap.check_adapters(fleet, ignore=["HSW114"], jobs=2) == one
     with pytest.raises(ValueError, match="jobs is 0"):
         hotswap.check_adapters(fleet, jobs=0)
+
+
+def test_a_process_that_ends_is_one_sentence(tmp_path: Path) -> None:
+    fleet = [str(write_adapter(tmp_path / f"{n:03}")) for n in range(65)]
+    script = tmp_path / "script.py"  # without its guard every process would start processes
+    script.write_text(f"import hotswap\nhotswap.check_adapters({fleet}, jobs=2)\n")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert 'below if __name__ == "__main__"' in done.stderr
 
 
 def test_checking_loads_no_torch(tmp_path: Path) -> None:
@@ -427,9 +438,9 @@ def test_a_terminal_shows_a_bar_past_the_first_second(
     monkeypatch.setattr(stream, "isatty", lambda: bool(terminal))
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(
-        "hotswap.cli.check.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
+        "hotswap.cli.progress.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
     )
-    with _progress(4) as progress:
+    with progress_bar(4) as progress:
         progress(2)
     assert ("adapters" in stream.getvalue()) == bool(shown)
     assert ("50%" in stream.getvalue()) == bool(shown)

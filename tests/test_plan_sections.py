@@ -57,10 +57,26 @@ def test_the_curve_says_what_a_rank_costs_and_admits(fleet: list[Path]) -> None:
     assert points[0].uniform == 3 * (4 * 32 * 4 + 16 * 4 * 4 + 64)
 
 
+def test_an_adapter_of_another_base_model_is_admitted_at_no_rank(tmp_path: Path) -> None:
+    other = write_adapter(tmp_path / "other", modules={"q_proj": (8, 4)}, rank=2)
+    plan = hotswap.plan([write_adapter(tmp_path / "a", modules={"q_proj": (4, 4)}, rank=4), other])
+    assert [finding.code for finding in plan.conflicts] == ["HSW107"]
+    assert [(p.target_rank, p.admitted) for p in curve(plan)] == [(2, 0), (4, 1)]
+
+
 def test_a_bank_holds_one_image_for_each_adapter_beside_the_models(fleet: list[Path]) -> None:
     plan = hotswap.plan(fleet)
     assert bank_bytes(plan, 3) == 4 * plan.padded_bytes
     assert bank_bytes(plan, 3, uniform=True) == 4 * plan.uniform_bytes
+
+
+def test_memory_is_compared_with_the_adapters_as_saved(tmp_path: Path) -> None:
+    modules = {"q_proj": (16, 16)}
+    fleet = [write_adapter(tmp_path / f"r{r}", modules=modules, rank=r) for r in (4, 2)]
+    lines = [" ".join(line.split()) for line in sections(hotswap.plan(fleet)).splitlines()]
+    # 512 and 256 bytes as saved; prepared each takes 512, and 64 for its scaling
+    assert "1 1.0 KiB 1.1 KiB (+128 bytes) 1.1 KiB (+128 bytes)" in lines
+    assert "2 1.2 KiB 1.7 KiB (+448 bytes) 1.7 KiB (+448 bytes)" in lines
 
 
 def test_the_code_names_the_target_rank_and_a_rank_that_vllm_takes(tmp_path: Path) -> None:

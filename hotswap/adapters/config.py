@@ -6,10 +6,12 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hotswap.adapters.header import open_regular, unique
+from hotswap.adapters.files import open_regular
+from hotswap.adapters.header import unique
 from hotswap.adapters.patterns import matches, pattern_problem
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -41,7 +43,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def config_text(folder: Path) -> bytes:
     """Read the config file of a folder; raises UnreadableAdapterError (HSW001/002/003/007)."""
-    path = folder / CONFIG
+    path = os.path.join(folder, CONFIG)
     if not os.path.isdir(folder):
         what = "is a file" if folder.exists() else "does not exist"
         _refuse(str(folder), "HSW001", f"the adapter folder {what}", f"pass a folder with {CONFIG}")
@@ -50,11 +52,21 @@ def config_text(folder: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             return file.read(min(size, MAX_CONFIG) + 1)
     except FileNotFoundError:
-        _refuse(
-            str(folder), "HSW002", f"no {CONFIG} in the folder", "pass a folder that PEFT saved"
-        )
+        below = _holds_adapters(folder)
+        remedy = f"pass '{folder}/*'" if below else "pass a folder that PEFT saved"
+        _refuse(str(folder), "HSW002", f"no {CONFIG} in the folder", remedy)
     except OSError as error:
-        _refuse(str(path), "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
+        _refuse(path, "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
+
+
+def _holds_adapters(folder: Path) -> bool:
+    """Whether one of the first entries of a folder is an adapter."""
+    try:
+        with os.scandir(folder) as entries:
+            first = [os.path.join(entry.path, CONFIG) for entry in islice(entries, 100)]
+    except OSError:
+        return False
+    return any(map(os.path.isfile, first))
 
 
 def parse_config(where: str, text: str | bytes) -> dict[str, Any]:

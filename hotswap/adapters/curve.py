@@ -21,8 +21,13 @@ class Point:
 
 
 def curve(plan: SwapPlan) -> tuple[Point, ...]:
-    """One point for each largest rank of an adapter: between them nothing more is admitted."""
+    """One point for each largest rank of an adapter: between them nothing more is admitted.
+
+    An adapter that conflicts with the others is admitted at no rank.
+    """
     found = []
+    refused = {finding.where.partition("::")[0] for finding in plan.conflicts}
+    fitting = [adapter.rank for adapter in plan.adapters if adapter.path not in refused]
     for rank in sorted({adapter.rank for adapter in plan.adapters if adapter.rank}):
         capped = {name: min(own, rank) for name, own in plan.ranks.items()}
         found.append(
@@ -30,7 +35,7 @@ def curve(plan: SwapPlan) -> tuple[Point, ...]:
                 rank,
                 plan.bytes_at(dict.fromkeys(plan.modules, rank)),
                 plan.bytes_at(capped),
-                sum(adapter.rank <= rank for adapter in plan.adapters),
+                sum(own <= rank for own in fitting),
             )
         )
     return tuple(found)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.adapters.config import CONFIG, parse_config
-from hotswap.adapters.header import WEIGHTS as PEFT_WEIGHTS
+from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.spec import MAGNITUDE
 from hotswap.errors import UnreadableAdapterError
@@ -31,10 +31,11 @@ Part = tuple[dict[str, Any], dict[str, TensorInfo]]
 
 def weights_of(path: Path) -> Path | None:
     """The file of a diffusers adapter, given itself or its folder; None if it is PEFT's or not there."""
-    folder, file = (path, path / WEIGHTS) if os.path.isdir(path) else (path.parent, path)
-    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS:
+    folder = path if os.path.isdir(path) else path.parent
+    if os.path.exists(os.path.join(folder, CONFIG)):  # as most have
         return None
-    if os.path.exists(os.path.join(folder, CONFIG)) or not file.exists():
+    file = path / WEIGHTS if folder is path else path
+    if file.suffix != ".safetensors" or file.name == PEFT_WEIGHTS or not file.exists():
         return None
     return file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -154,8 +155,10 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
 
 
 def _closest(name: str, modules: Iterable[str]) -> str:
-    known = sorted({family(module) for module in modules})
-    found = difflib.get_close_matches(name, known, n=1)
+    known = Counter(map(family, modules))
+    if name in known:
+        return f"; closest match: {known[name]} other {name}"
+    found = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; closest match: {found[0]}" if found else ""
 
 

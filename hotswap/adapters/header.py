@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import stat
+import re
 from dataclasses import dataclass, field
-from functools import _lru_cache_wrapper, lru_cache
+from functools import _lru_cache_wrapper, cache, lru_cache
 from io import BufferedReader
-from itertools import chain, repeat
-from operator import itemgetter, sub
+from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from hotswap.errors import UnreadableAdapterError
-from hotswap.findings import Finding
+from hotswap.adapters.files import open_weights, read_raw_header, refuse
 
-WEIGHTS = "adapter_model.safetensors"
-PICKLE = "adapter_model.bin"
-MAX_HEADER = 25_000_000
-"""Bytes; a hundred times what adapters have, and a quarter of what the safetensors library reads."""
 MAX_NAME = 256
 """Characters of a tensor's name."""
-_FIELDS = itemgetter("dtype", "shape", "data_offsets")
-_MOST_NAMES = 10_000  # of a file whose names are remembered
+_MOST_NAMES = 5_000  # of a file whose names are remembered
+_SHORTEST = 25  # characters of half an entry: "":{"dtype":"F4","shape":[],"data_offsets":[0,0]},
+_METADATA = re.compile(r'\{"__metadata__": ?')
+_HEAD = re.compile(r'\}, ?"([^"\\]*)": ?\{"dtype": ?"(\w+)", ?"shape": ?')
+_OFFSETS = re.compile(r'(, ?"data_offsets": ?\[)0(, ?)\d+')
 _T = TypeVar("_T")
 
 BITS: dict[str, int] = {
@@ -84,186 +80,97 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
         return parse_layout(file, read_raw_header(file)).tensors
 
 
-def open_weights(path: str | Path) -> BufferedReader:
-    """Open a safetensors file, or the one in an adapter folder; raises UnreadableAdapterError."""
-    path = Path(path)
-    if os.path.isdir(path):
-        path = path / WEIGHTS
-    try:
-        return open_regular(path)
-    except FileNotFoundError:
-        _missing(path)
-    except OSError as error:
-        _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file, never waiting for a pipe; raises OSError or UnreadableAdapterError (HSW007)."""
-    try:
-        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
-    except OSError as error:
-        if error.errno not in (errno.ENXIO, errno.EISDIR):
-            raise
-        _special(path, "socket" if error.errno == errno.ENXIO else "folder")
-    mode = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(mode):
-        file.close()
-        _special(path, "pipe" if stat.S_ISFIFO(mode) else "device")
-    return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for a writer
-
-
-def unchanged(file: BufferedReader, before: os.stat_result) -> None:
-    """Raise UnreadableAdapterError (HSW009) if an open file was written to since ``before``."""
-    now = os.fstat(file.fileno())
-    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise changed(file.name)
-
-
-def changed(path: str | Path) -> UnreadableAdapterError:
-    """The error for a file that is not what it was when it was opened (HSW009)."""
-    text, remedy = "the file changed while it was read", "read it again when it is complete"
-    return UnreadableAdapterError([Finding(str(path), "HSW009", text, remedy)])
-
-
-def read_raw_header(file: BufferedReader) -> bytes:
-    """Read the header's text from the start of an open file; raises UnreadableAdapterError (HSW005)."""
-    path = Path(file.name)
-    try:
-        size = os.fstat(file.fileno()).st_size
-        length = _header_length(path, file.read(8), size)
-        header = file.read(length)
-    except OSError as error:
-        _refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
-    if len(header) != length:
-        raise changed(path)
-    return header
-
-
 def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
     """Check a header against its open file; raises UnreadableAdapterError (HSW005)."""
-    path = Path(file.name)
     start = 8 + len(header)
     size = os.fstat(file.fileno()).st_size - start
-    tensors, metadata = _parse(path, header)
-    _check_layout(path, tensors, size)
+    tensors, metadata = _usual(header, size) or _parse(file.name, header, size)
     return FileLayout(tensors, start, size, metadata)
 
 
 def layout_of(where: str, entries: dict[str, Any], metadata: dict[str, str]) -> FileLayout:
     """Check the entries of a header that came without its file; raises UnreadableAdapterError (HSW005)."""
-    tensors = _tensors(Path(where), entries)
+    tensors = {name: _tensor(where, name, entry) for name, entry in entries.items()}
     size = max((info.end for info in tensors.values()), default=0)
-    _check_layout(Path(where), tensors, size)
+    _check_layout(where, tensors, size)
     return FileLayout(tensors, 0, size, metadata)
 
 
-def _missing(path: Path) -> NoReturn:
-    if path.with_name(PICKLE).is_file():
-        found = Finding(
-            str(path.with_name(PICKLE)),
-            "HSW006",
-            "the weights are a pickle, which can run code when it is loaded and is not read",
-            "load the adapter with PEFT and save it again: save_pretrained writes safetensors",
-        )
-    else:
-        found = Finding(
-            str(path),
-            "HSW004",
-            f"no {path.name} in the adapter folder",
-            "save the adapter with model.save_pretrained(folder)",
-        )
-    raise UnreadableAdapterError([found])
-
-
-def _refuse(path: Path, message: str, remedy: str = "save or download the file again") -> NoReturn:
-    raise UnreadableAdapterError([Finding(str(path), "HSW005", message, remedy)])
-
-
-def _header_length(path: Path, prefix: bytes, size: int) -> int:
-    if len(prefix) < 8:
-        _refuse(path, f"the file is truncated: {size} bytes, a safetensors header needs at least 8")
-    length = int.from_bytes(prefix, "little")
-    if length > MAX_HEADER:
-        _refuse(path, f"the header claims {length} bytes, more than {MAX_HEADER}: not safetensors")
-    if length > size - 8:
-        _refuse(
-            path, f"the file is truncated: its header claims {length} bytes, {size - 8} are left"
-        )
-    return length
-
-
-def _special(path: Path, kind: str) -> NoReturn:
-    text, remedy = f"is a {kind}, expected a regular file", "put a safetensors file in its place"
-    raise UnreadableAdapterError([Finding(str(path), "HSW007", text, remedy)])
-
-
-def _parse(path: Path, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    if not text.startswith(b"{"):
-        _refuse(path, "the header is not a JSON object")
+def _parse(where: str, header: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Parse any header, entry by entry, so that a finding can name the tensor."""
+    if not header.startswith(b"{"):
+        refuse(where, "the header is not a JSON object")
     try:
-        raw: dict[str, Any] = _loads(text)
+        raw = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        _refuse(path, f"the header is not valid JSON: {_short(error)}")
+        reason = (str(error) or type(error).__name__)[:120]
+        refuse(where, f"the header is not valid JSON: {reason}")
     metadata = raw.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
-        _refuse(path, "the header's __metadata__ is not an object of texts")
-    return _tensors(path, raw), metadata
+    if not _is_metadata(metadata):
+        refuse(where, "the header's __metadata__ is not an object of texts")
+    tensors = {name: _tensor(where, name, entry) for name, entry in raw.items()}
+    _check_layout(where, tensors, size)
+    return tensors, metadata
 
 
-def _tensors(path: Path, raw: dict[str, Any]) -> dict[str, TensorInfo]:
-    """Check the entries: all at once, and one by one where that does not do, to name the tensor."""
-    found = _columns(raw)
-    if found is None:
-        found = {name: _tensor(path, name, entry) for name, entry in raw.items()}
-    return found
+def _usual(header: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
+    """Parse a header that is written as the safetensors library and json.dumps do; None for any other.
 
-
-def _columns(raw: dict[str, Any]) -> dict[str, TensorInfo] | None:
-    """Check names, dtypes, shapes and offsets each as one column; None when one may be wrong."""
-    if not for_names(_good_names, tuple(raw)):
-        return None
+    Every character is looked at: a name with its dtype by a pattern, a shape as JSON, and offsets are
+    compared with those that follow from dtypes and shapes when tensors lie in the header's order.
+    """
     try:
-        dtypes, lists, offsets = zip(*map(_FIELDS, raw.values()), strict=True)
-        shapes = list(map(tuple, lists))
-        starts, ends = zip(*offsets, strict=True)
-        sizes = {*zip(dtypes, shapes, map(sub, ends, starts), strict=True)}
-    except (KeyError, TypeError, ValueError):
+        text = header.decode("utf-8")
+        start = _METADATA.match(text)
+        metadata, at = _DECODER.raw_decode(text, start.end()) if start else ({}, 1)
+        rest = text[at:] if start else f",{text[1:]}"
+        # '},"name":{"dtype":"F32","shape":[2,3', ',"data_offsets":[0,24', '},"name":..., '}}'
+        pieces = f"}}{rest}".split("]", len(text) // _SHORTEST)
+        if pieces[-1].rstrip(" ") != "}}":
+            return None
+        heads, _, lists = zip(*[piece.rpartition("[") for piece in pieces[:-1:2]], strict=True)
+        names, dtypes = for_names(_names_and_dtypes, heads)
+        shapes, sizes = zip(*map(cache(_shape_and_size), dtypes, lists), strict=True)
+    except (ValueError, RecursionError):
         return None
-    if {*map(type, chain(starts, ends, *shapes))} != {int}:
+    ends = [*accumulate(sizes)]
+    offsets = _OFFSETS.fullmatch(pieces[1])
+    if offsets is None or not _is_metadata(metadata) or ends[-1] != size:
         return None
-    if any(_size_problem(dtype, list(shape), 0, length) for dtype, shape, length in sizes):
+    starts = [0, *ends[:-1]]
+    expected = "{}%d{}%d]".format(*offsets.groups()) * len(ends)
+    expected %= (*chain.from_iterable(zip(starts, ends, strict=True)),)
+    if text[0] != "{" or "]".join(pieces[1::2]) + "]" != expected:
         return None
     rows = zip(dtypes, shapes, starts, ends, strict=True)
     infos = map(tuple.__new__, repeat(TensorInfo), rows)  # half the time of calling TensorInfo
-    return dict(zip(raw, infos, strict=True))
+    return dict(zip(names, infos, strict=True)), metadata
 
 
-@lru_cache(maxsize=64)
-def _good_names(names: tuple[str, ...]) -> bool:
-    return not any(map(_name_problem, names))
+@lru_cache(maxsize=32)
+def _names_and_dtypes(heads: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names and dtypes in what stands before the shapes; raises ValueError when one may be wrong."""
+    found = [*map(_HEAD.fullmatch, heads)]
+    pairs = [match.groups() for match in found if match is not None]
+    names, dtypes = zip(*pairs, strict=True)
+    distinct = {*names} - {"__metadata__"}
+    if len(distinct) != len(heads) or any(map(_name_problem, names)) or not {*dtypes} <= {*BITS}:
+        raise ValueError("not the usual names and dtypes")
+    return names, dtypes
+
+
+def _shape_and_size(dtype: str, listed: str) -> tuple[tuple[int, ...], int]:
+    """A shape and its bytes; raises ValueError when it is not one."""
+    shape = json.loads(f"[{listed}]")
+    size, part = divmod(math.prod(shape) * BITS[dtype], 8) if _sizes(shape) else (0, 1)
+    if part:
+        raise ValueError("not a shape of whole bytes")
+    return tuple(shape), size
 
 
 def for_names(judge: _lru_cache_wrapper[_T], names: tuple[str, ...]) -> _T:
     """Ask a cached function about the names of a file, which are those of many adapters; not of huge ones."""
     return judge(names) if len(names) <= _MOST_NAMES else judge.__wrapped__(names)
-
-
-def _loads(text: bytes) -> dict[str, Any]:
-    """Parse a header, in which no name may occur twice.
-
-    Counting colons is quicker than looking at pairs: a pair that is lost has one, and without escapes
-    there are only more of them than pairs.
-    """
-    decoded = text.decode("utf-8")
-    raw: dict[str, Any] = json.loads(decoded)
-    pairs = len(raw) + sum([len(entry) for entry in raw.values() if isinstance(entry, dict)])
-    if text.count(b":") != pairs or b"\\" in text:
-        raw = json.loads(decoded, object_pairs_hook=unique)
-    return raw
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -276,14 +183,17 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _short(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:120]
+_DECODER = json.JSONDecoder(object_pairs_hook=unique)
 
 
-def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
+def _is_metadata(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(text) is str for text in value.values())
+
+
+def _tensor(where: str, name: str, entry: Any) -> TensorInfo:
     problem = _name_problem(name) or _entry_problem(entry)
     if problem:
-        _refuse(path, f"tensor {name[:200]!a}: {problem}")
+        refuse(where, f"tensor {name[:200]!a}: {problem}")
     dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     return TensorInfo(dtype, tuple(shape), start, end)
 
@@ -325,25 +235,23 @@ def _sizes(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) <= 64
-        and all(type(n) is int and 0 <= n < 2**63 for n in value)
+        and {*map(type, value)} <= {int}
+        and 0 <= min(value, default=0) <= max(value, default=0) < 2**63
     )
 
 
-def _check_layout(path: Path, tensors: dict[str, TensorInfo], size: int) -> None:
-    starts, ends = ([info[place] for info in tensors.values()] for place in (2, 3))
-    if [0, *ends] == [*starts, size]:  # most files are written in the order of their header
-        return
+def _check_layout(where: str, tensors: dict[str, TensorInfo], size: int) -> None:
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.end > size:
-            _refuse(
-                path,
+            refuse(
+                where,
                 f"tensor {name!r} ends at byte {info.end} of the data, but only {size} are there: "
                 "the file is truncated",
             )
         if info.start != position:
             what = "overlaps the one before it" if info.start < position else "follows a hole"
-            _refuse(path, f"tensor {name!r} {what}: it starts at {info.start}, expected {position}")
+            refuse(where, f"tensor {name!r} {what}: it starts at {info.start}, expected {position}")
         position = info.end
     if position != size:
-        _refuse(path, f"{size - position} bytes at the end of the file belong to no tensor")
+        refuse(where, f"{size - position} bytes at the end of the file belong to no tensor")

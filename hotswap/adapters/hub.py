@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
-from hotswap.adapters.header import PICKLE, WEIGHTS, FileLayout, layout_of
+from hotswap.adapters.files import PICKLE, WEIGHTS
+from hotswap.adapters.header import FileLayout, layout_of
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 

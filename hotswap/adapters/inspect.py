@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
+from hotswap.adapters.files import WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
-from hotswap.adapters.header import WEIGHTS, FileLayout
+from hotswap.adapters.header import FileLayout, for_names
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.read import Opened, Reader
@@ -112,7 +115,7 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
                 text = f"{field} has {ascii(key)[:80]}, which matches no module with weights"
                 remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
                 yield Finding(path, "HSW111", text, remedy)
-    dtypes = {info.dtype for info in layout.tensors.values()}
+    dtypes = {*map(itemgetter(0), layout.tensors.values())}
     if len(dtypes) > 1:
         dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}
     if len(dtypes) > 1:
@@ -130,7 +133,7 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
     if not isinstance(targets, list) or not spec.modules or spec.findings:
         return
     known = set(map(str, targets))
-    if known == {name.rpartition(".")[2] for name in spec.modules}:
+    if known == for_names(_last_parts, tuple(spec.modules)):
         return  # as it is for most
     ends = tuple(f".{target}" for target in targets)
     bare = {name.replace(".base_layer", "") for name in spec.modules}
@@ -148,6 +151,11 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
         text = f"has weights for {min(extra)}, which target_modules does not name"
         remedy = "add it to target_modules: PEFT leaves these weights out when it loads the adapter"
         yield Finding(spec.path, "HSW118", text, remedy)
+
+
+@lru_cache(maxsize=32)
+def _last_parts(names: tuple[str, ...]) -> set[str]:
+    return {name.rpartition(".")[2] for name in names}
 
 
 def _links(path: str, weights: str) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -232,7 +232,7 @@ class SwapPlan:
         )
 
 
-def plan(adapters: Sequence[str | Path | AdapterSpec]) -> SwapPlan:
+def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
     """Find what every adapter fits in, from headers only.
 
     Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that
@@ -339,14 +339,10 @@ def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:
     for spec in specs:
         for name, module in spec.modules.items():
             by_module.setdefault(name, []).append(module)
-    ranks = _differing({n: {m.rank for m in ms} for n, ms in by_module.items()}, "ranks")
-    scalings = _differing({n: {m.scaling for m in ms} for n, ms in by_module.items()}, "scalings")
-    biases = _differing(
-        {n: {int(m.bias) for m in ms} for n, ms in by_module.items()}, "lora_B.bias (1: present)"
-    )
-    magnitudes = _differing(
-        {n: {int(m.dora) for m in ms} for n, ms in by_module.items()}, "DoRA (1: present)"
-    )
+    ranks = _differing(by_module, lambda module: module.rank, "ranks")
+    scalings = _differing(by_module, lambda module: module.scaling, "scalings")
+    biases = _differing(by_module, lambda module: int(module.bias), "lora_B.bias (1: present)")
+    magnitudes = _differing(by_module, lambda module: int(module.dora), "DoRA (1: present)")
     trained = _trained(specs)
     partly = _partly(by_module, len(specs))
     kinds = (ranks, scalings, biases, magnitudes, trained, partly)
@@ -358,10 +354,13 @@ def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:
     return "not needed", ["every adapter has the same modules, ranks and scalings"]
 
 
-def _differing(values: Mapping[str, set[Any]], what: str) -> list[str]:
-    seen: dict[str, set[Any]] = {}
+def _differing(
+    by_module: Mapping[str, list[ModuleSpec]], value: Callable[[ModuleSpec], float], what: str
+) -> list[str]:
+    seen: dict[str, set[float]] = {}
     count: dict[str, int] = {}
-    for name, found in values.items():
+    for name, modules in by_module.items():
+        found = set(map(value, modules))
         if len(found) > 1:
             seen.setdefault(family(name), set()).update(found)
             count[family(name)] = count.get(family(name), 0) + 1

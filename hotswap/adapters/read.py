@@ -15,13 +15,8 @@ import xxhash
 
 from hotswap.adapters import diffusers, hub
 from hotswap.adapters.config import CONFIG, check_config, config_text, parse_config
-from hotswap.adapters.header import (
-    FileLayout,
-    open_weights,
-    parse_layout,
-    read_raw_header,
-    unchanged,
-)
+from hotswap.adapters.files import open_weights, read_raw_header, unchanged
+from hotswap.adapters.header import FileLayout, parse_layout
 from hotswap.adapters.spec import AdapterSpec, below
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding, has_code

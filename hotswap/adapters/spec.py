@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -45,6 +46,7 @@ _PARTS = {
 """How the name of a tensor of a LoRA layer ends → which tensor it is."""
 _BASE_COPY = re.compile(r"(.+\.)?(base_layer|embed_tokens|lm_head)\.(weight|bias)")
 _SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
+_Form = tuple[str, tuple[int, ...]]  # dtype and shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class AdapterSpec:
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
-        return max((module.rank for module in self.modules.values()), default=0)
+        return max([module.rank for module in self.modules.values()], default=0)
 
     @property
     def name(self) -> str:
@@ -153,29 +155,12 @@ class AdapterSpec:
                 Finding(where, "HSW004", "the adapter has no LoRA weights", _SAVE_AGAIN)
             )
         patterns = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
-        if steps(patterns, names.modules) > MOST_STEPS:
+        if steps(patterns, chain(*[owners for owners, _ in names.modules.values()])) > MOST_STEPS:
             text = "rank_pattern and alpha_pattern take too long to match all modules"
             raise UnreadableAdapterError([Finding(where, "HSW003", text, _SAVE_AGAIN)])
-        modules: dict[str, ModuleSpec] = {}
-        known: dict[Hashable, tuple[ModuleSpec, int]] = {}
-        alike = not patterns and not config.get("target_parameters")
-        size = _bytes([*other.saved.values(), *other.tokens.values()])
-        infos = list(tensors.values())
-        forms = [info[:2] for info in infos]  # dtype and shape
-        for name, (own_parts, places, pick) in names.modules.items():
-            key = own_parts, pick(forms)
-            if alike and key in known:  # a layer like one before
-                modules[name], own = known[key]
-                size += own
-                continue
-            parts = {part: infos[at] for part, at in zip(own_parts, places, strict=True)}
-            module, problems = _module(f"{where}::{name}", name, config, parts)
-            own = _bytes(parts.values())
-            size += own
-            findings += problems
-            if module is not None:
-                modules[name] = module
-                known[key] = module, own
+        modules, size, problems = _modules(where, config, tensors, names)
+        findings += problems
+        size += _bytes(info[:2] for info in (*other.saved.values(), *other.tokens.values()))
         tokens: dict[str, TokenRows] = {}
         for name, info in other.tokens.items():
             rows = TokenRows(token_indices(config, name), info.shape[-1], info.dtype)
@@ -198,11 +183,13 @@ class AdapterSpec:
 
 
 class _Names(NamedTuple):
-    """The names in a file by what they are: a module's parts, their places and how to pick these from a list
-    (which is quicker in C), others, and what is twice.
+    """The names in a file by what they are: modules, others, and what is twice.
+
+    Modules are grouped by the tensors that they have; with them the places of these in the file, one
+    column for each tensor of a module.
     """
 
-    modules: dict[str, tuple[tuple[str, ...], tuple[int, ...], Callable[[Any], Hashable]]]
+    modules: dict[tuple[str, ...], tuple[list[str], list[tuple[int, ...]]]]
     others: dict[str, str]
     twice: list[str]
 
@@ -255,7 +242,7 @@ def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _named(keys: tuple[str, ...]) -> _Names:
     """Sort the names of a file; modules in the order of their names."""
     found = _Names({}, {}, [])
@@ -271,9 +258,12 @@ def _named(keys: tuple[str, ...]) -> _Names:
         if part in module:
             found.twice.append(key)
         module[part] = place
+    groups: dict[tuple[str, ...], list[str]] = {}
     for owner, parts in sorted(modules.items()):
-        places = tuple(parts.values())
-        found.modules[owner] = tuple(parts), places, itemgetter(*places)
+        groups.setdefault(tuple(parts), []).append(owner)
+    for own, owners in groups.items():
+        columns = [tuple(modules[owner][part] for owner in owners) for part in own]
+        found.modules[own] = owners, columns
     return found
 
 
@@ -306,7 +296,7 @@ def _dtype_findings(
     where: str, tensors: Mapping[str, TensorInfo], names: _Names
 ) -> Iterator[Finding]:
     """LoRA weights and token rows must be floating numbers; a whole module may have integer buffers."""
-    if {info.dtype for info in tensors.values()} <= {*_FLOATING}:
+    if {*map(itemgetter(0), tensors.values())} <= {*_FLOATING}:
         return
     for key, info in tensors.items():
         if info.dtype not in _FLOATING and names.others.get(key, TOKENS).endswith(TOKENS):
@@ -315,8 +305,8 @@ def _dtype_findings(
             yield Finding(f"{where}::{canonical(key)}", "HSW109", text, remedy)
 
 
-def _bytes(infos: Iterable[TensorInfo]) -> int:
-    return sum(math.prod(info.shape) * BITS.get(info.dtype, 0) // 8 for info in infos)
+def _bytes(forms: Iterable[_Form]) -> int:
+    return sum(math.prod(shape) * BITS.get(dtype, 0) // 8 for dtype, shape in forms)
 
 
 def canonical(key: str) -> str:
@@ -331,8 +321,36 @@ def _unexpected(where: str, key: str, message: str) -> Finding:
     return Finding(f"{where}::{key}", "HSW108", f"the tensor {message}", remedy)
 
 
+def _modules(
+    where: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], names: _Names
+) -> tuple[dict[str, ModuleSpec], int, list[Finding]]:
+    """Describe the modules, the bytes of their tensors, and what is wrong with them."""
+    modules: dict[str, ModuleSpec] = {}
+    findings: list[Finding] = []
+    size = 0
+    alike = not any(map(config.get, ("rank_pattern", "alpha_pattern", "target_parameters")))
+    forms = [*map(itemgetter(0, 1), tensors.values())]
+    for parts, (owners, columns) in names.modules.items():
+        known: dict[tuple[_Form, ...], tuple[ModuleSpec | None, int]] = {}
+        rows = zip(*[map(forms.__getitem__, column) for column in columns], strict=True)
+        for name, row in zip(owners, rows, strict=True):
+            module, own = known.get(row, (None, 0))  # of a layer like one before
+            if module is None or not alike:
+                given = dict(zip(parts, row, strict=True))
+                module, problems = _module(f"{where}::{name}", name, config, given)
+                findings += problems
+                own = _bytes(row)
+                known[row] = module, own
+            size += own
+            if module is not None:
+                modules[name] = module
+    if len(names.modules) > 1:
+        modules = dict(sorted(modules.items()))
+    return modules, size, findings
+
+
 def _module(
-    where: str, name: str, config: Mapping[str, Any], parts: Mapping[str, TensorInfo]
+    where: str, name: str, config: Mapping[str, Any], parts: Mapping[str, _Form]
 ) -> tuple[ModuleSpec | None, list[Finding]]:
     """Describe a module, or say what is wrong with its tensors."""
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
@@ -348,7 +366,7 @@ def _module(
     if missing:
         text = f"{' and '.join(missing)} missing, found {', '.join(sorted(parts))}"
         return None, [Finding(where, "HSW103", text, _SAVE_AGAIN)]
-    a, b = parts[key_a], parts[key_b]
+    (dtype_a, a), (dtype_b, b) = parts[key_a], parts[key_b]
     owner = name
     while owner.endswith(".base_layer"):  # one wrapper around another for each parameter
         owner = owner.removesuffix(".base_layer")
@@ -361,25 +379,25 @@ def _module(
         return None, [Finding(where, "HSW102", text, remedy)]
     (rank,) = ranks
     experts = 1
-    if targets and len(a.shape) == 2 and a.shape[0] % rank == 0:
-        experts = a.shape[0] // rank
-    problems = list(_shape_problems(where, rank * experts, a.shape, b.shape))
+    if targets and len(a) == 2 and a[0] % rank == 0:
+        experts = a[0] // rank
+    problems = list(_shape_problems(where, rank * experts, a, b))
     for part in ("lora_B.bias", MAGNITUDE):
         if part in parts and not problems:
-            problems += _vector_problems(where, config, part, parts[part].shape, b.shape)
+            problems += _vector_problems(where, config, part, parts[part][1], b)
     if problems:
         return None, problems
-    kind: Kind = "embedding" if embedding else "linear" if len(a.shape) == 2 else "conv"
+    kind: Kind = "embedding" if embedding else "linear" if len(a) == 2 else "conv"
     return ModuleSpec(
         kind="parameter" if targets else kind,
         rank=rank,
         alpha=alpha_of(config, rank_keys[0]),
         scaling=scaling_of(config, rank_keys[0], rank),
-        in_features=a.shape[1],
-        out_features=b.shape[0],
-        kernel=a.shape[2:],
-        groups=a.shape[0] // b.shape[1],
-        dtype=widest((a.dtype, b.dtype)),
+        in_features=a[1],
+        out_features=b[0],
+        kernel=a[2:],
+        groups=a[0] // b[1],
+        dtype=widest((dtype_a, dtype_b)),
         bias="lora_B.bias" in parts,
         dora=MAGNITUDE in parts,
         experts=experts,

@@ -7,7 +7,8 @@ from io import BufferedReader
 
 import xxhash
 
-from hotswap.adapters.header import FileLayout, TensorInfo, changed
+from hotswap.adapters.files import changed
+from hotswap.adapters.header import FileLayout, TensorInfo
 from hotswap.adapters.spec import canonical
 from hotswap.findings import Finding
 

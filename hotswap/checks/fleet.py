@@ -12,7 +12,7 @@ from hotswap.adapters.inspect import Inspection, Inspector
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.read import Reader
 from hotswap.adapters.weights import content_digest
-from hotswap.errors import UnreadableAdapterError
+from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import RULES, Finding
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LONGEST_NAME = 128
 """Characters of a name that are compared with other names."""
 _CHUNK = 64  # adapters that a process is given at a time
+_MOST_JOBS = 61  # Windows waits for no more
 _inspector: Inspector | None = None  # of a worker process
 
 
@@ -72,7 +73,10 @@ def inspections(
     jobs: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Inspection]:
-    """Inspect adapters in their order, in ``jobs`` processes; ``progress`` hears how many are done."""
+    """Inspect adapters in their order, in ``jobs`` processes; ``progress`` hears how many are done.
+
+    Raises HotswapError when a process ends before its work.
+    """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
     if jobs == 1 or len(paths) <= _CHUNK:
@@ -81,13 +85,22 @@ def inspections(
             yield inspector(path)
             progress(done)
         return
-    import multiprocessing
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+    from multiprocessing import get_context
 
-    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-    with context.Pool(jobs, _start_worker, (plan, base, weights)) as pool:
-        for done, found in enumerate(pool.imap(_inspect, paths, _CHUNK), 1):
+    context = get_context("spawn" if os.name == "nt" else "forkserver")
+    pool = ProcessPoolExecutor(min(jobs, _MOST_JOBS), context, _start_worker, (plan, base, weights))
+    try:
+        for done, found in enumerate(pool.map(_inspect, paths, chunksize=_CHUNK), 1):
             yield found
             progress(done)
+    except BrokenProcessPool as error:
+        raise HotswapError(
+            "a process that checks adapters ended before its work, was it killed or out of memory? "
+            'a script that asks for jobs must do so below if __name__ == "__main__"'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def fleet_findings(

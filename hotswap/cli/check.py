@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +15,7 @@ from hotswap.checks.fleet import chosen, fleet_findings, inspections
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.output import Form, Ignore, Output, Select
+from hotswap.cli.progress import progress_bar
 from hotswap.cli.settings import read_settings
 from hotswap.cli.terminal import say
 from hotswap.errors import HotswapError
@@ -25,8 +23,6 @@ from hotswap.report.findings import FORMATS, render
 from hotswap.report.text import table
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from hotswap.adapters.fit import BaseModel
     from hotswap.adapters.inspect import Inspection
     from hotswap.findings import Finding
@@ -91,7 +87,7 @@ def check(
     except (ValueError, HotswapError) as error:
         say(f"hotswap check: {error}", error=True)
         raise Exit(2) from None
-    with _progress(len(paths)) as progress:
+    with progress_bar(len(paths)) as progress:
         fleet = list(
             inspections(
                 paths,
@@ -174,34 +170,6 @@ def _count(fleet: Sequence[Inspection], findings: Sequence[Finding]) -> str:
     parts += [f"{errors or 'no'} error{'' if errors == 1 else 's'}"]
     parts += [f"{warnings} warning{'' if warnings == 1 else 's'}"] if warnings else []
     return ", ".join(parts)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error past the first second; silent when that is not a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    start = time.monotonic()
-    with ExitStack() as stack:
-        bars: list[Progress] = []
-
-        def show(done: int) -> None:
-            if not bars and time.monotonic() - start > 1:
-                bars.append(stack.enter_context(_bar(total)))
-            for bar in bars:
-                bar.update(bar.task_ids[0], completed=done)
-
-        yield show
-
-
-def _bar(total: int) -> Progress:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bar = Progress(console=Console(stderr=True), transient=True)
-    bar.add_task("adapters", total=total)
-    return bar
 
 
 def _words(given: list[str] | None) -> list[str]:

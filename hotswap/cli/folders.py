@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.header import WEIGHTS
+from hotswap.adapters.files import WEIGHTS
 from hotswap.cli.command import Exit
 from hotswap.cli.terminal import say
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from hotswap.cli import plot as picture
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.plan_text import sections
+from hotswap.cli.progress import progress_bar
 from hotswap.cli.terminal import say
 
 EPILOG = """\b
@@ -47,7 +48,9 @@ def plan(
     if plot is not None and plot.suffix not in picture.FORMATS:
         say(f"hotswap plan: --plot {plot}: expected a name in .svg or .png", error=True)
         raise Exit(2)
-    found = plan_fleet(adapter_paths("plan", adapters))
+    paths = adapter_paths("plan", adapters)
+    with progress_bar(len(paths)) as progress:
+        found = plan_fleet(_counted(paths, progress))
     say(json.dumps(found.to_dict(), indent=2) if as_json else f"{found}\n\n{sections(found)}")
     if found.conflicts:
         if as_json:
@@ -59,6 +62,12 @@ def plan(
         _write(plot, lambda: picture.plot(found, plot), "--plot")
     if output is not None:
         _write(output, lambda: found.save(output), "-o")
+
+
+def _counted(paths: Iterable[str], progress: Callable[[int], None]) -> Iterator[str]:
+    for done, path in enumerate(paths, 1):
+        yield path
+        progress(done)
 
 
 def _write(path: Path, write: Callable[[], None], option: str) -> None:

@@ -40,20 +40,18 @@ def _lacking(plan: SwapPlan) -> str:
 
 
 def _memory(plan: SwapPlan) -> str:
-    total = len(plan.adapters)
+    """The model's adapter and a bank of the largest adapters, and the bytes over what these have as saved."""
+    saved = sorted((adapter.bytes for adapter in plan.adapters), reverse=True)
+    total = len(saved)
     counts = sorted({1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, total})
-    unpadded = plan.unpadded_bytes
-    rows = [
-        (
-            str(count),
-            size_text(bank_bytes(plan, count)),
-            size_text(bank_bytes(plan, count, uniform=True)),
-            _signed(bank_bytes(plan, count) - unpadded * (count + 1)),
-        )
-        for count in counts
-        if count <= total
-    ]
-    head = ("in the bank", "rank per module", f"rank {plan.target_rank} everywhere", "padding")
+    rows = []
+    for count in counts:
+        if count <= total:
+            unpadded = saved[0] + sum(saved[:count])
+            padded = [bank_bytes(plan, count, uniform=uniform) for uniform in (False, True)]
+            more = [f"{size_text(size)} ({_signed(size - unpadded)})" for size in padded]
+            rows.append((str(count), size_text(unpadded), *more))
+    head = ("in the bank", "as saved", "rank per module", f"rank {plan.target_rank} everywhere")
     return _table("Memory of the model's adapter and of a bank", head, rows)
 
 

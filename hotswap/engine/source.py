@@ -22,12 +22,8 @@ from torch import Tensor
 
 from hotswap.adapters.config import CONFIG, read_config
 from hotswap.adapters.diffusers import weights_of
-from hotswap.adapters.header import (
-    TensorInfo,
-    open_weights,
-    parse_layout,
-    read_raw_header,
-)
+from hotswap.adapters.files import open_weights, read_raw_header
+from hotswap.adapters.header import TensorInfo, parse_layout
 from hotswap.adapters.plan import ALIGNMENT
 from hotswap.adapters.spec import AdapterSpec, canonical
 from hotswap.engine.carried import DTYPES

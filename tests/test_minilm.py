@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 from hotswap.report.laws import LAWS
 
@@ -55,16 +54,8 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 @pytest.fixture(scope="module")
 def verified(base: Path, adapters: list[Path]) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from hotswap.cli.main import main; sys.exit(main())"
     pattern = str(adapters[0].parent / "*")  # as a user quotes it
-    words = ["verify", pattern, "--base", str(base), "--backend", "eager", "--no-timing", "--json"]
-    return subprocess.run(
-        [sys.executable, "-c", program, *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+    return warm.verify(pattern, "--base", base, "--no-timing", "--json")
 
 
 def test_three_adapters_of_a_trained_model_are_ready_to_hot_swap(

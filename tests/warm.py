@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -18,7 +19,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -64,6 +66,26 @@ def run_pytest(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     print(done.stdout, done.stderr, sep="\n")
     lines = (done.stdout.splitlines(), done.stderr.splitlines())
     return pytest.RunResult(done.returncode, *lines, time.perf_counter() - start)
+
+
+def verify(*words: object) -> subprocess.CompletedProcess[str]:
+    """Do what ``hotswap verify --backend eager *words`` does: in this process, with its children forked."""
+    from hotswap.cli import child
+    from hotswap.cli.main import main
+
+    def forked(command: Sequence[str], output: Path, status: Callable[[], str]) -> child.Ended:
+        done = run(command, env=child.environment())
+        output.write_text(done.stdout + done.stderr, encoding="utf-8")
+        assert status()
+        return child.Ended(done.returncode, done.stdout + done.stderr, False)
+
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["verify", "--backend", "eager", *map(str, words)]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(child, "run", forked)
+        code = main(argv)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 @functools.cache

@@ -61,12 +61,12 @@ class PreparesLate(Sound):
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, type[ReferenceSubject]]:
     folder = tmp_path_factory.mktemp("machine")
-    path = folder / "deployed.py"
+    path = folder / "machine_deployed.py"
     path.write_text(SUBJECT)
     from pytest_hotswap.fixtures import load_class
 
     names = ("Sound", "AlphaKept", "PreparesLate")
-    found = {name: load_class(f"deployed.py:{name}", folder) for name in names}
+    found = {name: load_class(f"machine_deployed.py:{name}", folder) for name in names}
     write_adapter(
         folder / "adapters" / "one",
         found["Sound"]().base_model(),

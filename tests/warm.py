@@ -2,7 +2,7 @@
 
 ``run`` is ``subprocess.run`` for ``[sys.executable, "-m", module, ...]`` and ``[sys.executable, "-c", code,
 ...]``: a process of its own, forked from one that has imported these libraries and nothing of hotswap.
-Where nothing can be forked it starts a new interpreter, with the same outcome.
+Where forking is not safe after these imports it starts a new interpreter, with the same outcome.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(
     command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program to its end and return its exit code and what it printed."""
-    if not hasattr(os, "fork"):
+    if sys.platform != "linux":
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")

@@ -6,9 +6,11 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3.11}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0
+# thousands of files are installed and hundreds imported: these compile themselves, once
+unset PYTHONDONTWRITEBYTECODE
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0
 "$work/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/dist" "$here"
-"$work/venv/bin/pip" install --quiet "$work"/dist/*.whl 'pytest-xdist>=3.6.1'
+"$work/venv/bin/pip" install --quiet --no-compile "$work"/dist/*.whl 'pytest-xdist>=3.6.1'
 cp -r "$here/tests" "$work/tests"
 cd "$work"
 "$work/venv/bin/python" - <<'PY'

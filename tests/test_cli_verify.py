@@ -19,6 +19,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import torch
 from safetensors.torch import save_file
+from warm import verify
 
 from hotswap.adapters.plan import plan
 from hotswap.cli.child import Ended
@@ -40,12 +41,6 @@ COMMAND = [
 ]
 
 
-def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, words)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     return write_demo(tmp_path_factory.mktemp("demo"))
@@ -60,8 +55,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo_run(report: Path) -> subprocess.CompletedProcess[str]:
     """The demo, in an environment that tries to skip every law."""
     env = {"PYTEST_ADDOPTS": "-k nothing --collect-only", "PYTEST_PLUGINS": "no_such_plugin"}
-    words = ("--report", report) if HAS_EXTRA else ()
-    return run("--demo", "--no-timing", *words, env=env)
+    words = ("--report", str(report)) if HAS_EXTRA else ()
+    command = [*COMMAND, "--demo", "--no-timing", *words]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **env}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.wheel
@@ -158,24 +155,24 @@ class TestTheReportOfTheDemo:
 
 class TestCallsThatCannotBeCarriedOut:
     def test_no_arguments(self) -> None:
-        ended = run()
+        ended = verify()
         assert ended.returncode == 2
         assert "--demo" in ended.stderr
 
     def test_adapters_without_a_base_model(self, demo: tuple[Path, list[Path]]) -> None:
-        ended = run(*demo[1])
+        ended = verify(*demo[1])
         assert ended.returncode == 2
         assert "--base" in ended.stderr
 
     def test_a_base_model_that_does_not_exist(self, demo: tuple[Path, list[Path]]) -> None:
-        ended = run(*demo[1], "--base", "no/such/folder")
+        ended = verify(*demo[1], "--base", "no/such/folder")
         assert ended.returncode == 2
         assert "no/such/folder" in ended.stderr
 
     def test_a_base_model_without_a_configuration(
         self, demo: tuple[Path, list[Path]], tmp_path: Path
     ) -> None:
-        ended = run(*demo[1], "--base", tmp_path)
+        ended = verify(*demo[1], "--base", tmp_path)
         assert ended.returncode == 2
         assert "no config.json" in ended.stderr
 
@@ -183,7 +180,7 @@ class TestCallsThatCannotBeCarriedOut:
         self, demo: tuple[Path, list[Path]], tmp_path: Path
     ) -> None:
         shutil.copy(demo[0] / "config.json", tmp_path)
-        ended = run(*demo[1], "--base", tmp_path, "--no-timing", "--json")
+        ended = verify(*demo[1], "--base", tmp_path, "--no-timing", "--json")
         assert ended.returncode == 2
         assert len(ended.stderr.splitlines()) == 1
         assert "nothing was verified: ReferenceSubject cannot be brought up" in ended.stderr
@@ -192,13 +189,13 @@ class TestCallsThatCannotBeCarriedOut:
     def test_a_subject_that_cannot_be_found_is_said_once(
         self, demo: tuple[Path, list[Path]]
     ) -> None:
-        ended = run(*demo[1], "--base", demo[0], "--subject", "none.py:Mine", "--json")
+        ended = verify(*demo[1], "--base", demo[0], "--subject", "none.py:Mine", "--json")
         assert ended.returncode == 2
         assert len(ended.stderr.splitlines()) == 1
         assert "there is no file" in ended.stderr
 
     def test_a_pattern_that_matches_nothing(self, demo: tuple[Path, list[Path]]) -> None:
-        ended = run("none/*", "--base", demo[0])
+        ended = verify("none/*", "--base", demo[0])
         assert ended.returncode == 2
         assert ended.stderr == "hotswap verify: no folder matches 'none/*'\n"
 
@@ -213,22 +210,22 @@ class TestCallsThatCannotBeCarriedOut:
         )
 
     def test_two_adapters_of_one_name(self, demo: tuple[Path, list[Path]]) -> None:
-        ended = run("here/legal", "there/legal", "--base", demo[0])
+        ended = verify("here/legal", "there/legal", "--base", demo[0])
         assert ended.returncode == 2
         assert "here/legal and there/legal have the same name" in ended.stderr
 
     def test_a_demo_of_ones_own_adapters(self, demo: tuple[Path, list[Path]]) -> None:
-        assert run("--demo", *demo[1]).returncode == 2
+        assert verify("--demo", *demo[1]).returncode == 2
 
     def test_a_selection_of_no_law_verifies_nothing(self, demo: tuple[Path, list[Path]]) -> None:
-        ended = run(*demo[1], "--base", demo[0], "--no-timing", "--", "-k", "nosuchlaw")
+        ended = verify(*demo[1], "--base", demo[0], "--no-timing", "--", "-k", "nosuchlaw")
         assert ended.returncode == 2
         assert "nothing was verified" in ended.stderr
 
     def test_options_that_pytest_does_not_know_are_shown(
         self, demo: tuple[Path, list[Path]]
     ) -> None:
-        ended = run(*demo[1], "--base", demo[0], "--no-timing", "--", "--no-such-option")
+        ended = verify(*demo[1], "--base", demo[0], "--no-timing", "--", "--no-such-option")
         assert ended.returncode == 2
         assert "--no-such-option" in ended.stderr
 
@@ -251,7 +248,7 @@ class TestNotReady:
         weights = broken / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
         words = ["--no-timing", "--json", "--", "-k", "refused"]
-        ended = run(demo[1][1], broken, "--base", demo[0], *words)
+        ended = verify(demo[1][1], broken, "--base", demo[0], *words)
         assert ended.returncode == 1
         assert "HSW005" in ended.stderr
         assert str(broken) in ended.stderr
@@ -265,21 +262,23 @@ class TestNotReady:
     def test_two_damaged_adapters_are_two_lines(
         self, demo: tuple[Path, list[Path]], tmp_path: Path
     ) -> None:
-        ended = run(tmp_path / "a", tmp_path / "b", "--base", demo[0])
+        ended = verify(tmp_path / "a", tmp_path / "b", "--base", demo[0])
         assert ended.returncode == 1
         assert len(ended.stderr.splitlines()) == 2
 
     def test_pefts_own_swap_breaks_two_laws(self, demo: tuple[Path, list[Path]]) -> None:
         subject = "pytest_hotswap.subjects.peft:PeftSubject"
         words = ["--subject", subject, "--no-timing", "--", "-k", "isolated or atomic"]
-        ended = run(*demo[1], "--base", demo[0], *words)
+        ended = verify(*demo[1], "--base", demo[0], *words)
         assert ended.returncode == 1
         assert ended.stdout.splitlines()[-1] == "not ready: swap-isolated, swap-atomic failed"
         assert re.search(r"swap-isolated: \S+q_proj\.lora_A\.default2", ended.stdout)
         assert re.search(r"swap-atomic: .*\S+proj\.lora_", ended.stdout)
 
     def test_laws_that_did_not_run_make_it_incomplete(self, demo: tuple[Path, list[Path]]) -> None:
-        ended = run(*demo[1], "--base", demo[0], "--no-timing", "--", "-k", "preparation")
+        ended = verify(
+            *demo[1], "--base", demo[0], "--no-timing", "--", "-k", "preparation_idempotent"
+        )
         last = ended.stdout.splitlines()[-1]
         assert ended.returncode == 1
         assert last.startswith("incomplete: ")
@@ -300,7 +299,7 @@ class TestOptions:
         words = ["--device", "cpu", "--dtype", "bfloat16", "--regional", "--shard", "1/2"]
         words += ["--inputs", folder / "inputs.safetensors", "--plan", folder / "plan.json"]
         words += ["--no-timing", "--json", "--", "-k", "equals_load or in_place"]
-        ended = run(*demo[1], "--base", demo[0], *words)
+        ended = verify(*demo[1], "--base", demo[0], *words)
         assert ended.returncode == 1, ended.stdout + ended.stderr
         found: dict[str, Any] = json.loads(ended.stdout)
         return found
@@ -328,7 +327,7 @@ class TestOptions:
         self, demo: tuple[Path, list[Path]]
     ) -> None:
         words = ["--time-budget", "0.1s", "--json"]
-        ended = run(demo[1][0], "--base", demo[0], *words)
+        ended = verify(demo[1][0], "--base", demo[0], *words)
         assert ended.returncode == 1, ended.stdout + ended.stderr
         document = json.loads(ended.stdout)
         assert {law["state"] for law in document["laws"]} == {"not run"}
@@ -354,19 +353,20 @@ def test_ctrl_c_prints_what_was_found_until_then(
         f"    pathlib.Path({str(started)!r}).touch()\n"
     )
     words = [*demo[1], "--base", demo[0], "--report", tmp_path / "out", "--", "-p", "announce"]
-    child = subprocess.Popen(
+    process = subprocess.Popen(
         [*COMMAND, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env={**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
     )
-    while child.poll() is None and not started.exists():
+    while process.poll() is None and not started.exists():
         time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=120)
-    assert child.returncode == 130, out + err
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
     assert "\nLaws\n" in out
     line = out.splitlines()[-1]
     assert line.startswith("partial, interrupted by Ctrl-C: incomplete: ")

@@ -4,27 +4,81 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
+from models import write_fleet
 
+from hotswap.cli.demo import ADAPTERS, write_demo
 from hotswap.report.laws import LAWS
 from pytest_hotswap import HotswapContract
+from pytest_hotswap.fixtures import load_class
 
+SOUND = """
+import torch
+from torch import nn
+from pytest_hotswap import ReferenceSubject
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.v_proj = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, hidden):
+        return torch.sigmoid(self.q_proj(hidden)) * self.v_proj(hidden)
+
+
+class Feedforward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down_proj = nn.Linear(32, 32)
+
+    def forward(self, hidden):
+        return self.down_proj(torch.tanh(hidden))
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(), Feedforward()
+
+    def forward(self, hidden):
+        return hidden + self.mlp(self.self_attn(hidden))
+
+
+class Micro(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(), Layer()])
+
+    def forward(self, hidden):
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+class Sound(ReferenceSubject):
+    adapters = "adapters/*"
+
+    def base_model(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Micro().eval()
+
+    def inputs(self):
+        return {"hidden": torch.linspace(-1, 1, 64).reshape(2, 32)}
+"""
 FAULTS = """
 from hotswap.engine.layers import lora_layers, slots
-from pytest_hotswap import ReferenceSubject
+from micro_deployed import Sound as Engine
 
 
 def layers(model):
     return lora_layers(model, "default").values()
-
-
-class Engine(ReferenceSubject):
-    base, adapters = "base", "adapters/*"
 
 
 class StaleRows(Engine):
@@ -82,11 +136,9 @@ class ChangesTheBase(Engine):
 """
 COUNTED = """
 import pathlib
-from pytest_hotswap import ReferenceSubject
+from micro_deployed import Sound
 
-class Counted(ReferenceSubject):
-    base, adapters = "base", "adapters/*"
-
+class Counted(Sound):
     def swap(self, model, adapter):
         super().swap(model, adapter)
         with pathlib.Path("swaps").open("a") as file:
@@ -106,19 +158,17 @@ FAULTY = {  # the law that each of them breaks, and what the message names
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fleet")
-    subprocess.run(
-        [sys.executable, "-m", "hotswap.cli.demo", str(folder)], check=True, capture_output=True
-    )
+    (folder / "micro_deployed.py").write_text(SOUND)
     (folder / "faults.py").write_text(FAULTS)
+    base = load_class("micro_deployed.py:Sound", folder)().base_model()
+    write_fleet(folder / "adapters", base, ADAPTERS)
     return folder
 
 
 def pytest_report(folder: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
     report = folder / "report.jsonl"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(
-        [*command, "--hotswap-report", str(report)], cwd=folder, capture_output=True, text=True
-    )
+    done = warm.run([*command, "--hotswap-report", str(report)], cwd=folder)
     assert report.exists(), done.stdout + done.stderr
     lines = [json.loads(line) for line in report.read_text().splitlines()]
     return done.returncode, [line for line in lines if "nodeid" in line]
@@ -162,10 +212,11 @@ def test_a_faulty_engine_fails_by_its_law(
 
 
 @pytest.mark.wheel
-def test_pefts_own_functions_are_neither_isolated_nor_atomic(fleet: Path) -> None:
+def test_pefts_own_functions_are_neither_isolated_nor_atomic(tmp_path: Path) -> None:
+    write_demo(tmp_path)
     options = ["--hotswap-subject", "pytest_hotswap:PeftSubject", "--hotswap-base", "base"]
     suite = ["--pyargs", "pytest_hotswap.suite", "--hotswap-adapters", "adapters/*"]
-    code, records = pytest_report(fleet, *suite, *options)
+    code, records = pytest_report(tmp_path, *suite, *options)
     found = failed(records)
     assert code == 1
     assert "default2" in found["swap-isolated"]
@@ -193,7 +244,7 @@ def test_the_swaps_that_are_reported_are_the_swaps_that_were_made(fleet: Path) -
 def test_twins_in_the_fleet_are_no_failure(fleet: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(fleet / "adapters" / "terse", fleet / "twins" / name)
-    words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-base", "base"]
+    words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-subject", "micro_deployed.py:Sound"]
     selected = "control_of_swap_equals_load or control_of_swap_forgets or test_swap_forgets"
     code, records = pytest_report(fleet, *words, "--hotswap-adapters=twins/*", "-k", selected)
     assert (code, failed(records), len(records)) == (0, {}, 4)
@@ -201,6 +252,6 @@ def test_twins_in_the_fleet_are_no_failure(fleet: Path) -> None:
 
 def test_no_deployment_is_a_usage_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--pyargs", "pytest_hotswap.suite"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(command, cwd=tmp_path)
     assert done.returncode in (2, 4)
     assert "--hotswap-base" in done.stdout + done.stderr

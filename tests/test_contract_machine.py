@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 from hypothesis import settings
 from models import TOKENS, micro, write_adapter
 
@@ -61,12 +61,12 @@ class PreparesLate(Sound):
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, type[ReferenceSubject]]:
     folder = tmp_path_factory.mktemp("machine")
-    path = folder / "deployed.py"
+    path = folder / "machine_deployed.py"
     path.write_text(SUBJECT)
     from pytest_hotswap.fixtures import load_class
 
     names = ("Sound", "AlphaKept", "PreparesLate")
-    found = {name: load_class(f"deployed.py:{name}", folder) for name in names}
+    found = {name: load_class(f"machine_deployed.py:{name}", folder) for name in names}
     write_adapter(
         folder / "adapters" / "one",
         found["Sound"]().base_model(),
@@ -100,7 +100,7 @@ def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
         + "raise SystemExit('nothing failed')\n"
     )
     code = f"import sys; sys.modules['hypothesis'] = None\n{path.read_text()}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", code])
     assert done.returncode == 1
     assert f"LawBrokenError: {law}" in done.stderr
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from warm import run_pytest
 
 
 def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunResult:
     pytester.makepyfile(source)
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+    return run_pytest(pytester, "-p", "no:cacheprovider", *arguments)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from warm import run_pytest
 
 LIST_MODULES = """
 import sys
@@ -94,7 +95,7 @@ def test_without_the_plugin_other_tests_run_and_a_contract_says_what_it_needs(
         """,
     )
     words = "test_one or test_swap_equals_load or test_preparation_covers"
-    result = run(pytester, "-p", "no:hotswap", "-k", words)
+    result = run_pytest(pytester, "-p", "no:hotswap", "-k", words)
     result.assert_outcomes(passed=1, errors=3, deselected=result.parseoutcomes()["deselected"])
     told = [line for line in result.outlines if line.startswith("TestMine needs the plugin")]
     assert len(told) == 3
@@ -107,7 +108,7 @@ def test_a_test_that_asks_for_nothing_gets_no_fixture(pytester: pytest.Pytester)
         "def test_two(request, hotswap_forbid_recompiles):\n"
         "    assert [n for n in request.fixturenames if 'hotswap' in n]\n"
     )
-    run(pytester).assert_outcomes(passed=2)
+    run_pytest(pytester).assert_outcomes(passed=2)
 
 
 def test_it_works_by_name_where_autoload_is_off(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from warm import run_pytest
 
 COMPILED = """
 import pytest
@@ -40,7 +41,7 @@ def compiled():
 
 def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunResult:
     pytester.makepyfile(test_marked=source)
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+    return run_pytest(pytester, "-p", "no:cacheprovider", *arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +188,9 @@ def test_the_marker_works_where_every_warning_is_an_error(pytester: pytest.Pytes
 def test_hits(compiled):
     compiled(torch.ones(2))
 """
-    run(pytester, COMPILED + source).assert_outcomes(passed=1)
+    pytester.makepyfile(test_marked=COMPILED + source)
+    fresh = pytester.runpytest_subprocess("-p", "no:cacheprovider")  # warns of no early import
+    fresh.assert_outcomes(passed=1)
 
 
 WRONG_ARGUMENTS = {

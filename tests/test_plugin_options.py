@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from warm import run_pytest
 
 SUBJECT = """
 class Mine:
@@ -24,7 +25,7 @@ def test_show(hotswap_subject, pytestconfig):
 
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    return pytester.runpytest_subprocess("-s", "-p", "no:cacheprovider", *arguments)
+    return run_pytest(pytester, "-s", "-p", "no:cacheprovider", *arguments)
 
 
 def test_every_option_is_in_the_help(pytester: pytest.Pytester) -> None:
@@ -79,7 +80,7 @@ def test_the_subject_is_built_from_the_ini_file(pytester: pytest.Pytester) -> No
     pytester.mkdir("sub").joinpath("mine.py").write_text(SUBJECT)
     tests = pytester.mkdir("tests")
     tests.joinpath("test_show.py").write_text(SHOW)
-    result = pytester.runpytest_subprocess("-s", "-c", "tox.ini", "tests")
+    result = run_pytest(pytester, "-s", "-c", "tox.ini", "tests")
     result.stdout.fnmatch_lines(["*SUBJECT mine Mine base [[]'/a b/[*]', '/c'[]] aot_eager*"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import run_pytest
 
 SOURCE = """
 import pytest
@@ -67,7 +68,7 @@ OUTCOMES = {
 
 def run(pytester: pytest.Pytester, source: str, *arguments: str) -> list[dict[str, Any]]:
     pytester.makepyfile(test_reported=source)
-    pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+    run_pytest(pytester, "-p", "no:cacheprovider", *arguments)
     return read(pytester.path / "report.jsonl")
 
 
@@ -167,7 +168,7 @@ def test_finds_nothing():
     assert 1 == 2
 """
     pytester.makepyfile(test_reported=source)
-    result = pytester.runpytest_subprocess("--hotswap-report=report.jsonl", "--junitxml=out.xml")
+    result = run_pytest(pytester, "--hotswap-report=report.jsonl", "--junitxml=out.xml")
     result.stdout.fnmatch_lines(["*- Captured hotswap script call -*", "steps.run()"])
     found, nothing, _ = read(pytester.path / "report.jsonl")
     assert found["script"] == "steps.run()\nsteps.swap(AdapterDescription(1, 2))"
@@ -197,12 +198,12 @@ def test_the_last_session_is_the_only_one_in_the_file(pytester: pytest.Pytester)
 
 def test_without_the_option_there_is_no_file(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_one():\n    pass\n")
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    run_pytest(pytester, "-p", "no:cacheprovider").assert_outcomes(passed=1)
     assert not list(pytester.path.glob("*.jsonl"))
 
 
 def test_a_file_that_cannot_be_written_is_a_usage_error(pytester: pytest.Pytester) -> None:
     pytester.mkdir("taken")
-    result = pytester.runpytest_subprocess("--hotswap-report=taken")
+    result = run_pytest(pytester, "--hotswap-report=taken")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --hotswap-report: cannot write *taken: Is a directory"])

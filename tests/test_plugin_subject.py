@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from models import write_adapter
+from warm import run_pytest
 
 import hotswap
 from pytest_hotswap import (
@@ -103,7 +104,7 @@ def test_each_contract_class_names_its_subject_and_where_it_comes_from(
     project.makepyfile(test_own=OWN, test_needs=NEEDS)
     arguments = ("--continue-on-collection-errors", "--hotswap-report=out.jsonl", "-v", "-k")
     words = "(Hotswap and test_swap_in_place) or test_preparation_covers"
-    result = project.runpytest_subprocess(*SUITE, "tests", *FILES, *arguments, words)
+    result = run_pytest(project, *SUITE, "tests", *FILES, *arguments, words)
     result.stdout.fnmatch_lines_random(
         [
             "hotswap: *test_hotswap_contract.py::TestHotswap tests Micro, from conftest.py:4",

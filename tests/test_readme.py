@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 README = Path(__file__).parent.parent / "README.md"
 SET_UP = """
@@ -51,9 +52,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *command: str) -> str:
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": scripts, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=environment, check=False
-    )
+    if command[0] == sys.executable:
+        done = warm.run(command, cwd=folder, env=environment)
+    else:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, env=environment, check=False
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

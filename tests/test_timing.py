@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from hotswap.checks.timing import BY_PEFT, ROWS, default_backend, inputs_of, measure, pretrained
 from hotswap.cli.demo import write_demo
@@ -22,14 +22,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
 @pytest.fixture(scope="module")
 def answer(demo: tuple[Path, list[Path]]) -> dict:
     base, adapters = demo
-    command = [sys.executable, "-m", "hotswap.checks.timing", "--base", base, *adapters]
-    run = subprocess.run(
-        [*command, "--backend", "aot_eager", "--latency"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(run.stdout)
+    command = [
+        sys.executable,
+        "-m",
+        "hotswap.checks.timing",
+        "--base",
+        *map(str, [base, *adapters]),
+    ]
+    done = warm.run([*command, "--backend", "aot_eager", "--latency"])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_standard_output_is_one_json_object_with_every_row(answer: dict) -> None:

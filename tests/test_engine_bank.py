@@ -13,6 +13,7 @@ import torch
 from models import fresh, micro, run, write_adapter
 
 import hotswap
+from hotswap.engine.layers import lora_layers
 from hotswap.engine.record import placement_of
 from hotswap.errors import (
     BusyError,
@@ -342,3 +343,20 @@ def test_the_bank_works_on_the_device_of_the_model(
     bank = filled(model, fleet, device="model")
     with bank.using("ab"):
         torch.testing.assert_close(run(model), run(fresh(base, fleet["ab"])))
+
+
+def test_new_modules_under_the_same_name_get_the_adapter_too(
+    base: Any, fleet: dict[str, Path], model: Any
+) -> None:
+    bank = filled(model, fleet)
+    with bank.using("a"):
+        pass
+    _, *others = lora_layers(model).values()
+    for layer in others:  # no parameter is assigned
+        layer.update_layer("default", 8, 8, config=model.peft_config["default"])
+    with bank.using("ab"):
+        assert torch.equal(run(model), run(fresh(base, fleet["ab"])))
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    model.load_state_dict(weights, strict=False, assign=True)
+    with bank.using("lora"):
+        torch.testing.assert_close(run(model), run(fresh(base, fleet["lora"])))

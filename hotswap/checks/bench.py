@@ -276,7 +276,7 @@ def _compare(
 ) -> Row:
     """Run both sides in turn on the same arguments; two rounds come first and are not counted.
 
-    ``before`` is done before the clock starts.
+    ``before`` is done before the clock starts, and what making a ``fresh`` argument left is collected.
     """
     times: tuple[list[float], list[float]] = ([], [])
     turns = itertools.cycle((1, 0))
@@ -284,7 +284,10 @@ def _compare(
         turn = next(turns)
         order = (0, 1) if round_ % 4 < 2 else (1, 0)
         for side in order:
-            argument = turn if fresh is None else fresh()
+            argument = turn
+            if fresh is not None:
+                argument = fresh()
+                gc.collect()
             if (first := before[side]) is not None:
                 first()
             start = time.perf_counter()

@@ -91,7 +91,7 @@ class AdapterBank:
         with self._prepared.exclusive(timeout=timeout):
             content = self._content(name)
             placement = self._prepared.placements.get(self._adapter_name)
-            if placement is None or self._prepared.moved or placement.replaced:
+            if placement is None or self._prepared.moved or placement.reassigned:
                 placement = placement_of(self._model, self._adapter_name)
                 self._prepared.moved = placement.arena is None
             placement.require_unmerged()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field
 from itertools import count, repeat
-from typing import Any, NoReturn
+from operator import is_
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import xxhash
@@ -55,6 +56,24 @@ class Content:
         return self._digest
 
 
+class _Held(NamedTuple):
+    """Dicts, keys, and what the dicts had under these."""
+
+    holders: list[dict[str, Any]]
+    keys: list[str]
+    parts: list[object]
+
+    def add(self, holder: dict[str, Any], key: str) -> None:
+        """Note what a dict has."""
+        self.holders.append(holder)
+        self.keys.append(key)
+        self.parts.append(holder[key])
+
+    def differ(self) -> bool:
+        """Whether a dict has something else by now."""
+        return not all(map(is_, map(dict.get, self.holders, self.keys), self.parts))
+
+
 @dataclass(slots=True)
 class Placement:
     """The slots of one adapter name in a layout; ``arena`` is None where they are not views of one.
@@ -84,9 +103,8 @@ class Placement:
     _addresses: list[int] = field(default_factory=list)  # of the tensors, in the arena
     _buffers: list[dict[str, Any]] = field(default_factory=list)  # of the Scalings
     _scalings: list[int] = field(default_factory=list)  # their ids
-    _anchors: tuple[list[dict[str, Any]], list[str], list[int]] = field(
-        default_factory=lambda: ([], [], [])
-    )
+    _parameters: _Held = field(default_factory=lambda: _Held([], [], []))
+    _modules: _Held = field(default_factory=lambda: _Held([], [], []))
     _merged: list[list[str]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
@@ -117,7 +135,8 @@ class Placement:
             _addresses=arena.addresses[: len(slots)] if arena is not None else [],
             _buffers=[layer.scaling._buffers for layer in layers.values()],
             _scalings=[id(scaling) for scaling in tensors[len(slots) :]],
-            _anchors=_anchors(carried),
+            _parameters=_held_parameters(carried),
+            _modules=_held_modules(carried),
             _merged=[layer.merged_adapters for layer in layers.values()],
             _caches=[
                 layer.lora_magnitude_vector[name]._dora_cache
@@ -134,9 +153,13 @@ class Placement:
 
     @property
     def replaced(self) -> bool:
-        """Whether the model holds other tensors than these, looking at every one."""
-        holders, keys, ids = self._anchors
-        return list(map(id, map(dict.get, holders, keys))) != ids
+        """Whether the model holds other tensors than these, looking at every one and the modules around."""
+        return self.reassigned or self._modules.differ()
+
+    @property
+    def reassigned(self) -> bool:
+        """Whether a module that holds a tensor holds another one by now, looking at every one."""
+        return self._parameters.differ()
 
     @property
     def moved(self) -> bool:
@@ -299,28 +322,33 @@ def _has_version(tensor: Tensor) -> bool:
         return False
 
 
-def _anchors(carried: Carried) -> tuple[list[dict[str, Any]], list[str], list[int]]:
-    """Where the model holds the placement's tensors: dicts, keys, and ids of what is there.
-
-    The ids stay theirs, because the slots hold on to the tensors and to the modules around them.
-    """
-    name, found = carried.name, []
+def _held_parameters(carried: Carried) -> _Held:
+    """Where the model holds the placement's tensors."""
+    name, found = carried.name, _Held([], [], [])
     around = [m for slot in carried.trained if slot.owner is not None for _, m in walk(slot.owner)]
     for layer in carried.layers.values():
-        modules = layer.lora_A._modules
-        if name in modules:  # an adapter that is deleted and added again replaces the whole module
-            found.append((modules, name, modules[name]))
-            around += modules[name], layer.lora_B._modules[name]
+        if name in layer.lora_A:
+            around += layer.lora_A._modules[name], layer.lora_B._modules[name]
         else:
             around += layer.lora_embedding_A, layer.lora_embedding_B
-        magnitudes = layer.lora_magnitude_vector._modules
-        if name in magnitudes:
-            around.append(magnitudes[name])
+        if name in layer.lora_magnitude_vector:
+            around.append(layer.lora_magnitude_vector._modules[name])
     wanted = {id(slot.tensor) for slot in carried.slots}
     for module in around:
         for holder in (module._parameters, module._buffers):
-            found += [(holder, key, part) for key, part in holder.items() if id(part) in wanted]
-    return [h for h, _, _ in found], [k for _, k, _ in found], [id(part) for _, _, part in found]
+            for key, part in holder.items():
+                if id(part) in wanted:
+                    found.add(holder, key)
+    return found
+
+
+def _held_modules(carried: Carried) -> _Held:
+    """Where the model holds the modules around them: a new adapter of the same name replaces these."""
+    found = _Held([], [], [])
+    for layer in carried.layers.values():
+        if carried.name in layer.lora_A:
+            found.add(layer.lora_A._modules, carried.name)
+    return found
 
 
 def _scale_bytes(arena: Arena, slots: int) -> list[Tensor]:

@@ -41,6 +41,12 @@ def prepared_class(cls: Any) -> Any:
         _pad_on_load(self, state, prefix)
         cls._load_from_state_dict(self, state, prefix, *args)
 
+    def update_layer(self: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        prepared = getattr(self.scaling, "prepared", None)
+        if prepared is not None:  # an adapter that is there already gets new modules
+            prepared.placements.pop(adapter_name, None)
+        cls.update_layer(self, adapter_name, *args, **kwargs)
+
     def merge(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.lora_variant:
             _require_mergeable(self)
@@ -60,6 +66,7 @@ def prepared_class(cls: Any) -> Any:
         __getstate__=get_state,
         __setattr__=set_attribute,
         merge=merge,
+        update_layer=update_layer,
         state_dict=state_dict,
         _load_from_state_dict=load,
     )

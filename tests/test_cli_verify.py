@@ -298,10 +298,15 @@ class TestOptions:
         plan([demo[1][0], demo[1][2]]).save(folder / "plan.json")
         words = ["--device", "cpu", "--dtype", "bfloat16", "--regional", "--shard", "1/2"]
         words += ["--inputs", folder / "inputs.safetensors", "--plan", folder / "plan.json"]
-        words += ["--no-timing", "--json", "--", "-k", "equals_load or in_place"]
+        words += ["--report", folder / "report"] if HAS_EXTRA else []
+        words += ["-n", "1", "--no-timing", "--json", "--", "-k", "equals_load or in_place"]
         ended = verify(*demo[1], "--base", demo[0], *words)
         assert ended.returncode == 1, ended.stdout + ended.stderr
         found: dict[str, Any] = json.loads(ended.stdout)
+        if HAS_EXTRA:  # written by a worker of pytest-xdist and the process that started it
+            assert json.loads((folder / "report" / "report.json").read_text()) == found
+            assert "swap-equals-load" in (folder / "report" / "report.html").read_text()
+            assert ET.parse(folder / "report" / "junit.xml").getroot().tag == "testsuites"
         return found
 
     def test_the_dtype_and_the_device_are_those_asked_for(self, document: dict[str, Any]) -> None:

@@ -306,7 +306,7 @@ class TestOptions:
         if HAS_EXTRA:  # written by a worker of pytest-xdist and the process that started it
             assert json.loads((folder / "report" / "report.json").read_text()) == found
             assert "swap-equals-load" in (folder / "report" / "report.html").read_text()
-            assert ET.parse(folder / "report" / "junit.xml").getroot().tag == "testsuites"
+            assert (folder / "report" / "junit.xml").is_file()
         return found
 
     def test_the_dtype_and_the_device_are_those_asked_for(self, document: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import check_swaps, fresh, seeded, write_adapter, write_fleet
+import torch
+from models import check_swaps, fresh, run, seeded, write_adapter, write_fleet
 from peft import get_peft_model_state_dict
 from transformers import (
     BertConfig,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 import hotswap
-from hotswap.errors import AdapterError
+from hotswap.errors import AdapterError, HotswapError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -145,3 +146,40 @@ def test_a_base_weight_in_an_adapter_must_be_the_models(tmp_path: Path) -> None:
         AdapterError, match=r"base weight that differs.*save_embedding_layers=False"
     ):
         hotswap.swap(model, state, config=adapter.peft_config["default"])
+
+
+def test_a_load_that_fails_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
+    base = llama()
+    configs = {
+        "lora": {**PLAIN, "target_modules": ["q_proj", "embed_tokens"]},
+        "head": {**WIDE, "modules_to_save": ["lm_head"]},
+    }
+    fleet = write_fleet(tmp_path, base, configs)
+    plan = hotswap.plan([*fleet.values()])
+    model, names, expected = copy.deepcopy(base), [*base.state_dict()], run(base)
+    file = fleet["head"] / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(AdapterError, match="truncated"):
+        hotswap.load(model, plan, fleet["head"])
+    assert [*model.state_dict()] == names
+    assert torch.equal(run(model), expected)
+    loaded = hotswap.load(model, plan, fleet["lora"])
+    torch.testing.assert_close(run(loaded), run(fresh(base, fleet["lora"])))
+    with pytest.raises(HotswapError, match="carries LoRA layers already"):
+        hotswap.load(loaded, plan, fleet["lora"])
+
+
+@pytest.mark.parametrize(
+    "other", [{"trainable_token_indices": [1, 5]}, {"modules_to_save": ["embed_tokens"]}], ids=str
+)
+def test_an_embedding_with_lora_in_one_adapter_and_trained_in_another_is_refused(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    base = llama()
+    configs = {"lora": {**PLAIN, "target_modules": ["embed_tokens"]}, "other": {**WIDE, **other}}
+    plan = hotswap.plan([*write_fleet(tmp_path, base, configs).values()])
+    assert [(f.code, f.where) for f in plan.conflicts] == [("HSW102", "model.embed_tokens")]
+    names = [*base.state_dict()]
+    with pytest.raises(HotswapError, match=r"embed_tokens has LoRA in some .* two models"):
+        hotswap.load(base, plan)
+    assert [*base.state_dict()] == names

@@ -143,6 +143,16 @@ def test_adapters_of_other_modules_swap_in_a_pipeline_loaded_with_their_plan(
     assert_same(outputs(pipeline), outputs(loaded(make, paths["rooted"])))
     held = sum(placement_of(part, "default").layout.bytes for part in components(pipeline).values())
     assert held == plan.padded_bytes
+    with pytest.raises(HotswapError, match="carries LoRA layers already"):
+        hotswap.load(pipeline, plan, paths["rooted"])
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((paths["small"] / WEIGHTS).read_bytes()[:-7])
+    other = make()
+    with pytest.raises(UnreadableAdapterError):
+        hotswap.load(other, plan, damaged)
+    assert_same(outputs(other), base, exact=True)
+    with pytest.raises(NoAdapterError):
+        components(other)
     for name in (*paths, "small"):
         hotswap.swap(pipeline, paths[name])
         assert_same(outputs(pipeline), outputs(loaded(make, paths[name])))

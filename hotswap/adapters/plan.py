@@ -20,6 +20,8 @@ from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 
 VERSION = 1
+MIXED = "has LoRA in some adapters and is trained whole or by rows in others, which PEFT does not combine"
+APART = "plan these adapters for two models"
 ALIGNMENT = 64
 """Bytes: each tensor and scaling of a prepared model starts at a multiple of it."""
 Need = Literal["not needed", "recommended", "required"]
@@ -103,6 +105,12 @@ class SwapPlan:
     def target_rank(self) -> int:
         """The largest rank of any module."""
         return max((module.rank for module in self.modules.values()), default=0)
+
+    @property
+    def mixed(self) -> list[str]:
+        """Modules that have LoRA in some adapters and are trained whole or by rows in others."""
+        owners = {name.rpartition(".")[0] for name in self.saved} | self.tokens.keys()
+        return sorted(owners & self.modules.keys())
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -270,7 +278,8 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
         reasons=tuple(reasons),
         dtype=widest(module.dtype for spec in specs for module in spec.modules.values()),
     )
-    found = dict.fromkeys(finding for spec in specs for finding in fits(envelope, spec))
+    mixed = [Finding(name, "HSW102", MIXED, APART) for name in envelope.mixed]
+    found = dict.fromkeys([*mixed, *(f for spec in specs for f in fits(envelope, spec))])
     return replace(envelope, conflicts=tuple(found))
 
 

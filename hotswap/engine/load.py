@@ -8,7 +8,8 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.plan import APART, MIXED, SwapPlan
+from hotswap.engine.layers import lora_layers
 from hotswap.engine.prepare import prepare
 from hotswap.engine.source import Adapter, config_of
 from hotswap.engine.swap import swap
@@ -29,7 +30,8 @@ def load(
     adapter does not have is as in the base model. The base weights are not copied, but for whole modules
     of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
     ``adapter`` swapped in (None: the base model). A pipeline of diffusers is returned itself, with LoRA
-    layers in every component that the plan has. Raises HotswapError when the base model lacks a module.
+    layers in every component that the plan has. Raises HotswapError when the base model lacks a module or
+    carries LoRA layers already, and what ``swap`` raises; the base model is then without LoRA layers.
     """
     if not isinstance(base_model, nn.Module):
         from hotswap.engine.pipelines import load_pipeline
@@ -40,14 +42,27 @@ def load(
     if adapter is not None:
         config_of_all.task_type = config_of(adapter, config).task_type
     model = get_peft_model(base_model, config_of_all, adapter_name=adapter_name)
-    model.eval()
-    prepare(model, plan=plan, adapter_name=adapter_name)
-    swap(model, adapter, adapter_name=adapter_name, config=config)
+    try:
+        model.eval()
+        prepare(model, plan=plan, adapter_name=adapter_name)
+        swap(model, adapter, adapter_name=adapter_name, config=config)
+    except BaseException:
+        model.unload()
+        raise
     return model
 
 
 def require_modules(model: nn.Module, plan: SwapPlan, which: str) -> None:
-    """Raise HotswapError unless the model has every module of the plan; ``which`` names the model."""
+    """Raise HotswapError unless the model has every module of the plan, each for one way of training.
+
+    ``which`` names the model, which must not carry LoRA layers yet.
+    """
+    if plan.mixed:
+        raise HotswapError(f"{plan.mixed[0]} {MIXED}; {APART}")
+    if lora_layers(model):
+        raise HotswapError(
+            f"{which} carries LoRA layers already; unload them, or call prepare(model, plan=plan)"
+        )
     present = {name for name, _ in model.named_modules()}
     missing = [name for name in _owners(plan) if name not in present]
     if missing:

@@ -63,14 +63,18 @@ def load_pipeline(
     plans = _plans(pipeline.components, plan)
     for key, own in plans.items():
         require_modules(pipeline.components[key], own, f"the pipeline's {key}")
-    for key, own in plans.items():
-        model = pipeline.components[key]
-        inject_adapter_in_model(union(own), model, adapter_name)
-        model._hf_peft_config_loaded = True  # as diffusers and transformers note it
-    prepare_pipeline(
-        pipeline, target_rank=None, plan=plan, adapter_name=adapter_name, check_compiled="error"
-    )
-    swap_pipeline(pipeline, adapter, adapter_name=adapter_name, timeout=None)
+    try:
+        for key, own in plans.items():
+            model = pipeline.components[key]
+            inject_adapter_in_model(union(own), model, adapter_name)
+            model._hf_peft_config_loaded = True  # as diffusers and transformers note it
+        prepare_pipeline(
+            pipeline, target_rank=None, plan=plan, adapter_name=adapter_name, check_compiled="error"
+        )
+        swap_pipeline(pipeline, adapter, adapter_name=adapter_name, timeout=None)
+    except BaseException:
+        pipeline.unload_lora_weights()
+        raise
     return pipeline
 
 

@@ -12,7 +12,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from itertools import accumulate
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -247,7 +246,7 @@ def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -
         if not issubclass(kind, Tensor):
             name = next(name for name, value in adapter.items() if type(value) is kind)
             raise ValueError(f"the state dict has {name} = {kind.__name__}, expected a tensor")
-    key = (repr(config), tuple(adapter), tuple(map(attrgetter("shape", "dtype"), values)))
+    key = (repr(config), tuple(adapter), tuple([(value.shape, value.dtype) for value in values]))
     known = _descriptions().get(key)
     if known is None:
         infos = {

@@ -148,6 +148,21 @@ def test_a_base_weight_in_an_adapter_must_be_the_models(tmp_path: Path) -> None:
         hotswap.swap(model, state, config=adapter.peft_config["default"])
 
 
+def test_a_base_weight_that_a_fresh_load_would_round_to_the_models_is_the_models(
+    tmp_path: Path,
+) -> None:
+    base = llama().to(torch.bfloat16)
+    model = fresh(base, write_adapter(tmp_path / "a", base, r=4, target_modules=["embed_tokens"]))
+    hotswap.prepare(model, target_rank=4)
+    state = {key: value.float() for key, value in get_peft_model_state_dict(model).items()}
+    name = next(key for key in state if "base_layer" in key)
+    state[name] *= 1 + 1e-5
+    hotswap.swap(model, state, config=model.peft_config["default"])
+    state[name] *= 1.1
+    with pytest.raises(AdapterError, match="base weight that differs"):
+        hotswap.swap(model, state, config=model.peft_config["default"])
+
+
 def test_a_load_that_fails_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
     base = llama()
     configs = {

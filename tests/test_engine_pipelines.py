@@ -145,6 +145,13 @@ def test_adapters_of_other_modules_swap_in_a_pipeline_loaded_with_their_plan(
     assert held == plan.padded_bytes
     with pytest.raises(HotswapError, match="carries LoRA layers already"):
         hotswap.load(pipeline, plan, paths["rooted"])
+    one = hotswap.plan([paths["denoiser"]])
+    served = loaded(make, paths["small"])
+    getattr(served, denoiser).unload_lora()
+    before = bits(served)
+    with pytest.raises(HotswapError, match="text_encoder carries LoRA layers already"):
+        hotswap.load(served, one, paths["denoiser"])
+    assert_same(bits(served), before, exact=True)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes((paths["small"] / WEIGHTS).read_bytes()[:-7])
     other = make()

@@ -36,11 +36,10 @@ def walk(model: nn.Module) -> Walked:
     return found
 
 
-def instances(walked: Iterable[tuple[str, nn.Module]], *classes: type) -> Walked:
-    """Those that are instances of the classes; a class is asked once: of an abstract one that is slow."""
-    modules = list(walked)
-    wanted = {cls for cls in {type(module) for _, module in modules} if issubclass(cls, classes)}
-    return [(name, module) for name, module in modules if type(module) in wanted]
+def instances(walked: Walked, cls: type) -> Walked:
+    """Those that are instances of a class; each type is asked once: of an abstract class that is slow."""
+    wanted = {kind for kind in {type(module) for _, module in walked} if issubclass(kind, cls)}
+    return [(name, module) for name, module in walked if type(module) in wanted]
 
 
 def compiled_parts(model: nn.Module, *, walked: Walked | None = None) -> list[str]:

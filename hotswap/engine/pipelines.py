@@ -61,8 +61,9 @@ def load_pipeline(
 ) -> Any:
     """Put LoRA layers into the components of a pipeline for everything in a plan; see ``load``."""
     plans = _plans(pipeline.components, plan)
-    for key, own in plans.items():
-        require_modules(pipeline.components[key], own, f"the pipeline's {key}")
+    for key, model in pipeline.components.items():
+        if isinstance(model, nn.Module):  # the others too: a failure unloads every LoRA layer
+            require_modules(model, plans.get(key, SwapPlan({})), f"the pipeline's {key}")
     try:
         for key, own in plans.items():
             model = pipeline.components[key]

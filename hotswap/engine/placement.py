@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from itertools import count, repeat
+from itertools import count
 from operator import is_
 from typing import Any, NamedTuple, NoReturn
 
@@ -100,9 +100,7 @@ class Placement:
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
-    _addresses: list[int] = field(default_factory=list)  # of the tensors, in the arena
-    _buffers: list[dict[str, Any]] = field(default_factory=list)  # of the Scalings
-    _scalings: list[int] = field(default_factory=list)  # their ids
+    _scalings: _Held = field(default_factory=lambda: _Held([], [], []))
     _parameters: _Held = field(default_factory=lambda: _Held([], [], []))
     _modules: _Held = field(default_factory=lambda: _Held([], [], []))
     _merged: list[list[str]] = field(default_factory=list)
@@ -132,9 +130,7 @@ class Placement:
             _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
             _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
             _tensors=[slot.tensor for slot in slots],
-            _addresses=arena.addresses[: len(slots)] if arena is not None else [],
-            _buffers=[layer.scaling._buffers for layer in layers.values()],
-            _scalings=[id(scaling) for scaling in tensors[len(slots) :]],
+            _scalings=_held_scalings(carried),
             _parameters=_held_parameters(carried),
             _modules=_held_modules(carried),
             _merged=[layer.merged_adapters for layer in layers.values()],
@@ -166,9 +162,8 @@ class Placement:
         """Whether a tensor is not where the arena has it, looking at every one."""
         if self.arena is None:
             return True
-        scalings = map(dict.get, self._buffers, repeat(self.name))
         addresses = list(map(Tensor.data_ptr, self._tensors))
-        return addresses != self._addresses or list(map(id, scalings)) != self._scalings
+        return addresses != self.arena.addresses[: len(addresses)] or self._scalings.differ()
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if an adapter is merged into a base weight."""
@@ -295,9 +290,8 @@ class Placement:
     def settle(self) -> None:
         """Let every layer say what the adapter in place has."""
         for layer in self.layers.values():
-            _ = (
-                layer.r
-            )  # which settles it, and minds no dict that somebody put in place of the scalings
+            # which settles it, and minds no dict that somebody put in place of the scalings
+            _ = layer.r
 
     def _follow(self, entries: Entries, records: Records, fields: dict[str, Any] | None) -> None:
         self.entries, self.turn = entries, next(_turns)
@@ -348,6 +342,14 @@ def _held_modules(carried: Carried) -> _Held:
     for layer in carried.layers.values():
         if carried.name in layer.lora_A:
             found.add(layer.lora_A._modules, carried.name)
+    return found
+
+
+def _held_scalings(carried: Carried) -> _Held:
+    """Where the model holds the placement's scalings."""
+    found = _Held([], [], [])
+    for layer in carried.layers.values():
+        found.add(layer.scaling._buffers, carried.name)
     return found
 
 

@@ -44,7 +44,7 @@ def prepared_class(cls: Any) -> Any:
     def update_layer(self: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         prepared = getattr(self.scaling, "prepared", None)
         if prepared is not None:  # an adapter that is there already gets new modules
-            prepared.placements.pop(adapter_name, None)
+            prepared.forget(adapter_name)
         cls.update_layer(self, adapter_name, *args, **kwargs)
 
     def merge(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -29,6 +29,12 @@ class Prepared:
         self._lock = threading.RLock()
         self._owner: int | None = None
 
+    def forget(self, name: str) -> None:
+        """Drop what is known of an adapter name, whose modules go; the layers say what is in place."""
+        if (placement := self.placements.get(name)) is not None:
+            placement.settle()
+            del self.placements[name]
+
     @contextmanager
     def exclusive(self, *, timeout: float | None = None, nested: bool = False) -> Iterator[None]:
         """Hold the model's adapters; raises BusyError after ``timeout`` seconds, or within one's own use.

@@ -126,9 +126,8 @@ class Scalings(nn.Module):
     def __delitem__(self, name: str) -> None:
         del self._buffers[name]
         self._non_persistent_buffers_set.discard(name)
-        if self.prepared is not None and name in self.prepared.placements:
-            self.prepared.placements[name].settle()
-            del self.prepared.placements[name]
+        if self.prepared is not None:
+            self.prepared.forget(name)
         self._own.pop(name, None)
 
     def __contains__(self, name: object) -> bool:

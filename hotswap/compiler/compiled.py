@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -21,18 +21,19 @@ Walked = Sequence[tuple[str, nn.Module]]
 
 def walk(model: nn.Module) -> Walked:
     """List what ``named_modules()`` gives, without a generator per level, in half the time."""
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-    ahead: list[tuple[str, nn.Module]] = [("", model)]
-    while ahead:
-        name, module = ahead.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        found.append((name, module))
-        if children := module._modules:
-            prefix = f"{name}." if name else ""
-            ahead += [(prefix + key, c) for key, c in reversed(children.items()) if c is not None]
+    found: list[tuple[str, nn.Module]] = [("", model)]
+    seen = {id(model)}
+
+    def inside(module: nn.Module, prefix: str) -> None:
+        for key, child in module._modules.items():
+            if child is None or id(child) in seen:
+                continue
+            seen.add(id(child))
+            found.append((prefix + key, child))
+            if child._modules:
+                inside(child, f"{prefix}{key}.")
+
+    inside(model, "")
     return found
 
 
@@ -49,27 +50,29 @@ def compiled_parts(model: nn.Module, *, walked: Walked | None = None) -> list[st
     compiled one, on the model and on every submodule. A wrapper or a function that holds the model
     from outside cannot be seen.
     """
-    parts = _parts(model.named_modules() if walked is None else walked)
+    parts = _parts(walk(model) if walked is None else walked)
     return [f"{name or 'the model'} {how}" for name, how, _ in parts]
 
 
 def compiled_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Map the path of each compiled part to its module or wrapper; "" is the model itself."""
-    return {canonical(name): module for name, _, module in _parts(model.named_modules())}
+    return {canonical(name): module for name, _, module in _parts(walk(model))}
 
 
-def _parts(walked: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, nn.Module]]:
+def _parts(walked: Walked) -> Iterator[tuple[str, str, nn.Module]]:
+    kinds = {type(module) for _, module in walked}
+    compiled = {kind for kind in kinds if _is_compiled(kind.forward)}
     for name, module in walked:
         own = module.__dict__
         if "_orig_mod" in own.get("_modules", ()):
             yield name, "is wrapped by torch.compile", module
         elif own.get("_compiled_call_impl") is not None:
             yield name, "was compiled in place by .compile()", module
-        elif _is_compiled_function(own.get("forward", type(module).forward)):
+        elif ("forward" in own or type(module) in compiled) and _is_compiled(module.forward):
             yield name, "has a compiled forward", module
 
 
-def _is_compiled_function(function: Any) -> bool:
+def _is_compiled(function: Any) -> bool:
     return hasattr(function, "_torchdynamo_orig_callable")
 
 

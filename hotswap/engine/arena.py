@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,28 +15,19 @@ from torch import Tensor
 from hotswap.adapters.plan import ALIGNMENT
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Where a tensor lies in the buffer of its device; ``offset`` in bytes."""
+class Region(NamedTuple):
+    """Where a tensor lies in the buffer of its device, in bytes without what aligns the next one."""
 
     device: torch.device
-    offset: int
-    shape: tuple[int, ...]
     dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of the tensor, without what aligns the next one."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
 
     @property
     def strides(self) -> list[int]:
         """The strides of the tensor, in elements: those of a contiguous one."""
-        found, step = [], 1
-        for length in reversed(self.shape):
-            found.append(step)
-            step *= length
-        return found[::-1]
+        return list(accumulate(self.shape[:0:-1], mul, initial=1))[: len(self.shape)][::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +47,14 @@ class Layout:
         sizes: dict[torch.device, int] = {}
         runs: dict[tuple[torch.device, torch.dtype], tuple[int, int]] = {}
         regions: dict[int, Region] = {}
-        order = sorted(range(len(tensors)), key=lambda i: str(tensors[i].dtype))
-        for index in order:
-            tensor = tensors[index]
-            device, dtype = tensor.device, tensor.dtype
-            offset = sizes.get(device, 0)
-            shape = tuple(tensor.shape if shapes is None else shapes[index])
-            regions[index] = Region(device, offset, shape, dtype)
-            end = offset + math.ceil(regions[index].bytes / ALIGNMENT) * ALIGNMENT
-            sizes[device] = end
+        dtypes = [tensor.dtype for tensor in tensors]
+        words = {dtype: str(dtype) for dtype in set(dtypes)}
+        for index in sorted(range(len(tensors)), key=lambda i: words[dtypes[i]]):
+            device, dtype = tensors[index].device, dtypes[index]
+            shape = tuple(tensors[index].shape if shapes is None else shapes[index])
+            offset, size = sizes.get(device, 0), math.prod(shape) * dtype.itemsize
+            regions[index] = Region(device, dtype, shape, offset, size)
+            sizes[device] = end = offset - -size // ALIGNMENT * ALIGNMENT
             runs[device, dtype] = (runs.get((device, dtype), (offset, 0))[0], end)
         return cls(
             tuple(regions[index] for index in range(len(tensors))),

@@ -45,6 +45,7 @@ class Slot(NamedTuple):
     state_key: str  # its name in the state dict of the module that it hangs in
     tensor: Tensor
     role: Role
+    holder: dict[str, Any] | None  # where the model has it, under the last word of state_key
     axis: int | None = None
     blocks: int = 1
     groups: int = 1
@@ -68,10 +69,10 @@ class Slot(NamedTuple):
 
     def shape(self, rank: int) -> tuple[int, ...]:
         """The tensor's shape at another rank."""
-        shape = list(self.tensor.shape)
-        if self.axis is not None:
-            shape[self.axis] = rank * self.experts // self.groups
-        return tuple(shape)
+        shape, axis = self.tensor.shape, self.axis
+        if axis is None:
+            return shape
+        return (*shape[:axis], rank * self.experts // self.groups, *shape[axis + 1 :])
 
     def part(self, whole: Tensor, length: int) -> Tensor:
         """The part of a tensor of the slot's shape that ``length`` on its axis fills; a view.
@@ -108,30 +109,26 @@ class Slot(NamedTuple):
 
 def slots(layer: LoraLayer, adapter_name: str, module: str = "") -> list[Slot]:
     """List the tensors of one adapter in a LoRA layer, lora_A and lora_B first."""
+    parts: dict[str, Any] = layer._modules  # past Module.__getattr__, which takes its time
     if isinstance(layer, Embedding):
         found = [
             # A: (rank, vocabulary), B: (dimension, rank)
-            Slot(
-                module,
-                key,
-                f"{key}.{adapter_name}",
-                getattr(layer, key)[adapter_name],
-                "factor",
-                axis,
-            )
+            Slot(module, key, f"{key}.{adapter_name}", holder[adapter_name], "factor", holder, axis)
             for key, axis in (("lora_embedding_A", 0), ("lora_embedding_B", 1))
+            for holder in (parts[key]._parameters,)
         ]
     else:
         found = _factors(layer, adapter_name, module)
-    if adapter_name in layer.lora_magnitude_vector:  # (out,), or (1, out, *ones) of a convolution
-        magnitude = layer.lora_magnitude_vector[adapter_name].weight
-        state_key = f"{MAGNITUDE}.{adapter_name}.weight"
-        found.append(Slot(module, MAGNITUDE, state_key, magnitude, "magnitude"))
+    magnitude = parts["lora_magnitude_vector"]._modules.get(adapter_name)
+    if magnitude is not None:  # (out,), or (1, out, *ones) of a convolution
+        key, holder = f"{MAGNITUDE}.{adapter_name}.weight", magnitude._parameters
+        found.append(Slot(module, MAGNITUDE, key, magnitude.weight, "magnitude", holder))
     return found
 
 
 def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
-    lora_a, lora_b = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+    parts: dict[str, Any] = layer._modules
+    lora_a, lora_b = (parts[key]._modules[adapter_name] for key in ("lora_A", "lora_B"))
     conv = isinstance(layer, _ConvNd)
     groups = layer.get_base_layer().groups if conv else 1
     experts = layer.num_experts if isinstance(layer, ParamWrapper) else 1
@@ -145,6 +142,7 @@ def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
             f"{key_a}.weight",
             lora_a.weight,
             "factor",
+            lora_a._parameters,
             axis=0,
             blocks=groups * experts,
             experts=experts,
@@ -158,6 +156,7 @@ def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
             f"{key_b}.weight",
             lora_b.weight,
             "factor",
+            lora_b._parameters,
             axis=1,
             groups=groups,
             experts=experts,
@@ -165,25 +164,27 @@ def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
             size_attribute=into,
         ),
     ]
-    if lora_b.bias is not None:  # (out,)
-        found.append(Slot(module, "lora_B.bias", f"{key_b}.bias", lora_b.bias, "bias"))
+    bias = lora_b.bias
+    if bias is not None:  # (out,)
+        key, holder = f"{key_b}.bias", lora_b._parameters
+        found.append(Slot(module, "lora_B.bias", key, bias, "bias", holder))
     return found
 
 
 def why_unsupported(layer: LoraLayer, adapter_name: str, found: list[Slot]) -> str | None:
     """Say why a layer with these slots cannot be prepared, or None when it can."""
-    variant = type(layer.lora_variant.get(adapter_name)).__name__
-    if adapter_name in layer.lora_variant and not variant.startswith(_SUPPORTED_VARIANTS):
-        return f"PEFT's {variant} computes with more than lora_A, lora_B and a scaling"
-    if not isinstance(layer, Embedding):
-        for part in (layer.lora_A[adapter_name], layer.lora_B[adapter_name]):
-            if type(part) not in _PLAIN:
-                kind = type(layer).__name__
-                return f"PEFT's {kind} holds its LoRA weights in a {type(part).__name__}"
+    if adapter_name in layer.lora_variant:
+        variant = type(layer.lora_variant[adapter_name]).__name__
+        if not variant.startswith(_SUPPORTED_VARIANTS):
+            return f"PEFT's {variant} computes with more than lora_A, lora_B and a scaling"
     for slot in found:
-        if slot.tensor.is_meta:
+        owner, tensor = slot.owner, slot.tensor
+        if owner is not None and type(owner) not in _PLAIN:
+            kind = type(layer).__name__
+            return f"PEFT's {kind} holds its LoRA weights in a {type(owner).__name__}"
+        if tensor.is_meta:
             return f"{slot.state_key} is on the meta device (offloaded): load the model without offloading"
-        if slot.tensor.grad is not None:
+        if tensor.grad is not None:
             return f"{slot.state_key} has a .grad: call zero_grad(set_to_none=True) first"
     return None
 

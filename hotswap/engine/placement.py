@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -15,7 +16,6 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
-from hotswap.compiler.compiled import walk
 from hotswap.engine.arena import Arena, Layout
 from hotswap.engine.carried import Carried
 from hotswap.engine.layers import Slot
@@ -28,6 +28,7 @@ from hotswap.errors import (
 Records = list[tuple[dict[str, Any], Any]]
 Entries = dict[Scalings, Entry]
 _turns = count(1)
+_VERSION = attrgetter("_version")
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -63,15 +64,18 @@ class _Held(NamedTuple):
     keys: list[str]
     parts: list[object]
 
-    def add(self, holder: dict[str, Any], key: str) -> None:
-        """Note what a dict has."""
-        self.holders.append(holder)
-        self.keys.append(key)
-        self.parts.append(holder[key])
+    @classmethod
+    def of(cls, places: Iterable[tuple[dict[str, Any] | None, str]]) -> _Held:
+        """Note what these dicts have under these keys, those that have something."""
+        found = [(held, key) for held, key in places if held is not None and key in held]
+        return cls([h for h, _ in found], [k for _, k in found], [h[k] for h, k in found])
 
     def differ(self) -> bool:
         """Whether a dict has something else by now."""
         return not all(map(is_, map(dict.get, self.holders, self.keys), self.parts))
+
+
+_NOTHING = _Held([], [], [])
 
 
 @dataclass(slots=True)
@@ -82,27 +86,26 @@ class Placement:
     ``entries`` are what the layers have to say since the last swap, which is the ``turn``.
     """
 
-    name: str
-    layers: dict[str, LoraLayer]
+    carried: Carried
     slots: list[Slot]
     layout: Layout
     arena: Arena | None
     config: LoraConfig | None
-    envelope: SwapPlan
     label: str | None
     content: Content | None = None
     entries: Entries | None = None
     turn: int = 0
     recipes: list[Any] = field(default_factory=list)  # stage.py's: how adapters are laid out here
     _staging: list[tuple[Arena, weakref.ref[Content] | None]] = field(default_factory=list)
+    _envelope: SwapPlan | None = None
     _undo: Arena | None = None
     _versions: list[int] | None = None
     _scales: list[Tensor] = field(default_factory=list)  # the arena's bytes that hold scalings
     _versioned: list[Tensor] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
-    _scalings: _Held = field(default_factory=lambda: _Held([], [], []))
-    _parameters: _Held = field(default_factory=lambda: _Held([], [], []))
-    _modules: _Held = field(default_factory=lambda: _Held([], [], []))
+    _scalings: _Held = _NOTHING
+    _parameters: _Held = _NOTHING
+    _modules: _Held = _NOTHING
     _merged: list[list[str]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
 
@@ -114,32 +117,57 @@ class Placement:
         arena: Arena | None = None,
     ) -> Placement:
         """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does."""
-        name, layers, slots = carried.name, carried.layers, carried.slots
-        for layer in layers.values():
-            layer.scaling.settle()  # by the placement that this one stands in for
-        tensors = [*(slot.tensor for slot in slots), *(la.scaling[name] for la in layers.values())]
+        name, slots = carried.name, carried.slots
+        layers = list(carried.layers.values())
+        # past Module.__getattr__, which takes its time
+        scalings: list[Any] = [layer._modules["scaling"] for layer in layers]
+        for scaling in scalings:
+            scaling.settle()  # by the placement that this one stands in for
+        tensors = [slot.tensor for slot in slots]
+        if arena is not None:
+            layout, scales = arena.layout, _scale_bytes(arena, len(slots))
+        else:
+            layout, scales = Layout.of([*tensors, *(each[name] for each in scalings)]), []
+        with_dora = {slot.module for slot in slots if slot.role == "magnitude"}
         return cls(
-            name,
-            layers,
+            carried,
             slots,
-            arena.layout if arena is not None else Layout.of(tensors),
+            layout,
             arena,
             getattr(model, "peft_config", {}).get(name),
-            carried.envelope,
             label=name,
-            _scales=_scale_bytes(arena, len(slots)) if arena is not None else [],
-            _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
-            _tensors=[slot.tensor for slot in slots],
-            _scalings=_held_scalings(carried),
-            _parameters=_held_parameters(carried),
-            _modules=_held_modules(carried),
-            _merged=[layer.merged_adapters for layer in layers.values()],
+            _scales=scales,
+            _versioned=[tensor for tensor in tensors if _has_version(tensor)],
+            _tensors=tensors,
+            _scalings=_Held.of((each._buffers, name) for each in scalings),
+            _parameters=_Held.of(
+                (slot.holder, slot.state_key.rpartition(".")[2]) for slot in slots
+            ),
+            # a new adapter of the same name replaces these
+            _modules=_Held.of((layer._modules["lora_A"]._modules, name) for layer in layers),
+            _merged=[layer.merged_adapters for layer in layers],
             _caches=[
-                layer.lora_magnitude_vector[name]._dora_cache
-                for layer in layers.values()
-                if name in layer.lora_magnitude_vector
+                carried.layers[module].lora_magnitude_vector[name]._dora_cache
+                for module in with_dora.intersection(carried.layers)
             ],
         )
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self.carried.name
+
+    @property
+    def layers(self) -> dict[str, LoraLayer]:
+        """The layers that carry it, by name."""
+        return self.carried.layers
+
+    @property
+    def envelope(self) -> SwapPlan:
+        """What fits, as a plan."""
+        if self._envelope is None:
+            self._envelope = self.carried.envelope
+        return self._envelope
 
     @property
     def targets(self) -> list[Tensor]:
@@ -256,7 +284,7 @@ class Placement:
             return None
         # the scalings are views of the buffers, and share their counters
         tensors = [*self._versioned, *self.arena.buffers.values()]
-        return [tensor._version for tensor in tensors]
+        return list(map(_VERSION, tensors))
 
     def _copy(self) -> Arena:
         """Copy the bytes in place, to put them back if need be."""
@@ -314,43 +342,6 @@ def _has_version(tensor: Tensor) -> bool:
         return tensor._version >= 0
     except RuntimeError:
         return False
-
-
-def _held_parameters(carried: Carried) -> _Held:
-    """Where the model holds the placement's tensors."""
-    name, found = carried.name, _Held([], [], [])
-    around = [m for slot in carried.trained if slot.owner is not None for _, m in walk(slot.owner)]
-    for layer in carried.layers.values():
-        if name in layer.lora_A:
-            around += layer.lora_A._modules[name], layer.lora_B._modules[name]
-        else:
-            around += layer.lora_embedding_A, layer.lora_embedding_B
-        if name in layer.lora_magnitude_vector:
-            around.append(layer.lora_magnitude_vector._modules[name])
-    wanted = {id(slot.tensor) for slot in carried.slots}
-    for module in around:
-        for holder in (module._parameters, module._buffers):
-            for key, part in holder.items():
-                if id(part) in wanted:
-                    found.add(holder, key)
-    return found
-
-
-def _held_modules(carried: Carried) -> _Held:
-    """Where the model holds the modules around them: a new adapter of the same name replaces these."""
-    found = _Held([], [], [])
-    for layer in carried.layers.values():
-        if carried.name in layer.lora_A:
-            found.add(layer.lora_A._modules, carried.name)
-    return found
-
-
-def _held_scalings(carried: Carried) -> _Held:
-    """Where the model holds the placement's scalings."""
-    found = _Held([], [], [])
-    for layer in carried.layers.values():
-        found.add(layer.scaling._buffers, carried.name)
-    return found
 
 
 def _scale_bytes(arena: Arena, slots: int) -> list[Tensor]:

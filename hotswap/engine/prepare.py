@@ -113,9 +113,9 @@ def prepare(
         raise
     prepared.placements.update(placements)
     sizes: dict[str, int] = {}
-    for name in found.carried:
-        for module, place in prepared.placements[name].envelope.modules.items():
-            sizes[module] = max(sizes.get(module, 0), place.rank)
+    for carried in found.carried.values():
+        for module, slots in carried.of_layer.items():
+            sizes[module] = max(sizes.get(module, 0), slots[0].rank or 0)
     held = sum(prepared.placements[name].layout.bytes for name in found.carried)
     return PrepareReport(padded, held, sizes)
 
@@ -320,10 +320,7 @@ def _arena(carried: Carried, ranks: dict[str, int | None], known: Placement | No
     """
     found = carried.slots
     shapes = [slot.shape(max(ranks.get(slot.module) or 0, slot.rank or 0)) for slot in found]
-    scalings = [
-        _scaling(layer, carried.name, carried.of_layer[module][0].tensor)
-        for module, layer in carried.layers.items()
-    ]
+    scalings = _scalings(carried)
     tensors = [slot.tensor.detach() for slot in found]
     layout = Layout.of([*tensors, *scalings], [*shapes, *(() for _ in scalings)])
     if known is not None and not known.replaced and not known.moved and known.layout == layout:
@@ -339,25 +336,32 @@ def _arena(carried: Carried, ranks: dict[str, int | None], known: Placement | No
     return arena
 
 
-def _scaling(layer: LoraLayer, name: str, weight: Tensor) -> Tensor:
-    """The scaling as a 0-d tensor: float32, or float64 in a float64 model."""
-    value = layer.scaling[name]
-    if isinstance(layer.scaling, Scalings):
-        return layer.scaling[name]
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return torch.tensor(float(value), dtype=dtype, device=weight.device)
+def _scalings(carried: Carried) -> list[Tensor]:
+    """The scalings as 0-d tensors: float32, or float64 in a float64 model."""
+    plain: dict[tuple[torch.dtype, torch.device], dict[str, float]] = {}
+    found: dict[str, Tensor] = {}
+    for module, layer in carried.layers.items():
+        scaling = layer.scaling
+        if isinstance(scaling, Scalings):
+            found[module] = scaling[carried.name]
+            continue
+        weight = carried.of_layer[module][0].tensor
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        plain.setdefault((dtype, weight.device), {})[module] = float(scaling[carried.name])
+    for (dtype, device), values in plain.items():
+        made = torch.tensor(list(values.values()), dtype=dtype, device=device)
+        found.update(zip(values, made.unbind(), strict=True))
+    return [found[module] for module in carried.layers]
 
 
 def _owns(carried: Carried) -> list[Own]:
     """What the adapter has for each of its layers, before anything is added."""
-    return [
-        Own(
-            _own_rank(carried.layers[module], carried.name, slots),
-            bias=any(slot.role == "bias" for slot in slots),
-            dora=any(slot.role == "magnitude" for slot in slots),
-        )
-        for module, slots in carried.of_layer.items()
-    ]
+    owns = []
+    for module, slots in carried.of_layer.items():
+        roles = [slot.role for slot in slots]
+        rank = _own_rank(carried.layers[module], carried.name, slots)
+        owns.append(Own(rank, bias="bias" in roles, dora="magnitude" in roles))
+    return owns
 
 
 def _commit(carried: Carried, arena: Arena, owns: list[Own], changes: _Changes) -> int:
@@ -370,13 +374,17 @@ def _commit(carried: Carried, arena: Arena, owns: list[Own], changes: _Changes) 
         changes.then(unhook(slot))
         hook(slot, name)
     scales = arena.views[len(found) :]
+    plain: list[tuple[LoraLayer, type, dict[str, float]]] = []
+    changes.then(partial(_untensorise, plain))
     for layer, view, own in zip(carried.layers.values(), scales, owns, strict=True):
-        if isinstance(layer.scaling, Scalings):
-            changes.then(layer.scaling.restorer(name))
-            layer.scaling.put(name, view)
+        scaling: Any = layer.scaling
+        if isinstance(scaling, Scalings):
+            changes.then(scaling.restorer(name))
+            scaling.put(name, view)
         else:
-            _tensorise(layer, name, view, changes)
-        layer.scaling.own.setdefault(name, own)
+            plain.append((layer, type(layer), scaling))
+            scaling = _tensorise(layer, name, view)
+        scaling.own.setdefault(name, own)
     return sum(view.numel() > old.numel() for view, old in zip(arena.views, before, strict=False))
 
 
@@ -388,25 +396,26 @@ def _assign(found: list[Slot], values: list[Tensor]) -> None:
             vars(slot.owner)[slot.size_attribute] = value.shape[slot.axis] * slot.groups
 
 
-def _tensorise(layer: LoraLayer, name: str, view: Tensor, changes: _Changes) -> None:
+def _tensorise(layer: LoraLayer, name: str, view: Tensor) -> Scalings:
     """Replace a layer's scaling dict by Scalings, in which the view stands for one adapter."""
-    plain = layer.scaling
-    cls: Any = type(layer)
     scalings = Scalings({}, dtype=view.dtype, device=view.device)
     scalings.follow(layer.r, layer.lora_alpha, layer.use_rslora)
-    for other, value in plain.items():
+    for other, value in layer.scaling.items():
         if other == name:
             scalings.put(name, view)
         else:
             scalings[other] = value
-
-    def undo() -> None:
-        layer.__class__ = cls
-        layer._modules.pop("scaling", None)
-        layer.scaling = plain
-
-    changes.then(undo)
+    cls: Any = type(layer)
     # past Module.__setattr__, which takes as long as all the rest
     del vars(layer)["scaling"]
     layer._modules["scaling"] = scalings
     layer.__class__ = prepared_class(cls)
+    return scalings
+
+
+def _untensorise(plain: list[tuple[LoraLayer, type, dict[str, float]]]) -> None:
+    """Give the layers their classes and scaling dicts back, as far as they lost them."""
+    for layer, cls, scaling in plain:
+        layer.__class__ = cls
+        layer._modules.pop("scaling", None)
+        layer.scaling = scaling

@@ -75,12 +75,13 @@ def prepared_of(model: nn.Module, *, layers: dict[str, LoraLayer] | None = None)
     found = _roots.get(root)
     if found is None:
         layers = lora_layers(root) if layers is None else layers
-        scalings = [la.scaling for la in layers.values() if isinstance(la.scaling, Scalings)]
+        scalings = [s for la in layers.values() if isinstance(s := la.scaling, Scalings)]
         found = next((s.prepared for s in scalings if s.prepared is not None), None) or Prepared()
         if scalings:
             _roots[root] = found
         for each in scalings:
-            each.prepared = each.prepared or found
+            if each.prepared is None:
+                vars(each)["prepared"] = found  # past Module.__setattr__, which takes its time
     return found
 
 

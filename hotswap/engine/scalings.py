@@ -41,17 +41,20 @@ class Scalings(nn.Module):
     swap writes into no layer's dicts: they follow it when they are asked for (``settle``).
     """
 
+    prepared: Prepared | None
+    dtype: torch.dtype
+    device: torch.device
+    _own: dict[str, Own | None]
+    _peft: tuple[dict[str, Any], ...]
+    _turns: dict[str, int]  # those of the placements that were settled last
+
     def __init__(
         self, values: Mapping[str, float | Tensor], *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__()
-        self.prepared: Prepared | None
-        self._own: dict[str, Own | None]
-        self._peft: tuple[dict[str, Any], ...]
-        self._turns: dict[str, int]  # those of the placements that were settled last
-        # past Module.__setattr__, which looks at every value whether it is a module or a tensor
-        self.__dict__.update(dtype=dtype, device=device, prepared=None)
-        self.__dict__.update(_own={}, _peft=({}, {}, {}), _turns={})
+        # what Module.__init__ and __setattr__ do, in a third of the time
+        self.__dict__.update(_BLANK)
+        self.__dict__.update([(attribute, kind()) for attribute, kind in _CONTAINERS])
+        self.__dict__.update(dtype=dtype, device=device)
         for name, value in values.items():
             self[name] = value
 
@@ -177,3 +180,9 @@ class Scalings(nn.Module):
             name: value.clone() for name, value in self._buffers.items() if value is not None
         }
         return {**self.__dict__, "_buffers": buffers, "prepared": None, "_turns": {}}
+
+
+_BLANK = vars(nn.Module()) | {"prepared": None, "_own": {}, "_peft": ({}, {}, {}), "_turns": {}}
+_CONTAINERS = [
+    (name, type(value)) for name, value in _BLANK.items() if isinstance(value, dict | set)
+]

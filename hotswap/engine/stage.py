@@ -63,12 +63,12 @@ class Recipe:
             else:
                 (self.zeroed if slot.default is None else self.defaults).append(index)
         scalings = [modules[n].scaling if n in modules else 0.0 for n in placement.layers]
+        self.scalings = torch.tensor(scalings, dtype=torch.float64).unbind()
         self.constants = [
             default
             for index in self.defaults
             if (default := placement.slots[index].default) is not None
         ]
-        self.constants += torch.tensor(scalings, dtype=torch.float64).unbind()
         self.entries = _entries(placement, source)
         self.records = _records(placement, source)
         self.fields = _fields(source)
@@ -86,8 +86,8 @@ class Recipe:
                 )
                 for index in self.zeroed
             ]
-            parts = [*(views[index] for index in self.defaults), *views[len(slots) :]]
-            known = Bound(image, zeroed, parts, [], [], {})
+            parts = [views[index] for index in self.defaults]
+            known = Bound(image, zeroed, views[len(slots) :], parts, [], [], {})
             for index, name in self.copied:
                 axis = slots[index].axis
                 length = given[name].shape[axis] if axis is not None else 0
@@ -106,14 +106,16 @@ class Recipe:
 
 @dataclasses.dataclass(slots=True)
 class Bound:
-    """The views of an image that are zeroed, and those copied to: of the constants, then of ``names``.
+    """The views of an image that are zeroed or hold a scaling, and those copied to at every swap.
 
+    The ``parts`` are those of the constants, then of ``names``.
     ``split`` are the shapes in which some values are copied, each with its place in ``parts``. Into
     those of ``direct`` a file is read, and ``reader`` does that.
     """
 
     image: Arena
     zeroed: list[Tensor]
+    scalings: list[Tensor]
     parts: list[Tensor]
     names: list[str]
     split: list[tuple[int, torch.Size]]
@@ -166,12 +168,15 @@ def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Ar
     given: dict[str, Tensor] = {}
     if source is not None:
         given, bound.reader = source.load(bound.direct, bound.reader)
-    if bound.zeroed and not clean:
-        torch._foreach_zero_(bound.zeroed)
+    if not clean:
+        if bound.zeroed:
+            torch._foreach_zero_(bound.zeroed)
+        torch._foreach_copy_(bound.scalings, recipe.scalings)
     values = [*recipe.constants, *map(given.__getitem__, bound.names)]
     for index, shape in bound.split:
         values[index] = values[index].reshape(shape)
-    torch._foreach_copy_(bound.parts, values)
+    if values:
+        torch._foreach_copy_(bound.parts, values)
     image.recipe = recipe
     for index, rows in recipe.rows:
         view = views[index]

@@ -64,6 +64,7 @@ def _slots(name: str, wrapper: Any, adapter_name: str) -> Iterator[Slot]:
             f"trainable_tokens_delta.{adapter_name}",
             adapter.trainable_tokens_delta[adapter_name],
             "tokens",
+            adapter.trainable_tokens_delta._parameters,
             owner=adapter,
             default=adapter.trainable_tokens_original[adapter_name].detach(),
             rows=tuple(adapter.token_indices[adapter_name]),
@@ -71,8 +72,11 @@ def _slots(name: str, wrapper: Any, adapter_name: str) -> Iterator[Slot]:
     elif isinstance(wrapper, ModulesToSaveWrapper):
         own = wrapper.modules_to_save[adapter_name]
         base = wrapper.original_module.state_dict(keep_vars=True)
+        dicts = [held for _, part in walk(own) for held in (part._parameters, part._buffers)]
+        holders = {id(tensor): held for held in dicts for tensor in held.values()}
         for key, tensor in own.state_dict(keep_vars=True).items():
-            yield Slot(name, key, key, tensor, "saved", owner=own, default=base[key].detach())
+            holder, default = holders.get(id(tensor)), base[key].detach()
+            yield Slot(name, key, key, tensor, "saved", holder, owner=own, default=default)
 
 
 def own_content(slot: Slot) -> dict[str, Any]:

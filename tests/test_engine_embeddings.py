@@ -184,6 +184,25 @@ def test_a_load_that_fails_leaves_the_base_model_as_it_was(tmp_path: Path) -> No
         hotswap.load(loaded, plan, fleet["lora"])
 
 
+def test_a_load_that_peft_gives_up_midway_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
+    base = llama().train()
+    path = write_adapter(tmp_path / "a", base, target_modules=["q_proj", "v_proj"])
+    plan = hotswap.plan([path])
+    model = copy.deepcopy(base)
+    for layer in model.model.layers[1:]:  # PEFT wraps the first layer, and cannot wrap these
+        layer.self_attn.v_proj = torch.nn.Sequential(layer.self_attn.v_proj)
+
+    def everything() -> list[Any]:
+        trained = [(name, p.requires_grad) for name, p in model.named_parameters()]
+        return [(n, id(m), m.training, list(vars(m))) for n, m in model.named_modules()] + trained
+
+    before, expected = everything(), run(model)
+    with pytest.raises(ValueError, match="not supported"):
+        hotswap.load(model, plan, path)
+    assert everything() == before
+    assert torch.equal(run(model), expected)
+
+
 @pytest.mark.parametrize(
     "other", [{"trainable_token_indices": [1, 5]}, {"modules_to_save": ["embed_tokens"]}], ids=str
 )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from hotswap.adapters.plan import APART, MIXED, SwapPlan
+from hotswap.compiler.compiled import walk
 from hotswap.engine.layers import lora_layers
 from hotswap.engine.prepare import prepare
 from hotswap.engine.source import Adapter, config_of
@@ -31,7 +34,7 @@ def load(
     of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
     ``adapter`` swapped in (None: the base model). A pipeline of diffusers is returned itself, with LoRA
     layers in every component that the plan has. Raises HotswapError when the base model lacks a module or
-    carries LoRA layers already, and what ``swap`` raises; the base model is then without LoRA layers.
+    carries LoRA layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
     """
     if not isinstance(base_model, nn.Module):
         from hotswap.engine.pipelines import load_pipeline
@@ -41,15 +44,38 @@ def load(
     config_of_all = union(plan)
     if adapter is not None:
         config_of_all.task_type = config_of(adapter, config).task_type
-    model = get_peft_model(base_model, config_of_all, adapter_name=adapter_name)
-    try:
+    with as_it_was_on_failure([base_model]):
+        model = get_peft_model(base_model, config_of_all, adapter_name=adapter_name)
         model.eval()
         prepare(model, plan=plan, adapter_name=adapter_name)
         swap(model, adapter, adapter_name=adapter_name, config=config)
-    except BaseException:
-        model.unload()
-        raise
     return model
+
+
+@contextmanager
+def as_it_was_on_failure(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Take out again what was put into the models, and around their modules, if the scope fails."""
+    modules = [module for model in models for _, module in walk(model)]
+    attributes = [dict(vars(module)) for module in modules]
+    parts = [dict(module._modules) for module in modules]
+    parameters = {
+        p: p.requires_grad
+        for module in modules
+        for p in module._parameters.values()
+        if p is not None
+    }
+    try:
+        yield
+    except BaseException:
+        for module, own, inside in zip(modules, attributes, parts, strict=True):
+            vars(module).clear()
+            vars(module).update(own)
+            module._modules.clear()
+            module._modules.update(inside)
+        for parameter, trained in parameters.items():
+            if parameter.requires_grad != trained:
+                parameter.requires_grad_(trained)
+        raise
 
 
 def require_modules(model: nn.Module, plan: SwapPlan, which: str) -> None:

@@ -19,7 +19,7 @@ from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.spec import canonical
 from hotswap.engine.diffusers_file import config_of
 from hotswap.engine.layers import lora_layers, unwrap
-from hotswap.engine.load import require_modules, union
+from hotswap.engine.load import as_it_was_on_failure, require_modules, union
 from hotswap.engine.placement import Content, Placement
 from hotswap.engine.prepare import (
     CheckCompiled,
@@ -62,9 +62,9 @@ def load_pipeline(
     """Put LoRA layers into the components of a pipeline for everything in a plan; see ``load``."""
     plans = _plans(pipeline.components, plan)
     for key, model in pipeline.components.items():
-        if isinstance(model, nn.Module):  # the others too: a failure unloads every LoRA layer
+        if isinstance(model, nn.Module):  # others with LoRA layers would be swapped too
             require_modules(model, plans.get(key, SwapPlan({})), f"the pipeline's {key}")
-    try:
+    with as_it_was_on_failure([pipeline.components[key] for key in plans]):
         for key, own in plans.items():
             model = pipeline.components[key]
             inject_adapter_in_model(union(own), model, adapter_name)
@@ -73,9 +73,6 @@ def load_pipeline(
             pipeline, target_rank=None, plan=plan, adapter_name=adapter_name, check_compiled="error"
         )
         swap_pipeline(pipeline, adapter, adapter_name=adapter_name, timeout=None)
-    except BaseException:
-        pipeline.unload_lora_weights()
-        raise
     return pipeline
 
 

@@ -131,6 +131,25 @@ def test_hooks_and_an_optimizer_from_before_prepare_still_work(base: Any, fleet:
     torch.testing.assert_close(run(model), run(fresh(base, fleet["large"])))
 
 
+def test_hooks_of_every_kind_on_scalings_are_those_of_one_layer(model: Any) -> None:
+    scalings = [layer.scaling for layer in lora_layers(model).values()]
+    plain = torch.nn.Module()
+    for scaling in scalings:
+        assert {name: getattr(scaling, name) for name in vars(plain) if "hook" in name} == {
+            name: kept for name, kept in vars(plain).items() if "hook" in name
+        }
+        with pytest.raises(AttributeError, match="no attribute 'hooks'"):
+            _ = scaling.hooks
+    called: list[str] = []
+    scalings[0].register_state_dict_pre_hook(lambda *_: called.append("state"))
+    scalings[0].register_load_state_dict_pre_hook(lambda *_: called.append("load"))
+    model.load_state_dict(model.state_dict())
+    assert called == ["state", "load"]
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(twin.state_dict())
+    assert called == ["state", "load"] * 2
+
+
 def test_a_swap_between_forward_and_backward_is_an_error(base: Any, fleet: Any) -> None:
     model = PeftModel.from_pretrained(copy.deepcopy(base), fleet["small"], is_trainable=True)
     hotswap.prepare(model, target_rank=8)

@@ -40,7 +40,7 @@ def walk(model: nn.Module) -> Walked:
 def instances(walked: Walked, cls: type) -> Walked:
     """Those that are instances of a class; each type is asked once: of an abstract class that is slow."""
     wanted = {kind for kind in {type(module) for _, module in walked} if issubclass(kind, cls)}
-    return [(name, module) for name, module in walked if type(module) in wanted]
+    return [pair for pair in walked if type(pair[1]) in wanted] if wanted else []
 
 
 def compiled_parts(model: nn.Module, *, walked: Walked | None = None) -> list[str]:

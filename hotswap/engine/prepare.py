@@ -98,9 +98,10 @@ def prepare(
             owns = _owns(carried)
             if plan is not None and _add_parts(carried, plan, changes):
                 carried = Carried.of(model, name, walked=found.walked, layers=carried.layers)
-            arena = _arena(carried, found.ranks, known.get(name))
+            before = [slot.tensor.data for slot in carried.slots]
+            arena = _arena(carried, before, found.ranks, known.get(name))
             if arena is not None:
-                padded += _commit(carried, arena, owns, changes)
+                padded += _commit(carried, before, arena, owns, changes)
                 placements[name] = Placement.of(model, carried, arena)
                 placements[name].label = known[name].label if name in known else name
         tuner = getattr(model, "base_model", None)
@@ -313,7 +314,12 @@ def _remove_bias(layer: LoraLayer, name: str) -> None:
 
 
 @torch.no_grad()
-def _arena(carried: Carried, ranks: dict[str, int | None], known: Placement | None) -> Arena | None:
+def _arena(
+    carried: Carried,
+    tensors: list[Tensor],
+    ranks: dict[str, int | None],
+    known: Placement | None,
+) -> Arena | None:
     """Copy an adapter's tensors, padded, and its scalings into a new arena; nothing is changed yet.
 
     None: they are in one already, with all the room that is wanted.
@@ -321,7 +327,6 @@ def _arena(carried: Carried, ranks: dict[str, int | None], known: Placement | No
     found = carried.slots
     shapes = [slot.shape(max(ranks.get(slot.module) or 0, slot.rank or 0)) for slot in found]
     scalings = _scalings(carried)
-    tensors = [slot.tensor.detach() for slot in found]
     layout = Layout.of([*tensors, *scalings], [*shapes, *(() for _ in scalings)])
     if known is not None and not known.replaced and not known.moved and known.layout == layout:
         return None
@@ -364,10 +369,11 @@ def _owns(carried: Carried) -> list[Own]:
     return owns
 
 
-def _commit(carried: Carried, arena: Arena, owns: list[Own], changes: _Changes) -> int:
+def _commit(
+    carried: Carried, before: list[Tensor], arena: Arena, owns: list[Own], changes: _Changes
+) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
     name, found = carried.name, carried.slots
-    before = [slot.tensor.data for slot in found]
     changes.then(partial(_assign, found, before))
     _assign(found, arena.views)
     for slot in carried.trained:

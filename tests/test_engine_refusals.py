@@ -208,6 +208,29 @@ def test_merged_adapters_are_refused_until_they_are_unmerged(
     torch.testing.assert_close(run(model), run(fresh(base, fleet["large"])))
 
 
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("in_place", [True, False], ids=["has DoRA", "is to get DoRA"])
+def test_dora_over_a_weight_that_is_packed_for_the_cpu_is_refused(
+    base: Any, tmp_path: Path, packs: bool, in_place: bool
+) -> None:
+    configs = {"plain": {"target_modules": ["first"]}, "dora": {"use_dora": True}}
+    configs["dora"]["target_modules"] = ["first"]
+    fleet = write_fleet(tmp_path, base, configs)
+    model = fresh(base, fleet["dora" if in_place else "plain"])
+    # as on bitsandbytes' Linear4bit, where the CPU has AVX512-BF16
+    model.base_model.model.first.base_layer.support_avx512bf16_for_cpu = packs
+    plan = hotswap.plan([*fleet.values()])
+    if packs:
+        with pytest.raises(
+            UnsupportedLayerError, match=r"misreads the weight .* serve it on a GPU"
+        ):
+            hotswap.prepare(model, plan=plan)
+    else:
+        hotswap.prepare(model, plan=plan)
+        hotswap.swap(model, fleet["plain"])
+        torch.testing.assert_close(run(model), run(fresh(base, fleet["plain"])))
+
+
 def test_an_offloaded_model_is_refused(base: Any, tmp_path: Path) -> None:
     one, two = (
         write_adapter(tmp_path / name, base, r=rank, target_modules=["first"])

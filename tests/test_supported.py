@@ -30,7 +30,8 @@ LAYERS = {
     "even without a swap, and adapters of one model must target the same parameters",
     "TorchaoLoraLinear": "swapped; int8",
     "Linear8bitLt": "swapped; with DoRA, PEFT's own second forward fails on a CPU",
-    "Linear4bit": "swapped",
+    "Linear4bit": "swapped; DoRA is refused on a CPU with AVX512-BF16, for which the weight is packed: "
+    "PEFT misreads it",
     "HqqLoraLinear": "swapped",
     "GPTQLoraLinear": "swapped; PEFT has no DoRA for it",
     "AwqLoraLinear": "swapped; PEFT has no DoRA for it",

@@ -186,6 +186,8 @@ def why_unsupported(layer: LoraLayer, adapter_name: str, found: list[Slot]) -> s
             return f"{slot.state_key} is on the meta device (offloaded): load the model without offloading"
         if tensor.grad is not None:
             return f"{slot.state_key} has a .grad: call zero_grad(set_to_none=True) first"
+        if slot.role == "magnitude" and (why := _why_misread(layer)):
+            return why
     return None
 
 
@@ -273,12 +275,33 @@ def dora_of(layer: LoraLayer) -> LoraVariant | None:
     return variant
 
 
-def add_magnitude(layer: LoraLayer, adapter_name: str, variant: LoraVariant) -> None:
+def why_no_dora(layer: LoraLayer) -> str | None:
+    """Say why a layer cannot be given DoRA, or None when it can."""
+    if dora_of(layer) is None:
+        return f"PEFT has no DoRA for its {type(layer).__name__}"
+    return _why_misread(layer)
+
+
+def _why_misread(layer: LoraLayer) -> str | None:
+    """Say why PEFT's DoRA takes the base weight for another one, or None when it does not.
+
+    On a CPU with AVX512-BF16 the first forward of a 4-bit layer packs its weight anew
+    (bitsandbytes/nn/modules.py), and PEFT dequantises it as if it were not packed.
+    """
+    base = layer.get_base_layer()
+    if not getattr(base, "support_avx512bf16_for_cpu", False) or base.weight.device.type != "cpu":
+        return None
+    kind = type(layer).__name__
+    return f"PEFT's DoRA misreads the weight that its {kind} packs for this CPU: serve it on a GPU"
+
+
+def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:
     """Turn a layer's adapter into a DoRA one, in place; its output stays as it is.
 
     The magnitude is the norm of the adapted weight, with which DoRA computes what LoRA does
     (arXiv:2402.09353, equation 5).
     """
+    variant: Any = dora_of(layer)
     with torch.no_grad(), torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
         variant.init(layer, adapter_name=adapter_name, config=None)
     layer.lora_variant[adapter_name] = variant

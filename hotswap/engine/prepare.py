@@ -22,9 +22,9 @@ from hotswap.engine.layers import (
     Slot,
     add_bias,
     add_magnitude,
-    dora_of,
     lora_layers,
     unwrap,
+    why_no_dora,
     why_unsupported,
 )
 from hotswap.engine.placement import Placement
@@ -282,13 +282,10 @@ def _add_parts(carried: Carried, plan: SwapPlan, changes: _Changes) -> bool:
     for module, layer in carried.layers.items():
         place = plan.modules[module]
         if place.dora and name not in layer.lora_magnitude_vector:
-            variant = dora_of(layer)
-            if variant is None:
-                raise UnsupportedLayerError(
-                    {module: f"PEFT has no DoRA for its {type(layer).__name__}"}
-                )
+            if why := why_no_dora(layer):
+                raise UnsupportedLayerError({module: why})
             changes.then(partial(_remove_magnitude, layer, name, dict(vars(layer))))
-            add_magnitude(layer, name, variant)
+            add_magnitude(layer, name)
             added = True
         if place.bias and layer.lora_B[name].bias is None:
             changes.then(partial(_remove_bias, layer, name))

@@ -163,6 +163,15 @@ def test_a_base_weight_that_a_fresh_load_would_round_to_the_models_is_the_models
         hotswap.swap(model, state, config=model.peft_config["default"])
 
 
+def everything(model: Any) -> list[Any]:
+    """What a failing load could leave behind in a model."""
+    modules = [
+        (name, id(module), module.training, len(module._forward_hooks), list(vars(module)))
+        for name, module in model.named_modules()
+    ]
+    return modules + [(name, p.requires_grad) for name, p in model.named_parameters()]
+
+
 def test_a_load_that_fails_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
     base = llama()
     configs = {
@@ -171,12 +180,13 @@ def test_a_load_that_fails_leaves_the_base_model_as_it_was(tmp_path: Path) -> No
     }
     fleet = write_fleet(tmp_path, base, configs)
     plan = hotswap.plan([*fleet.values()])
-    model, names, expected = copy.deepcopy(base), [*base.state_dict()], run(base)
+    model, expected = copy.deepcopy(base), run(base)
+    before = everything(model)
     file = fleet["head"] / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(AdapterError, match="truncated"):
         hotswap.load(model, plan, fleet["head"])
-    assert [*model.state_dict()] == names
+    assert everything(model) == before
     assert torch.equal(run(model), expected)
     loaded = hotswap.load(model, plan, fleet["lora"])
     torch.testing.assert_close(run(loaded), run(fresh(base, fleet["lora"])))
@@ -191,15 +201,10 @@ def test_a_load_that_peft_gives_up_midway_leaves_the_base_model_as_it_was(tmp_pa
     model = copy.deepcopy(base)
     for layer in model.model.layers[1:]:  # PEFT wraps the first layer, and cannot wrap these
         layer.self_attn.v_proj = torch.nn.Sequential(layer.self_attn.v_proj)
-
-    def everything() -> list[Any]:
-        trained = [(name, p.requires_grad) for name, p in model.named_parameters()]
-        return [(n, id(m), m.training, list(vars(m))) for n, m in model.named_modules()] + trained
-
-    before, expected = everything(), run(model)
+    before, expected = everything(model), run(model)
     with pytest.raises(ValueError, match="not supported"):
         hotswap.load(model, plan, path)
-    assert everything() == before
+    assert everything(model) == before
     assert torch.equal(run(model), expected)
 
 

@@ -54,7 +54,7 @@ class Layout:
             shape = tuple(tensors[index].shape if shapes is None else shapes[index])
             offset, size = sizes.get(device, 0), math.prod(shape) * dtype.itemsize
             regions[index] = Region(device, dtype, shape, offset, size)
-            sizes[device] = end = offset - -size // ALIGNMENT * ALIGNMENT
+            sizes[device] = end = offset + math.ceil(size / ALIGNMENT) * ALIGNMENT
             runs[device, dtype] = (runs.get((device, dtype), (offset, 0))[0], end)
         return cls(
             tuple(regions[index] for index in range(len(tensors))),

@@ -264,7 +264,7 @@ def add_bias(layer: LoraLayer, adapter_name: str) -> None:
     layer.lora_bias[adapter_name] = True
 
 
-def dora_of(layer: LoraLayer) -> LoraVariant | None:
+def _dora_of(layer: LoraLayer) -> LoraVariant | None:
     """PEFT's DoRA for a layer of this kind, or None where it has none."""
     if isinstance(layer, MultiheadAttention | ParamWrapper):
         return None  # their constructors refuse it, their table of variants does not
@@ -277,7 +277,7 @@ def dora_of(layer: LoraLayer) -> LoraVariant | None:
 
 def why_no_dora(layer: LoraLayer) -> str | None:
     """Say why a layer cannot be given DoRA, or None when it can."""
-    if dora_of(layer) is None:
+    if _dora_of(layer) is None:
         return f"PEFT has no DoRA for its {type(layer).__name__}"
     return _why_misread(layer)
 
@@ -301,7 +301,7 @@ def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:
     The magnitude is the norm of the adapted weight, with which DoRA computes what LoRA does
     (arXiv:2402.09353, equation 5).
     """
-    variant: Any = dora_of(layer)
+    variant: Any = _dora_of(layer)
     with torch.no_grad(), torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
         variant.init(layer, adapter_name=adapter_name, config=None)
     layer.lora_variant[adapter_name] = variant

@@ -87,7 +87,7 @@ class Recipe:
                 for index in self.zeroed
             ]
             parts = [views[index] for index in self.defaults]
-            known = Bound(image, zeroed, views[len(slots) :], parts, [], [], {})
+            known = Bound(image, zeroed, parts, [], [], {})
             for index, name in self.copied:
                 axis = slots[index].axis
                 length = given[name].shape[axis] if axis is not None else 0
@@ -106,16 +106,14 @@ class Recipe:
 
 @dataclasses.dataclass(slots=True)
 class Bound:
-    """The views of an image that are zeroed or hold a scaling, and those copied to at every swap.
+    """The views of an image that are zeroed, and those copied to: of the constants, then of ``names``.
 
-    The ``parts`` are those of the constants, then of ``names``.
     ``split`` are the shapes in which some values are copied, each with its place in ``parts``. Into
     those of ``direct`` a file is read, and ``reader`` does that.
     """
 
     image: Arena
     zeroed: list[Tensor]
-    scalings: list[Tensor]
     parts: list[Tensor]
     names: list[str]
     split: list[tuple[int, torch.Size]]
@@ -171,7 +169,7 @@ def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Ar
     if not clean:
         if bound.zeroed:
             torch._foreach_zero_(bound.zeroed)
-        torch._foreach_copy_(bound.scalings, recipe.scalings)
+        torch._foreach_copy_(views[len(slots) :], recipe.scalings)
     values = [*recipe.constants, *map(given.__getitem__, bound.names)]
     for index, shape in bound.split:
         values[index] = values[index].reshape(shape)

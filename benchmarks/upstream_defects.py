@@ -40,10 +40,9 @@ PAGE = ROOT / "docs" / "upstream-defects.md"
 PACKAGES = ("peft", "transformers", "diffusers", "torch")
 LONGEST = 150
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the micro models and pipelines are the tests'
-from pipelines import flux, outputs, write_pipeline_adapter  # noqa: E402
-
-from tests.models import TOKENS, micro, write_fleet  # noqa: E402
+sys.path.insert(0, str(ROOT))  # the micro models and pipelines are the tests'
+from tests.support.models import TOKENS, micro, write_fleet  # noqa: E402
+from tests.support.pipelines import flux, outputs, write_pipeline_adapter  # noqa: E402
 
 BOTH = {"target_modules": ["first", "second"], "use_dora": True}
 IMAGE: dict[str, dict[str, Any]] = {"one": {"r": 2, "lora_alpha": 3}}

@@ -20,10 +20,10 @@ _HOME = {
     "active": "hotswap.engine.swap",
     "audit_guards": "hotswap.compiler.audit",
     "check_adapters": "hotswap.checks.fleet",
-    "check_source": "hotswap.source.check",
+    "check_source": "hotswap.lint.check",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
-    "patch_peft": "hotswap.engine.peft_patch",
+    "patch_peft": "hotswap.engine.peft.patch",
     "plan": "hotswap.adapters.plan",
     "prepare": "hotswap.engine.prepare",
     "set_scale": "hotswap.engine.swap",
@@ -62,12 +62,12 @@ if TYPE_CHECKING:
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.bank import AdapterBank
     from hotswap.engine.load import load
-    from hotswap.engine.peft_patch import patch_peft
+    from hotswap.engine.peft.patch import patch_peft
     from hotswap.engine.prepare import prepare
     from hotswap.engine.swap import active, set_scale, swap
     from hotswap.errors import HotswapError
     from hotswap.findings import Finding
-    from hotswap.source.check import check_source
+    from hotswap.lint.check import check_source
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hotswap.findings import Finding
+from hotswap.lint.check import check_source
+from hotswap.lint.files import SUFFIXES, find
 from hotswap.report.findings import render
-from hotswap.source.check import check_source
-from hotswap.source.files import SUFFIXES, find
 
 NAME = "hotswap-lint"
 

@@ -26,6 +26,6 @@ PY
   echo "== torch $("$python" -c 'import torch; print(torch.__version__)')"
   PYTHONPATH="$here" PYTEST_PLUGINS=pytest_hotswap.plugin OMP_NUM_THREADS=1 \
     "$python" -m pytest -q --show-capture=no -p no:cacheprovider \
-    tests/test_compiler_*.py tests/test_plugin_marker.py tests/test_plugin_watch.py || status=1
+    tests/compiler tests/pytest_hotswap/test_marker.py tests/pytest_hotswap/test_watch.py || status=1
 done
 exit $status

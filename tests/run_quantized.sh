@@ -17,4 +17,4 @@ with open("pyproject.toml", "rb") as file:
     print("\n".join(tomllib.load(file)["project"]["optional-dependencies"]["quantized"]))
 PY
 "$work/venv/bin/pip" install --quiet --requirement "$work/quantized.txt" "$@"
-OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_engine_quantized.py
+OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/engine/test_quantized.py

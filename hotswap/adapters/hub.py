@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.files import PICKLE, WEIGHTS
+from hotswap.adapters.formats.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.header import FileLayout, layout_of
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding

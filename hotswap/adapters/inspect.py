@@ -10,9 +10,9 @@ from operator import itemgetter
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.files import WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
+from hotswap.adapters.formats.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.header import FileLayout, for_names
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan

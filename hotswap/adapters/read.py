@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from hotswap.adapters import diffusers, hub
+from hotswap.adapters import hub
 from hotswap.adapters.config import CONFIG, check_config, config_text, parse_config
 from hotswap.adapters.files import open_weights, read_raw_header, unchanged
+from hotswap.adapters.formats import diffusers
 from hotswap.adapters.header import FileLayout, parse_layout
 from hotswap.adapters.spec import AdapterSpec, below
 from hotswap.errors import UnreadableAdapterError

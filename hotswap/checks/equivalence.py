@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.adapters.spec import canonical
-from hotswap.engine.layers import unwrap
+from hotswap.engine.layout.slots import unwrap
 
 TOLERANCES: dict[torch.dtype | Literal["widened"], tuple[float, float]] = {
     torch.float64: (1e-10, 1e-8),

@@ -11,8 +11,8 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.spec import canonical
-from hotswap.engine.layers import unwrap
-from hotswap.engine.record import forget_content
+from hotswap.engine.layout.registry import forget_content
+from hotswap.engine.layout.slots import unwrap
 
 _FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "merged_adapters")
 _PLACES = ("_parameters", "_buffers")

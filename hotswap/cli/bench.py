@@ -15,7 +15,7 @@ from hotswap.errors import HotswapError
 from hotswap.report import text
 
 if TYPE_CHECKING:
-    from hotswap.checks.bench import Bench, Row
+    from hotswap.bench.swaps import Bench, Row
 
 
 def bench(
@@ -57,7 +57,7 @@ def bench(
     folders = _folders(base, adapters or [])
     import torch
 
-    from hotswap.checks.bench import Bench, measure
+    from hotswap.bench.swaps import Bench, measure
 
     torch.set_num_threads(threads)
     for found in measure(runs=runs, swaps=swaps, forward=forward, base=base, adapters=folders):

@@ -31,9 +31,9 @@ def lint(
 
     Exits with 1 when something was found.
     """
-    from hotswap.source.check import check_source  # the linter is half of what there is to import
-    from hotswap.source.fix import fix as apply_fixes
-    from hotswap.source.rules import RULES
+    from hotswap.lint.check import check_source  # the linter is half of what there is to import
+    from hotswap.lint.fix import fix as apply_fixes
+    from hotswap.lint.rules import RULES
 
     if form not in FORMATS:
         say(f"hotswap lint: --format is {form!r}; choose from {', '.join(FORMATS)}", error=True)
@@ -80,7 +80,7 @@ def explain(
     ] = False,
 ) -> None:
     """Explain a rule, with bad and good code; without CODE, list the codes."""
-    from hotswap.source.rules import RULES, table
+    from hotswap.lint.rules import RULES, table
 
     if markdown:
         say(adapter_table() if adapters else table())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hotswap.checks.timing import default_backend
+from hotswap.bench.timing import default_backend
 from hotswap.cli.fleet import parse_shard
 from hotswap.errors import HotswapError, MissingExtraError
 

@@ -91,7 +91,7 @@ def run_timing(
     if request.seconds is not None and time.time() > start + request.seconds:
         return replace(run, timing=_untimed("the time budget was used up"))
     answer = folder / "timing.json"
-    command = [sys.executable, "-m", "hotswap.checks.timing", "--base", request.base]
+    command = [sys.executable, "-m", "hotswap.bench.timing", "--base", request.base]
     command += ["--backend", str(request.backend), "--output", str(answer)]
     if request.report is not None:
         command.append("--latency")

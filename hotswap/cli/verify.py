@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import click
 
 from hotswap.adapters.plan import SwapPlan
-from hotswap.checks.timing import default_backend
+from hotswap.bench.timing import default_backend
 from hotswap.cli import child
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.fleet import Fleet, adapter_entry, memory_curve, read_fleet, shard

@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from hotswap.engine.layers import unwrap
-from hotswap.engine.placement import Content
-from hotswap.engine.record import placement_of, prepared_of
-from hotswap.engine.source import Adapter, read
-from hotswap.engine.stage import stage, validate
+from hotswap.engine.incoming.source import Adapter, read
+from hotswap.engine.incoming.stage import stage, validate
+from hotswap.engine.layout.placement import Content
+from hotswap.engine.layout.registry import placement_of, prepared_of
+from hotswap.engine.layout.slots import unwrap
 from hotswap.errors import HotswapError, UnknownAdapterError
 
 Device = Literal["cpu", "model"]

@@ -12,9 +12,9 @@ from torch import nn
 
 from hotswap.adapters.plan import APART, MIXED, SwapPlan
 from hotswap.compiler.compiled import walk
-from hotswap.engine.layers import lora_layers
+from hotswap.engine.incoming.source import Adapter, config_of
+from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.prepare import prepare
-from hotswap.engine.source import Adapter, config_of
 from hotswap.engine.swap import swap
 from hotswap.errors import HotswapError
 

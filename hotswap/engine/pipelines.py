@@ -13,14 +13,17 @@ import torch
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
-from hotswap.adapters.diffusers import weights_of
+from hotswap.adapters.formats.diffusers import weights_of
 from hotswap.adapters.header import read_header
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.spec import canonical
-from hotswap.engine.diffusers_file import config_of
-from hotswap.engine.layers import lora_layers, unwrap
+from hotswap.engine.incoming.diffusers import config_of
+from hotswap.engine.incoming.source import Adapter, Source, read
+from hotswap.engine.incoming.stage import stage, validate
+from hotswap.engine.layout.placement import Content, Placement
+from hotswap.engine.layout.registry import prepared_of
+from hotswap.engine.layout.slots import lora_layers, unwrap
 from hotswap.engine.load import as_it_was_on_failure, require_modules, union
-from hotswap.engine.placement import Content, Placement
 from hotswap.engine.prepare import (
     CheckCompiled,
     PrepareReport,
@@ -28,9 +31,6 @@ from hotswap.engine.prepare import (
     check_preparable,
     prepare,
 )
-from hotswap.engine.record import prepared_of
-from hotswap.engine.source import Adapter, Source, read
-from hotswap.engine.stage import stage, validate
 from hotswap.engine.swap import SwapReport, name_of, ready, user_scale
 from hotswap.errors import AdapterError, NoAdapterError, UnreadableAdapterError
 from hotswap.findings import Finding

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.compiled import Walked, compiled_parts, walk
-from hotswap.engine.arena import Arena, Layout
-from hotswap.engine.carried import Carried
-from hotswap.engine.layers import (
+from hotswap.engine.layout.adapter_slots import Carried
+from hotswap.engine.layout.arena import Arena, Layout
+from hotswap.engine.layout.auxiliary import hook, unhook, unsupported_wrappers
+from hotswap.engine.layout.placement import Placement
+from hotswap.engine.layout.registry import prepared_of
+from hotswap.engine.layout.scalings import Own, Scalings
+from hotswap.engine.layout.slots import (
     Slot,
     add_bias,
     add_magnitude,
@@ -27,11 +31,7 @@ from hotswap.engine.layers import (
     why_no_dora,
     why_unsupported,
 )
-from hotswap.engine.placement import Placement
-from hotswap.engine.prepared import prepared_class, prepared_tuner
-from hotswap.engine.record import prepared_of
-from hotswap.engine.scalings import Own, Scalings
-from hotswap.engine.trained import hook, unhook, unsupported_wrappers
+from hotswap.engine.peft.classes import prepared_class, prepared_tuner
 from hotswap.errors import AlreadyCompiledError, HotswapError, NoAdapterError, UnsupportedLayerError
 
 CheckCompiled = Literal["error", "warn", "ignore"]

@@ -13,11 +13,11 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from hotswap.engine.layers import adapter_names, norm_of, slots, unwrap
-from hotswap.engine.placement import Content, Placement
-from hotswap.engine.record import placement_of, prepared_of
-from hotswap.engine.source import Adapter, Source, read
-from hotswap.engine.stage import stage, validate
+from hotswap.engine.incoming.source import Adapter, Source, read
+from hotswap.engine.incoming.stage import stage, validate
+from hotswap.engine.layout.placement import Content, Placement
+from hotswap.engine.layout.registry import placement_of, prepared_of
+from hotswap.engine.layout.slots import adapter_names, norm_of, slots, unwrap
 
 
 @dataclass(frozen=True, slots=True)

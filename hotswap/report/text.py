@@ -194,7 +194,7 @@ def law_table(rows: Sequence[LawRow]) -> str:
 
 
 def timing_table(timing: Record) -> str:
-    """Render what hotswap.checks.timing measured; a row that failed says why."""
+    """Render what hotswap.bench.timing measured; a row that failed says why."""
     head = ("", "first inference", "adapter swap", "slowest swap", "recompiles")
     rows = [_timing_cells(row) for row in timing.get("rows", ())]
     title = f"Timing (backend {timing.get('backend', '?')}; a swap includes the next inference)"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import hotswap
 from hotswap.checks.equivalence import Comparison, compare
 from hotswap.checks.snapshot import Snapshot
-from hotswap.engine.layers import lora_layers, slots
+from hotswap.engine.layout.slots import lora_layers, slots
 from pytest_hotswap.broken import DEFECTS, break_adapter, widen_adapter
 from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
 from pytest_hotswap.origin import (

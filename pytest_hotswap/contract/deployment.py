@@ -125,7 +125,7 @@ class Deployment:
         """The oracle: the adapter as PEFT loads it into a base model of its own."""
         from peft import PeftModel
 
-        from hotswap.engine.layers import lora_layers
+        from hotswap.engine.layout.slots import lora_layers
 
         model = PeftModel.from_pretrained(copy.deepcopy(self.base), adapter).eval()
         if scale != 1.0:
@@ -203,7 +203,7 @@ class Deployment:
         """
         from peft import PeftModel
 
-        from hotswap.engine.layers import lora_layers
+        from hotswap.engine.layout.slots import lora_layers
 
         model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
         model = self.subject.compile(model)
@@ -252,7 +252,7 @@ def _blamed(module: str | None) -> str:
 
 def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:
     """Round a fresh load's adapter to the dtype that a deployment keeps adapters in."""
-    from hotswap.engine.layers import lora_layers, slots
+    from hotswap.engine.layout.slots import lora_layers, slots
 
     layers = lora_layers(ours, adapter_name)
     for module, layer in lora_layers(theirs, "default").items():

@@ -132,7 +132,7 @@ class Subject:
 
     def models(self, model: Any) -> list[Any]:
         """The modules to fingerprint and to name at fault."""
-        from hotswap.engine.layers import unwrap
+        from hotswap.engine.layout.slots import unwrap
 
         return [unwrap(model)]
 
@@ -146,7 +146,7 @@ class Subject:
 
     def set_scale(self, model: Any, scale: float) -> None:
         """Scale the adapter in place; PEFT's own function by default."""
-        from hotswap.engine.layers import lora_layers
+        from hotswap.engine.layout.slots import lora_layers
 
         for layer in lora_layers(model, self.adapter_name).values():
             layer.set_scale(self.adapter_name, scale)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotswap.adapters.diffusers import COMPONENTS, WEIGHTS
+from hotswap.adapters.formats.diffusers import COMPONENTS, WEIGHTS
 from pytest_hotswap.subjects.diffusers_files import (
     component_of,
     file_of,

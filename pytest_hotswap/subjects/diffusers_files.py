@@ -20,8 +20,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.diffusers import COMPONENTS, METADATA, WEIGHTS, weights_of
 from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
+from hotswap.adapters.formats.diffusers import COMPONENTS, METADATA, WEIGHTS, weights_of
 from hotswap.adapters.header import read_header
 from hotswap.adapters.spec import AdapterSpec, ModuleSpec
 from hotswap.errors import UnreadableAdapterError

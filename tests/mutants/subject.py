@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer
 
-from hotswap.engine.layers import Slot, lora_layers, slots
+from hotswap.engine.layout.slots import Slot, lora_layers, slots
 from pytest_hotswap import ReferenceSubject
-from tests.models import TOKENS, micro, write_fleet
+from tests.support.models import TOKENS, micro, write_fleet
 
 FLEET: dict[str, dict[str, Any]] = {
     "large": {"r": 8, "lora_alpha": 4, "use_rslora": True},

@@ -1,0 +1,1 @@
+"""The formats of adapter files: what each tensor of a file is."""

@@ -1,0 +1,1 @@
+"""How fast: swaps beside PEFT's functions, and what a recompile costs."""

@@ -1,0 +1,1 @@
+"""An adapter as it was given, read and laid out as the bytes that will be in place."""

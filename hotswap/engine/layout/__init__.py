@@ -1,0 +1,1 @@
+"""Where an adapter's tensors lie in a prepared model."""

@@ -1,0 +1,72 @@
+"""Carried: what a model carries under one adapter name, its LoRA layers and every slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
+
+from hotswap.adapters.plan import SavedTensor, SwapPlan
+from hotswap.adapters.spec import TokenRows
+from hotswap.compiler.compiled import Walked
+from hotswap.engine.layout.auxiliary import trained_slots
+from hotswap.engine.layout.slots import Slot, envelopes, lora_layers, slots
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls torch's dtypes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The layers that carry an adapter, the slots of each, and those of what is trained beside LoRA."""
+
+    name: str
+    layers: dict[str, LoraLayer]
+    of_layer: dict[str, list[Slot]]
+    trained: list[Slot]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        name: str,
+        *,
+        walked: Walked | None = None,
+        layers: dict[str, LoraLayer] | None = None,
+    ) -> Carried:
+        """Find it; ``layers`` are the model's LoRA layers, or those with the adapter, if known."""
+        found = lora_layers(model, name, walked=walked) if layers is None else layers
+        with_it = {module: layer for module, layer in found.items() if name in layer.scaling}
+        of_layer = {module: slots(layer, name, module) for module, layer in with_it.items()}
+        return cls(name, with_it, of_layer, trained_slots(model, name, walked=walked))
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Every slot, those of a layer side by side."""
+        return [*chain.from_iterable(self.of_layer.values()), *self.trained]
+
+    @property
+    def envelope(self) -> SwapPlan:
+        """What fits, as a plan."""
+        saved, tokens = {}, {}
+        for slot in self.trained:
+            dtype = DTYPES.get(slot.tensor.dtype, str(slot.tensor.dtype))
+            if slot.role == "saved":
+                saved[slot.name] = SavedTensor(tuple(slot.tensor.shape), dtype)
+            else:
+                tokens[slot.module] = TokenRows(slot.rows, slot.tensor.shape[-1], dtype)
+        return SwapPlan(envelopes(self.layers, self.of_layer), saved=saved, tokens=tokens)

@@ -1,0 +1,129 @@
+"""What PEFT trains beside LoRA: whole modules (modules_to_save) and token rows, as slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from peft.utils.other import (
+    AuxiliaryTrainingWrapper,
+    ModulesToSaveWrapper,
+    TrainableTokensWrapper,
+)
+from torch import nn
+
+from hotswap.adapters.spec import TOKENS, canonical
+from hotswap.compiler.compiled import Walked, instances, walk
+from hotswap.engine.layout.slots import Slot
+
+OWN = "hotswap_own"
+"""Attribute of a wrapped module: adapter name → the token rows of the adapter in place, or True or False."""
+
+
+def trained_slots(
+    model: nn.Module, adapter_name: str, *, walked: Walked | None = None
+) -> list[Slot]:
+    """List the tensors of an adapter that hang in modules wrapped as a whole; tied ones once."""
+    found: dict[int, Slot] = {}
+    for name, wrapper in _wrappers(walk(model) if walked is None else walked):
+        if adapter_name in wrapper._adapters:
+            for slot in _slots(canonical(name), wrapper, adapter_name):
+                found.setdefault(id(slot.tensor), slot)
+    return list(found.values())
+
+
+def unsupported_wrappers(walked: Walked, adapter_name: str, trained: list[Slot]) -> dict[str, str]:
+    """Name the wrapped modules whose tensors (``trained``) cannot be swapped, with the reason."""
+    refused = {}
+    for name, wrapper in _wrappers(walked):
+        known = isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper)
+        if adapter_name in wrapper._adapters and not known:
+            refused[canonical(name)] = f"PEFT's {type(wrapper).__name__} is not known"
+    for slot in trained:
+        if slot.tensor.is_meta:
+            refused[slot.name] = (
+                "is on the meta device (offloaded): load the model without offloading"
+            )
+        elif slot.tensor.grad is not None:
+            refused[slot.name] = "has a .grad: call zero_grad(set_to_none=True) first"
+    return refused
+
+
+def _wrappers(walked: Walked) -> Any:
+    return instances(walked, AuxiliaryTrainingWrapper)
+
+
+def _slots(name: str, wrapper: Any, adapter_name: str) -> Iterator[Slot]:
+    if isinstance(wrapper, TrainableTokensWrapper):
+        adapter = wrapper.token_adapter
+        if adapter.tied_adapter is not None:
+            return  # shares the tensors of another wrapper
+        yield Slot(
+            name,
+            TOKENS,
+            f"trainable_tokens_delta.{adapter_name}",
+            adapter.trainable_tokens_delta[adapter_name],
+            "tokens",
+            adapter.trainable_tokens_delta._parameters,
+            owner=adapter,
+            default=adapter.trainable_tokens_original[adapter_name].detach(),
+            rows=tuple(adapter.token_indices[adapter_name]),
+        )
+    elif isinstance(wrapper, ModulesToSaveWrapper):
+        own = wrapper.modules_to_save[adapter_name]
+        base = wrapper.original_module.state_dict(keep_vars=True)
+        dicts = [held for _, part in walk(own) for held in (part._parameters, part._buffers)]
+        holders = {id(tensor): held for held in dicts for tensor in held.values()}
+        for key, tensor in own.state_dict(keep_vars=True).items():
+            holder, default = holders.get(id(tensor)), base[key].detach()
+            yield Slot(name, key, key, tensor, "saved", holder, owner=own, default=default)
+
+
+def own_content(slot: Slot) -> dict[str, Any]:
+    """The dict in which a wrapped module notes what the adapter in place has of it, by adapter name."""
+    if slot.owner is None:
+        raise TypeError(f"{slot.name} hangs in no wrapped module")
+    content: dict[str, Any] = slot.owner.__dict__.setdefault(OWN, {})
+    return content
+
+
+def hook(slot: Slot, adapter_name: str) -> None:
+    """Let the state dict of a wrapped module speak of the adapter in place; once per module."""
+    if slot.owner is not None and OWN not in slot.owner.__dict__:
+        save = _save_rows if slot.role == "tokens" else _save_if_there
+        slot.owner.register_state_dict_post_hook(save)  # type: ignore[no-untyped-call]
+    own_content(slot).setdefault(adapter_name, slot.rows if slot.role == "tokens" else True)
+
+
+def unhook(slot: Slot) -> Callable[[], None]:
+    """Give what takes ``hook`` back: to how the wrapped module is now."""
+    owner = slot.owner
+    if owner is None:
+        raise TypeError(f"{slot.name} hangs in no wrapped module")
+    hooks, own = dict(owner._state_dict_hooks), dict(owner.__dict__.get(OWN, {}))
+
+    def undo() -> None:
+        owner._state_dict_hooks.clear()
+        owner._state_dict_hooks.update(hooks)
+        owner.__dict__.pop(OWN, None)
+        if own:
+            owner.__dict__[OWN] = own
+
+    return undo
+
+
+def _save_if_there(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    if any(module.__dict__.get(OWN, {}).values()):
+        return
+    for key in [key for key in state if key.startswith(prefix)]:
+        if not isinstance(state[key], nn.Parameter):  # a state dict of the live tensors stays whole
+            del state[key]
+
+
+def _save_rows(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for adapter_name, rows in module.__dict__.get(OWN, {}).items():
+        key = f"{prefix}trainable_tokens_delta.{adapter_name}"
+        if key not in state or isinstance(state[key], nn.Parameter):
+            continue
+        places = [module.token_indices[adapter_name].index(row) for row in rows]
+        state[key] = state[key][places]

@@ -1,0 +1,1 @@
+"""PEFT's signatures and classes over this engine."""

@@ -1,0 +1,301 @@
+"""PEFT's hot-swapping functions over this engine: its parameters, return values and types of errors."""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+from hotswap.adapters.fit import fits
+from hotswap.adapters.plan import ModulePlan, SwapPlan
+from hotswap.adapters.spec import AdapterSpec, ModuleSpec
+from hotswap.compiler.compiled import compiled_parts
+from hotswap.engine.incoming.source import Source, read
+from hotswap.engine.layout.adapter_slots import Carried
+from hotswap.engine.layout.registry import Prepared, prepared_of
+from hotswap.engine.layout.scalings import Scalings
+from hotswap.engine.layout.slots import lora_layers, unwrap, why_unsupported
+from hotswap.engine.prepare import CheckCompiled, prepare
+from hotswap.engine.swap import put_in_place, ready
+from hotswap.errors import (
+    AdapterError,
+    MergedAdapterError,
+    NoAdapterError,
+    NotPreparedError,
+    UnexpectedModulesError,
+    UnsupportedLayerError,
+)
+from hotswap.findings import Finding
+
+_TRAIN_AGAIN = "train or export the adapter again"
+_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules")
+HUB = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")
+"""The arguments of huggingface_hub that are passed on."""
+_on_the_fly: weakref.WeakSet[Prepared] = weakref.WeakSet()
+_unprepared = threading.Lock()  # models that are not prepared have none of their own
+
+
+def prepare_model_for_compiled_hotswap(
+    model: nn.Module,
+    *,
+    target_rank: int | None = None,
+    config: LoraConfig | dict[str, LoraConfig] | None = None,
+    check_compiled: CheckCompiled = "error",
+) -> None:
+    """Prepare a model in place as ``hotswap.prepare`` does, for all of its adapters.
+
+    ``config`` is one of the model's configs, or all of them: they get the target rank, as PEFT does it,
+    but still write the adapter's own, at which its weights are saved. Raises ValueError as PEFT does: for
+    a compiled model, one without adapters, or a target rank below an adapter's.
+    """
+    prepare(model, target_rank=target_rank, check_compiled=check_compiled)
+    _on_the_fly.discard(prepared_of(model))
+    if target_rank is not None and config is not None:
+        for each in config.values() if isinstance(config, dict) else [config]:
+            _set_rank(each, target_rank)
+
+
+def _set_rank(config: LoraConfig, rank: int) -> None:
+    """Let a config have another rank than it writes; the next swap ends that."""
+    if "to_dict" not in vars(config):
+        own = {"r": config.r, "rank_pattern": config.rank_pattern}
+        vars(config)["to_dict"] = functools.partial(_to_dict, config, own)
+    config.r = rank
+    config.rank_pattern = dict.fromkeys(config.rank_pattern or {}, rank)
+
+
+def _to_dict(config: LoraConfig, own: dict[str, Any]) -> dict[str, Any]:
+    return {**type(config).to_dict(config), **own}
+
+
+def hotswap_adapter(
+    model: nn.Module,
+    model_name_or_path: str | Path,
+    adapter_name: str,
+    torch_device: str | torch.device | None = None,
+    **kwargs: Any,
+) -> None:
+    """Replace an adapter in place, all or nothing, by one from a folder or the hub.
+
+    A model that was not prepared is swapped as it is when ranks and scalings stay the same; else, if
+    nothing of it is seen to be compiled, it is prepared on the fly, for the larger rank of the two.
+    Half a pair of lora_A and lora_B counts as zeros, with a warning. ``torch_device`` is accepted; the
+    adapter goes to where the model's is. ``kwargs`` are huggingface_hub's: subfolder, revision, …
+
+    Raises RuntimeError (UnexpectedModulesError) for an adapter that targets more modules, RuntimeError
+    (NotPreparedError) for a compiled model that is not prepared for it, ValueError for any other adapter
+    that does not fit, for a merged one, and TypeError for an unknown argument.
+    """
+    del torch_device
+    hub = {key: value for key, value in kwargs.items() if value is not None}
+    if token := hub.pop("use_auth_token", None):
+        hub["token"] = token
+    unknown = [key for key in hub if key not in HUB]
+    if unknown:
+        raise TypeError(
+            f"hotswap_adapter() got {unknown[0]}=; expected one of {', '.join(HUB)}, use_auth_token"
+        )
+    swap_as_peft(model, adapter_name, lambda: read(model_name_or_path, **hub))
+
+
+def hotswap_adapter_from_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    adapter_name: str,
+    config: LoraConfig,
+    parameter_prefix: str = "lora_",
+) -> None:
+    """Replace an adapter in place as ``hotswap_adapter`` does; keys name the adapter, as in the model.
+
+    ``parameter_prefix`` is accepted, as which tensors are LoRA weights is known from the layers.
+    """
+    del parameter_prefix
+    if "to_dict" in vars(config):
+        config = LoraConfig(**config.to_dict())
+    tensors = {without_name(key, adapter_name): value for key, value in state_dict.items()}
+    swap_as_peft(model, adapter_name, lambda: read(tensors, config))
+
+
+def check_hotswap_configs_compatible(config0: PeftConfig, config1: PeftConfig) -> None:
+    """Raise ValueError unless both adapters are LoRA; what else may differ is checked by the swap."""
+    found = [getattr(config.peft_type, "value", config.peft_type) for config in (config0, config1)]
+    if found != ["LORA", "LORA"]:
+        raise ValueError(f"the adapters are {found[0]} and {found[1]}, expected LORA and LORA")
+
+
+def without_name(key: str, name: str) -> str:
+    """A tensor's name in an adapter file, from its name in a model."""
+    name = re.escape(name)
+    key = re.sub(rf"(\.lora_[AB])\.{name}(\.(?:weight|bias))$", r"\1\2", key)
+    key = re.sub(rf"(\.lora_(?:embedding_[AB]|magnitude_vector))\.{name}(?:\.weight)?$", r"\1", key)
+    key = re.sub(rf"(\.trainable_tokens_delta)\.{name}$", r"\1", key)
+    return re.sub(rf"\.modules_to_save\.{name}\.", ".", key)
+
+
+def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Source]) -> None:
+    """Swap in an adapter as PEFT would, whether the model is prepared or not."""
+    start = time.perf_counter()
+    model = unwrap(wrapped)
+    with prepared_of(model).exclusive():
+        known = prepared_of(model).placements.get(name)
+        layers = lora_layers(model, name) if known is None or known.replaced else known.layers
+        if not layers:
+            raise NoAdapterError(
+                f"the model carries no LoRA adapter named {name!r}; load the first one before a swap"
+            )
+        source = _whole(source_of(), layers)
+        bare = any(not isinstance(layer.scaling, Scalings) for layer in layers.values())
+        if bare and _as_it_is(model, layers, source.spec, name):
+            with _unprepared:
+                _overwrite(model, layers, source, name)
+            return
+        if bare or prepared_of(model) in _on_the_fly:
+            _make_room(wrapped, layers, source.spec, name)
+    with prepared_of(model).exclusive():  # one that is prepared only now had no record before
+        put_in_place(model, ready(model, name), source, start)
+
+
+def _whole(source: Source, layers: dict[str, LoraLayer]) -> Source:
+    """The adapter without the modules of which it has half a pair; raise if it targets other modules."""
+    parts: dict[str, set[str]] = {}
+    for tensor in source.infos:
+        module, found, part = tensor.rpartition(".lora_")
+        if found:
+            parts.setdefault(module, set()).add(part)
+    findings = [
+        Finding(
+            f"{source.label}::{module}",
+            "HSW106",
+            "the adapter targets a module that carries no LoRA layer in the model",
+            "load the model with hotswap.load(base_model, plan), which has room for every adapter",
+        )
+        for module in parts
+        if module not in layers
+    ]
+    if findings:
+        raise UnexpectedModulesError(findings)
+    pairs = (("A.weight", "B.weight"), ("embedding_A", "embedding_B"))
+    halves = [
+        module for module, own in parts.items() if any((a in own) != (b in own) for a, b in pairs)
+    ]
+    if not halves:
+        return source
+    warnings.warn(
+        f"{source.label} has only one of lora_A and lora_B for {', '.join(halves)}: "
+        "the adapter does nothing there",
+        stacklevel=4,
+    )
+    tensors = {
+        tensor: value
+        for tensor, value in source.tensors.items()
+        if tensor.rpartition(".lora_")[0] not in halves
+    }
+    return read(tensors, source.config)
+
+
+def _as_it_is(model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str) -> bool:
+    """Whether an adapter has the ranks and scalings of the one in place, so that nothing need be prepared."""
+    carried = Carried.of(model, name, layers=layers)
+    if spec.saved or spec.tokens or spec.copies or carried.trained:
+        return False
+    if any(slot.tensor.is_inference() for slot in carried.slots):
+        return False  # cannot be written outside of inference_mode
+    places = carried.envelope.modules
+    return all(key in spec.modules for key, place in places.items() if place.dora) and all(
+        (module.rank, module.bias, module.dora)
+        == (places[key].rank, places[key].bias, places[key].dora)
+        and module.scaling == float(layers[key].scaling[name])
+        for key, module in spec.modules.items()
+    )
+
+
+@torch.no_grad()
+def _overwrite(model: nn.Module, layers: dict[str, LoraLayer], source: Source, name: str) -> None:
+    """Overwrite the tensors of an unprepared model where they are, all or nothing."""
+    carried = Carried.of(model, name, layers=layers)
+    _refuse(fits(carried.envelope, source.spec))
+    for module, layer in layers.items():
+        if layer.merged_adapters:
+            raise MergedAdapterError(f"{module} has merged adapters; call unmerge_adapter() first")
+        if why := why_unsupported(layer, name, carried.of_layer[module]):
+            raise UnsupportedLayerError({module: why})
+    slots = carried.slots
+    targets = [slot.tensor.detach() for slot in slots]
+    given = source.tensors
+    values = [
+        given.get(slot.name, torch.zeros((), dtype=slot.tensor.dtype)).expand_as(slot.tensor)
+        for slot in slots
+    ]
+    _refuse(
+        [
+            Finding(f"{source.label}::{slot.name}", "HSW110", "holds NaN or infinity", _TRAIN_AGAIN)
+            for slot, value in zip(slots, values, strict=True)
+            if not torch.isfinite(value.to(slot.tensor.dtype)).all()
+        ]
+    )
+    changes: list[tuple[dict[str, Any], str, Any]] = []
+    for module, spec in source.spec.modules.items():
+        layer = layers[module]
+        changes += [(layer.r, name, spec.rank), (layer.lora_alpha, name, spec.alpha)]
+        changes.append((layer.use_rslora, name, source.config.use_rslora))
+    config = getattr(model, "peft_config", {}).get(name)
+    if config is not None:
+        changes += [(vars(config), field, getattr(source.config, field)) for field in _FIELDS]
+    before = [target.clone() for target in targets]
+    old = [(holder, key, holder[key]) for holder, key, _ in changes]
+    try:
+        torch._foreach_copy_(targets, values)
+        for holder, key, value in changes:
+            holder[key] = value
+    except BaseException:
+        torch._foreach_copy_(targets, before)
+        for holder, key, value in old:
+            holder[key] = value
+        raise
+    torch.autograd.graph.increment_version([slot.tensor for slot in slots])
+
+
+def _make_room(
+    model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str
+) -> None:
+    """Prepare the model, or widen what was prepared on the fly, so that the adapter fits."""
+    room = Carried.of(model, name, layers=layers).envelope
+    wider = {key: _wider(place, spec.modules.get(key)) for key, place in room.modules.items()}
+    _refuse(fits(replace(room, modules=wider), spec))
+    if wider == room.modules and prepared_of(model) in _on_the_fly:
+        return
+    if parts := compiled_parts(model):
+        raise NotPreparedError(
+            f"{parts[0]}, and the adapter has another rank or scaling than the one in place; "
+            "call prepare_model_for_compiled_hotswap(model, target_rank=...) before torch.compile"
+        )
+    prepare(model, plan=SwapPlan(wider), adapter_name=name)
+    _on_the_fly.add(prepared_of(model))
+
+
+def _wider(place: ModulePlan, module: ModuleSpec | None) -> ModulePlan:
+    if module is None:
+        return place
+    return replace(
+        place,
+        rank=max(place.rank, module.rank),
+        bias=place.bias or module.bias,
+        dora=place.dora or module.dora,
+    )
+
+
+def _refuse(findings: Sequence[Finding]) -> None:
+    if findings:
+        raise AdapterError(findings)

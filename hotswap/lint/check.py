@@ -1,0 +1,111 @@
+"""Check source code: read the files, run the programs in them, and turn problems into findings."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hotswap.findings import Finding, Related
+from hotswap.lint.files import Chunk, concerns, find, parse, read
+from hotswap.lint.interpreter.program import analyse
+from hotswap.lint.interpreter.typestate import Problem
+from hotswap.lint.rules import RULES
+
+
+def check_source(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> list[Finding]:
+    """Return the misuses of adapter hot-swapping in files and folders, sorted by place.
+
+    Reads ``.py``, ``.ipynb`` and the Python blocks of ``.md``; nothing is imported or run. ``select`` and
+    ``ignore`` take codes, prefixes of codes (``HSW29``) or names of rules; without ``select`` the rules
+    that are on by default apply. Raises ``OSError`` for a path that cannot be read.
+    """
+    given = [paths] if isinstance(paths, str | Path) else paths
+    codes = chosen(select, ignore)
+    found = [f for path in find(given) for chunk in read(path) for f in findings_in(chunk, codes)]
+    return sorted(set(found))
+
+
+def check_text(
+    text: str,
+    *,
+    path: str | Path = "<string>",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> list[Finding]:
+    """Return the misuses in a text, which is read as the path's suffix says (Python if it has none)."""
+    data = text.encode("utf-8", "surrogatepass")
+    codes = chosen(select, ignore)
+    if not concerns(data):
+        return []
+    return sorted({f for chunk in parse(data, Path(path)) for f in findings_in(chunk, codes)})
+
+
+def chosen(select: Sequence[str], ignore: Sequence[str]) -> frozenset[str]:
+    """Return the codes of the rules that apply; raises ``ValueError`` for one that does not exist."""
+    wanted = {code for word in select for code in _matching(word)}
+    if not select:
+        wanted = {rule.code for rule in RULES.values() if rule.default}
+    return frozenset(wanted - {code for word in ignore for code in _matching(word)})
+
+
+def _matching(word: str) -> list[str]:
+    found = [r.code for r in RULES.values() if r.name == word or r.code.startswith(word.upper())]
+    if not found:
+        raise ValueError(f"no rule matches {word!r}; `hotswap explain` lists the codes and names")
+    return found
+
+
+def findings_in(chunk: Chunk, codes: frozenset[str]) -> list[Finding]:
+    """Analyse one program."""
+    folder = chunk.path.parent if chunk.path.name else None
+    problems = analyse(chunk.tree, chunk.text, folder)
+    found = []
+    for (code, node), problem in problems.items():
+        first, last = _lines(node)
+        if code in codes and not chunk.suppressed(first, last, code):
+            found.append(_finding(chunk, code, node, problem))
+    return found
+
+
+def _finding(chunk: Chunk, code: str, node: ast.AST, problem: Problem) -> Finding:
+    where, line, column = _place(chunk, node)
+    lines = chunk.text.splitlines()
+    first, last = _lines(node)
+    end = getattr(node, "end_col_offset", 0)
+    indent = " " * chunk.indent
+    related = tuple(Related(*_place(chunk, other), message) for other, message in problem.related)
+    return Finding(
+        where,
+        code,
+        problem.message,
+        problem.remedy,
+        line,
+        column,
+        line + last - first,
+        _characters(lines[last - 1], end) + chunk.indent + 1,
+        indent + lines[first - 1].rstrip(),
+        related,
+    )
+
+
+def _lines(node: ast.AST) -> tuple[int, int]:
+    first = getattr(node, "lineno", 1)
+    return first, getattr(node, "end_lineno", None) or first
+
+
+def _place(chunk: Chunk, node: ast.AST) -> tuple[str, int, int]:
+    first, _ = _lines(node)
+    where, line = chunk.locate(first)
+    text = chunk.text.splitlines()[first - 1]
+    return where, line, _characters(text, getattr(node, "col_offset", 0)) + chunk.indent + 1
+
+
+def _characters(line: str, offset: int) -> int:
+    """Turn an offset in UTF-8 bytes into one in characters."""
+    return len(line.encode("utf-8", "surrogatepass")[:offset].decode("utf-8", "ignore"))

@@ -1,0 +1,1 @@
+"""Run a program on abstract values, and follow each model through it."""

@@ -1,0 +1,166 @@
+"""One path through a program: the names that are bound, and every object with what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hotswap.lint.interpreter.typestate import Facts, joined
+from hotswap.lint.interpreter.values import Obj, Value
+
+MOST_PATHS = 6
+Exit = Literal["return", "break", "continue", "raise"]
+
+
+class Table(dict[Any, Any]):
+    """A dictionary that paths share until one of them writes to it."""
+
+    __slots__ = ("shared",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.shared = False
+
+
+def _own(table: Table) -> Table:
+    return Table(table) if table.shared else table
+
+
+@dataclass(slots=True)
+class Frame:
+    """The names of one running function; ``parent`` is the frame in which it was defined."""
+
+    parent: int
+    names: Table = field(default_factory=Table)
+    outer: dict[str, int] = field(default_factory=dict)
+    """Names declared global or nonlocal, and the frame they live in."""
+
+    def copy(self) -> Frame:
+        """Return a frame that shares the names until either is written to."""
+        self.names.shared = True
+        return Frame(self.parent, self.names, dict(self.outer))
+
+    def bind(self, name: str, value: Value) -> None:
+        """Bind a name."""
+        self.names = _own(self.names)
+        self.names[name] = value
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that differs between two paths; copied when a path forks."""
+
+    frames: list[Frame]
+    heap: Table = field(default_factory=Table)
+    """Object → Facts; (object, attribute) → value. Read it; write with ``put``."""
+    assumed: dict[Any, bool] = field(default_factory=dict)
+    grad: tuple[str, ...] = ()
+    muted: int = 0
+    """Above 0 inside ``pytest.raises`` and in exception handlers: nothing is reported."""
+    exit: Exit | None = None
+    result: Value | None = None
+
+    def copy(self) -> State:
+        """Return another path from here."""
+        self.heap.shared = True
+        return State(
+            [frame.copy() for frame in self.frames],
+            self.heap,
+            dict(self.assumed),
+            self.grad,
+            self.muted,
+            self.exit,
+            self.result,
+        )
+
+    def put(self, key: Any, value: Any) -> None:
+        """Store facts or an attribute."""
+        self.heap = _own(self.heap)
+        self.heap[key] = value
+
+
+def merge(states: list[State], fresh: Any, *, most: int = MOST_PATHS) -> list[State]:
+    """Unite paths on which the same is known of every object; beyond ``most`` paths unite more."""
+    if len(states) < 2:
+        return states
+    kept: list[State] = []
+    for state in states:
+        for other in kept:
+            if other.exit == state.exit and _alike(other, state):
+                _unite(other, state, fresh)
+                break
+        else:
+            kept.append(state)
+    while len(kept) > most:
+        last = kept.pop()
+        into = next((s for s in reversed(kept) if s.exit == last.exit), None)
+        if into is None:
+            return [*kept, last]
+        _unite(into, last, fresh)
+    return kept
+
+
+def join(states: list[State], fresh: Any) -> State:
+    """Unite all paths into one."""
+    first, *others = states
+    for other in others:
+        _unite(first, other, fresh)
+    return first
+
+
+def _alike(a: State, b: State) -> bool:
+    if len(a.frames) != len(b.frames) or a.grad != b.grad or a.muted != b.muted:
+        return False
+    if any(_differs(x, y) for _, x, y in _differences(a.heap, b.heap)):
+        return False
+    return not any(
+        _differs(x, y)
+        for f, g in zip(a.frames, b.frames, strict=True)
+        for _, x, y in _differences(f.names, g.names)
+    )
+
+
+def _differences(a: Table, b: Table) -> list[tuple[Any, Any, Any]]:
+    """Return the keys whose values differ, with both values; None where there is none."""
+    if a is b:
+        return []
+    get = b.get
+    found = [(k, v, other) for k, v in a.items() if (other := get(k)) is not v]
+    if len(b) > len(a) - sum(other is None for _, _, other in found):
+        found += [(k, None, b[k]) for k in b.keys() - a.keys()]
+    return found
+
+
+def _differs(a: Any, b: Any) -> bool:
+    """Tell whether the difference is one that matters: a model that exists in both but not alike."""
+    if a is None or b is None:
+        present = b if a is None else a
+        return isinstance(present, Facts) and bool(
+            present.adapters or present.compiled or present.enabled
+        )
+    if isinstance(a, Facts | Obj) or isinstance(b, Facts | Obj):
+        return bool(a != b)
+    return False
+
+
+def _unite(into: State, other: State, fresh: Any) -> None:
+    for key, a, b in _differences(into.heap, other.heap):
+        if a != b:
+            into.put(key, _united(a, b, fresh))
+    for frame, twin in zip(into.frames, other.frames, strict=False):
+        for name, a, b in _differences(frame.names, twin.names):
+            if a != b:
+                frame.bind(name, _united(a, b, fresh))
+    into.assumed = {k: v for k, v in into.assumed.items() if other.assumed.get(k) == v}
+    if into.result != other.result:
+        into.result = _united(into.result, other.result, fresh)
+
+
+def _united(a: Any, b: Any, fresh: Any) -> Any:
+    if isinstance(a, Facts) and isinstance(b, Facts):
+        return joined(a, b)
+    if isinstance(a, Obj) and isinstance(b, Obj) and a.oid == b.oid:
+        return Obj(a.oid, wrapped=False)
+    if a is None or b is None:
+        return b if a is None else a
+    return fresh()

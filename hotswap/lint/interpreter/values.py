@@ -1,0 +1,162 @@
+"""What an expression can be worth to the linter: a constant, a container, a model, or something unknown."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from hotswap.lint.interpreter.typestate import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A Python constant; ``drawn_from`` are the numbers of the list that it was picked out of."""
+
+    value: Any
+    drawn_from: tuple[int, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A Python number of unknown value, such as ``alpha / rank``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor, as opposed to a Python number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seq:
+    """A list, tuple or set whose elements are known."""
+
+    items: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dict:
+    """A dictionary with constant keys."""
+
+    items: Mapping[Any, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Something imported, by its qualified name: ``torch.compile``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Obj:
+    """An object with an identity: a model, a pipeline, or an instance of a class in this file."""
+
+    oid: int
+    wrapped: bool = False
+    """Seen through the wrapper that ``torch.compile`` returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something inside a model that has no state of its own here: layers, a block, ``forward``."""
+
+    owner: Obj
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A bound method or another attribute of a value."""
+
+    owner: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Func:
+    """A function or lambda of this file; ``owner`` is what ``self`` is, ``frame`` where it was defined."""
+
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    owner: Value | None = None
+    frame: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """A class of this file."""
+
+    oid: int
+    node: ast.ClassDef
+    bases: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A callable with some of its arguments given."""
+
+    func: Value
+    args: tuple[Value, ...]
+    keywords: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class GradMode:
+    """A context manager or decorator that sets the gradient mode."""
+
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Something unknown; the same identity is the same thing."""
+
+    oid: int
+
+
+Value: TypeAlias = (
+    Const
+    | Number
+    | Tensor
+    | Seq
+    | Dict
+    | Ref
+    | Obj
+    | Part
+    | Method
+    | Func
+    | Class
+    | Partial
+    | Shape
+    | GradMode
+    | Opaque
+)
+
+
+def truth(value: Value) -> bool | None:
+    """Tell whether the value is true in a condition; None if that is unknown."""
+    if isinstance(value, Const):
+        return bool(value.value)
+    if isinstance(value, Seq):
+        return bool(value.items)
+    if isinstance(value, Dict):
+        return bool(value.items)
+    if isinstance(value, Opaque | Number | Tensor | Method | Part | Ref):
+        return None
+    return True
+
+
+def key_of(value: Value) -> Any:
+    """Return what identifies the value in a comparison, or None."""
+    if isinstance(value, Const):
+        return ("const", repr(value.value))
+    if isinstance(value, Opaque | Obj):
+        return value.oid
+    if isinstance(value, Ref):
+        return value.name
+    if isinstance(value, Part):
+        return (value.owner.oid, value.path)
+    if isinstance(value, Method) and (owner := key_of(value.owner)) is not None:
+        return (owner, value.name)
+    return None

@@ -1,0 +1,1 @@
+"""Tests of what adapter files say."""

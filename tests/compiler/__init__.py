@@ -1,0 +1,1 @@
+"""Tests of what torch.compile is seen to do."""

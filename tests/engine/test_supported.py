@@ -1,0 +1,151 @@
+"""docs/supported.md: every LoRA layer and variant of PEFT, and every feature, is swapped or refused.
+
+``python tests/engine/test_supported.py`` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import peft.tuners.lora
+import pytest
+
+from hotswap.adapters.config import unsupported_features
+from hotswap.engine.layout.slots import _SUPPORTED_VARIANTS
+
+PAGE = Path(__file__).parents[2] / "docs" / "supported.md"
+PEFT = Path(peft.tuners.lora.__file__).parent
+CLASS = re.compile(r"^ *class (\w+)\(.*?(?:LoraLayer|LoraVariant|Variant|Linear|_ConvNd)\):", re.M)
+
+SAME = "as Linear: its lora_A and lora_B are plain linear layers; not measured here"
+LAYERS = {
+    "Linear": "swapped; over nn.Linear and transformers' Conv1D",
+    "Embedding": "swapped; with padding_idx and max_norm",
+    "Conv1d": "swapped; with groups, stride, dilation and padding modes as far as PEFT computes them",
+    "Conv2d": "swapped; the same",
+    "Conv3d": "swapped; the same",
+    "MultiheadAttention": "swapped, in_proj and out_proj; PEFT's own forward breaks the graph",
+    "ParamWrapper": "swapped; 2D and 3D, nested, experts. Compiled, PEFT's layer recompiles at every call "
+    "even without a swap, and adapters of one model must target the same parameters",
+    "TorchaoLoraLinear": "swapped; int8",
+    "Linear8bitLt": "swapped; with DoRA, PEFT's own second forward fails on a CPU",
+    "Linear4bit": "swapped; DoRA is refused on a CPU with AVX512-BF16, for which the weight is packed: "
+    "PEFT misreads it",
+    "HqqLoraLinear": "swapped",
+    "GPTQLoraLinear": "swapped; PEFT has no DoRA for it",
+    "AwqLoraLinear": "swapped; PEFT has no DoRA for it",
+    **dict.fromkeys(
+        (
+            "AqlmLoraLinear",
+            "EetqLoraLinear",
+            "IncLoraLinear",
+            "TeLinear",
+        ),
+        SAME,
+    ),
+    "LoraParallelLinear": "refused by prepare(): its LoRA weights are in Megatron's parallel layers",
+}
+INTERNAL = {"_ConvNd", "_DoraConvNdVariant"}
+
+FEATURES = {
+    "r, lora_alpha, use_rslora": "swapped; up to the prepared rank",
+    "rank_pattern, alpha_pattern": "swapped",
+    "target_modules, exclude_modules, layers_to_transform": "swapped; other targets with "
+    "hotswap.load(base_model, plan), which puts LoRA layers over all of them",
+    "target_parameters": "swapped; parameters of one module share a rank and an alpha",
+    "lora_dropout": "swapped; at inference it is nothing",
+    "lora_bias": "swapped, also in fleets that mix it; merging one in a layer prepared for DoRA is refused",
+    "use_dora": "swapped, also in fleets that mix it",
+    "modules_to_save": "swapped; an adapter without gives the base model's module",
+    "trainable_token_indices": "swapped; an adapter without gives the base model's rows",
+    "base weights in the file (save_embedding_layers)": "accepted where they equal the model's, "
+    "else refused: a swap never writes base weights",
+    "init_lora_weights: true, false, gaussian, orthogonal, eva, mica": "swapped; the start of training",
+}
+
+REFUSED = [
+    {"bias": "all"},
+    {"bias": "lora_only"},
+    {"alora_invocation_tokens": [1]},
+    {"use_qalora": True},
+    {"use_bdlora": {"nblocks": 2}},
+    {"arrow_config": {"top_k": 1}},
+    {"kasa_config": {"beta": 1.0}},
+    {"monteclora_config": {"num_samples": 2}},
+    {"velora_config": {"num_groups": 2}},
+    {"layer_replication": [[0, 2]]},
+    *(
+        {"init_lora_weights": value}
+        for value in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
+    ),
+]
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [
+        "# What is swapped, and what is refused",
+        "",
+        "Nothing is skipped in silence: a layer or a feature is swapped, or refused by name before",
+        "anything changes. Written by `python tests/engine/test_supported.py`; a test holds it true.",
+        "",
+        "## Layers",
+        "",
+        "| PEFT's class | |",
+        "|---|---|",
+        *(f"| `{name}` | {text} |" for name, text in LAYERS.items()),
+        "",
+        "## Features of an adapter",
+        "",
+        "| in adapter_config.json | |",
+        "|---|---|",
+        *(f"| {name} | {text} |" for name, text in FEATURES.items()),
+        "",
+        "## Refused",
+        "",
+        "| in adapter_config.json | reason |",
+        "|---|---|",
+    ]
+    for config in REFUSED:
+        (sentence,) = unsupported_features(config)
+        feature, _, reason = sentence.partition(": ")
+        lines.append(f"| `{feature}` | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def peft_classes() -> set[str]:
+    return {
+        n for path in PEFT.glob("*.py") for n in CLASS.findall(path.read_text("utf-8"))
+    } - INTERNAL
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    assert PAGE.read_text("utf-8") == page(), "run: python tests/engine/test_supported.py"
+
+
+def test_every_lora_layer_and_variant_of_peft_is_in_the_page() -> None:
+    text = page()
+    missing = {
+        name
+        for name in peft_classes()
+        if not name.startswith(_SUPPORTED_VARIANTS) and name not in text
+    }
+    assert missing == set()
+    assert {
+        "Linear",
+        "TorchaoLoraLinear",
+        "ALoraLinearVariant",
+        "DoraConv2dVariant",
+    } <= peft_classes()
+
+
+@pytest.mark.parametrize("config", REFUSED, ids=str)
+def test_each_refusal_names_pefts_class(config: dict[str, object]) -> None:
+    (sentence,) = unsupported_features(config)
+    (name,) = re.findall(r"PEFT's (\w+)", sentence)
+    assert name in peft_classes() | {"LoraModel", "LoraLayer"}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")

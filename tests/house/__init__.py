@@ -1,0 +1,1 @@
+"""Tests of the structure: who imports whom."""

@@ -1,0 +1,1 @@
+"""Tests of the plugin, the contract and the subjects."""

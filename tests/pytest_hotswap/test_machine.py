@@ -1,0 +1,120 @@
+"""State machines find a fault, shrink it, and leave a script that reproduces it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from pytest_hotswap import ReferenceSubject, run_hotswap_machine
+from pytest_hotswap.steps import LawBrokenError
+from tests.support import warm
+from tests.support.models import TOKENS, micro, write_adapter
+
+FEW = settings(max_examples=6, stateful_step_count=6, derandomize=True, database=None)
+SUBJECT = """
+import torch
+from torch import nn
+from hotswap.engine.layout.slots import lora_layers
+from pytest_hotswap import ReferenceSubject
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, values):
+        return self.second(torch.tanh(self.first(values)))
+
+
+class Sound(ReferenceSubject):
+    adapters = "adapters/*"
+
+    def base_model(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Two().eval()
+
+    def inputs(self):
+        return {"values": torch.linspace(-1, 1, 12).reshape(2, 6)}
+
+
+class AlphaKept(Sound):
+    def swap(self, model, adapter):
+        old = [float(layer.scaling["default"]) for layer in lora_layers(model).values()]
+        super().swap(model, adapter)
+        if adapter is not None:
+            for layer, value in zip(lora_layers(model).values(), old):
+                layer.scaling["default"] = value
+
+
+class PreparesLate(Sound):
+    def prepare(self, model, plan):
+        import hotswap
+        hotswap.prepare(model, plan=plan, check_compiled="ignore")
+"""
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, type[ReferenceSubject]]:
+    folder = tmp_path_factory.mktemp("machine")
+    path = folder / "machine_deployed.py"
+    path.write_text(SUBJECT)
+    from pytest_hotswap.fixtures import load_class
+
+    names = ("Sound", "AlphaKept", "PreparesLate")
+    found = {name: load_class(f"machine_deployed.py:{name}", folder) for name in names}
+    write_adapter(
+        folder / "adapters" / "one",
+        found["Sound"]().base_model(),
+        r=3,
+        lora_alpha=6,
+        target_modules=["first", "second"],
+    )
+    return found
+
+
+def test_the_engine_survives(subjects: dict[str, type[ReferenceSubject]]) -> None:
+    run_hotswap_machine(subjects["Sound"](), settings=FEW)
+
+
+@pytest.mark.parametrize(
+    ("name", "law", "steps"),
+    [("AlphaKept", "swap-equals-load", 1), ("PreparesLate", "prepare-before-compile", 3)],
+)
+def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
+    subjects: dict[str, type[ReferenceSubject]], tmp_path: Path, name: str, law: str, steps: int
+) -> None:
+    with pytest.raises(LawBrokenError) as caught:
+        run_hotswap_machine(subjects[name](), settings=settings(FEW, max_examples=20))
+    assert caught.value.law == law
+    script = caught.value.hotswap_script  # type: ignore[attr-defined]
+    assert script in "".join(caught.value.__notes__)
+    assert sum(line.startswith("steps.") for line in script.splitlines()) == steps
+    path = tmp_path / "reproduce.py"
+    path.write_text(
+        f"{script}\n".replace("# ", "import sys\nsys.modules['pytest'] = None\n# ", 1)
+        + "raise SystemExit('nothing failed')\n"
+    )
+    code = f"import sys; sys.modules['hypothesis'] = None\n{path.read_text()}"
+    done = warm.run([sys.executable, "-c", code])
+    assert done.returncode == 1
+    assert f"LawBrokenError: {law}" in done.stderr
+
+
+def test_micro_models_of_every_kind_survive_swaps(tmp_path: Path) -> None:
+    base = micro(groups=2)
+    write_adapter(tmp_path / "one", base, r=4, lora_alpha=6)
+
+    class Micro(ReferenceSubject):
+        def base_model(self) -> object:
+            return micro(groups=2)
+
+        def inputs(self) -> dict[str, object]:
+            return {"tokens": TOKENS}
+
+    subject = Micro(adapters=[str(tmp_path / "*")])
+    run_hotswap_machine(subject, settings=FEW)

@@ -1,0 +1,1 @@
+"""Makers of models, adapter files and reports for the tests."""

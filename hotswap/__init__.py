@@ -26,7 +26,7 @@ _HOME = {
     "patch_peft": "hotswap.engine.peft.patch",
     "plan": "hotswap.adapters.plan",
     "prepare": "hotswap.engine.prepare",
-    "set_scale": "hotswap.engine.swap",
+    "set_scale": "hotswap.engine.scale",
     "swap": "hotswap.engine.swap",
     "watch_compiles": "hotswap.compiler.watch",
     "would_recompile": "hotswap.compiler.audit",
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from hotswap.engine.load import load
     from hotswap.engine.peft.patch import patch_peft
     from hotswap.engine.prepare import prepare
-    from hotswap.engine.swap import active, set_scale, swap
+    from hotswap.engine.scale import set_scale
+    from hotswap.engine.swap import active, swap
     from hotswap.errors import HotswapError
     from hotswap.findings import Finding
     from hotswap.lint.check import check_source

@@ -11,7 +11,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.spec import canonical
-from hotswap.engine.layout.registry import forget_content
+from hotswap.engine.layout.registry import forget_adapters
 from hotswap.engine.layout.slots import unwrap
 
 _FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "merged_adapters")
@@ -128,8 +128,8 @@ class Snapshot:
                 if isinstance(value, Tensor):
                     self._take_tensor(f"{path}.scaling.{key}", module.scaling, key, value)
         else:
-            own = module.scaling.own
-            self._numbers.append((f"{path}.scaling.own", own, dict(own)))
+            states = module.scaling.states
+            self._numbers.append((f"{path}.scaling.states", states, dict(states)))
         self._flags += [(path, module, flag, copy.copy(getattr(module, flag))) for flag in _FLAGS]
         self._active.append((path, module, copy.copy(module._active_adapter)))
 
@@ -164,7 +164,7 @@ class Snapshot:
         found = [
             f"{path}.{flag} changed: {then} to {getattr(layer, flag)}"
             for path, layer, flag, then in self._flags
-            if getattr(layer, flag) != then  # which settles what the layer's own numbers say too
+            if getattr(layer, flag) != then
         ]
         found += [
             f"{name} changed: {then} to {now}"
@@ -188,7 +188,7 @@ class Snapshot:
     def restore(self) -> None:
         """Bring everything back in place: the same objects, storages and bits."""
         for model in self._models:
-            forget_content(model)
+            forget_adapters(model)
         for holder, entries in self._holders:
             holder.clear()
             holder.update(entries)

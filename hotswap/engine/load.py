@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from hotswap.adapters.plan import APART, MIXED, SwapPlan
 from hotswap.compiler.compiled import walk
 from hotswap.engine.incoming.source import Adapter, config_of
 from hotswap.engine.layout.slots import lora_layers
+from hotswap.engine.parts import Part, models_of, plans_of
 from hotswap.engine.prepare import prepare
 from hotswap.engine.swap import swap
 from hotswap.errors import HotswapError
@@ -36,24 +37,31 @@ def load(
     layers in every component that the plan has. Raises HotswapError when the base model lacks a module or
     carries LoRA layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
     """
-    if not isinstance(base_model, nn.Module):
-        from hotswap.engine.pipelines import load_pipeline
-
-        return load_pipeline(base_model, plan, adapter, adapter_name=adapter_name)
-    require_modules(base_model, plan, "the base model")
-    config_of_all = union(plan)
-    if adapter is not None:
-        config_of_all.task_type = config_of(adapter, config).task_type
-    with as_it_was_on_failure([base_model]):
-        model = get_peft_model(base_model, config_of_all, adapter_name=adapter_name)
-        model.eval()
-        prepare(model, plan=plan, adapter_name=adapter_name)
-        swap(model, adapter, adapter_name=adapter_name, config=config)
-    return model
+    parts = models_of(base_model)
+    plans = plans_of(parts, plan)
+    for part in parts:  # a component with LoRA layers that the plan lacks would be swapped too
+        _require_modules(part, plans.get(part.key, SwapPlan({})))
+    planned = [part for part in parts if part.key in plans]
+    configs = {key: _union(own) for key, own in plans.items()}
+    deployment = base_model
+    if "" in configs and adapter is not None:
+        configs[""].task_type = config_of(adapter, config).task_type
+    with _as_it_was_on_failure(part.given for part in planned):
+        for part in planned:
+            if part.key:
+                inject_adapter_in_model(configs[part.key], part.given, adapter_name)
+                model: Any = part.given
+                model._hf_peft_config_loaded = True  # as diffusers and transformers note it
+            else:
+                deployment = get_peft_model(base_model, configs[""], adapter_name=adapter_name)
+                deployment.eval()
+        prepare(deployment, plan=plan, adapter_name=adapter_name)
+        swap(deployment, adapter, adapter_name=adapter_name, config=config)
+    return deployment
 
 
 @contextmanager
-def as_it_was_on_failure(models: Iterable[nn.Module]) -> Iterator[None]:
+def _as_it_was_on_failure(models: Iterable[nn.Module]) -> Iterator[None]:
     """Take out again what was put into the models, and around their modules, if the scope fails."""
     modules = [module for model in models for _, module in walk(model)]
     attributes = [dict(vars(module)) for module in modules]
@@ -78,18 +86,16 @@ def as_it_was_on_failure(models: Iterable[nn.Module]) -> Iterator[None]:
         raise
 
 
-def require_modules(model: nn.Module, plan: SwapPlan, which: str) -> None:
-    """Raise HotswapError unless the model has every module of the plan, each for one way of training.
-
-    ``which`` names the model, which must not carry LoRA layers yet.
-    """
+def _require_modules(part: Part, plan: SwapPlan) -> None:
+    """Raise HotswapError unless the model has every module of the plan, each for one way of training."""
+    which = f"the pipeline's {part.key}" if part.key else "the base model"
     if plan.mixed:
         raise HotswapError(f"{plan.mixed[0]} {MIXED}; {APART}")
-    if lora_layers(model):
+    if lora_layers(part.given):
         raise HotswapError(
             f"{which} carries LoRA layers already; unload them, or call prepare(model, plan=plan)"
         )
-    present = {name for name, _ in model.named_modules()}
+    present = {name for name, _ in part.given.named_modules()}
     missing = [name for name in _owners(plan) if name not in present]
     if missing:
         raise HotswapError(
@@ -103,7 +109,7 @@ def _owners(plan: SwapPlan) -> list[str]:
     return [name for name in plan.modules if "base_layer" not in name.split(".")]
 
 
-def union(plan: SwapPlan) -> LoraConfig:
+def _union(plan: SwapPlan) -> LoraConfig:
     """The config of an adapter that has everything in the plan; what only some have, prepare() adds."""
     ranks: dict[str, int] = {}
     targets: list[str] = []

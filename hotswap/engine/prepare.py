@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from peft import LoraModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
-from hotswap.compiler.compiled import Walked, compiled_parts, walk
-from hotswap.engine.layout.adapter_slots import Carried
+from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
-from hotswap.engine.layout.auxiliary import hook, unhook, unsupported_wrappers
+from hotswap.engine.layout.auxiliary import hook, unhook
+from hotswap.engine.layout.classes import prepared_class, prepared_tuner
+from hotswap.engine.layout.dora import add_magnitude, why_no_dora
 from hotswap.engine.layout.placement import Placement
-from hotswap.engine.layout.registry import prepared_of
-from hotswap.engine.layout.scalings import Own, Scalings
-from hotswap.engine.layout.slots import (
-    Slot,
-    add_bias,
-    add_magnitude,
-    lora_layers,
-    unwrap,
-    why_no_dora,
-    why_unsupported,
+from hotswap.engine.layout.registry import entry_of
+from hotswap.engine.layout.scalings import LayerState, Scalings
+from hotswap.engine.layout.slots import Slot
+from hotswap.engine.parts import TargetRankError, parts_of, plans_of
+from hotswap.engine.preparable import (
+    CheckCompiled,
+    Preparable,
+    check_options,
+    check_preparable,
+    own_rank,
 )
-from hotswap.engine.peft.classes import prepared_class, prepared_tuner
-from hotswap.errors import AlreadyCompiledError, HotswapError, NoAdapterError, UnsupportedLayerError
-
-CheckCompiled = Literal["error", "warn", "ignore"]
+from hotswap.engine.transaction import Changes
+from hotswap.errors import UnsupportedLayerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +39,6 @@ class PrepareReport:
     padded: int
     bytes: int
     ranks: dict[str, int]
-
-
-class TargetRankError(HotswapError, ValueError):
-    """The target rank or plan does not fit the adapters that the model carries."""
 
 
 def prepare(
@@ -71,238 +62,96 @@ def prepare(
     Raises AlreadyCompiledError, NoAdapterError, UnsupportedLayerError or TargetRankError (each a
     ValueError) before anything is changed.
     """
-    if not isinstance(model, nn.Module):
-        from hotswap.engine.pipelines import prepare_pipeline
-
-        return prepare_pipeline(
-            model,
+    check_options(target_rank, plan, check_compiled)
+    parts = parts_of(model)
+    plans = plans_of(parts, plan) if plan is not None else {}
+    if plan is not None and (lacking := [part.key for part in parts if part.key not in plans]):
+        raise TargetRankError(
+            f"{lacking[0]} carries an adapter, but the plan has no modules of it; "
+            "plan the fleet together with the adapter that is loaded"
+        )
+    found = [
+        check_preparable(
+            part.given,
             target_rank=target_rank,
-            plan=plan,
+            plan=plans.get(part.key),
             adapter_name=adapter_name,
             check_compiled=check_compiled,
         )
-    found = check_preparable(
-        model,
-        target_rank=target_rank,
-        plan=plan,
-        adapter_name=adapter_name,
-        check_compiled=check_compiled,
-    )
-    model = unwrap(model)
-    known = dict(prepared_of(model, layers=found.layers).placements)
-    changes = _Changes()
-    padded = 0
-    placements: dict[str, Placement] = {}
-    try:
-        for name, carried in found.carried.items():
-            owns = _owns(carried)
-            if plan is not None and _add_parts(carried, plan, changes):
-                carried = Carried.of(model, name, walked=found.walked, layers=carried.layers)
-            before = [slot.tensor.data for slot in carried.slots]
-            arena = _arena(carried, before, found.ranks, known.get(name))
-            if arena is not None:
-                padded += _commit(carried, before, arena, owns, changes)
-                placements[name] = Placement.of(model, carried, arena)
-                placements[name].label = known[name].label if name in known else name
-        tuner = getattr(model, "base_model", None)
-        cls: Any = type(tuner)
-        if cls is LoraModel:
-            changes.set(tuner, "__class__", prepared_tuner(cls))
-        prepared = prepared_of(model, layers=found.layers)
-    except BaseException:
-        changes.undo()
-        raise
-    prepared.placements.update(placements)
-    sizes: dict[str, int] = {}
-    for carried in found.carried.values():
-        for module, slots in carried.of_layer.items():
-            sizes[module] = max(sizes.get(module, 0), slots[0].rank or 0)
-    held = sum(prepared.placements[name].layout.bytes for name in found.carried)
-    return PrepareReport(padded, held, sizes)
+        for part in parts
+    ]
+    padded = held = 0
+    ranks: dict[str, int] = {}
+    with Changes() as changes:
+        for part, each in zip(parts, found, strict=True):
+            padded += _prepare_part(each, plans.get(part.key), changes)
+            placements = entry_of(each.model).placements
+            held += sum(placements[name].layout.bytes for name in each.adapters)
+            for adapter in each.adapters.values():
+                for module, slots in adapter.of_layer.items():
+                    key = part.named(module)
+                    ranks[key] = max(ranks.get(key, 0), slots[0].rank or 0)
+    return PrepareReport(padded, held, ranks)
 
 
-@dataclass(frozen=True, slots=True)
-class Preparable:
-    """What prepare() works on: the model's LoRA layers, what the adapters have, and the target ranks."""
-
-    walked: Walked
-    layers: dict[str, LoraLayer]
-    carried: dict[str, Carried]
-    ranks: dict[str, int | None]
-
-
-def check_preparable(
-    model: nn.Module,
-    *,
-    target_rank: int | None,
-    plan: SwapPlan | None = None,
-    adapter_name: str | None,
-    check_compiled: CheckCompiled,
-) -> Preparable:
-    """Raise what prepare() raises, and change nothing."""
-    if check_compiled not in get_args(CheckCompiled):
-        raise ValueError(
-            f"check_compiled is {check_compiled!r}; expected one of {get_args(CheckCompiled)}"
-        )
-    if target_rank is not None and plan is not None:
-        raise ValueError("both target_rank and plan are given; pass one of them")
-    if target_rank is not None and (type(target_rank) is not int or target_rank < 1):
-        raise TargetRankError(f"target_rank is {target_rank!r}; expected an integer of at least 1")
-    walked = walk(model)
-    _check_compiled(model, walked, check_compiled)
-    layers = lora_layers(model, walked=walked)
-    loaded = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
-    names = loaded if adapter_name is None else [adapter_name]
-    if not any(name in layer.scaling for layer in layers.values() for name in names):
-        wanted = "a LoRA adapter" if adapter_name is None else f"an adapter named {adapter_name!r}"
-        raise NoAdapterError(
-            f"the model carries no LoRA layer with {wanted} (found: {loaded}); "
-            "load the first adapter before prepare()"
-        )
-    carried = {name: Carried.of(model, name, walked=walked, layers=layers) for name in names}
-    _check_supported(unwrap(model), walked, carried)
-    ranks = _target_ranks(carried, target_rank, plan)
-    if plan is not None:
-        _check_trained(carried, plan)
-    return Preparable(walked, layers, carried, ranks)
+def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) -> int:
+    """Prepare the adapters of one model; count the tensors that grew."""
+    model, padded = found.model, 0
+    known = dict(entry_of(model).placements)
+    made: dict[str, Placement] = {}
+    for name, adapter in found.adapters.items():
+        states = _states(adapter)
+        if plan is not None and _add_parts(adapter, plan, changes):
+            adapter = AdapterSlots.of(model, name, walked=found.walked, layers=adapter.layers)
+        before = [slot.tensor.data for slot in adapter.slots]
+        arena = _arena(adapter, before, found.ranks, known.get(name))
+        if arena is not None:
+            padded += _move_into(adapter, before, arena, states, changes)
+            made[name] = Placement.of(model, adapter, arena)
+            made[name].label = known[name].label if name in known else name
+    tuner = getattr(model, "base_model", None)
+    cls: Any = type(tuner)
+    if cls is LoraModel:
+        changes.set(tuner, "__class__", prepared_tuner(cls))
+    placements = entry_of(model, layers=found.layers).placements
+    for name, placement in made.items():
+        changes.keep(placements, name)
+        placements[name] = placement
+    return padded
 
 
-def _check_compiled(model: nn.Module, walked: Walked, check_compiled: CheckCompiled) -> None:
-    parts = compiled_parts(model, walked=walked) if check_compiled != "ignore" else []
-    if not parts:
-        return
-    text = (
-        f"the model is compiled already ({', '.join(parts[:3])}{', …' if len(parts) > 3 else ''}): "
-        "prepare() would make it recompile; call prepare() before torch.compile"
-    )
-    if check_compiled == "error":
-        raise AlreadyCompiledError(text)
-    warnings.warn(text, stacklevel=4)
-
-
-def _check_supported(model: nn.Module, walked: Walked, adapters: dict[str, Carried]) -> None:
-    refused: dict[str, str] = {}
-    configs = getattr(model, "peft_config", {})
-    for name, carried in adapters.items():
-        refused |= unsupported_wrappers(walked, name, carried.trained)
-        for module, layer in carried.layers.items():
-            if why := why_unsupported(layer, name, carried.of_layer[module]):
-                refused[module] = why
-            if layer.merged_adapters:
-                refused[module] = f"adapters {layer.merged_adapters} are merged: unmerge first"
-        if name in configs:
-            features = unsupported_features(configs[name].to_dict())
-            refused |= {f"adapter {name!r}": "; ".join(features)} if features else {}
-    if refused:
-        raise UnsupportedLayerError(refused)
-
-
-def _target_ranks(
-    adapters: dict[str, Carried], target_rank: int | None, plan: SwapPlan | None
-) -> dict[str, int | None]:
-    ranks: dict[str, int | None] = {}
-    for name, carried in adapters.items():
-        for module, slots in carried.of_layer.items():
-            if plan is not None and module not in plan.modules:
-                raise TargetRankError(
-                    f"{module} carries an adapter, but the plan has no such module; "
-                    "plan the fleet together with the adapter that is loaded"
-                )
-            rank = ranks[module] = target_rank if plan is None else plan.modules[module].rank
-            if rank is None:
-                continue
-            groups = max(slot.groups for slot in slots)
-            if rank % groups:
-                raise TargetRankError(
-                    f"{module} is a convolution with {groups} groups, which do "
-                    f"not divide target_rank={rank}; choose a multiple"
-                )
-            own = _own_rank(carried.layers[module], name, slots)
-            if own > rank:
-                raise TargetRankError(
-                    f"{module}: adapter {name!r} has rank {own}, above the target rank {rank}; "
-                    f"call prepare(model, target_rank={own}) or more"
-                )
-    if plan is not None and (missing := [m for m in plan.modules if m not in ranks]):
-        raise TargetRankError(
-            f"the plan has modules without a LoRA layer in the model: {', '.join(missing[:3])}"
-            f"{', …' if len(missing) > 3 else ''}; use hotswap.load(base_model, plan, adapter)"
-        )
-    return ranks
-
-
-def _own_rank(layer: LoraLayer, name: str, slots: list[Slot]) -> int:
-    own = layer.scaling.own.get(name) if isinstance(layer.scaling, Scalings) else None
-    return own.rank if own is not None else slots[0].rank or 0
-
-
-def _check_trained(adapters: dict[str, Carried], plan: SwapPlan) -> None:
-    """Raise TargetRankError unless the model has room for the plan's whole modules and token rows."""
-    for name, carried in adapters.items():
-        saved = {slot.name for slot in carried.trained if slot.role == "saved"}
-        tokens = {s.module: set(s.rows) for s in carried.trained if s.role == "tokens"}
-        missing = [key for key in plan.saved if key not in saved]
-        missing += [
-            key
-            for key, rows in plan.tokens.items()
-            if not set(rows.indices) <= tokens.get(key, set())
-        ]
-        if missing:
-            raise TargetRankError(
-                f"the plan swaps {missing[0]}, which adapter {name!r} of the model does not train; "
-                "use hotswap.load(base_model, plan, adapter)"
-            )
-
-
-class _Changes:
-    """What was changed, and how to take it back."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], object]] = []
-
-    def set(self, owner: Any, attribute: str, value: Any) -> None:
-        """Set an attribute."""
-        old = getattr(owner, attribute)
-        self._undo.append(lambda: setattr(owner, attribute, old))
-        setattr(owner, attribute, value)
-
-    def then(self, undo: Callable[[], object]) -> None:
-        """Note how to take back a change that is about to be made."""
-        self._undo.append(undo)
-
-    def undo(self) -> None:
-        """Take everything back, last first."""
-        for undo in reversed(self._undo):
-            undo()
-
-
-def _add_parts(carried: Carried, plan: SwapPlan, changes: _Changes) -> bool:
+def _add_parts(adapter: AdapterSlots, plan: SwapPlan, changes: Changes) -> bool:
     """Add the DoRA magnitudes and biases that the plan has and the model lacks; tell if there were any."""
-    name, added = carried.name, False
-    for module, layer in carried.layers.items():
+    name, added = adapter.name, False
+    for module, layer in adapter.layers.items():
         place = plan.modules[module]
         if place.dora and name not in layer.lora_magnitude_vector:
             if why := why_no_dora(layer):
                 raise UnsupportedLayerError({module: why})
-            changes.then(partial(_remove_magnitude, layer, name, dict(vars(layer))))
+            changes.callback(_remove_magnitude, layer, name)
+            changes.keep(vars(layer), "adapter_layer_names")
             add_magnitude(layer, name)
             added = True
         if place.bias and layer.lora_B[name].bias is None:
-            changes.then(partial(_remove_bias, layer, name))
-            add_bias(layer, name)
+            changes.callback(_remove_bias, layer, name)
+            _add_bias(layer, name)
             added = True
     return added
 
 
-def _remove_magnitude(layer: LoraLayer, name: str, before: dict[str, Any]) -> None:
+def _remove_magnitude(layer: LoraLayer, name: str) -> None:
     layer.lora_variant.pop(name, None)
     if name in layer.lora_magnitude_vector:
         del layer.lora_magnitude_vector[name]
     layer.use_dora[name] = False
-    if "adapter_layer_names" in before:
-        layer.adapter_layer_names = before["adapter_layer_names"]
-    else:
-        vars(layer).pop("adapter_layer_names", None)
+
+
+def _add_bias(layer: LoraLayer, adapter_name: str) -> None:
+    """Give a layer's lora_B a bias of zeros; its output stays as it is."""
+    weight = layer.lora_B[adapter_name].weight
+    bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+    layer.lora_B[adapter_name].bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    layer.lora_bias[adapter_name] = True
 
 
 def _remove_bias(layer: LoraLayer, name: str) -> None:
@@ -312,7 +161,7 @@ def _remove_bias(layer: LoraLayer, name: str) -> None:
 
 @torch.no_grad()
 def _arena(
-    carried: Carried,
+    adapter: AdapterSlots,
     tensors: list[Tensor],
     ranks: dict[str, int | None],
     known: Placement | None,
@@ -321,11 +170,11 @@ def _arena(
 
     None: they are in one already, with all the room that is wanted.
     """
-    found = carried.slots
+    found = adapter.slots
     shapes = [slot.shape(max(ranks.get(slot.module) or 0, slot.rank or 0)) for slot in found]
-    scalings = _scalings(carried)
+    scalings = [_scaling(layer, adapter, module) for module, layer in adapter.layers.items()]
     layout = Layout.of([*tensors, *scalings], [*shapes, *(() for _ in scalings)])
-    if known is not None and not known.replaced and not known.moved and known.layout == layout:
+    if known is not None and known.in_place and known.layout == layout:
         return None
     arena = layout.new(inference=any(slot.tensor.is_inference() for slot in found))
     with torch.inference_mode(arena.inference):
@@ -338,56 +187,49 @@ def _arena(
     return arena
 
 
-def _scalings(carried: Carried) -> list[Tensor]:
-    """The scalings as 0-d tensors: float32, or float64 in a float64 model."""
-    plain: dict[tuple[torch.dtype, torch.device], dict[str, float]] = {}
-    found: dict[str, Tensor] = {}
-    for module, layer in carried.layers.items():
-        scaling = layer.scaling
-        if isinstance(scaling, Scalings):
-            found[module] = scaling[carried.name]
-            continue
-        weight = carried.of_layer[module][0].tensor
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        plain.setdefault((dtype, weight.device), {})[module] = float(scaling[carried.name])
-    for (dtype, device), values in plain.items():
-        made = torch.tensor(list(values.values()), dtype=dtype, device=device)
-        found.update(zip(values, made.unbind(), strict=True))
-    return [found[module] for module in carried.layers]
+def _scaling(layer: LoraLayer, adapter: AdapterSlots, module: str) -> Tensor:
+    """A layer's scaling as a 0-d tensor: float32, or float64 in a float64 model."""
+    if isinstance(layer.scaling, Scalings):
+        return layer.scaling[adapter.name]
+    weight = adapter.of_layer[module][0].tensor
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.tensor(float(layer.scaling[adapter.name]), dtype=dtype, device=weight.device)
 
 
-def _owns(carried: Carried) -> list[Own]:
+def _states(adapter: AdapterSlots) -> list[LayerState]:
     """What the adapter has for each of its layers, before anything is added."""
-    owns = []
-    for module, slots in carried.of_layer.items():
+    states = []
+    for module, slots in adapter.of_layer.items():
         roles = [slot.role for slot in slots]
-        rank = _own_rank(carried.layers[module], carried.name, slots)
-        owns.append(Own(rank, bias="bias" in roles, dora="magnitude" in roles))
-    return owns
+        rank = own_rank(adapter.layers[module], adapter.name, slots)
+        states.append(LayerState(rank, bias="bias" in roles, dora="magnitude" in roles))
+    return states
 
 
-def _commit(
-    carried: Carried, before: list[Tensor], arena: Arena, owns: list[Own], changes: _Changes
+def _move_into(
+    adapter: AdapterSlots,
+    before: list[Tensor],
+    arena: Arena,
+    states: list[LayerState],
+    changes: Changes,
 ) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
-    name, found = carried.name, carried.slots
-    changes.then(partial(_assign, found, before))
+    name, found = adapter.name, adapter.slots
+    changes.callback(_assign, found, before)
     _assign(found, arena.views)
-    for slot in carried.trained:
-        changes.then(unhook(slot))
+    for slot in adapter.auxiliary:
+        changes.callback(unhook(slot))
         hook(slot, name)
     scales = arena.views[len(found) :]
-    plain: list[tuple[LoraLayer, type, dict[str, float]]] = []
-    changes.then(partial(_untensorise, plain))
-    for layer, view, own in zip(carried.layers.values(), scales, owns, strict=True):
+    for layer, view, state in zip(adapter.layers.values(), scales, states, strict=True):
+        if not isinstance(layer.scaling, Scalings):
+            changes.callback(_restore_scaling, layer, type(layer), layer.scaling)
+            _replace_scaling(layer, name, view)
         scaling: Any = layer.scaling
-        if isinstance(scaling, Scalings):
-            changes.then(scaling.restorer(name))
-            scaling.put(name, view)
-        else:
-            plain.append((layer, type(layer), scaling))
-            scaling = _tensorise(layer, name, view)
-        scaling.own.setdefault(name, own)
+        changes.keep(scaling._buffers, name)
+        scaling.put(name, view)
+        changes.keep(scaling.states, name)
+        scaling.states.setdefault(name, state)
     return sum(view.numel() > old.numel() for view, old in zip(arena.views, before, strict=False))
 
 
@@ -396,29 +238,19 @@ def _assign(found: list[Slot], values: list[Tensor]) -> None:
     for slot, value in zip(found, values, strict=False):
         slot.tensor.data = value
         if slot.owner is not None and slot.axis is not None:
-            vars(slot.owner)[slot.size_attribute] = value.shape[slot.axis] * slot.groups
+            setattr(slot.owner, slot.size_attribute, value.shape[slot.axis] * slot.groups)
 
 
-def _tensorise(layer: LoraLayer, name: str, view: Tensor) -> Scalings:
-    """Replace a layer's scaling dict by Scalings, in which the view stands for one adapter."""
-    scalings = Scalings({}, dtype=view.dtype, device=view.device)
-    scalings.follow(layer.r, layer.lora_alpha, layer.use_rslora)
-    for other, value in layer.scaling.items():
-        if other == name:
-            scalings.put(name, view)
-        else:
-            scalings[other] = value
+def _replace_scaling(layer: LoraLayer, name: str, view: Tensor) -> None:
+    """Replace a layer's scaling dict by Scalings, in which the view will stand for one adapter."""
+    others = {other: value for other, value in layer.scaling.items() if other != name}
+    layer.scaling = Scalings(others, dtype=view.dtype, device=view.device)
     cls: Any = type(layer)
-    # past Module.__setattr__, which takes as long as all the rest
-    del vars(layer)["scaling"]
-    layer._modules["scaling"] = scalings
     layer.__class__ = prepared_class(cls)
-    return scalings
 
 
-def _untensorise(plain: list[tuple[LoraLayer, type, dict[str, float]]]) -> None:
-    """Give the layers their classes and scaling dicts back, as far as they lost them."""
-    for layer, cls, scaling in plain:
-        layer.__class__ = cls
-        layer._modules.pop("scaling", None)
-        layer.scaling = scaling
+def _restore_scaling(layer: LoraLayer, cls: type, scaling: dict[str, float]) -> None:
+    """Give a layer its class and scaling dict back, as far as it lost them."""
+    layer.__class__ = cls
+    layer._modules.pop("scaling", None)
+    layer.scaling = scaling

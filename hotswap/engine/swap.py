@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 import xxhash
 from peft import LoraConfig
-from peft.tuners.lora.layer import LoraLayer
-from torch import nn
 
-from hotswap.engine.incoming.source import Adapter, Source, read
-from hotswap.engine.incoming.stage import stage, validate
-from hotswap.engine.layout.placement import Content, Placement
-from hotswap.engine.layout.registry import placement_of, prepared_of
-from hotswap.engine.layout.slots import adapter_names, norm_of, slots, unwrap
+from hotswap.engine.incoming.parts import label_of, read_parts
+from hotswap.engine.incoming.source import Adapter, IncomingAdapter
+from hotswap.engine.layout.placement import Placement, StagedAdapter
+from hotswap.engine.layout.registry import placement_of
+from hotswap.engine.parts import Part, parts_of
+from hotswap.engine.scale import user_scale
+from hotswap.engine.transaction import commit, exclusive, name_of, ready, stage_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class SwapReport:
     seconds: float
     path: Literal["arena", "fallback"]
     scale_reset: float | None
-    _contents: tuple[Content, ...] = field(repr=False, compare=False)
+    _staged: tuple[StagedAdapter, ...] = field(repr=False, compare=False)
 
     @property
     def digest(self) -> str:
@@ -42,10 +41,15 @@ class SwapReport:
 
         Equal adapters in equally prepared models have equal ones, so caches may key on it.
         """
-        digests = [content.digest for content in self._contents]
-        if len(digests) == 1:
-            return digests[0]
-        return xxhash.xxh3_128("".join(digests).encode()).hexdigest()
+        return digest_of(self._staged)
+
+
+def digest_of(staged: Sequence[StagedAdapter]) -> str:
+    """The digest of an adapter over all parts; that of its only part."""
+    digests = [each.digest for each in staged]
+    return (
+        digests[0] if len(digests) == 1 else xxhash.xxh3_128("".join(digests).encode()).hexdigest()
+    )
 
 
 def swap(
@@ -71,51 +75,33 @@ def swap(
     NotPreparedError, or BusyError when the adapters are in use for ``timeout`` seconds; the model is
     then bit-identical to before.
     """
-    if not isinstance(model, nn.Module):
-        from hotswap.engine.pipelines import swap_pipeline
-
-        return swap_pipeline(model, adapter, adapter_name=adapter_name, timeout=timeout)
     start = time.perf_counter()
-    root = unwrap(model)
-    with prepared_of(root).exclusive(timeout=timeout):
-        placement = ready(root, name_of(root, adapter_name))
-        source = read(adapter, config) if adapter is not None else None
-        return put_in_place(root, placement, source, start)
+    parts = parts_of(model)
+    with exclusive(parts, timeout=timeout):
+        places = [ready(part, adapter_name) for part in parts]
+        incoming = read_parts(model, parts, adapter, config)
+        label = label_of(adapter) if adapter is not None else None
+        return exchange(parts, places, incoming, label, start)
 
 
-def name_of(model: nn.Module, adapter_name: str | None) -> str:
-    """The name itself; of None, that of the only adapter, or "default"."""
-    if adapter_name is not None:
-        return adapter_name
-    known = list(prepared_of(model).placements) or adapter_names(model)
-    return known[0] if len(known) == 1 else "default"
-
-
-def ready(model: nn.Module, adapter_name: str) -> Placement:
-    """Find the placement of an adapter name; raise what a swap raises when it can take no adapter."""
-    placement = placement_of(model, adapter_name)
-    placement.require_unmerged()
-    placement.require_resident()
-    return placement
-
-
-def put_in_place(
-    model: nn.Module, placement: Placement, source: Source | None, start: float
+def exchange(
+    parts: Sequence[Part],
+    places: Sequence[Placement],
+    incoming: Mapping[str, IncomingAdapter],
+    label: str | None,
+    start: float,
 ) -> SwapReport:
-    """Validate and stage an adapter (None: the base model), and put it in place; the lock is held."""
-    if source is not None:
-        validate(model, placement, source)
-    content = stage(placement, source, placement.staging())
-    untouched = placement.untouched
-    scale = None if untouched else user_scale(placement)
-    placement.put_staged(content, untouched=untouched)
+    """Validate, stage and commit an adapter that was read; the parts are held. See ``swap``."""
+    staged = stage_parts(parts, places, incoming, label)
+    scales = [None if place.untouched else user_scale(place) for place in places]
+    commit(places, staged)
     return SwapReport(
-        content.label,
-        placement.layout.bytes,
+        label,
+        sum(place.layout.bytes for place in places),
         time.perf_counter() - start,
-        "arena" if placement.arena is not None else "fallback",
-        scale,
-        (content,),
+        "fallback" if any(place.arena is None for place in places) else "arena",
+        next((scale for scale in scales if scale is not None), None),
+        tuple(staged),
     )
 
 
@@ -124,61 +110,5 @@ def active(model: Any, *, adapter_name: str | None = None) -> str | None:
 
     Of a pipeline it is the first component's that has one.
     """
-    labels = [placement_of(part, name_of(part, adapter_name)).label for part in _parts(model)]
+    labels = [placement_of(p.model, name_of(p, adapter_name)).label for p in parts_of(model)]
     return next((label for label in labels if label is not None), None)
-
-
-def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> None:
-    """Multiply the adapter's own alpha / rank by ``scale``, in place and without a recompile.
-
-    Unlike PEFT's ``scale_layer`` it covers embeddings too. Raises ValueError for a scale that is not
-    finite, NoAdapterError or NotPreparedError.
-    """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale!r}; expected a finite number")
-    for part in _parts(model):
-        with prepared_of(part).exclusive(nested=True):
-            placement = placement_of(part, name_of(part, adapter_name))
-            for layer in placement.layers.values():
-                layer.scaling[placement.name] = scale * _own_scaling(layer, placement.name)
-            _renormalize(placement)
-
-
-@torch.no_grad()
-def _renormalize(placement: Placement) -> None:
-    """Let DoRA layers go on computing plain LoRA where that is what the adapter in place is."""
-    name = placement.name
-    for slot in placement.slots:
-        layer = placement.layers.get(slot.module)
-        if slot.role != "magnitude" or layer is None:
-            continue
-        own = layer.scaling.own[name]
-        if own is None or not own.dora:
-            tensors = {one.key: one.tensor for one in slots(layer, name)}
-            slot.tensor.copy_(norm_of(layer, name, tensors, layer.scaling[name]))
-
-
-def _parts(model: Any) -> list[nn.Module]:
-    """The model itself, or the components of a pipeline."""
-    if isinstance(model, nn.Module):
-        return [model]
-    from hotswap.engine.pipelines import components
-
-    return list(components(model).values())
-
-
-def _own_scaling(layer: LoraLayer, name: str) -> float:
-    rank, alpha = layer.r[name], layer.lora_alpha[name]
-    root = math.sqrt(rank) if layer.use_rslora.get(name) else rank
-    return float(alpha / root)
-
-
-def user_scale(placement: Placement) -> float | None:
-    """The factor by which a scaling in place differs from the adapter's own, if one does."""
-    name = placement.name
-    layers = [layer for layer in placement.layers.values() if layer.lora_alpha[name]]
-    if not layers:
-        return None
-    values = torch.stack([layer.scaling[name] for layer in layers]).tolist()
-    factors = [v / _own_scaling(la, name) for v, la in zip(values, layers, strict=True)]
-    return next((f for f in factors if not math.isclose(f, 1.0, rel_tol=1e-6)), None)

@@ -17,12 +17,12 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import hotswap
-from hotswap.engine import swap
-from hotswap.engine.incoming import source, stage
+from hotswap.engine import transaction
+from hotswap.engine.incoming import parts, source, stage
 from hotswap.engine.layout import arena as arenas
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.placement import Placement
-from hotswap.engine.layout.registry import placement_of, prepared_of
+from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import AdapterError
 from tests.support.models import (
@@ -69,7 +69,7 @@ def model(base: Any, fleet: Any) -> Any:
 def state(model: Any) -> tuple[dict[str, torch.Tensor], Any]:
     """Everything that a swap may change: every tensor, and what the layers and the config say."""
     records = [
-        (name, dict(la.r), dict(la.lora_alpha), dict(la.use_rslora), dict(la.scaling.own))
+        (name, dict(la.r), dict(la.lora_alpha), dict(la.use_rslora), dict(la.scaling.states))
         for name, la in lora_layers(model).items()
     ]
     config = dataclasses.asdict(model.peft_config["default"])
@@ -93,12 +93,12 @@ STEPS: dict[str, tuple[Any, str]] = {
     "reading the config": (source, "read_config"),
     "reading the header": (source, "read_raw_header"),
     "allocating the buffer": (source, "_buffer"),
-    "reading": (swap, "read"),
-    "validating": (swap, "validate"),
-    "staging": (swap, "stage"),
+    "reading": (parts, "read"),
+    "validating": (transaction, "validate"),
+    "staging": (transaction, "stage"),
     "a DoRA norm": (stage, "norm_of"),
     "looking for NaN": (Arena, "finite"),
-    "noting the ranks": (Placement, "_follow"),
+    "noting the ranks": (Placement, "_note"),
     "the copy": (Arena, "copy"),
     "autograd's counters": (torch.autograd.graph, "increment_version"),
 }
@@ -295,13 +295,13 @@ def test_a_file_that_shrinks_while_it_is_read_changes_nothing(
     model = hotswap.load(copy.deepcopy(base), hotswap.plan([*fleet.values()]), fleet["one"])
     before = bits(model)
     path = fleet["two"] / "adapter_model.safetensors"
-    whole, read_data = path.read_bytes(), source.Reader.read
+    whole, read_data = path.read_bytes(), source.FileReader.read
 
     def shrink(*args: Any) -> Any:
         path.write_bytes(whole[:-8])
         return read_data(*args)
 
-    monkeypatch.setattr(source.Reader, "read", shrink)
+    monkeypatch.setattr(source.FileReader, "read", shrink)
     with pytest.raises(AdapterError, match="shrunk while it was read"):
         hotswap.swap(model, fleet["two"])
     assert same_bits(before, bits(model))
@@ -314,14 +314,14 @@ def test_a_file_that_is_exchanged_before_it_is_read_changes_nothing(
     fleet: Any, model: Any, monkeypatch: Any
 ) -> None:
     before = bits(model)
-    load = source.Source.load
+    load = source.IncomingAdapter.load
 
     def exchange(*args: Any) -> Any:
         other = (fleet["dora"] / "adapter_model.safetensors").read_bytes()
         (fleet["small"] / "adapter_model.safetensors").write_bytes(other)
         return load(*args)
 
-    monkeypatch.setattr(source.Source, "load", exchange)
+    monkeypatch.setattr(source.IncomingAdapter, "load", exchange)
     with pytest.raises(AdapterError, match="changed while it was read"):
         hotswap.swap(model, fleet["small"])
     assert same_bits(before, bits(model))
@@ -331,8 +331,8 @@ def test_an_interrupt_while_the_lock_is_taken_releases_it(
     base: Any, fleet: Any, model: Any
 ) -> None:
     before = state(model)
-    prepared = prepared_of(model)
-    real = prepared._lock
+    entry = entry_of(model)
+    real = entry._lock
 
     class Interrupted:
         release = real.release
@@ -341,10 +341,10 @@ def test_an_interrupt_while_the_lock_is_taken_releases_it(
             real.acquire(**options)
             raise KeyboardInterrupt
 
-    prepared._lock = Interrupted()
+    entry._lock = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         hotswap.swap(model, fleet["large"])
-    prepared._lock = real
+    entry._lock = real
     others = threading.Thread(target=lambda: hotswap.swap(model, fleet["large"], timeout=5))
     others.start()
     others.join()

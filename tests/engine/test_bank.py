@@ -295,7 +295,7 @@ def test_a_failing_activation_is_undone(
     before, config = bits(model), model.peft_config["default"].to_dict()
     placement = placement_of(model, "default")
     targets: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        "follow": (placement, "_follow", placement._follow),
+        "follow": (placement, "_note", placement._note),
         "copy": (placement.arena, "copy", placement.arena.copy),  # type: ignore[union-attr]
         "bump": (torch.autograd.graph, "increment_version", torch.autograd.graph.increment_version),
     }
@@ -310,7 +310,7 @@ def test_a_failing_activation_is_undone(
 
     with monkeypatch.context() as patch:
         if step == "follow":
-            patch.setattr(type(placement), "_follow", lambda _, *arguments: failing(*arguments))
+            patch.setattr(type(placement), "_note", lambda _, *arguments: failing(*arguments))
         else:
             patch.setattr(owner, name, failing)
         with pytest.raises(error, match="injected"), bank.using("a"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from test_engine_embeddings import llama
+from tests.engine.test_embeddings import llama
 from torch import nn
 
 import hotswap

@@ -328,7 +328,7 @@ def test_patch_peft_replaces_the_functions_wherever_they_are_known(
 
 def test_importing_it_imports_no_diffusers() -> None:
     code = (
-        "import sys, hotswap.engine.peft.patch, hotswap.engine.pipelines; "
+        "import sys, hotswap.engine.peft.patch, hotswap.engine.parts; "
         "sys.exit('diffusers' in sys.modules)"
     )
     assert warm.run([sys.executable, "-c", code]).returncode == 0  # PEFT alone imports none either

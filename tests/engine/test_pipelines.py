@@ -1,4 +1,4 @@
-"""hotswap.engine.pipelines: pipelines and models of diffusers, built from configs."""
+"""hotswap.engine on pipelines: pipelines and models of diffusers, built from configs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import hotswap
 from hotswap.adapters.formats.diffusers import WEIGHTS
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
-from hotswap.engine.pipelines import components
+from hotswap.engine.parts import parts_of
 from hotswap.errors import (
     AdapterError,
     AlreadyCompiledError,
@@ -141,7 +141,7 @@ def test_adapters_of_other_modules_swap_in_a_pipeline_loaded_with_their_plan(
     plan, base = hotswap.plan([*paths.values()]), outputs(make())
     pipeline = hotswap.load(make(), plan, paths["rooted"])
     assert_same(outputs(pipeline), outputs(loaded(make, paths["rooted"])))
-    held = sum(placement_of(part, "default").layout.bytes for part in components(pipeline).values())
+    held = sum(placement_of(part.model, "default").layout.bytes for part in parts_of(pipeline))
     assert held == plan.padded_bytes
     with pytest.raises(HotswapError, match="carries LoRA layers already"):
         hotswap.load(pipeline, plan, paths["rooted"])
@@ -159,7 +159,7 @@ def test_adapters_of_other_modules_swap_in_a_pipeline_loaded_with_their_plan(
         hotswap.load(other, plan, damaged)
     assert_same(outputs(other), base, exact=True)
     with pytest.raises(NoAdapterError):
-        components(other)
+        parts_of(other)
     for name in (*paths, "small"):
         hotswap.swap(pipeline, paths[name])
         assert_same(outputs(pipeline), outputs(loaded(make, paths[name])))

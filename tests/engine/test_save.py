@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model_state_dict
-from test_engine_features import HEADS, MIXED, PLAIN, TOKENS, WIDE
+from tests.engine.test_features import HEADS, MIXED, PLAIN, TOKENS, WIDE
 
 import hotswap
 from hotswap.errors import HotswapError

@@ -12,7 +12,7 @@ import peft.tuners.lora
 import pytest
 
 from hotswap.adapters.config import unsupported_features
-from hotswap.engine.layout.slots import _SUPPORTED_VARIANTS
+from hotswap.engine.preparable import SUPPORTED_VARIANTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported.md"
 PEFT = Path(peft.tuners.lora.__file__).parent
@@ -129,7 +129,7 @@ def test_every_lora_layer_and_variant_of_peft_is_in_the_page() -> None:
     missing = {
         name
         for name in peft_classes()
-        if not name.startswith(_SUPPORTED_VARIANTS) and name not in text
+        if not name.startswith(SUPPORTED_VARIANTS) and name not in text
     }
     assert missing == set()
     assert {

@@ -86,7 +86,7 @@ class StaleRows(Engine):
         old = [[s.tensor.detach().clone() for s in slots(l, "default")] for l in layers(model)]
         super().swap(model, adapter)
         for layer, tensors in zip(layers(model), old):
-            rank = layer.scaling.own["default"].rank
+            rank = layer.scaling.states["default"].rank
             for slot, tensor in zip(slots(layer, "default"), tensors):
                 stale = slice(rank, None)
                 where = (stale,) if slot.axis == 0 else (slice(None), stale)

@@ -104,7 +104,7 @@ def test_each_contract_class_names_its_subject_and_where_it_comes_from(
     project.makepyfile(test_own=OWN, test_needs=NEEDS)
     arguments = ("--continue-on-collection-errors", "--hotswap-report=out.jsonl", "-v", "-k")
     words = "(Hotswap and test_swap_in_place) or test_preparation_covers"
-    result = run_pytest(project, *SUITE, "tests", *FILES, *arguments, words)
+    result = run_pytest(project, *SUITE, "./tests", *FILES, *arguments, words)
     result.stdout.fnmatch_lines_random(
         [
             "hotswap: *test_hotswap_contract.py::TestHotswap tests Micro, from conftest.py:4",

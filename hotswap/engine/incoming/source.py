@@ -1,4 +1,4 @@
-"""Source: an adapter as it was given, read into memory: a folder, a file, a hub id or a state dict."""
+"""IncomingAdapter: an adapter as it was given: a folder, a file, a hub id or a state dict."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class IncomingAdapter:
     """An adapter: what is known of it, and its values, which are in memory or still in a file."""
 
     label: str
@@ -77,8 +77,8 @@ class Source:
         return self.load({}, None)[0]
 
     def load(
-        self, direct: Mapping[str, Tensor], reader: Reader | None
-    ) -> tuple[dict[str, Tensor], Reader | None]:
+        self, direct: Mapping[str, Tensor], reader: FileReader | None
+    ) -> tuple[dict[str, Tensor], FileReader | None]:
         """Give the values; a file is read into the tensors of ``direct`` where it has those names.
 
         They are contiguous, in the shape and dtype that the file has, on the CPU. ``reader`` is what the
@@ -87,7 +87,7 @@ class Source:
         if isinstance(self.values, list):
             return dict(zip(self.infos, self.values, strict=True)), None
         if reader is None or not reader.serves(self.known):
-            reader = Reader(self.known, direct)
+            reader = FileReader(self.known, direct)
         with open_weights(self.values) as file:
             if read_raw_header(file) != self.known.header:
                 _unreadable(file.name, "the file has changed while it was read")
@@ -95,7 +95,7 @@ class Source:
         return reader.tensors, reader
 
 
-class Reader:
+class FileReader:
     """Where the tensors of a file are read to: given tensors, or else a buffer of this thread."""
 
     def __init__(self, known: Description, direct: Mapping[str, Tensor]) -> None:
@@ -137,7 +137,7 @@ def _unreadable(name: str, text: str) -> NoReturn:
     raise UnreadableAdapterError([Finding(name, "HSW005", text, remedy)])
 
 
-def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Source:
+def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> IncomingAdapter:
     """Read an adapter of PEFT or diffusers; ``hub`` are huggingface_hub's arguments (revision, token, …).
 
     Raises UnreadableAdapterError for files that are missing or damaged, ValueError for a state dict
@@ -156,7 +156,7 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Sour
         return replace(source, label=str(adapter), spec=replace(source.spec, path=str(adapter)))
     with open_weights(path) as file:
         known = _describe(str(adapter), file, fields, config)
-    return Source(str(adapter), known, replace(known.spec, path=str(adapter)), path)
+    return IncomingAdapter(str(adapter), known, replace(known.spec, path=str(adapter)), path)
 
 
 def _describe(
@@ -239,7 +239,7 @@ def dtype_of(info: TensorInfo) -> torch.dtype | None:
     return _TORCH.get(info.dtype)
 
 
-def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -> Source:
+def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -> IncomingAdapter:
     config = _given(config)
     values = list(adapter.values())
     for kind in set(map(type, values)):
@@ -256,7 +256,7 @@ def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -
         spec = AdapterSpec.from_tensors("state dict", _plain(config), infos)
         known = Description(spec, {canonical(n): info for n, info in infos.items()}, config)
         _keep(key, known)
-    return Source("state dict", known, known.spec, values)
+    return IncomingAdapter("state dict", known, known.spec, values)
 
 
 def _plain(config: LoraConfig) -> dict[str, Any]:

@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from hotswap.adapters.fit import fits
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.spec import ModuleSpec, canonical
-from hotswap.engine.incoming.source import Reader, Source, dtype_of
+from hotswap.engine.incoming.source import FileReader, IncomingAdapter, dtype_of
 from hotswap.engine.layout.arena import Arena
-from hotswap.engine.layout.auxiliary import own_content
-from hotswap.engine.layout.placement import Content, Entries, Placement, Records
-from hotswap.engine.layout.scalings import Entry, Own
-from hotswap.engine.layout.slots import norm_of
+from hotswap.engine.layout.dora import norm_of
+from hotswap.engine.layout.placement import Placement, StagedAdapter
+from hotswap.engine.layout.scalings import LayerState
 from hotswap.errors import AdapterError, RankTooLargeError
 from hotswap.findings import Finding, has_code
 
 # config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
-_KEPT = 16  # recipes of a placement
+_KEPT = 16  # copy plans of a placement
 _NO_MODULES: dict[str, ModuleSpec] = {}  # those of the base model
 _SLOT_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "revision"}
@@ -29,14 +28,14 @@ _SLOT_FIELDS = frozenset(
 )
 
 
-class Recipe:
+class CopyPlan:
     """How adapters of one description are laid out in a placement: worked out once, used at every swap.
 
     ``copied`` are (index of a slot, name of the tensor) pairs, ``later`` the slots whose DoRA magnitude is
     computed.
     """
 
-    def __init__(self, placement: Placement, source: Source | None) -> None:
+    def __init__(self, placement: Placement, source: IncomingAdapter | None) -> None:
         given = source.infos if source is not None else {}
         self.modules = modules = source.spec.modules if source is not None else _NO_MODULES
         self.defaults: list[int] = []
@@ -69,14 +68,13 @@ class Recipe:
             for index in self.defaults
             if (default := placement.slots[index].default) is not None
         ]
-        self.entries = _entries(placement, source)
-        self.records = _records(placement, source)
+        self.notes = _notes(placement, source)
         self.fields = _fields(source)
-        self._bound: dict[int, Bound] = {}
+        self._views: dict[int, CopyViews] = {}
 
-    def bound(self, placement: Placement, image: Arena) -> Bound:
+    def views_of(self, placement: Placement, image: Arena) -> CopyViews:
         """Where in an image everything goes; kept for those that adapters are staged in again."""
-        known = self._bound.get(id(image))
+        known = self._views.get(id(image))
         if known is None:
             slots, views, given = placement.slots, image.views, self.given
             zeroed = [
@@ -87,7 +85,7 @@ class Recipe:
                 for index in self.zeroed
             ]
             parts = [views[index] for index in self.defaults]
-            known = Bound(image, zeroed, parts, [], [], {})
+            known = CopyViews(image, zeroed, parts, [], [], {})
             for index, name in self.copied:
                 axis = slots[index].axis
                 length = given[name].shape[axis] if axis is not None else 0
@@ -100,12 +98,12 @@ class Recipe:
                 parts.append(part)
                 known.names.append(name)
             if placement.stages_in(image):
-                self._bound[id(image)] = known
+                self._views[id(image)] = known
         return known
 
 
 @dataclasses.dataclass(slots=True)
-class Bound:
+class CopyViews:
     """The views of an image that are zeroed, and those copied to: of the constants, then of ``names``.
 
     ``split`` are the shapes in which some values are copied, each with its place in ``parts``. Into
@@ -118,7 +116,7 @@ class Bound:
     names: list[str]
     split: list[tuple[int, torch.Size]]
     direct: dict[str, Tensor]
-    reader: Reader | None = None
+    reader: FileReader | None = None
 
 
 def _alike(part: Tensor, info: TensorInfo) -> bool:
@@ -127,64 +125,66 @@ def _alike(part: Tensor, info: TensorInfo) -> bool:
     return same and part.is_contiguous() and part.device.type == "cpu"
 
 
-def validate(model: nn.Module, placement: Placement, source: Source) -> None:
+def validate(model: nn.Module, placement: Placement, source: IncomingAdapter) -> None:
     """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
-    if not any(recipe.modules is source.spec.modules for recipe in placement.recipes):
+    if not any(plan.modules is source.spec.modules for plan in placement.copy_plans):
         _refuse(fits(placement.envelope, source.spec))
     if source.spec.copies:
         _refuse(tuple(_other_copies(model, source)))
 
 
-def _recipe(placement: Placement, source: Source | None) -> Recipe:
+def _plan_of(placement: Placement, source: IncomingAdapter | None) -> CopyPlan:
     modules = source.spec.modules if source is not None else _NO_MODULES
-    found = next((recipe for recipe in placement.recipes if recipe.modules is modules), None)
+    found = next((plan for plan in placement.copy_plans if plan.modules is modules), None)
     if found is None:
-        found = Recipe(placement, source)
-        placement.recipes = [found, *placement.recipes[: _KEPT - 1]]
+        found = CopyPlan(placement, source)
+        placement.copy_plans = [found, *placement.copy_plans[: _KEPT - 1]]
     return found
 
 
 @torch.no_grad()
-def stage(placement: Placement, source: Source | None, image: Arena) -> Content:
+def stage(placement: Placement, source: IncomingAdapter | None, image: Arena) -> StagedAdapter:
     """Write an adapter that was validated (None: the base model) into an image of the placement's layout.
 
     Raises AdapterError when a value is not finite.
     """
     with torch.inference_mode(False):
-        recipe = _recipe(placement, source)
-        _fill(placement, source, recipe, image)
+        plan = _plan_of(placement, source)
+        _fill(placement, source, plan, image)
     if not image.finite():
         _refuse(_infinite(placement, source, image))
     label = source.label if source is not None else None
-    return Content(label, image, recipe.entries, recipe.records, recipe.fields)
+    return StagedAdapter(label, image, plan.notes, plan.fields)
 
 
-def _fill(placement: Placement, source: Source | None, recipe: Recipe, image: Arena) -> None:
+def _fill(
+    placement: Placement, source: IncomingAdapter | None, plan: CopyPlan, image: Arena
+) -> None:
     slots, views = placement.slots, image.views
-    bound = recipe.bound(placement, image)
-    clean, image.recipe = image.recipe is recipe, None
+    places = plan.views_of(placement, image)
+    clean, image.copy_plan = image.copy_plan is plan, None
     given: dict[str, Tensor] = {}
     if source is not None:
-        given, bound.reader = source.load(bound.direct, bound.reader)
+        given, places.reader = source.load(places.direct, places.reader)
     if not clean:
-        if bound.zeroed:
-            torch._foreach_zero_(bound.zeroed)
-        torch._foreach_copy_(views[len(slots) :], recipe.scalings)
-    values = [*recipe.constants, *map(given.__getitem__, bound.names)]
-    for index, shape in bound.split:
+        if places.zeroed:
+            torch._foreach_zero_(places.zeroed)
+        torch._foreach_copy_(views[len(slots) :], plan.scalings)
+    values = [*plan.constants, *map(given.__getitem__, places.names)]
+    for index, shape in places.split:
         values[index] = values[index].reshape(shape)
     if values:
-        torch._foreach_copy_(bound.parts, values)
-    image.recipe = recipe
-    for index, rows in recipe.rows:
+        torch._foreach_copy_(places.parts, values)
+    image.copy_plan = plan
+    for index, rows in plan.rows:
         view = views[index]
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
-    for index in recipe.later:
-        known = recipe.norms.get(index)
+    for index in plan.later:
+        known = plan.norms.get(index)
         if known is None:
             known = _magnitude(placement, index, image)
-            if slots[index].module not in recipe.modules:
-                recipe.norms[index] = known  # of the base weight alone
+            if slots[index].module not in plan.modules:
+                plan.norms[index] = known  # of the base weight alone
         views[index].copy_(known)
 
 
@@ -199,33 +199,30 @@ def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
     return norm_of(placement.layers[name], placement.name, found, scaling)
 
 
-def _entries(placement: Placement, source: Source | None) -> Entries:
-    """What the layers say of an adapter; one that has none has alpha 0, so that set_scale keeps it at 0."""
+def _notes(placement: Placement, source: IncomingAdapter | None) -> list[Any]:
+    """What layers and wrapped modules note of an adapter, as the placement's holders want it.
+
+    A layer that it does not target has alpha 0, so that set_scale keeps it at 0.
+    """
     rslora = source is not None and bool(source.config.use_rslora)
-    entries: Entries = {}
-    for name, layer in placement.layers.items():
+    notes: list[Any] = []
+    for name in placement.layers:
         module = source.spec.modules.get(name) if source is not None else None
         if module is not None:
-            own = Own(module.rank, module.bias, module.dora)
-            entries[layer.scaling] = Entry(module.rank, module.alpha, rslora, own)
+            state = LayerState(module.rank, module.bias, module.dora)
+            notes += [module.rank, module.alpha, rslora, state]
         else:
-            entries[layer.scaling] = Entry(1, 0, rslora, Own(0) if source is not None else None)
-    return entries
-
-
-def _records(placement: Placement, source: Source | None) -> Records:
-    """What the wrapped modules note of an adapter, each with the dict that holds it."""
-    records: Records = []
-    for slot in placement.slots:
+            notes += [1, 0, rslora, LayerState(0) if source is not None else None]
+    for slot in placement.adapter.auxiliary:
         if slot.role == "saved":
-            records.append((own_content(slot), source is not None and slot.name in source.infos))
-        elif slot.role == "tokens":
+            notes.append(source is not None and slot.name in source.infos)
+        else:
             rows = source.spec.tokens.get(slot.module) if source is not None else None
-            records.append((own_content(slot), rows.indices if rows is not None else ()))
-    return records
+            notes.append(rows.indices if rows is not None else ())
+    return notes
 
 
-def _fields(source: Source | None) -> dict[str, Any] | None:
+def _fields(source: IncomingAdapter | None) -> dict[str, Any] | None:
     if source is None:
         return None
     return {
@@ -240,7 +237,9 @@ def _refuse(findings: tuple[Finding, ...]) -> None:
         raise (RankTooLargeError if has_code(findings, "HSW105") else AdapterError)(findings)
 
 
-def _infinite(placement: Placement, source: Source | None, image: Arena) -> tuple[Finding, ...]:
+def _infinite(
+    placement: Placement, source: IncomingAdapter | None, image: Arena
+) -> tuple[Finding, ...]:
     label = source.label if source is not None else "the base model"
     names = [slot.name for slot in placement.slots]
     names += [f"{name}.scaling" for name in placement.layers]
@@ -256,7 +255,7 @@ def _infinite(placement: Placement, source: Source | None, image: Arena) -> tupl
     )
 
 
-def _other_copies(model: nn.Module, source: Source) -> list[Finding]:
+def _other_copies(model: nn.Module, source: IncomingAdapter) -> list[Finding]:
     """Base weights in the adapter that are not the model's: a fresh load would write them into it."""
     live = {
         _bare(canonical(name)): tensor

@@ -1,4 +1,4 @@
-"""Carried: what a model carries under one adapter name, its LoRA layers and every slot."""
+"""AdapterSlots: every slot that a model has under one adapter name, with the layers they are in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from hotswap.adapters.plan import SavedTensor, SwapPlan
 from hotswap.adapters.spec import TokenRows
 from hotswap.compiler.compiled import Walked
-from hotswap.engine.layout.auxiliary import trained_slots
+from hotswap.engine.layout.auxiliary import auxiliary_slots
 from hotswap.engine.layout.slots import Slot, envelopes, lora_layers, slots
 
 DTYPES = {
@@ -31,13 +31,13 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """The layers that carry an adapter, the slots of each, and those of what is trained beside LoRA."""
+class AdapterSlots:
+    """The layers that carry an adapter, the slots of each, and those of what PEFT trains beside LoRA."""
 
     name: str
     layers: dict[str, LoraLayer]
     of_layer: dict[str, list[Slot]]
-    trained: list[Slot]
+    auxiliary: list[Slot]
 
     @classmethod
     def of(
@@ -47,23 +47,23 @@ class Carried:
         *,
         walked: Walked | None = None,
         layers: dict[str, LoraLayer] | None = None,
-    ) -> Carried:
+    ) -> AdapterSlots:
         """Find it; ``layers`` are the model's LoRA layers, or those with the adapter, if known."""
         found = lora_layers(model, name, walked=walked) if layers is None else layers
         with_it = {module: layer for module, layer in found.items() if name in layer.scaling}
         of_layer = {module: slots(layer, name, module) for module, layer in with_it.items()}
-        return cls(name, with_it, of_layer, trained_slots(model, name, walked=walked))
+        return cls(name, with_it, of_layer, auxiliary_slots(model, name, walked=walked))
 
     @property
     def slots(self) -> list[Slot]:
         """Every slot, those of a layer side by side."""
-        return [*chain.from_iterable(self.of_layer.values()), *self.trained]
+        return [*chain.from_iterable(self.of_layer.values()), *self.auxiliary]
 
     @property
     def envelope(self) -> SwapPlan:
         """What fits, as a plan."""
         saved, tokens = {}, {}
-        for slot in self.trained:
+        for slot in self.auxiliary:
             dtype = DTYPES.get(slot.tensor.dtype, str(slot.tensor.dtype))
             if slot.role == "saved":
                 saved[slot.name] = SavedTensor(tuple(slot.tensor.shape), dtype)

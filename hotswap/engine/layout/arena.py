@@ -95,9 +95,8 @@ class Arena:
         self.layout = layout
         self.inference = inference
         self.buffers = buffers
-        self.recipe: object = (
-            None  # what laid out its bytes last, and knows which of them are zeros
-        )
+        # what laid out its bytes last, and knows which of them are zeros
+        self.copy_plan: object = None
         starts = {device: buffer.data_ptr() for device, buffer in buffers.items()}
         self.addresses = [
             starts[region.device] + region.offset if region.bytes else 0
@@ -124,7 +123,7 @@ class Arena:
 
     def copy(self, other: Arena) -> None:
         """Take over every byte of another arena of the same layout: one copy a device."""
-        self.recipe = None
+        self.copy_plan = None
         with torch.inference_mode(self.inference):
             for device, buffer in self.buffers.items():
                 buffer.copy_(other.buffers[device])

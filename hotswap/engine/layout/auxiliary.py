@@ -20,7 +20,7 @@ OWN = "hotswap_own"
 """Attribute of a wrapped module: adapter name → the token rows of the adapter in place, or True or False."""
 
 
-def trained_slots(
+def auxiliary_slots(
     model: nn.Module, adapter_name: str, *, walked: Walked | None = None
 ) -> list[Slot]:
     """List the tensors of an adapter that hang in modules wrapped as a whole; tied ones once."""
@@ -32,14 +32,14 @@ def trained_slots(
     return list(found.values())
 
 
-def unsupported_wrappers(walked: Walked, adapter_name: str, trained: list[Slot]) -> dict[str, str]:
-    """Name the wrapped modules whose tensors (``trained``) cannot be swapped, with the reason."""
+def unsupported_wrappers(walked: Walked, adapter_name: str, found: list[Slot]) -> dict[str, str]:
+    """Name the wrapped modules whose tensors (``found``) cannot be swapped, with the reason."""
     refused = {}
     for name, wrapper in _wrappers(walked):
         known = isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper)
         if adapter_name in wrapper._adapters and not known:
             refused[canonical(name)] = f"PEFT's {type(wrapper).__name__} is not known"
-    for slot in trained:
+    for slot in found:
         if slot.tensor.is_meta:
             refused[slot.name] = (
                 "is on the meta device (offloaded): load the model without offloading"

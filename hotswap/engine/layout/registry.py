@@ -1,39 +1,34 @@
-"""Prepared: the record of a model that was prepared, found by any module above its LoRA layers."""
+"""The registry of prepared models: the placements of each, and the lock of whoever uses its adapters."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from hotswap.engine.layout.adapter_slots import Carried
+from hotswap.compiler.regions import unwrap
+from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.scalings import Scalings
-from hotswap.engine.layout.slots import lora_layers, unwrap
+from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import BusyError, NoAdapterError, NotPreparedError
 
 
-class Prepared:
-    """What is known of a prepared model: its placements, and the lock of whoever uses its adapters.
+class Entry:
+    """What is known of a prepared model, found by any module above its LoRA layers.
 
-    ``moved`` is set when the model, or a part of it, goes to another device or dtype.
+    ``on_the_fly``: a swap through PEFT's functions prepared it, and another may widen it.
     """
 
     def __init__(self) -> None:
         self.placements: dict[str, Placement] = {}
-        self.moved = False
+        self.on_the_fly = False
         self._lock = threading.RLock()
         self._owner: int | None = None
-
-    def forget(self, name: str) -> None:
-        """Drop what is known of an adapter name, whose modules go; the layers say what is in place."""
-        if (placement := self.placements.get(name)) is not None:
-            placement.settle()
-            del self.placements[name]
 
     @contextmanager
     def exclusive(self, *, timeout: float | None = None, nested: bool = False) -> Iterator[None]:
@@ -63,52 +58,52 @@ class Prepared:
                 self._lock.release()
 
 
-_roots: weakref.WeakKeyDictionary[nn.Module, Prepared] = weakref.WeakKeyDictionary()
+_entries: weakref.WeakKeyDictionary[nn.Module, Entry] = weakref.WeakKeyDictionary()
+"""By the outermost module and by each Scalings; a copy of a model has others of both."""
 
 
-def prepared_of(model: nn.Module, *, layers: dict[str, LoraLayer] | None = None) -> Prepared:
-    """Find the record of a model by any module above its LoRA layers; a copy gets one of its own.
+def entry_of(model: nn.Module, *, layers: Mapping[str, LoraLayer] | None = None) -> Entry:
+    """Find the entry of a model by any module above its LoRA layers; a new one if there is none.
 
-    ``layers`` are its LoRA layers, if they are known.
+    ``layers`` are its LoRA layers if they are known, of which some may be prepared only now.
     """
     root = unwrap(model)
-    found = _roots.get(root)
-    if found is None:
+    found = _entries.get(root)
+    if found is None or layers is not None:
         layers = lora_layers(root) if layers is None else layers
-        scalings = [s for la in layers.values() if isinstance(s := la.scaling, Scalings)]
-        found = next((s.prepared for s in scalings if s.prepared is not None), None) or Prepared()
+        scalings = [s for layer in layers.values() if isinstance(s := layer.scaling, Scalings)]
+        known = filter(None, map(_entries.get, scalings))
+        found = found or next(known, None) or Entry()
         if scalings:
-            _roots[root] = found
-        for each in scalings:
-            if each.prepared is None:
-                vars(each)["prepared"] = found  # past Module.__setattr__, which takes its time
+            for module in (root, *scalings):
+                _entries.setdefault(module, found)
     return found
+
+
+def entry_of_layer(layer: LoraLayer) -> Entry | None:
+    """Find the entry of the model that a prepared layer is in; None for a layer of a copy."""
+    return _entries.get(layer.scaling) if isinstance(layer.scaling, Scalings) else None
 
 
 def placement_of(model: nn.Module, name: str) -> Placement:
     """Find where an adapter name's tensors are; raises NoAdapterError or NotPreparedError."""
     root = unwrap(model)
-    prepared = prepared_of(root)
-    placement = prepared.placements.get(name)
-    if placement is None or placement.replaced:
+    placements = entry_of(root).placements
+    known = placements.get(name)
+    if known is None or known.replaced:
         require_prepared(root, name)
-        placement = prepared.placements[name] = Placement.of(root, Carried.of(root, name))
-    elif placement.arena is not None and placement.moved:
-        label = placement.label
-        placement = prepared.placements[name] = Placement.of(root, Carried.of(root, name))
-        placement.label = label
-    return placement
+        known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+    elif known.arena is not None and not known.in_place:
+        label = known.label
+        known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+        known.label = label
+    return known
 
 
-def forget_content(model: nn.Module) -> None:
+def forget_adapters(model: nn.Module) -> None:
     """Note that something else has written a model's adapters, so what is in place is not known."""
-    scalings = (layer.scaling for layer in lora_layers(unwrap(model)).values())
-    known = {s.prepared for s in scalings if isinstance(s, Scalings) and s.prepared is not None}
-    for prepared in known:
-        for placement in prepared.placements.values():
-            placement.settle()
-            placement.content = None
-            placement._versions = None
+    for placement in entry_of(model).placements.values():
+        placement.forget()
 
 
 def require_prepared(model: nn.Module, name: str) -> None:
@@ -123,7 +118,7 @@ def require_prepared(model: nn.Module, name: str) -> None:
     bare = [
         module
         for module, layer in layers.items()
-        if not isinstance(layer.scaling, Scalings) or name not in layer.scaling.own
+        if not isinstance(layer.scaling, Scalings) or name not in layer.scaling.states
     ]
     if bare:
         more = f" and {len(bare) - 1} more modules are" if len(bare) > 1 else " is"

@@ -10,25 +10,14 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora.layer import (
-    Embedding,
-    LoraLayer,
-    LoraVariant,
-    MultiheadAttention,
-    ParamWrapper,
-    _ConvNd,
-)
+from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper, _ConvNd
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
 from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.compiler.regions import unwrap as unwrap
 
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_SUPPORTED_VARIANTS = ("Dora", "MiCA")  # MiCA's forward is that of plain LoRA
 Role = Literal["factor", "bias", "magnitude", "saved", "tokens"]
 
 
@@ -109,26 +98,24 @@ class Slot(NamedTuple):
 
 def slots(layer: LoraLayer, adapter_name: str, module: str = "") -> list[Slot]:
     """List the tensors of one adapter in a LoRA layer, lora_A and lora_B first."""
-    parts: dict[str, Any] = layer._modules  # past Module.__getattr__, which takes its time
     if isinstance(layer, Embedding):
         found = [
             # A: (rank, vocabulary), B: (dimension, rank)
-            Slot(module, key, f"{key}.{adapter_name}", holder[adapter_name], "factor", holder, axis)
+            Slot(module, key, f"{key}.{adapter_name}", held[adapter_name], "factor", held, axis)
             for key, axis in (("lora_embedding_A", 0), ("lora_embedding_B", 1))
-            for holder in (parts[key]._parameters,)
+            for held in (getattr(layer, key)._parameters,)
         ]
     else:
         found = _factors(layer, adapter_name, module)
-    magnitude = parts["lora_magnitude_vector"]._modules.get(adapter_name)
-    if magnitude is not None:  # (out,), or (1, out, *ones) of a convolution
+    if adapter_name in layer.lora_magnitude_vector:  # (out,), or (1, out, *ones) of a convolution
+        magnitude = layer.lora_magnitude_vector[adapter_name]
         key, holder = f"{MAGNITUDE}.{adapter_name}.weight", magnitude._parameters
         found.append(Slot(module, MAGNITUDE, key, magnitude.weight, "magnitude", holder))
     return found
 
 
 def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
-    parts: dict[str, Any] = layer._modules
-    lora_a, lora_b = (parts[key]._modules[adapter_name] for key in ("lora_A", "lora_B"))
+    lora_a, lora_b = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     conv = isinstance(layer, _ConvNd)
     groups = layer.get_base_layer().groups if conv else 1
     experts = layer.num_experts if isinstance(layer, ParamWrapper) else 1
@@ -169,26 +156,6 @@ def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
         key, holder = f"{key_b}.bias", lora_b._parameters
         found.append(Slot(module, "lora_B.bias", key, bias, "bias", holder))
     return found
-
-
-def why_unsupported(layer: LoraLayer, adapter_name: str, found: list[Slot]) -> str | None:
-    """Say why a layer with these slots cannot be prepared, or None when it can."""
-    if adapter_name in layer.lora_variant:
-        variant = type(layer.lora_variant[adapter_name]).__name__
-        if not variant.startswith(_SUPPORTED_VARIANTS):
-            return f"PEFT's {variant} computes with more than lora_A, lora_B and a scaling"
-    for slot in found:
-        owner, tensor = slot.owner, slot.tensor
-        if owner is not None and type(owner) not in _PLAIN:
-            kind = type(layer).__name__
-            return f"PEFT's {kind} holds its LoRA weights in a {type(owner).__name__}"
-        if tensor.is_meta:
-            return f"{slot.state_key} is on the meta device (offloaded): load the model without offloading"
-        if tensor.grad is not None:
-            return f"{slot.state_key} has a .grad: call zero_grad(set_to_none=True) first"
-        if slot.role == "magnitude" and (why := _why_misread(layer)):
-            return why
-    return None
 
 
 def lora_layers(
@@ -254,97 +221,3 @@ def _kind(layer: LoraLayer) -> Kind:
     if isinstance(layer, ParamWrapper):
         return "parameter"
     return "conv" if isinstance(layer, _ConvNd) else "linear"
-
-
-def add_bias(layer: LoraLayer, adapter_name: str) -> None:
-    """Give a layer's lora_B a bias of zeros, in place; its output stays as it is."""
-    weight = layer.lora_B[adapter_name].weight
-    bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-    layer.lora_B[adapter_name].bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
-    layer.lora_bias[adapter_name] = True
-
-
-def _dora_of(layer: LoraLayer) -> LoraVariant | None:
-    """PEFT's DoRA for a layer of this kind, or None where it has none."""
-    if isinstance(layer, MultiheadAttention | ParamWrapper):
-        return None  # their constructors refuse it, their table of variants does not
-    try:
-        variant: LoraVariant | None = layer.resolve_lora_variant(config=LoraConfig(use_dora=True))
-    except ValueError:
-        return None
-    return variant
-
-
-def why_no_dora(layer: LoraLayer) -> str | None:
-    """Say why a layer cannot be given DoRA, or None when it can."""
-    if _dora_of(layer) is None:
-        return f"PEFT has no DoRA for its {type(layer).__name__}"
-    return _why_misread(layer)
-
-
-def _why_misread(layer: LoraLayer) -> str | None:
-    """Say why PEFT's DoRA takes the base weight for another one, or None when it does not.
-
-    On a CPU with AVX512-BF16 the first forward of a 4-bit layer packs its weight anew
-    (bitsandbytes/nn/modules.py), and PEFT dequantises it as if it were not packed.
-    """
-    base = layer.get_base_layer()
-    if not getattr(base, "support_avx512bf16_for_cpu", False) or base.weight.device.type != "cpu":
-        return None
-    kind = type(layer).__name__
-    return f"PEFT's DoRA misreads the weight that its {kind} packs for this CPU: serve it on a GPU"
-
-
-def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:
-    """Turn a layer's adapter into a DoRA one, in place; its output stays as it is.
-
-    The magnitude is the norm of the adapted weight, with which DoRA computes what LoRA does
-    (arXiv:2402.09353, equation 5).
-    """
-    variant: Any = _dora_of(layer)
-    with torch.no_grad(), torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
-        variant.init(layer, adapter_name=adapter_name, config=None)
-    layer.lora_variant[adapter_name] = variant
-    layer.use_dora[adapter_name] = True
-    found = {slot.key: slot.tensor.detach() for slot in slots(layer, adapter_name)}
-    magnitude = layer.lora_magnitude_vector[adapter_name].weight
-    magnitude.data = norm_of(layer, adapter_name, found, layer.scaling[adapter_name])
-    magnitude.requires_grad_(slots(layer, adapter_name)[0].tensor.requires_grad)
-
-
-@torch.no_grad()
-def norm_of(
-    layer: LoraLayer, adapter_name: str, tensors: Mapping[str, Tensor], scaling: float | Tensor
-) -> Tensor:
-    """The magnitude that makes DoRA compute what LoRA does: the norm of W + scaling * B @ A, per output.
-
-    It is what the forward of PEFT's DoRA layers (peft/tuners/lora/dora.py) divides by, computed in the
-    same steps and dtypes from the same tensors, so that the quotient is exactly 1.
-    """
-    # PEFT makes a Parameter of the weight, which an inference tensor can only be in that mode
-    with torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
-        weight = _base_weight(layer.get_base_layer())
-        if isinstance(layer, Embedding):
-            delta = (tensors["lora_embedding_A"].T @ tensors["lora_embedding_B"].T).T
-        else:
-            a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
-            if isinstance(layer, _ConvNd):
-                rank = a.shape[0]
-                delta = (b.reshape(-1, rank) @ a.reshape(rank, -1)).reshape(weight.shape)
-            else:
-                weight = weight.to(a.dtype)
-                eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
-                delta = linear(linear(eye, a), b, tensors.get("lora_B.bias")).T
-        norm = layer.lora_magnitude_vector[adapter_name].get_weight_norm(weight, delta, scaling)
-    return norm.detach()  # type: ignore[no-any-return]
-
-
-def _base_weight(base: nn.Module) -> Tensor:
-    """The weight as a plain tensor, if need be dequantised."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    own = base._parameters.get("weight")
-    weight: Tensor = dequantize_module_weight(base).detach()
-    if own is not None:
-        base._parameters["weight"] = own  # PEFT leaves a copy of an 8-bit weight in its place
-    return weight

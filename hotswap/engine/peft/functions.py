@@ -7,7 +7,6 @@ import re
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +21,17 @@ from hotswap.adapters.fit import fits
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, ModuleSpec
 from hotswap.compiler.compiled import compiled_parts
-from hotswap.engine.incoming.source import Source, read
-from hotswap.engine.layout.adapter_slots import Carried
-from hotswap.engine.layout.registry import Prepared, prepared_of
+from hotswap.compiler.regions import unwrap
+from hotswap.engine.incoming.source import IncomingAdapter, read
+from hotswap.engine.layout.adapter_slots import AdapterSlots
+from hotswap.engine.layout.registry import entry_of
 from hotswap.engine.layout.scalings import Scalings
-from hotswap.engine.layout.slots import lora_layers, unwrap, why_unsupported
-from hotswap.engine.prepare import CheckCompiled, prepare
-from hotswap.engine.swap import put_in_place, ready
+from hotswap.engine.layout.slots import lora_layers
+from hotswap.engine.parts import Part
+from hotswap.engine.preparable import CheckCompiled, why_unsupported
+from hotswap.engine.prepare import prepare
+from hotswap.engine.swap import exchange
+from hotswap.engine.transaction import Changes, exclusive, ready
 from hotswap.errors import (
     AdapterError,
     MergedAdapterError,
@@ -43,7 +46,6 @@ _TRAIN_AGAIN = "train or export the adapter again"
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules")
 HUB = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")
 """The arguments of huggingface_hub that are passed on."""
-_on_the_fly: weakref.WeakSet[Prepared] = weakref.WeakSet()
 _unprepared = threading.Lock()  # models that are not prepared have none of their own
 
 
@@ -61,7 +63,7 @@ def prepare_model_for_compiled_hotswap(
     a compiled model, one without adapters, or a target rank below an adapter's.
     """
     prepare(model, target_rank=target_rank, check_compiled=check_compiled)
-    _on_the_fly.discard(prepared_of(model))
+    entry_of(model).on_the_fly = False
     if target_rank is not None and config is not None:
         for each in config.values() if isinstance(config, dict) else [config]:
             _set_rank(each, target_rank)
@@ -144,12 +146,12 @@ def without_name(key: str, name: str) -> str:
     return re.sub(rf"\.modules_to_save\.{name}\.", ".", key)
 
 
-def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Source]) -> None:
+def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], IncomingAdapter]) -> None:
     """Swap in an adapter as PEFT would, whether the model is prepared or not."""
     start = time.perf_counter()
     model = unwrap(wrapped)
-    with prepared_of(model).exclusive():
-        known = prepared_of(model).placements.get(name)
+    with entry_of(model).exclusive():
+        known = entry_of(model).placements.get(name)
         layers = lora_layers(model, name) if known is None or known.replaced else known.layers
         if not layers:
             raise NoAdapterError(
@@ -161,13 +163,14 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Source])
             with _unprepared:
                 _overwrite(model, layers, source, name)
             return
-        if bare or prepared_of(model) in _on_the_fly:
+        if bare or entry_of(model).on_the_fly:
             _make_room(wrapped, layers, source.spec, name)
-    with prepared_of(model).exclusive():  # one that is prepared only now had no record before
-        put_in_place(model, ready(model, name), source, start)
+    part = Part("", model)
+    with exclusive([part]):  # a model that is prepared only now had no entry before
+        exchange([part], [ready(part, name)], {"": source}, source.label, start)
 
 
-def _whole(source: Source, layers: dict[str, LoraLayer]) -> Source:
+def _whole(source: IncomingAdapter, layers: dict[str, LoraLayer]) -> IncomingAdapter:
     """The adapter without the modules of which it has half a pair; raise if it targets other modules."""
     parts: dict[str, set[str]] = {}
     for tensor in source.infos:
@@ -207,12 +210,12 @@ def _whole(source: Source, layers: dict[str, LoraLayer]) -> Source:
 
 def _as_it_is(model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str) -> bool:
     """Whether an adapter has the ranks and scalings of the one in place, so that nothing need be prepared."""
-    carried = Carried.of(model, name, layers=layers)
-    if spec.saved or spec.tokens or spec.copies or carried.trained:
+    adapter = AdapterSlots.of(model, name, layers=layers)
+    if spec.saved or spec.tokens or spec.copies or adapter.auxiliary:
         return False
-    if any(slot.tensor.is_inference() for slot in carried.slots):
+    if any(slot.tensor.is_inference() for slot in adapter.slots):
         return False  # cannot be written outside of inference_mode
-    places = carried.envelope.modules
+    places = adapter.envelope.modules
     return all(key in spec.modules for key, place in places.items() if place.dora) and all(
         (module.rank, module.bias, module.dora)
         == (places[key].rank, places[key].bias, places[key].dora)
@@ -222,16 +225,18 @@ def _as_it_is(model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec,
 
 
 @torch.no_grad()
-def _overwrite(model: nn.Module, layers: dict[str, LoraLayer], source: Source, name: str) -> None:
+def _overwrite(
+    model: nn.Module, layers: dict[str, LoraLayer], source: IncomingAdapter, name: str
+) -> None:
     """Overwrite the tensors of an unprepared model where they are, all or nothing."""
-    carried = Carried.of(model, name, layers=layers)
-    _refuse(fits(carried.envelope, source.spec))
+    adapter = AdapterSlots.of(model, name, layers=layers)
+    _refuse(fits(adapter.envelope, source.spec))
     for module, layer in layers.items():
         if layer.merged_adapters:
             raise MergedAdapterError(f"{module} has merged adapters; call unmerge_adapter() first")
-        if why := why_unsupported(layer, name, carried.of_layer[module]):
+        if why := why_unsupported(layer, name, adapter.of_layer[module]):
             raise UnsupportedLayerError({module: why})
-    slots = carried.slots
+    slots = adapter.slots
     targets = [slot.tensor.detach() for slot in slots]
     given = source.tensors
     values = [
@@ -245,25 +250,20 @@ def _overwrite(model: nn.Module, layers: dict[str, LoraLayer], source: Source, n
             if not torch.isfinite(value.to(slot.tensor.dtype)).all()
         ]
     )
-    changes: list[tuple[dict[str, Any], str, Any]] = []
+    notes: list[tuple[dict[str, Any], str, Any]] = []
     for module, spec in source.spec.modules.items():
         layer = layers[module]
-        changes += [(layer.r, name, spec.rank), (layer.lora_alpha, name, spec.alpha)]
-        changes.append((layer.use_rslora, name, source.config.use_rslora))
+        notes += [(layer.r, name, spec.rank), (layer.lora_alpha, name, spec.alpha)]
+        notes.append((layer.use_rslora, name, source.config.use_rslora))
     config = getattr(model, "peft_config", {}).get(name)
     if config is not None:
-        changes += [(vars(config), field, getattr(source.config, field)) for field in _FIELDS]
-    before = [target.clone() for target in targets]
-    old = [(holder, key, holder[key]) for holder, key, _ in changes]
-    try:
+        notes += [(vars(config), field, getattr(source.config, field)) for field in _FIELDS]
+    with Changes() as changes:
+        changes.callback(torch._foreach_copy_, targets, [target.clone() for target in targets])
         torch._foreach_copy_(targets, values)
-        for holder, key, value in changes:
+        for holder, key, value in notes:
+            changes.keep(holder, key)
             holder[key] = value
-    except BaseException:
-        torch._foreach_copy_(targets, before)
-        for holder, key, value in old:
-            holder[key] = value
-        raise
     torch.autograd.graph.increment_version([slot.tensor for slot in slots])
 
 
@@ -271,10 +271,10 @@ def _make_room(
     model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str
 ) -> None:
     """Prepare the model, or widen what was prepared on the fly, so that the adapter fits."""
-    room = Carried.of(model, name, layers=layers).envelope
+    room = AdapterSlots.of(model, name, layers=layers).envelope
     wider = {key: _wider(place, spec.modules.get(key)) for key, place in room.modules.items()}
     _refuse(fits(replace(room, modules=wider), spec))
-    if wider == room.modules and prepared_of(model) in _on_the_fly:
+    if wider == room.modules and entry_of(model).on_the_fly:
         return
     if parts := compiled_parts(model):
         raise NotPreparedError(
@@ -282,7 +282,7 @@ def _make_room(
             "call prepare_model_for_compiled_hotswap(model, target_rank=...) before torch.compile"
         )
     prepare(model, plan=SwapPlan(wider), adapter_name=name)
-    _on_the_fly.add(prepared_of(model))
+    entry_of(model).on_the_fly = True
 
 
 def _wider(place: ModulePlan, module: ModuleSpec | None) -> ModulePlan:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from peft.utils import hotswap as upstream
 
-from hotswap.engine.incoming.source import Source, read
+from hotswap.engine.incoming.source import IncomingAdapter, read
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.peft.functions import (
     HUB,
@@ -129,7 +129,7 @@ def _load_adapter(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_adapter
 
 
-def _asked_for(asked: Mapping[str, Any], name: str) -> Source:
+def _asked_for(asked: Mapping[str, Any], name: str) -> IncomingAdapter:
     """Read the adapter that transformers' load_adapter was called with."""
     config, tensors = asked["peft_config"], asked["adapter_state_dict"]
     if tensors is not None:

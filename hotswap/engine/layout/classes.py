@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hotswap.engine.layout.placement import nothing_to_save
-from hotswap.engine.layout.scalings import Own, Scalings
+from hotswap.engine.layout.registry import entry_of_layer
+from hotswap.engine.layout.scalings import LayerState, Scalings
 from hotswap.engine.layout.slots import Slot, lora_layers, slots
 from hotswap.errors import HotswapError
 
@@ -21,8 +22,7 @@ def prepared_class(cls: Any) -> Any:
     """Derive the class of a prepared layer.
 
     Assigning a dict to ``scaling`` fills the buffers in place: PEFT's ``rescale_adapter_scale`` and others
-    assign whole dicts, which a submodule would refuse. Ranks and alphas are settled when they are read.
-    Its state dict has each adapter at its own rank.
+    assign whole dicts, which a submodule would refuse. Its state dict has each adapter at its own rank.
     """
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
@@ -42,52 +42,34 @@ def prepared_class(cls: Any) -> Any:
         cls._load_from_state_dict(self, state, prefix, *args)
 
     def update_layer(self: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        prepared = getattr(self.scaling, "prepared", None)
-        if prepared is not None:  # an adapter that is there already gets new modules
-            prepared.forget(adapter_name)
+        _forget(self, adapter_name)  # an adapter that is there already gets new modules
         cls.update_layer(self, adapter_name, *args, **kwargs)
+
+    def delete_adapter(self: Any, adapter_name: str) -> None:
+        _forget(self, adapter_name)
+        cls.delete_adapter(self, adapter_name)
 
     def merge(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.lora_variant:
             _require_mergeable(self)
         cls.merge(self, *args, **kwargs)
 
-    def get_state(self: Any) -> dict[str, Any]:
-        _ = self.r  # which settles the dicts
-        state: dict[str, Any] = self.__dict__.copy()
-        return state
-
     return _derived(
         cls,
         prepared_class,
-        r=_settled("r"),
-        lora_alpha=_settled("lora_alpha"),
-        use_rslora=_settled("use_rslora"),
-        __getstate__=get_state,
         __setattr__=set_attribute,
         merge=merge,
         update_layer=update_layer,
+        delete_adapter=delete_adapter,
         state_dict=state_dict,
         _load_from_state_dict=load,
     )
 
 
-def _settled(attribute: str) -> property:
-    """A dict of a layer that is brought up to date before it is given; assigning one fills it in place."""
-
-    def get(layer: Any) -> dict[str, Any]:
-        if isinstance(layer.scaling, Scalings):  # somebody may have put a dict in their place
-            layer.scaling.settle()
-        found: dict[str, Any] = layer.__dict__[attribute]
-        return found
-
-    def fill(layer: Any, value: dict[str, Any]) -> None:
-        found = get(layer)
-        if value is not found:
-            found.clear()
-            found.update(value)
-
-    return property(get, fill)
+def _forget(layer: Any, adapter_name: str) -> None:
+    """Drop what is known of an adapter name, whose modules go."""
+    if (entry := entry_of_layer(layer)) is not None:
+        entry.placements.pop(adapter_name, None)
 
 
 @cache
@@ -122,7 +104,7 @@ def _require_mergeable(layer: Any) -> None:
 
     The norm in PEFT's forward of a DoRA layer counts the bias, that in its merge does not.
     """
-    for name, own in layer.scaling.own.items():
+    for name, own in layer.scaling.states.items():
         if own is not None and own.bias and name in layer.lora_variant:
             raise HotswapError(
                 f"adapter {name!r} has a lora_B bias and its layer is prepared for DoRA, where PEFT's "
@@ -135,12 +117,12 @@ def _save_own(layer: Any, state: dict[str, Any], prefix: str) -> None:
 
     A state dict of the live tensors (``keep_vars=True``) stays as it is.
     """
-    owns = layer.scaling.own
-    if owns and not any(owns.values()) and not _adapter_in_place(layer):
-        key = f"{prefix}{slots(layer, next(iter(owns)))[0].state_key}"
+    states = layer.scaling.states
+    if states and not any(states.values()) and not _adapter_in_place(layer):
+        key = f"{prefix}{slots(layer, next(iter(states)))[0].state_key}"
         if not isinstance(state.get(key), nn.Parameter):
             nothing_to_save()
-    for name, own in owns.items():
+    for name, own in states.items():
         for slot in slots(layer, name):
             key = prefix + slot.state_key
             if key not in state or isinstance(state[key], nn.Parameter):
@@ -153,8 +135,8 @@ def _save_own(layer: Any, state: dict[str, Any], prefix: str) -> None:
 
 def _adapter_in_place(layer: Any) -> bool:
     """Whether the model has an adapter to save under any name, or one is being loaded beside it."""
-    prepared = layer.scaling.prepared
-    placements = {} if prepared is None else prepared.placements
+    entry = entry_of_layer(layer)
+    placements = {} if entry is None else entry.placements
     return any(
         placement.label is not None
         or any(set(one.scaling) - set(placements) for one in placement.layers.values())
@@ -162,7 +144,7 @@ def _adapter_in_place(layer: Any) -> bool:
     )
 
 
-def _has(own: Own, slot: Slot) -> bool:
+def _has(own: LayerState, slot: Slot) -> bool:
     if slot.role == "bias":
         return own.bias
     return own.dora if slot.role == "magnitude" else own.rank > 0
@@ -170,7 +152,7 @@ def _has(own: Own, slot: Slot) -> bool:
 
 def _pad_on_load(layer: Any, state: dict[str, Any], prefix: str) -> None:
     """Accept an adapter at its own rank: pad its tensors to the slots', and fill in what is missing."""
-    for name, own in list(layer.scaling.own.items()):
+    for name, own in list(layer.scaling.states.items()):
         for slot in slots(layer, name):
             key = prefix + slot.state_key
             if key not in state:
@@ -187,7 +169,7 @@ def _pad_on_load(layer: Any, state: dict[str, Any], prefix: str) -> None:
                 part.copy_(slot.split(value, part))
                 state[key] = wide
             if rank <= slot.rank:
-                layer.scaling.own[name] = (own or Own(rank))._replace(rank=rank)
+                layer.scaling.states[name] = (own or LayerState(rank))._replace(rank=rank)
 
 
 @contextmanager
@@ -202,9 +184,9 @@ def _own_ranks(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
     try:
         for name in adapters:
             for layer in lora_layers(model, name).values():
-                if not isinstance(layer.scaling, Scalings) or name not in layer.scaling.own:
+                if not isinstance(layer.scaling, Scalings) or name not in layer.scaling.states:
                     continue
-                own = layer.scaling.own[name]
+                own = layer.scaling.states[name]
                 if own is None:
                     raise HotswapError(
                         f"there is no adapter to combine under {name!r}: swap(model, None) put the "

@@ -1,0 +1,108 @@
+"""Parts: what a deployment consists of. A model is one part, a pipeline of diffusers its components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.spec import canonical
+from hotswap.compiler.regions import unwrap
+from hotswap.engine.layout.slots import lora_layers
+from hotswap.errors import HotswapError, NoAdapterError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One module tree that carries an adapter: ``key`` is a component's name, "" for a model by itself.
+
+    ``given`` may be a wrapper of ``torch.compile``.
+    """
+
+    key: str
+    given: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """The module tree without the wrapper."""
+        return unwrap(self.given)
+
+    def named(self, module: str) -> str:
+        """The name that a report gives to a module of this part."""
+        return f"{self.key}.{module}" if self.key else module
+
+    @property
+    def lost_prefix(self) -> str:
+        """What names start with in a file but not here: transformers 5 flattened CLIP's text model."""
+        return "text_model." if self.key and not hasattr(self.given, "text_model") else ""
+
+
+class TargetRankError(HotswapError, ValueError):
+    """The target rank or plan does not fit the adapters that the model carries."""
+
+
+def models_of(deployment: Any) -> list[Part]:
+    """Every module tree of a model or pipeline, whether it carries an adapter or not; raises TypeError."""
+    if isinstance(deployment, nn.Module):
+        return [Part("", deployment)]
+    components = getattr(deployment, "components", None)
+    if not isinstance(components, Mapping):
+        raise TypeError(
+            f"got a {type(deployment).__name__}, expected a torch module or a pipeline of diffusers"
+        )
+    return [Part(key, part) for key, part in components.items() if isinstance(part, nn.Module)]
+
+
+def parts_of(deployment: Any) -> list[Part]:
+    """The model itself, or the components that carry LoRA layers; raises TypeError or NoAdapterError."""
+    if isinstance(deployment, nn.Module):
+        return models_of(deployment)
+    found = [part for part in models_of(deployment) if lora_layers(part.given)]
+    if not found:
+        raise NoAdapterError(
+            f"no component of the {type(deployment).__name__} carries a LoRA layer; "
+            "call load_lora_weights() first"
+        )
+    return found
+
+
+def plans_of(parts: list[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
+    """The part of a plan that is of each part, with the names that its modules have in the model.
+
+    Raises TargetRankError for modules of no component.
+    """
+    if [part.key for part in parts] == [""]:
+        return {"": plan}
+    by_key = {part.key: part for part in parts}
+    found: dict[str, SwapPlan] = {}
+    strange = []
+    only = _only_component(parts, plan)
+    for name, module in plan.modules.items():
+        key, _, rest = (only, ".", name) if only else name.partition(".")
+        if key not in by_key:
+            strange.append(name)
+            continue
+        own = found.setdefault(key, SwapPlan({}, dtype=plan.dtype))
+        own.modules[rest.removeprefix(by_key[key].lost_prefix)] = module
+    if strange:
+        raise TargetRankError(
+            f"the plan has {strange[0]}, which is in no component of the pipeline (these could be: "
+            f"{', '.join(by_key)}); plan files that save_lora_weights wrote for this pipeline"
+        )
+    return found
+
+
+def _only_component(parts: list[Part], plan: SwapPlan) -> str | None:
+    """The component that a plan is of when its names are without one: that which has its modules."""
+    keys = {part.key for part in parts}
+    if not plan.modules or any(name.partition(".")[0] in keys for name in plan.modules):
+        return None
+    first = next(iter(plan.modules))
+    for part in parts:
+        wanted = first.removeprefix(part.lost_prefix)
+        if any(canonical(name) == wanted for name, _ in part.given.named_modules()):
+            return part.key
+    return None

@@ -1,0 +1,104 @@
+"""The transaction over parts: all are locked, validated, staged and committed, or none is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
+
+from hotswap.engine.incoming.source import IncomingAdapter
+from hotswap.engine.incoming.stage import stage, validate
+from hotswap.engine.layout.arena import Arena
+from hotswap.engine.layout.placement import Placement, StagedAdapter
+from hotswap.engine.layout.registry import entry_of, placement_of
+from hotswap.engine.layout.slots import adapter_names
+from hotswap.engine.parts import Part
+
+
+class Changes(ExitStack):
+    """What a scope changes; taken back, last first, if the scope fails.
+
+    ``callback`` notes how to take back a change that is about to be made.
+    """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        if kind is None:
+            self.pop_all()
+        return super().__exit__(kind, error, traceback)
+
+    def set(self, owner: Any, attribute: str, value: Any) -> None:
+        """Set an attribute."""
+        old = getattr(owner, attribute)
+        self.callback(lambda: setattr(owner, attribute, old))
+        setattr(owner, attribute, value)
+
+    def keep(self, holder: dict[Any, Any], key: Any) -> None:
+        """Note what a dict has under a key, which is about to change."""
+        if key in holder:
+            old = holder[key]
+            self.callback(lambda: holder.update({key: old}))
+        else:
+            self.callback(lambda: holder.pop(key, None))
+
+
+@contextmanager
+def exclusive(
+    parts: Sequence[Part], *, timeout: float | None = None, nested: bool = False
+) -> Iterator[None]:
+    """Hold the adapters of every part; raises BusyError. ``nested``: also inside one's own use."""
+    with ExitStack() as locks:
+        for part in parts:
+            entry = entry_of(part.model)
+            locks.enter_context(entry.exclusive(timeout=timeout, nested=nested))
+        yield
+
+
+def name_of(part: Part, adapter_name: str | None) -> str:
+    """The name itself; of None, that of the only adapter, or "default"."""
+    if adapter_name is not None:
+        return adapter_name
+    known = list(entry_of(part.model).placements) or adapter_names(part.model)
+    return known[0] if len(known) == 1 else "default"
+
+
+def ready(part: Part, adapter_name: str | None) -> Placement:
+    """Find the placement of an adapter name; raise what a swap raises when it can take no adapter."""
+    placement = placement_of(part.model, name_of(part, adapter_name))
+    placement.require_unmerged()
+    placement.require_resident()
+    return placement
+
+
+def stage_parts(
+    parts: Sequence[Part],
+    places: Sequence[Placement],
+    incoming: Mapping[str, IncomingAdapter],
+    label: str | None,
+    image_of: Callable[[Placement], Arena] = Placement.staging,
+) -> list[StagedAdapter]:
+    """Validate an adapter against every part, then lay it out for each; raises AdapterError.
+
+    A part for which there is nothing gets no adapter, and no label.
+    """
+    for part, place in zip(parts, places, strict=True):
+        if part.key in incoming:
+            validate(part.model, place, incoming[part.key])
+    staged = []
+    for part, place in zip(parts, places, strict=True):
+        staged.append(stage(place, incoming.get(part.key), image_of(place)))
+        staged[-1].label = label if part.key in incoming else None
+    return staged
+
+
+def commit(places: Sequence[Placement], staged: Sequence[StagedAdapter]) -> None:
+    """Put staged adapters in place, all or nothing: on any exception everything is as it was."""
+    with Changes() as changes:
+        for place, each in zip(places, staged, strict=True):
+            changes.callback(place.keep())
+            place.put(each)

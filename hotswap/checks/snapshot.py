@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,7 @@ class Snapshot:
         self._holders: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._flags: list[tuple[str, LoraLayer, str, Any]] = []
         self._active: list[tuple[str, LoraLayer, str | list[str]]] = []
-        self._numbers: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._numbers: list[tuple[str, MutableMapping[str, Any], dict[str, Any]]] = []
         self._configs: list[tuple[str, dict[str, Any], str, Any, dict[str, Any]]] = []
         seen: set[int] = set()
         for model in models:
@@ -193,7 +194,9 @@ class Snapshot:
             holder.clear()
             holder.update(entries)
         for _, numbers, then in self._numbers:
-            numbers.clear()
+            for name in [*numbers]:
+                if name not in then:
+                    del numbers[name]
             numbers.update(then)
         for entry in self._entries:
             entry.holder[entry.key] = entry.tensor

@@ -53,8 +53,9 @@ class AdapterBank:
         self._staged: OrderedDict[str, list[StagedAdapter]] = OrderedDict()
         self._places()
 
-    def _places(self) -> list[Placement]:
-        return [placement_of(part.model, self._adapter_name) for part in self._parts]
+    def _places(self, *, at_once: bool = False) -> list[Placement]:
+        name = self._adapter_name
+        return [placement_of(part.model, name, at_once=at_once) for part in self._parts]
 
     def add(self, name: str, adapter: Adapter | None, *, config: LoraConfig | None = None) -> str:
         """Stage an adapter under a name, in place of one that has it; return its digest.
@@ -94,7 +95,7 @@ class AdapterBank:
         UnknownAdapterError, or BusyError after ``timeout`` seconds or inside another ``using``.
         """
         with exclusive(self._parts, timeout=timeout):
-            staged, places = self._of(name), self._places()
+            staged, places = self._of(name), self._places(at_once=True)
             for place in places:
                 place.require_unmerged()
             if not _in_place(places, staged):

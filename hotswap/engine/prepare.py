@@ -18,8 +18,9 @@ from hotswap.engine.layout.classes import prepared_class, prepared_tuner
 from hotswap.engine.layout.dora import add_magnitude, why_no_dora
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import entry_of
-from hotswap.engine.layout.scalings import LayerState, Scalings
+from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot
+from hotswap.engine.layout.states import LayerState
 from hotswap.engine.parts import TargetRankError, parts_of, plans_of
 from hotswap.engine.preparable import (
     CheckCompiled,
@@ -98,7 +99,7 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
     """Prepare the adapters of one model; count the tensors that grew."""
     model, padded = found.model, 0
     known = dict(entry_of(model).placements)
-    made: dict[str, Placement] = {}
+    arenas: list[tuple[AdapterSlots, Arena]] = []
     for name, adapter in found.adapters.items():
         states = _states(adapter)
         if plan is not None and _add_parts(adapter, plan, changes):
@@ -107,16 +108,17 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
         arena = _arena(adapter, before, found.ranks, known.get(name))
         if arena is not None:
             padded += _move_into(adapter, before, arena, states, changes)
-            made[name] = Placement.of(model, adapter, arena)
-            made[name].label = known[name].label if name in known else name
+            arenas.append((adapter, arena))
     tuner = getattr(model, "base_model", None)
     cls: Any = type(tuner)
     if cls is LoraModel:
         changes.set(tuner, "__class__", prepared_tuner(cls))
     placements = entry_of(model, layers=found.layers).placements
-    for name, placement in made.items():
-        changes.keep(placements, name)
-        placements[name] = placement
+    for adapter, arena in arenas:
+        placement = Placement.of(model, adapter, arena)
+        placement.label = known[adapter.name].label if adapter.name in known else adapter.name
+        changes.keep(placements, adapter.name)
+        placements[adapter.name] = placement
     return padded
 
 
@@ -201,8 +203,10 @@ def _states(adapter: AdapterSlots) -> list[LayerState]:
     states = []
     for module, slots in adapter.of_layer.items():
         roles = [slot.role for slot in slots]
-        rank = own_rank(adapter.layers[module], adapter.name, slots)
-        states.append(LayerState(rank, bias="bias" in roles, dora="magnitude" in roles))
+        layer, name = adapter.layers[module], adapter.name
+        alpha, rslora = layer.lora_alpha[name], bool(layer.use_rslora.get(name))
+        rank = own_rank(layer, name, slots)
+        states.append(LayerState(rank, alpha, rslora, "bias" in roles, "magnitude" in roles))
     return states
 
 

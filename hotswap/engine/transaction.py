@@ -7,13 +7,15 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
-from hotswap.engine.incoming.source import IncomingAdapter
-from hotswap.engine.incoming.stage import stage, validate
+from hotswap.engine.incoming.source import NOTHING, IncomingAdapter
+from hotswap.engine.incoming.stage import stage
+from hotswap.engine.incoming.validate import validate
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.placement import Placement, StagedAdapter
-from hotswap.engine.layout.registry import entry_of, placement_of
+from hotswap.engine.layout.registry import Entry, entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
 from hotswap.engine.parts import Part
+from hotswap.errors import BusyError
 
 
 class Changes(ExitStack):
@@ -51,12 +53,25 @@ class Changes(ExitStack):
 def exclusive(
     parts: Sequence[Part], *, timeout: float | None = None, nested: bool = False
 ) -> Iterator[None]:
-    """Hold the adapters of every part; raises BusyError. ``nested``: also inside one's own use."""
-    with ExitStack() as locks:
+    """Hold the adapters of every part; raises BusyError after ``timeout`` seconds, or within one's own use.
+
+    ``nested`` allows the latter, for what does not exchange the adapter.
+    """
+    held: list[Entry] = []
+    try:
         for part in parts:
             entry = entry_of(part.model)
-            locks.enter_context(entry.exclusive(timeout=timeout, nested=nested))
+            if not entry.mine:
+                held.append(entry)
+                entry.acquire(timeout)
+            elif not nested:
+                raise BusyError(
+                    "this thread is inside AdapterBank.using() of the same model; swap after its end"
+                )
         yield
+    finally:
+        for entry in reversed(held):
+            entry.release()
 
 
 def name_of(part: Part, adapter_name: str | None) -> str:
@@ -86,12 +101,13 @@ def stage_parts(
 
     A part for which there is nothing gets no adapter, and no label.
     """
-    for part, place in zip(parts, places, strict=True):
+    pairs = [*zip(parts, places, strict=True)]
+    for part, place in pairs:
         if part.key in incoming:
             validate(part.model, place, incoming[part.key])
     staged = []
-    for part, place in zip(parts, places, strict=True):
-        staged.append(stage(place, incoming.get(part.key), image_of(place)))
+    for part, place in pairs:
+        staged.append(stage(place, incoming.get(part.key, NOTHING), image_of(place)))
         staged[-1].label = label if part.key in incoming else None
     return staged
 
@@ -100,5 +116,4 @@ def commit(places: Sequence[Placement], staged: Sequence[StagedAdapter]) -> None
     """Put staged adapters in place, all or nothing: on any exception everything is as it was."""
     with Changes() as changes:
         for place, each in zip(places, staged, strict=True):
-            changes.callback(place.keep())
-            place.put(each)
+            place.put(each, changes.callback)

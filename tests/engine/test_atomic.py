@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import hotswap
 from hotswap.engine import transaction
-from hotswap.engine.incoming import parts, source, stage
+from hotswap.engine.incoming import file_reader, parts, source, stage
 from hotswap.engine.layout import arena as arenas
+from hotswap.engine.layout import placement
 from hotswap.engine.layout.arena import Arena
-from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import AdapterError
@@ -92,13 +92,13 @@ def check_recovered(model: Any, before: Any, base: Any, fleet: Any) -> None:
 STEPS: dict[str, tuple[Any, str]] = {
     "reading the config": (source, "read_config"),
     "reading the header": (source, "read_raw_header"),
-    "allocating the buffer": (source, "_buffer"),
+    "allocating the buffer": (file_reader, "_buffer"),
     "reading": (parts, "read"),
     "validating": (transaction, "validate"),
     "staging": (transaction, "stage"),
     "a DoRA norm": (stage, "norm_of"),
     "looking for NaN": (Arena, "finite"),
-    "noting the ranks": (Placement, "_note"),
+    "telling the config": (placement, "_tell"),
     "the copy": (Arena, "copy"),
     "autograd's counters": (torch.autograd.graph, "increment_version"),
 }
@@ -165,10 +165,10 @@ class Interrupt:
         sys.settrace(None)
 
     def call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        code = (
-            frame.f_code
-        )  # a signal is delivered at calls, never between the lines of exclusive()
-        engine = code.co_filename.startswith(ENGINE) and code.co_name != "exclusive"
+        code = frame.f_code
+        # a signal is delivered at calls, never between the lines of what takes the lock
+        lock = code.co_name in {"exclusive", "acquire", "release"}
+        engine = code.co_filename.startswith(ENGINE) and not lock
         return self.line if engine else None
 
     def line(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
@@ -295,13 +295,13 @@ def test_a_file_that_shrinks_while_it_is_read_changes_nothing(
     model = hotswap.load(copy.deepcopy(base), hotswap.plan([*fleet.values()]), fleet["one"])
     before = bits(model)
     path = fleet["two"] / "adapter_model.safetensors"
-    whole, read_data = path.read_bytes(), source.FileReader.read
+    whole, read_data = path.read_bytes(), file_reader.FileReader.read
 
     def shrink(*args: Any) -> Any:
         path.write_bytes(whole[:-8])
         return read_data(*args)
 
-    monkeypatch.setattr(source.FileReader, "read", shrink)
+    monkeypatch.setattr(file_reader.FileReader, "read", shrink)
     with pytest.raises(AdapterError, match="shrunk while it was read"):
         hotswap.swap(model, fleet["two"])
     assert same_bits(before, bits(model))

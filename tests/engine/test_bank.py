@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import hotswap
+from hotswap.engine.layout import placement as placements
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import (
@@ -279,7 +281,7 @@ def test_without_using_outputs_are_torn(
     assert any(_torn(model, bank, 200, exclusive=False) for _ in range(50))
 
 
-@pytest.mark.parametrize("step", ["follow", "copy", "bump"])
+@pytest.mark.parametrize("step", ["tell", "copy", "bump"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failing_activation_is_undone(
     fleet: dict[str, Path],
@@ -295,7 +297,7 @@ def test_a_failing_activation_is_undone(
     before, config = bits(model), model.peft_config["default"].to_dict()
     placement = placement_of(model, "default")
     targets: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        "follow": (placement, "_note", placement._note),
+        "tell": (placements, "_tell", placements._tell),
         "copy": (placement.arena, "copy", placement.arena.copy),  # type: ignore[union-attr]
         "bump": (torch.autograd.graph, "increment_version", torch.autograd.graph.increment_version),
     }
@@ -309,10 +311,7 @@ def test_a_failing_activation_is_undone(
             raise error("injected")
 
     with monkeypatch.context() as patch:
-        if step == "follow":
-            patch.setattr(type(placement), "_note", lambda _, *arguments: failing(*arguments))
-        else:
-            patch.setattr(owner, name, failing)
+        patch.setattr(owner, name, failing)
         with pytest.raises(error, match="injected"), bank.using("a"):
             pytest.fail("the body must not run")
     assert same(before, bits(model))
@@ -360,3 +359,63 @@ def test_new_modules_under_the_same_name_get_the_adapter_too(
     model.load_state_dict(weights, strict=False, assign=True)
     with bank.using("lora"):
         torch.testing.assert_close(run(model), run(fresh(base, fleet["lora"])))
+
+
+@pytest.mark.parametrize("written", ["weights in place", "a scale with DoRA", "PEFT's scale"])
+def test_a_failing_activation_restores_what_was_written_since(
+    base: Any,
+    fleet: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    written: str,
+) -> None:
+    dora = write_adapter(tmp_path / "dora", base, seed=7, r=4, use_dora=True)
+    served = hotswap.load(copy.deepcopy(base), hotswap.plan([*fleet.values(), dora]), dora)
+    bank = filled(served, fleet)
+    with bank.using("ab"):
+        pass
+    assert placement_of(served, "default").untouched
+    if written == "weights in place":
+        with torch.no_grad():
+            for layer in lora_layers(served).values():
+                layer.lora_B["default"].weight.mul_(0.5)
+    elif written == "a scale with DoRA":
+        hotswap.set_scale(served, 0.25)
+    else:
+        for layer in lora_layers(served).values():
+            layer.scale_layer(0.25)
+    before = bits(served)
+    assert not placement_of(served, "default").untouched
+
+    with monkeypatch.context() as patch:
+        patch.setattr(placements.Placement, "_write", _first_fails())
+        with pytest.raises(MemoryError), bank.using("a"):
+            pytest.fail("the body must not run")
+    assert same(before, bits(served))
+    with bank.using("a"):
+        torch.testing.assert_close(run(served), run(fresh(base, fleet["a"])))
+
+
+def _first_fails() -> Callable[..., None]:
+    """Write into the arena, but fail after the first time."""
+    calls: list[int] = []
+
+    def write(self: Any, image: Any) -> None:
+        self.arena.copy(image)
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError("injected")
+
+    return write
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_an_exchange_counts_its_own_writes(
+    fleet: dict[str, Path], model: Any, inference: bool
+) -> None:
+    bank, placement = filled(model, fleet), placement_of(model, "default")
+    for name in ("a", "ab", "a"):
+        with torch.inference_mode(inference), bank.using(name):
+            assert placement.untouched
+    hotswap.swap(model, fleet["lora"])
+    assert placement.untouched

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tests.engine.test_embeddings import llama
 from torch import nn
 
 import hotswap
+from tests.engine.test_embeddings import llama
 from tests.support.models import (
     TARGETS,
     TOKENS,

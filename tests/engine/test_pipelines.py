@@ -310,6 +310,37 @@ def test_the_components_are_locked_together(make: Make, denoiser: str, fleet: An
         assert_same(before, bits(pipeline), exact=True)
 
 
+def test_a_bank_of_a_pipeline_puts_every_component_in_place_at_once(
+    make: Make, fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, base = prepared(make, fleet["small"]), outputs(make())
+    bank = hotswap.AdapterBank(pipeline, adapter_name="default_0")
+    reported = {name: hotswap.swap(pipeline, fleet[name]).digest for name in ("large", "denoiser")}
+    assert {name: bank.add(name, fleet[name]) for name in reported} == reported
+    bank.add("none", None)
+    for name in ("large", "denoiser", "large"):
+        with bank.using(name):
+            assert_same(outputs(pipeline), outputs(loaded(make, fleet[name])))
+            assert hotswap.active(pipeline) == name
+            with pytest.raises(BusyError):
+                hotswap.swap(pipeline, None)
+    before, put = bits(pipeline), Placement.put
+    calls = iter(range(100))
+
+    def failing(self: Placement, *args: Any) -> None:
+        put(self, *args)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Placement, "put", failing)
+    with pytest.raises(KeyboardInterrupt), bank.using("denoiser"):
+        pytest.fail("the body must not run")
+    assert_same(before, bits(pipeline), exact=True)
+    monkeypatch.setattr(Placement, "put", put)
+    with bank.using("none"):
+        assert_same(outputs(pipeline), base)
+
+
 def test_a_state_dict_is_swapped_as_a_fresh_load_would(make: Make, fleet: Any) -> None:
     pipeline, tensors = prepared(make, fleet["small"]), load_file(fleet["plain"] / WEIGHTS)
     assert hotswap.swap(pipeline, tensors).adapter == "state dict"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model_state_dict
-from tests.engine.test_features import HEADS, MIXED, PLAIN, TOKENS, WIDE
 
 import hotswap
 from hotswap.errors import HotswapError
+from tests.engine.test_features import HEADS, MIXED, PLAIN, TOKENS, WIDE
 from tests.support.models import (
     Around,
     Attention,

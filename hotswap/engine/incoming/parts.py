@@ -60,7 +60,7 @@ def read_parts(
         }
         of_part = config_of(label, named, _below(fields, key) or None, factors)
         source, where = read(named, of_part), f"{label}::{key}"
-        found[key] = replace(source, label=where, spec=replace(source.spec, path=where))
+        found[key] = replace(source, spec=replace(source.spec, path=where))
     return found
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from peft import LoraConfig, PeftConfig
 from torch import Tensor
 
@@ -23,15 +19,14 @@ from hotswap.adapters.config import CONFIG, read_config
 from hotswap.adapters.files import open_weights, read_raw_header
 from hotswap.adapters.formats.diffusers import weights_of
 from hotswap.adapters.header import TensorInfo, parse_layout
-from hotswap.adapters.plan import ALIGNMENT
 from hotswap.adapters.spec import AdapterSpec, canonical
 from hotswap.engine.incoming.diffusers import read_model_file
+from hotswap.engine.incoming.file_reader import FileReader
 from hotswap.engine.layout.adapter_slots import DTYPES
 from hotswap.errors import AdapterError, UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 
 Adapter = str | Path | Mapping[str, Tensor]
-_TORCH = {word: dtype for dtype, word in DTYPES.items()}
 _KEPT = 64  # descriptions
 _kept = threading.local()
 
@@ -45,7 +40,7 @@ class Description:
 
     spec: AdapterSpec
     tensors: dict[str, TensorInfo]
-    config: LoraConfig
+    config: LoraConfig | None  # None: there is no adapter
     header: bytes = b""  # of a file
 
 
@@ -53,10 +48,14 @@ class Description:
 class IncomingAdapter:
     """An adapter: what is known of it, and its values, which are in memory or still in a file."""
 
-    label: str
     known: Description
     spec: AdapterSpec
     values: list[Tensor] | Path
+
+    @property
+    def label(self) -> str:
+        """What findings and reports call it."""
+        return self.spec.path
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -64,8 +63,8 @@ class IncomingAdapter:
         return self.known.tensors
 
     @property
-    def config(self) -> LoraConfig:
-        """The config of the adapter."""
+    def config(self) -> Any:
+        """The LoraConfig of the adapter; None: there is no adapter."""
         return self.known.config
 
     @property
@@ -86,55 +85,16 @@ class IncomingAdapter:
         """
         if isinstance(self.values, list):
             return dict(zip(self.infos, self.values, strict=True)), None
-        if reader is None or not reader.serves(self.known):
-            reader = FileReader(self.known, direct)
+        if reader is None or not reader.serves(self.known.header):
+            reader = FileReader(self.known.header, self.infos, direct)
         with open_weights(self.values) as file:
-            if read_raw_header(file) != self.known.header:
-                _unreadable(file.name, "the file has changed while it was read")
             reader.read(file)
         return reader.tensors, reader
 
 
-class FileReader:
-    """Where the tensors of a file are read to: given tensors, or else a buffer of this thread."""
-
-    def __init__(self, known: Description, direct: Mapping[str, Tensor]) -> None:
-        self._known = known
-        self.tensors: dict[str, Tensor] = {}
-        self._views: list[memoryview] = []
-        others = {name: info for name, info in known.tensors.items() if name not in direct}
-        room = [math.ceil((info.end - info.start) / ALIGNMENT) for info in others.values()]
-        ends = [ALIGNMENT * end for end in accumulate(room)]
-        buffer = _buffer(ends[-1] if ends else 0)
-        self._buffer = weakref.ref(buffer)
-        starts = dict(zip(others, [0, *ends], strict=False))
-        for name, info in sorted(known.tensors.items(), key=lambda item: item[1].start):
-            if name in direct:
-                tensor = direct[name]
-            else:
-                tensor = _view(buffer[starts[name] :][: info.end - info.start], info)
-            self.tensors[name] = tensor
-            if tensor.numel():
-                self._views.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-    def serves(self, known: Description) -> bool:
-        """Whether it reads files of this description, and its buffer is this thread's still."""
-        buffer = self._buffer()
-        return self._known is known and buffer is not None and buffer is _thread_buffer()
-
-    def read(self, file: BufferedReader) -> None:
-        """Read the data of a file that is open behind its header."""
-        try:
-            for view in self._views:
-                if file.readinto(view) != len(view):
-                    _unreadable(file.name, "the file has shrunk while it was read")
-        except OSError as error:
-            _unreadable(file.name, f"cannot be read: {error.strerror or error}")
-
-
-def _unreadable(name: str, text: str) -> NoReturn:
-    remedy = "check the file and its permissions, and load it again"
-    raise UnreadableAdapterError([Finding(name, "HSW005", text, remedy)])
+_BASE = AdapterSpec("the base model", {}, {}, 0, ())
+NOTHING = IncomingAdapter(Description(_BASE, {}, None), _BASE, [])
+"""What is put in place where there is to be no adapter."""
 
 
 def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> IncomingAdapter:
@@ -153,10 +113,10 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Inco
         if weights is None:
             raise
         source = _from_state_dict(*read_model_file(weights))
-        return replace(source, label=str(adapter), spec=replace(source.spec, path=str(adapter)))
+        return replace(source, spec=replace(source.spec, path=str(adapter)))
     with open_weights(path) as file:
         known = _describe(str(adapter), file, fields, config)
-    return IncomingAdapter(str(adapter), known, replace(known.spec, path=str(adapter)), path)
+    return IncomingAdapter(known, replace(known.spec, path=str(adapter)), path)
 
 
 def _describe(
@@ -216,29 +176,6 @@ def _given(config: LoraConfig | None) -> LoraConfig:
     return config
 
 
-def _buffer(size: int) -> Tensor:
-    """A buffer of bytes that the next read of this thread writes again: new pages cost more than the read."""
-    kept = _thread_buffer()
-    if kept is None or kept.numel() < size:
-        with torch.inference_mode(False):
-            kept = _kept.buffer = torch.empty(size, dtype=torch.uint8)
-    return kept
-
-
-def _thread_buffer() -> Tensor | None:
-    return getattr(_kept, "buffer", None)
-
-
-def _view(piece: Tensor, info: TensorInfo) -> Tensor:
-    dtype = dtype_of(info)
-    return piece if dtype is None else piece.view(dtype).view(info.shape)
-
-
-def dtype_of(info: TensorInfo) -> torch.dtype | None:
-    """The dtype of a tensor; None for one that torch lacks, of which the spec has a finding."""
-    return _TORCH.get(info.dtype)
-
-
 def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -> IncomingAdapter:
     config = _given(config)
     values = list(adapter.values())
@@ -256,7 +193,7 @@ def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -
         spec = AdapterSpec.from_tensors("state dict", _plain(config), infos)
         known = Description(spec, {canonical(n): info for n, info in infos.items()}, config)
         _keep(key, known)
-    return IncomingAdapter("state dict", known, known.spec, values)
+    return IncomingAdapter(known, known.spec, values)
 
 
 def _plain(config: LoraConfig) -> dict[str, Any]:

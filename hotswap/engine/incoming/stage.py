@@ -1,4 +1,4 @@
-"""stage: validate an adapter against a placement, and lay it out as the bytes that will be in place."""
+"""stage: lay an adapter out as the bytes that will be in place."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from peft import LoraConfig
+from torch import Tensor
 
-from hotswap.adapters.fit import fits
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.spec import ModuleSpec, canonical
-from hotswap.engine.incoming.source import FileReader, IncomingAdapter, dtype_of
+from hotswap.engine.incoming.file_reader import FileReader, dtype_of
+from hotswap.engine.incoming.source import IncomingAdapter
+from hotswap.engine.incoming.validate import refuse
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.dora import norm_of
 from hotswap.engine.layout.placement import Placement, StagedAdapter
-from hotswap.engine.layout.scalings import LayerState
-from hotswap.errors import AdapterError, RankTooLargeError
-from hotswap.findings import Finding, has_code
+from hotswap.engine.layout.states import LayerState
+from hotswap.findings import Finding
 
-# config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
 _KEPT = 16  # copy plans of a placement
-_NO_MODULES: dict[str, ModuleSpec] = {}  # those of the base model
+# config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
 _SLOT_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "revision"}
     | {"runtime_config", "task_type"}
@@ -35,9 +34,9 @@ class CopyPlan:
     computed.
     """
 
-    def __init__(self, placement: Placement, source: IncomingAdapter | None) -> None:
-        given = source.infos if source is not None else {}
-        self.modules = modules = source.spec.modules if source is not None else _NO_MODULES
+    def __init__(self, placement: Placement, source: IncomingAdapter) -> None:
+        given = source.infos
+        self.modules = modules = source.spec.modules
         self.defaults: list[int] = []
         self.zeroed: list[int] = []
         self.copied: list[tuple[int, str]] = []
@@ -45,12 +44,12 @@ class CopyPlan:
         self.later: list[int] = []
         self.norms: dict[int, Tensor] = {}
         self.given = given
-        self.from_file = source is not None and not isinstance(source.values, list)
+        self.from_file = not isinstance(source.values, list)
         for index, slot in enumerate(placement.slots):
             there = slot.name in given
             if slot.role == "tokens":
                 self.defaults.append(index)
-                if there and source is not None:
+                if there:
                     rows = source.spec.tokens[slot.module].indices
                     self.rows.append((index, [slot.rows.index(row) for row in rows]))
             elif slot.role == "magnitude" and not there:
@@ -68,8 +67,8 @@ class CopyPlan:
             for index in self.defaults
             if (default := placement.slots[index].default) is not None
         ]
-        self.notes = _notes(placement, source)
-        self.fields = _fields(source)
+        self.states = _states(placement, source)
+        self.fields = _fields(source.config)
         self._views: dict[int, CopyViews] = {}
 
     def views_of(self, placement: Placement, image: Arena) -> CopyViews:
@@ -125,26 +124,18 @@ def _alike(part: Tensor, info: TensorInfo) -> bool:
     return same and part.is_contiguous() and part.device.type == "cpu"
 
 
-def validate(model: nn.Module, placement: Placement, source: IncomingAdapter) -> None:
-    """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
-    if not any(plan.modules is source.spec.modules for plan in placement.copy_plans):
-        _refuse(fits(placement.envelope, source.spec))
-    if source.spec.copies:
-        _refuse(tuple(_other_copies(model, source)))
-
-
-def _plan_of(placement: Placement, source: IncomingAdapter | None) -> CopyPlan:
-    modules = source.spec.modules if source is not None else _NO_MODULES
-    found = next((plan for plan in placement.copy_plans if plan.modules is modules), None)
+def _plan_of(placement: Placement, source: IncomingAdapter) -> CopyPlan:
+    plans = placement.copy_plans
+    found = next((plan for plan in plans if plan.modules is source.spec.modules), None)
     if found is None:
         found = CopyPlan(placement, source)
-        placement.copy_plans = [found, *placement.copy_plans[: _KEPT - 1]]
+        placement.copy_plans = [found, *plans[: _KEPT - 1]]
     return found
 
 
 @torch.no_grad()
-def stage(placement: Placement, source: IncomingAdapter | None, image: Arena) -> StagedAdapter:
-    """Write an adapter that was validated (None: the base model) into an image of the placement's layout.
+def stage(placement: Placement, source: IncomingAdapter, image: Arena) -> StagedAdapter:
+    """Write an adapter that was validated (or NOTHING) into an image of the placement's layout.
 
     Raises AdapterError when a value is not finite.
     """
@@ -152,20 +143,15 @@ def stage(placement: Placement, source: IncomingAdapter | None, image: Arena) ->
         plan = _plan_of(placement, source)
         _fill(placement, source, plan, image)
     if not image.finite():
-        _refuse(_infinite(placement, source, image))
-    label = source.label if source is not None else None
-    return StagedAdapter(label, image, plan.notes, plan.fields)
+        refuse(_infinite(placement, source, image))
+    return StagedAdapter(source.label, image, plan.states, plan.fields)
 
 
-def _fill(
-    placement: Placement, source: IncomingAdapter | None, plan: CopyPlan, image: Arena
-) -> None:
+def _fill(placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: Arena) -> None:
     slots, views = placement.slots, image.views
     places = plan.views_of(placement, image)
     clean, image.copy_plan = image.copy_plan is plan, None
-    given: dict[str, Tensor] = {}
-    if source is not None:
-        given, places.reader = source.load(places.direct, places.reader)
+    given, places.reader = source.load(places.direct, places.reader)
     if not clean:
         if places.zeroed:
             torch._foreach_zero_(places.zeroed)
@@ -199,53 +185,44 @@ def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
     return norm_of(placement.layers[name], placement.name, found, scaling)
 
 
-def _notes(placement: Placement, source: IncomingAdapter | None) -> list[Any]:
-    """What layers and wrapped modules note of an adapter, as the placement's holders want it.
+def _states(placement: Placement, source: IncomingAdapter) -> list[Any]:
+    """What the layers and then the wrapped modules of a placement have of an adapter.
 
     A layer that it does not target has alpha 0, so that set_scale keeps it at 0.
     """
-    rslora = source is not None and bool(source.config.use_rslora)
-    notes: list[Any] = []
+    rslora = source.config is not None and bool(source.config.use_rslora)
+    states: list[Any] = []
     for name in placement.layers:
-        module = source.spec.modules.get(name) if source is not None else None
+        module = source.spec.modules.get(name)
         if module is not None:
-            state = LayerState(module.rank, module.bias, module.dora)
-            notes += [module.rank, module.alpha, rslora, state]
+            states.append(LayerState(module.rank, module.alpha, rslora, module.bias, module.dora))
         else:
-            notes += [1, 0, rslora, LayerState(0) if source is not None else None]
+            states.append(LayerState(0, rslora=rslora) if source.config is not None else None)
     for slot in placement.adapter.auxiliary:
         if slot.role == "saved":
-            notes.append(source is not None and slot.name in source.infos)
+            states.append(slot.name in source.infos)
         else:
-            rows = source.spec.tokens.get(slot.module) if source is not None else None
-            notes.append(rows.indices if rows is not None else ())
-    return notes
+            rows = source.spec.tokens.get(slot.module)
+            states.append(rows.indices if rows is not None else ())
+    return states
 
 
-def _fields(source: IncomingAdapter | None) -> dict[str, Any] | None:
-    if source is None:
+def _fields(config: LoraConfig | None) -> dict[str, Any] | None:
+    if config is None:
         return None
     return {
-        field.name: getattr(source.config, field.name)
-        for field in dataclasses.fields(source.config)
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
         if field.name not in _SLOT_FIELDS
     }
 
 
-def _refuse(findings: tuple[Finding, ...]) -> None:
-    if findings:
-        raise (RankTooLargeError if has_code(findings, "HSW105") else AdapterError)(findings)
-
-
-def _infinite(
-    placement: Placement, source: IncomingAdapter | None, image: Arena
-) -> tuple[Finding, ...]:
-    label = source.label if source is not None else "the base model"
+def _infinite(placement: Placement, source: IncomingAdapter, image: Arena) -> tuple[Finding, ...]:
     names = [slot.name for slot in placement.slots]
     names += [f"{name}.scaling" for name in placement.layers]
     return tuple(
         Finding(
-            f"{label}::{name}",
+            f"{source.label}::{name}",
             "HSW110",
             f"holds NaN or infinity as {view.dtype}",
             "train or export the adapter again",
@@ -253,35 +230,3 @@ def _infinite(
         for name, view in zip(names, image.views, strict=True)
         if view.is_floating_point() and not torch.isfinite(view).all()
     )
-
-
-def _other_copies(model: nn.Module, source: IncomingAdapter) -> list[Finding]:
-    """Base weights in the adapter that are not the model's: a fresh load would write them into it."""
-    live = {
-        _bare(canonical(name)): tensor
-        for name, tensor in model.named_parameters(remove_duplicate=False)
-    }
-    found, tensors = [], source.tensors
-    for name in source.spec.copies:
-        theirs = tensors[name]
-        mine = live.get(_bare(name))
-        same = mine is not None and mine.shape == theirs.shape
-        if same and mine is not None:
-            same = torch.equal(mine.detach().cpu(), theirs.cpu().to(mine.dtype))
-        if not same:
-            found.append(
-                Finding(
-                    f"{source.label}::{name}",
-                    "HSW107",
-                    "the adapter carries a base weight that differs from the model's",
-                    "save it with save_pretrained(folder, save_embedding_layers=False), or "
-                    "load it into a base model of its own",
-                )
-            )
-    return found
-
-
-def _bare(name: str) -> str:
-    """The name that a base weight has in the base model, without the layers that PEFT puts around it."""
-    wrappers = ("base_layer", "original_module", "token_adapter")
-    return ".".join(part for part in name.split(".") if part not in wrappers)

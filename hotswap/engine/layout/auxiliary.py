@@ -15,9 +15,10 @@ from torch import nn
 from hotswap.adapters.spec import TOKENS, canonical
 from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.engine.layout.slots import Slot
+from hotswap.engine.layout.states import States
 
-OWN = "hotswap_own"
-"""Attribute of a wrapped module: adapter name → the token rows of the adapter in place, or True or False."""
+STATES = "hotswap_states"
+"""Attribute of a wrapped module: what the adapter in place has of it."""
 
 
 def auxiliary_slots(
@@ -79,20 +80,20 @@ def _slots(name: str, wrapper: Any, adapter_name: str) -> Iterator[Slot]:
             yield Slot(name, key, key, tensor, "saved", holder, owner=own, default=default)
 
 
-def own_content(slot: Slot) -> dict[str, Any]:
-    """The dict in which a wrapped module notes what the adapter in place has of it, by adapter name."""
+def states_of(slot: Slot) -> States:
+    """What the adapter in place has of the wrapped module that a slot hangs in."""
     if slot.owner is None:
         raise TypeError(f"{slot.name} hangs in no wrapped module")
-    content: dict[str, Any] = slot.owner.__dict__.setdefault(OWN, {})
-    return content
+    states: States = slot.owner.__dict__.setdefault(STATES, States())
+    return states
 
 
 def hook(slot: Slot, adapter_name: str) -> None:
     """Let the state dict of a wrapped module speak of the adapter in place; once per module."""
-    if slot.owner is not None and OWN not in slot.owner.__dict__:
+    if slot.owner is not None and STATES not in slot.owner.__dict__:
         save = _save_rows if slot.role == "tokens" else _save_if_there
         slot.owner.register_state_dict_post_hook(save)  # type: ignore[no-untyped-call]
-    own_content(slot).setdefault(adapter_name, slot.rows if slot.role == "tokens" else True)
+    states_of(slot).setdefault(adapter_name, slot.rows if slot.role == "tokens" else True)
 
 
 def unhook(slot: Slot) -> Callable[[], None]:
@@ -100,20 +101,21 @@ def unhook(slot: Slot) -> Callable[[], None]:
     owner = slot.owner
     if owner is None:
         raise TypeError(f"{slot.name} hangs in no wrapped module")
-    hooks, own = dict(owner._state_dict_hooks), dict(owner.__dict__.get(OWN, {}))
+    hooks, known = dict(owner._state_dict_hooks), set(vars(owner).get(STATES, ()))
 
     def undo() -> None:
         owner._state_dict_hooks.clear()
         owner._state_dict_hooks.update(hooks)
-        owner.__dict__.pop(OWN, None)
-        if own:
-            owner.__dict__[OWN] = own
+        for name in set(vars(owner).get(STATES, ())) - known:
+            del vars(owner)[STATES][name]
+        if not known:
+            vars(owner).pop(STATES, None)
 
     return undo
 
 
 def _save_if_there(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    if any(module.__dict__.get(OWN, {}).values()):
+    if any(module.__dict__.get(STATES, {}).values()):
         return
     for key in [key for key in state if key.startswith(prefix)]:
         if not isinstance(state[key], nn.Parameter):  # a state dict of the live tensors stays whole
@@ -121,7 +123,7 @@ def _save_if_there(module: Any, state: dict[str, Any], prefix: str, _: Any) -> N
 
 
 def _save_rows(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for adapter_name, rows in module.__dict__.get(OWN, {}).items():
+    for adapter_name, rows in module.__dict__.get(STATES, {}).items():
         key = f"{prefix}trainable_tokens_delta.{adapter_name}"
         if key not in state or isinstance(state[key], nn.Parameter):
             continue

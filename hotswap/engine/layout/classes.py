@@ -12,8 +12,9 @@ from torch import nn
 
 from hotswap.engine.layout.placement import nothing_to_save
 from hotswap.engine.layout.registry import entry_of_layer
-from hotswap.engine.layout.scalings import LayerState, Scalings
+from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot, lora_layers, slots
+from hotswap.engine.layout.states import LayerState
 from hotswap.errors import HotswapError
 
 
@@ -22,7 +23,8 @@ def prepared_class(cls: Any) -> Any:
     """Derive the class of a prepared layer.
 
     Assigning a dict to ``scaling`` fills the buffers in place: PEFT's ``rescale_adapter_scale`` and others
-    assign whole dicts, which a submodule would refuse. Its state dict has each adapter at its own rank.
+    assign whole dicts, which a submodule would refuse. Ranks and alphas are those of the adapter in place,
+    and its state dict has each adapter at its own rank.
     """
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
@@ -43,7 +45,12 @@ def prepared_class(cls: Any) -> Any:
 
     def update_layer(self: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         _forget(self, adapter_name)  # an adapter that is there already gets new modules
+        known = self.scaling.states.pop(adapter_name, None)
         cls.update_layer(self, adapter_name, *args, **kwargs)
+        if known is not None:
+            alpha, rslora = self.lora_alpha[adapter_name], self.use_rslora[adapter_name]
+            state = known._replace(rank=self.r[adapter_name], alpha=alpha, rslora=rslora)
+            self.scaling.states[adapter_name] = state
 
     def delete_adapter(self: Any, adapter_name: str) -> None:
         _forget(self, adapter_name)
@@ -57,6 +64,9 @@ def prepared_class(cls: Any) -> Any:
     return _derived(
         cls,
         prepared_class,
+        r=_noted("r", lambda state: state.rank or 1, 1),
+        lora_alpha=_noted("lora_alpha", lambda state: state.alpha, 0),
+        use_rslora=_noted("use_rslora", lambda state: state.rslora, False),
         __setattr__=set_attribute,
         merge=merge,
         update_layer=update_layer,
@@ -64,6 +74,25 @@ def prepared_class(cls: Any) -> Any:
         state_dict=state_dict,
         _load_from_state_dict=load,
     )
+
+
+def _noted(attribute: str, value: Callable[[LayerState], Any], without: Any) -> property:
+    """A dict of a layer that says what the adapters in place have; assigning one fills it in place."""
+
+    def get(layer: Any) -> dict[str, Any]:
+        found: dict[str, Any] = layer.__dict__[attribute]
+        if isinstance(layer.scaling, Scalings):  # somebody may have put a dict in their place
+            for name, state in layer.scaling.states.items():
+                found[name] = without if state is None else value(state)
+        return found
+
+    def fill(layer: Any, values: dict[str, Any]) -> None:
+        found = layer.__dict__[attribute]
+        if values is not found:
+            found.clear()
+            found.update(values)
+
+    return property(get, fill)
 
 
 def _forget(layer: Any, adapter_name: str) -> None:

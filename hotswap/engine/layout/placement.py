@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from hotswap.adapters.plan import SwapPlan
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
-from hotswap.engine.layout.auxiliary import own_content
+from hotswap.engine.layout.auxiliary import states_of
 from hotswap.engine.layout.slots import Slot
+from hotswap.engine.layout.states import Shared, States
 from hotswap.errors import HotswapError, MergedAdapterError
 
 
@@ -25,13 +26,13 @@ from hotswap.errors import HotswapError, MergedAdapterError
 class StagedAdapter:
     """An adapter as the bytes that will be in place, and what layers and config will say of it.
 
-    ``notes`` are written into the placement's ``holders``, one into each. ``fields`` are those of the
-    config; None: there is no adapter.
+    ``states`` are for the layers and then for the wrapped modules of the placement. ``fields`` are those
+    of the config; None: there is no adapter.
     """
 
     label: str | None
     image: Arena
-    notes: list[Any]
+    states: list[Any]
     fields: dict[str, Any] | None
     _digest: str | None = None
 
@@ -51,8 +52,8 @@ class Placement:
     """The slots of one adapter name in a layout; ``arena`` is None where they are not views of one.
 
     A model that was copied or moved after prepare() has no arena: its tensors are written one by one.
-    ``holders`` are the dicts in which layers and wrapped modules note what the adapter in place has,
-    under its name. ``staged`` is that adapter, None where something else has written it.
+    In ``shared`` layers and wrapped modules look up what the adapter in place has of them. ``staged`` is
+    that adapter, None where something else has written it.
     """
 
     adapter: AdapterSlots
@@ -61,7 +62,7 @@ class Placement:
     arena: Arena | None
     config: LoraConfig | None
     label: str | None
-    holders: list[dict[str, Any]]
+    shared: Shared
     staged: StagedAdapter | None = None
     copy_plans: list[Any] = field(
         default_factory=list
@@ -71,8 +72,10 @@ class Placement:
     _envelope: SwapPlan | None = None
     _undo: Arena | None = None
     _written: int | None = None
-    _held: list[tuple[dict[str, Any], str, object]] = field(default_factory=list)
-    _buffers: list[tuple[dict[str, Any], Tensor | None]] = field(default_factory=list)
+    _moves: list[int] = field(default_factory=lambda: [0])
+    _moves_then: int = 0
+    _parameters: list[tuple[dict[str, Any], str, object]] = field(default_factory=list)
+    _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
     _versioned: list[Tensor] = field(default_factory=list)
     _merged: list[list[str]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
@@ -82,13 +85,12 @@ class Placement:
         """Describe the slots of a prepared model as they stand; ``arena`` holds them, if one does."""
         name, slots, layers = adapter.name, adapter.slots, adapter.layers
         scalings: list[Any] = [layer.scaling for layer in layers.values()]
-        holders: list[dict[str, Any]] = []
-        for layer, scaling in zip(layers.values(), scalings, strict=True):
-            holders += [layer.r, layer.lora_alpha, layer.use_rslora, scaling.states]
         if arena is None:
             layout = Layout.of([*(s.tensor for s in slots), *(each[name] for each in scalings)])
         else:
             layout = arena.layout
+        states = map(states_of, adapter.auxiliary)
+        moves: list[int] = scalings[0].moves if scalings else [0]
         with_dora = {slot.module for slot in slots if slot.role == "magnitude"}
         return cls(
             adapter,
@@ -97,17 +99,19 @@ class Placement:
             arena,
             getattr(model, "peft_config", {}).get(name),
             label=name,
-            holders=[*holders, *map(own_content, adapter.auxiliary)],
-            _held=[
-                *((s.holder, s.state_key.rpartition(".")[2], s.tensor) for s in slots if s.holder),
-                # a new adapter of the same name replaces these
-                *(
-                    (la.lora_A._modules, name, la.lora_A[name])
-                    for la in layers.values()
-                    if name in la.lora_A
-                ),
+            shared=States.share([*(each.states for each in scalings), *states], name),
+            _parameters=[
+                (slot.holder, slot.state_key.rpartition(".")[2], slot.tensor)
+                for slot in slots
+                if slot.holder is not None
             ],
-            _buffers=[(each._buffers, each._buffers[name]) for each in scalings],
+            _modules=[
+                (layer.lora_A._modules, layer.lora_A[name])
+                for layer in layers.values()
+                if name in layer.lora_A
+            ],
+            _moves=moves,
+            _moves_then=moves[0],
             _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
             _merged=[layer.merged_adapters for layer in layers.values()],
             _caches=[
@@ -141,16 +145,22 @@ class Placement:
 
     @property
     def replaced(self) -> bool:
-        """Whether a module holds another tensor than the one that is written here, or is another."""
-        return any(holder.get(key) is not held for holder, key, held in self._held)
+        """Whether a module holds another tensor than the one that is written here."""
+        for holder, key, tensor in self._parameters:  # noqa: SIM110 -- any() takes half as long again
+            if holder.get(key) is not tensor:
+                return True
+        return False
+
+    @property
+    def remade(self) -> bool:
+        """Whether the modules that hold the tensors are others by now, as for a new adapter of the name."""
+        name = self.name
+        return any(holder.get(name) is not module for holder, module in self._modules)
 
     @property
     def moved(self) -> bool:
         """Whether the model, or a part of it, went to another device or dtype."""
-        if self.arena is None:
-            return True
-        name = self.name
-        return any(holder.get(name) is not buffer for holder, buffer in self._buffers)
+        return self.arena is None or self._moves[0] != self._moves_then
 
     @property
     def reassigned(self) -> bool:
@@ -163,7 +173,7 @@ class Placement:
     @property
     def in_place(self) -> bool:
         """Whether every tensor that the model holds is the arena's view that is written here."""
-        return not (self.replaced or self.moved or self.reassigned)
+        return not (self.replaced or self.remade or self.moved or self.reassigned)
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if an adapter is merged into a base weight."""
@@ -202,41 +212,38 @@ class Placement:
         """Whether an image is one of the buffers that ``staging`` gives."""
         return any(image is buffer for buffer in self._staging)
 
-    def keep(self) -> Callable[[], None]:
-        """Give what puts back everything that is in place now; what nobody else has is copied."""
+    def put(self, staged: StagedAdapter, noted: Callable[[Callable[[], None]], object]) -> None:
+        """Put an adapter in place; ``noted`` is told before how to take that back, however far it got.
+
+        What is in place is copied first where nobody else has it.
+        """
         self.require_resident()
-        staged, label, untouched = self.staged, self.label, self.untouched
-        image = staged.image if staged is not None and untouched else self._copy()
-        notes = [holder.get(self.name) for holder in self.holders]
+        old, label, writes = self.staged, self.label, self._writes()
+        untouched = writes is not None and writes == self._written
+        image = old.image if old is not None and untouched else self._copy()
+        states = self.shared.values
         fields = dict(vars(self.config)) if self.config is not None else {}
 
         def put_back() -> None:
             self._write(image)
-            self._note(notes)
+            self.shared.values = states
             if self.config is not None:
                 vars(self.config).clear()
                 vars(self.config).update(fields)
-            self.staged, self.label = staged, label
+            self.staged, self.label = old, label
             self._written = self._writes() if untouched else None
 
-        return put_back
-
-    def put(self, staged: StagedAdapter) -> None:
-        """Put an adapter in place; what ``keep`` gave before takes it back, however far it got."""
-        self._note(staged.notes)
+        noted(put_back)
+        self._written = None
+        self.shared.values = staged.states
         if self.config is not None:
-            fields = vars(self.config)  # in place: compiled code may be guarded on the object
-            if staged.fields is None:
-                fields["save_pretrained"] = nothing_to_save
-            else:
-                fields.pop("save_pretrained", None)
-                fields.pop("to_dict", None)  # see peft/functions.py
-                fields.update(staged.fields)
+            _tell(self.config, staged)
         self.staged, self.label = staged, staged.label
         if self.stages_in(staged.image):
             self._reported.add(staged)
         self._write(staged.image)
-        self._written = self._writes()
+        if self.arena is not None and writes is not None:  # each of them was written once
+            self._written = writes + len(self._versioned) + len(self.arena.buffers)
 
     def forget(self) -> None:
         """Note that something else has written the tensors, so what is in place is not known."""
@@ -280,10 +287,16 @@ class Placement:
         for cache in self._caches:
             cache.clear()
 
-    def _note(self, notes: list[Any]) -> None:
-        name = self.name
-        for holder, note in zip(self.holders, notes, strict=True):
-            holder[name] = note
+
+def _tell(config: LoraConfig, staged: StagedAdapter) -> None:
+    """Let a config speak of an adapter, in place: compiled code may be guarded on the object."""
+    fields = vars(config)
+    if staged.fields is None:
+        fields["save_pretrained"] = nothing_to_save
+    else:
+        fields.pop("save_pretrained", None)
+        fields.pop("to_dict", None)  # see peft/functions.py
+        fields.update(staged.fields)
 
 
 def _has_version(tensor: Tensor) -> bool:

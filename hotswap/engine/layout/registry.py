@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
@@ -26,36 +26,30 @@ class Entry:
 
     def __init__(self) -> None:
         self.placements: dict[str, Placement] = {}
+        self.moves = [0]
         self.on_the_fly = False
         self._lock = threading.RLock()
         self._owner: int | None = None
 
-    @contextmanager
-    def exclusive(self, *, timeout: float | None = None, nested: bool = False) -> Iterator[None]:
-        """Hold the model's adapters; raises BusyError after ``timeout`` seconds, or within one's own use.
+    @property
+    def mine(self) -> bool:
+        """Whether this thread holds the model's adapters."""
+        return self._owner == threading.get_ident()
 
-        ``nested`` allows the latter, for what does not exchange the adapter.
-        """
-        me = threading.get_ident()
-        if self._owner == me:
-            if nested:
-                yield
-                return
-            raise BusyError(
-                "this thread is inside AdapterBank.using() of the same model; swap after its end"
-            )
-        try:
-            if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
-                raise BusyError(f"the model's adapters were in use for {timeout} s; raise timeout=")
-            self._owner = me
-            yield
-        finally:
-            if self._owner == me:
-                self._owner = None
-            with suppress(
-                RuntimeError
-            ):  # an RLock knows whether this thread got it, interrupted or not
-                self._lock.release()
+    def acquire(self, timeout: float | None) -> None:
+        """Hold the model's adapters; raises BusyError after ``timeout`` seconds."""
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise BusyError(f"the model's adapters were in use for {timeout} s; raise timeout=")
+        self._owner = threading.get_ident()
+
+    def release(self) -> None:
+        """Let go of what ``acquire`` took, however far it got."""
+        if self.mine:
+            self._owner = None
+        with suppress(
+            RuntimeError
+        ):  # an RLock knows whether this thread got it, interrupted or not
+            self._lock.release()
 
 
 _entries: weakref.WeakKeyDictionary[nn.Module, Entry] = weakref.WeakKeyDictionary()
@@ -77,6 +71,8 @@ def entry_of(model: nn.Module, *, layers: Mapping[str, LoraLayer] | None = None)
         if scalings:
             for module in (root, *scalings):
                 _entries.setdefault(module, found)
+            for each in scalings:
+                each.moves = found.moves
     return found
 
 
@@ -85,12 +81,17 @@ def entry_of_layer(layer: LoraLayer) -> Entry | None:
     return _entries.get(layer.scaling) if isinstance(layer.scaling, Scalings) else None
 
 
-def placement_of(model: nn.Module, name: str) -> Placement:
-    """Find where an adapter name's tensors are; raises NoAdapterError or NotPreparedError."""
+def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Placement:
+    """Find where an adapter name's tensors are; raises NoAdapterError or NotPreparedError.
+
+    ``at_once`` looks at no address, and so does not see what was assigned to ``.data``.
+    """
     root = unwrap(model)
     placements = entry_of(root).placements
     known = placements.get(name)
-    if known is None or known.replaced:
+    if at_once and known is not None and not (known.replaced or known.moved):
+        return known
+    if known is None or known.replaced or known.remade:
         require_prepared(root, name)
         known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
     elif known.arena is not None and not known.in_place:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class LayerState(NamedTuple):
-    """What the adapter in place has for a layer, before padding; rank 0: it does not target the layer."""
-
-    rank: int
-    bias: bool = False
-    dora: bool = False
+from hotswap.engine.layout.states import States
 
 
 class Scalings(nn.Module):
@@ -23,7 +17,8 @@ class Scalings(nn.Module):
     A compiled model reads the buffer, so PEFT's own ``scale_layer``, ``set_scale`` and ``unscale_layer``
     change its output without a recompile. The buffers are not part of the state dict, follow the model
     to other devices, and keep their dtype there: half precision would turn 1/3 into 0.33325.
-    ``states`` say what the adapter in place has under each name (None: there is no adapter in place).
+    ``states`` say what the adapter in place has of the layer.
+    ``moves`` counts how often one of the model's went to another device or dtype; they share it.
     """
 
     def __init__(
@@ -32,7 +27,8 @@ class Scalings(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.device = device
-        self.states: dict[str, LayerState | None] = {}
+        self.states = States()
+        self.moves = [0]
         for name, value in values.items():
             self[name] = value
 
@@ -105,6 +101,7 @@ class Scalings(nn.Module):
                 keeps = moved.dtype == value.dtype or moved.dtype == torch.float64
                 self._buffers[name] = kept = moved if keeps else value.to(moved.device)
                 self.device, self.dtype = kept.device, kept.dtype
+        self.moves[0] += 1
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -150,7 +150,8 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
     """Swap in an adapter as PEFT would, whether the model is prepared or not."""
     start = time.perf_counter()
     model = unwrap(wrapped)
-    with entry_of(model).exclusive():
+    part = Part("", model)
+    with exclusive([part]):
         known = entry_of(model).placements.get(name)
         layers = lora_layers(model, name) if known is None or known.replaced else known.layers
         if not layers:
@@ -165,7 +166,6 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
             return
         if bare or entry_of(model).on_the_fly:
             _make_room(wrapped, layers, source.spec, name)
-    part = Part("", model)
     with exclusive([part]):  # a model that is prepared only now had no entry before
         exchange([part], [ready(part, name)], {"": source}, source.label, start)
 

@@ -1,0 +1,59 @@
+"""validate: does an adapter fit where it is to be put; its values are not looked at."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hotswap.adapters.fit import fits
+from hotswap.adapters.spec import canonical
+from hotswap.engine.incoming.source import IncomingAdapter
+from hotswap.engine.layout.placement import Placement
+from hotswap.errors import AdapterError, RankTooLargeError
+from hotswap.findings import Finding, has_code
+
+
+def validate(model: nn.Module, placement: Placement, source: IncomingAdapter) -> None:
+    """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
+    if not any(plan.modules is source.spec.modules for plan in placement.copy_plans):
+        refuse(fits(placement.envelope, source.spec))
+    if source.spec.copies:
+        refuse(tuple(_other_copies(model, source)))
+
+
+def refuse(findings: tuple[Finding, ...]) -> None:
+    """Raise AdapterError (RankTooLargeError) if there are findings."""
+    if findings:
+        raise (RankTooLargeError if has_code(findings, "HSW105") else AdapterError)(findings)
+
+
+def _other_copies(model: nn.Module, source: IncomingAdapter) -> list[Finding]:
+    """Base weights in the adapter that are not the model's: a fresh load would write them into it."""
+    live = {
+        _bare(canonical(name)): tensor
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+    }
+    found, tensors = [], source.tensors
+    for name in source.spec.copies:
+        theirs = tensors[name]
+        mine = live.get(_bare(name))
+        same = mine is not None and mine.shape == theirs.shape
+        if same and mine is not None:
+            same = torch.equal(mine.detach().cpu(), theirs.cpu().to(mine.dtype))
+        if not same:
+            found.append(
+                Finding(
+                    f"{source.label}::{name}",
+                    "HSW107",
+                    "the adapter carries a base weight that differs from the model's",
+                    "save it with save_pretrained(folder, save_embedding_layers=False), or "
+                    "load it into a base model of its own",
+                )
+            )
+    return found
+
+
+def _bare(name: str) -> str:
+    """The name that a base weight has in the base model, without the layers that PEFT puts around it."""
+    wrappers = ("base_layer", "original_module", "token_adapter")
+    return ".".join(part for part in name.split(".") if part not in wrappers)

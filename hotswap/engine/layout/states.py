@@ -1,0 +1,63 @@
+"""What the adapter in place has of each layer: one list, exchanged in one step. PYTEST_DONT_REWRITE"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+
+class LayerState(NamedTuple):
+    """What the adapter in place has for a layer, before padding; rank 0: it does not target the layer."""
+
+    rank: int
+    alpha: float = 0
+    rslora: bool = False
+    bias: bool = False
+    dora: bool = False
+
+
+class Shared:
+    """The list that the layers of a placement look into, each at its own place."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+
+class States(MutableMapping[str, Any]):
+    """Map adapter names to what the adapter in place has of one layer or wrapped module.
+
+    A layer's are LayerState, None where there is no adapter in place; a wrapped module's are the token
+    rows, or whether it has any.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[Shared, int]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        shared, index = self._places[name]
+        return shared.values[index]
+
+    def __setitem__(self, name: str, state: Any) -> None:
+        shared, index = self._places.setdefault(name, (Shared([state]), 0))
+        if shared.values[index] != state:  # staged adapters hold the same list
+            shared.values = [*shared.values[:index], state, *shared.values[index + 1 :]]
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @staticmethod
+    def share(every: Sequence[States], name: str) -> Shared:
+        """Let all of them look into one list, as they do already if they are those of an earlier time."""
+        places = [states._places[name] for states in every]
+        shared = places[0][0] if places else Shared([])
+        if places != [(shared, index) for index in range(len(shared.values))]:
+            shared = Shared([states[name] for states in every])
+            for index, states in enumerate(every):
+                states._places[name] = shared, index
+        return shared

@@ -377,8 +377,8 @@ def test_a_failing_activation_restores_what_was_written_since(
     assert placement_of(served, "default").untouched
     if written == "weights in place":
         with torch.no_grad():
-            for layer in lora_layers(served).values():
-                layer.lora_B["default"].weight.mul_(0.5)
+            for slot in placement_of(served, "default").slots:
+                slot.tensor.mul_(0.5)
     elif written == "a scale with DoRA":
         hotswap.set_scale(served, 0.25)
     else:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, merge_alike
+from hotswap.adapters.modules import ModuleSpec
+from hotswap.adapters.names import family
+from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.findings import Finding
 
 _PLAN_AGAIN = (

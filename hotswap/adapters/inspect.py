@@ -14,10 +14,11 @@ from hotswap.adapters.files import WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
 from hotswap.adapters.formats.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.header import FileLayout, for_names
+from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.read import Opened, Reader
-from hotswap.adapters.spec import AdapterSpec, merge_alike, widest
+from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.adapters.weights import value_findings
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding

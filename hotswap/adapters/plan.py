@@ -13,9 +13,11 @@ from typing import Any, Literal, get_args
 
 from hotswap.adapters.fit import fits, same
 from hotswap.adapters.header import BITS
+from hotswap.adapters.modules import Kind, ModuleSpec, TokenRows, widest
+from hotswap.adapters.names import family
 from hotswap.adapters.output import write_atomically
 from hotswap.adapters.read import Reader
-from hotswap.adapters.spec import AdapterSpec, Kind, ModuleSpec, TokenRows, family, widest
+from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 

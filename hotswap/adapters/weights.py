@@ -9,7 +9,7 @@ import xxhash
 
 from hotswap.adapters.files import changed
 from hotswap.adapters.header import FileLayout, TensorInfo
-from hotswap.adapters.spec import canonical
+from hotswap.adapters.names import canonical
 from hotswap.findings import Finding
 
 CHUNK = 8 << 20

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hotswap.adapters.formats.diffusers import weights_of
 from hotswap.adapters.header import read_header
+from hotswap.adapters.names import canonical
 from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.spec import canonical
 from hotswap.engine.incoming.diffusers import config_of
 from hotswap.engine.incoming.source import Adapter, Source, read
 from hotswap.engine.incoming.stage import stage, validate

@@ -23,7 +23,8 @@ from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
 from hotswap.adapters.formats.diffusers import COMPONENTS, METADATA, WEIGHTS, weights_of
 from hotswap.adapters.header import read_header
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec
+from hotswap.adapters.modules import ModuleSpec
+from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 
 _PREFIX = "base_model.model."

@@ -12,7 +12,7 @@ from typing import Any
 from hotswap.adapters.config import CONFIG, parse_config
 from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.spec import MAGNITUDE
+from hotswap.adapters.names import MAGNITUDE
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hotswap.adapters.fit import fits
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.spec import ModuleSpec, canonical
+from hotswap.adapters.modules import ModuleSpec
+from hotswap.adapters.names import canonical
 from hotswap.engine.incoming.source import Reader, Source, dtype_of
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.auxiliary import own_content

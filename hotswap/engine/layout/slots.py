@@ -22,8 +22,9 @@ from peft.tuners.lora.layer import (
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from hotswap.adapters.modules import Kind
+from hotswap.adapters.names import MAGNITUDE, canonical
 from hotswap.adapters.plan import ModulePlan
-from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
 from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.compiler.regions import unwrap as unwrap
 

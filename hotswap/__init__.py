@@ -24,7 +24,7 @@ _HOME = {
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
     "patch_peft": "hotswap.engine.peft.patch",
-    "plan": "hotswap.adapters.plan",
+    "plan": "hotswap.adapters.planner",
     "prepare": "hotswap.engine.prepare",
     "set_scale": "hotswap.engine.swap",
     "swap": "hotswap.engine.swap",
@@ -55,7 +55,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan, plan
+    from hotswap.adapters.plan import SwapPlan
+    from hotswap.adapters.planner import plan
     from hotswap.adapters.spec import AdapterSpec
     from hotswap.checks.fleet import check_adapters
     from hotswap.compiler.audit import audit_guards, would_recompile

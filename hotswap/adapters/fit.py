@@ -6,10 +6,11 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.names import family
+from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.findings import Finding
 
@@ -19,9 +20,6 @@ _PLAN_AGAIN = (
 _OTHER_BASE = "use an adapter that was trained for the same base model"
 
 _T = TypeVar("_T")
-
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import ModulePlan, SwapPlan
 
 
 def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.adapters.fit import fits
-from hotswap.adapters.plan import SwapPlan, plan
+from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.planner import plan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import hotswap
+from hotswap.adapters.fleet import chosen, fleet_findings, inspections
 from hotswap.adapters.output import write_atomically
 from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
-from hotswap.checks.fleet import chosen, fleet_findings, inspections
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.output import Form, Ignore, Output, Select

@@ -1,13 +1,12 @@
-"""check_adapters: a fleet judged from its files alone, adapter by adapter and then together."""
+"""Many adapters judged together: each inspected, in processes; then names, base models and twins."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
+from hotswap.adapters.fit import BaseModel
 from hotswap.adapters.inspect import Inspection, Inspector
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.read import Reader
@@ -15,47 +14,11 @@ from hotswap.adapters.weights import content_digest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import RULES, Finding
 
-if TYPE_CHECKING:
-    from hotswap.adapters.fit import BaseModel
-
 LONGEST_NAME = 128
 """Characters of a name that are compared with other names."""
 _CHUNK = 64  # adapters that a process is given at a time
 _MOST_JOBS = 61  # Windows waits for no more
 _inspector: Inspector | None = None  # of a worker process
-
-
-def check_adapters(
-    adapters: str | Path | Iterable[str | Path],
-    *,
-    plan: SwapPlan | str | Path | None = None,
-    base: str | Path | None = None,
-    weights: bool = False,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    jobs: int = 1,
-) -> list[Finding]:
-    """Return what is wrong with adapters, from their files alone; without errors a swap accepts them.
-
-    ``adapters`` are folders, ``.safetensors`` files and hub ids. ``plan`` says what a model has room for,
-    ``base`` is the folder, config file or id of a base model, built without weights. Only ``weights``
-    reads the values. ``select`` and ``ignore`` take codes, prefixes of codes or names. Raises ValueError
-    for a code that does not exist, HotswapError for a plan or base model that cannot be read.
-    """
-    codes = chosen(select, ignore)
-    given = [adapters] if isinstance(adapters, str | Path) else adapters
-    paths = [str(path) for path in given]
-    room = plan if plan is None or isinstance(plan, SwapPlan) else SwapPlan.read(plan)
-    model = None
-    if base is not None:
-        from hotswap.checks.base_model import read_base
-
-        model = read_base(base)
-    found = list(inspections(paths, plan=room, base=model, weights=weights, jobs=jobs))
-    findings = [finding for one in found for finding in one.findings]
-    name = model.name if model is not None else ""
-    findings += fleet_findings(found, base=name, copies="HSW116" in codes)
-    return sorted({finding for finding in findings if finding.code in codes})
 
 
 def chosen(select: Sequence[str], ignore: Sequence[str]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hotswap.adapters.fit import BaseModel
 from hotswap.adapters.inspect import Inspection, Inspector
 from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.read import Reader
+from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.weights import content_digest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import RULES, Finding
@@ -168,7 +168,7 @@ def _twin_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:
 def digest_of(path: str) -> str | None:
     """The content digest of an adapter's weights on the disk; None if it is not to be read any more."""
     try:
-        with Reader().open(path) as opened:
+        with SpecReader().open(path) as opened:
             return content_digest(opened.file, opened.layout) if opened.file is not None else None
     except (UnreadableAdapterError, OSError):
         return None

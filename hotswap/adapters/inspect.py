@@ -10,14 +10,13 @@ from operator import itemgetter
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.files import WEIGHTS
+from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
-from hotswap.adapters.formats.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.header import FileLayout, for_names
 from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.read import Opened, Reader
+from hotswap.adapters.reader import Opened, SpecReader
 from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.adapters.weights import value_findings
 from hotswap.errors import UnreadableAdapterError
@@ -58,7 +57,7 @@ class Inspector:
         self, plan: SwapPlan | None = None, base: BaseModel | None = None, *, weights: bool = False
     ) -> None:
         self.plan, self.base, self.weights = plan, base, weights
-        self._reader = Reader()
+        self._reader = SpecReader()
         self._good: set[bytes] = set()
 
     def __call__(self, path: str) -> Inspection:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal
 
-from hotswap.adapters.config import alpha_of, rank_of, scaling_of, target_parameters
+from hotswap.adapters.config import SAVE_AGAIN, alpha_of, rank_of, scaling_of, target_parameters
 from hotswap.adapters.header import BITS, TensorInfo
-from hotswap.adapters.names import MAGNITUDE, Names
+from hotswap.adapters.names import BIAS, EMBEDDING, LINEAR, MAGNITUDE, Names, owner
 from hotswap.findings import Finding
 
 Kind = Literal["linear", "embedding", "conv", "parameter"]
 FLOATING = ("F16", "BF16", "F32", "F64")  # narrow to wide
-_SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
-_Form = tuple[str, tuple[int, ...]]  # dtype and shape
+_Shape = tuple[int, ...]
+_Form = tuple[str, _Shape]  # with the dtype before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +71,19 @@ def describe_modules(
     alike = not any(map(config.get, ("rank_pattern", "alpha_pattern", "target_parameters")))
     forms = [*map(itemgetter(0, 1), tensors.values())]
     for parts, (owners, columns) in names.modules.items():
-        known: dict[tuple[_Form, ...], tuple[ModuleSpec | None, int]] = {}
+        known: dict[tuple[_Form, ...], tuple[ModuleSpec | list[Finding], int]] = {}
         rows = zip(*[map(forms.__getitem__, column) for column in columns], strict=True)
         for name, row in zip(owners, rows, strict=True):
-            module, own = known.get(row, (None, 0))  # of a layer like one before
-            if module is None or not alike:
+            found, own = known.get(row, ([], 0))  # of a layer like one before
+            if not alike or isinstance(found, list):
                 given = dict(zip(parts, row, strict=True))
-                module, problems = _module(f"{where}::{name}", name, config, given)
-                findings += problems
-                own = bytes_of(row)
-                known[row] = module, own
+                found, own = _module(f"{where}::{name}", name, config, given), bytes_of(row)
+                known[row] = found, own
             size += own
-            if module is not None:
-                modules[name] = module
+            if isinstance(found, list):
+                findings += found
+            else:
+                modules[name] = found
     if len(names.modules) > 1:
         modules = dict(sorted(modules.items()))
     return modules, size, findings
@@ -91,79 +91,61 @@ def describe_modules(
 
 def _module(
     where: str, name: str, config: Mapping[str, Any], parts: Mapping[str, _Form]
-) -> tuple[ModuleSpec | None, list[Finding]]:
+) -> ModuleSpec | list[Finding]:
     """Describe a module, or say what is wrong with its tensors."""
-    embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
-    key_a, key_b = _pair(embedding)
-    if embedding and any(key in parts for key in _pair(False)):
+    embedding = any(part in parts for part in EMBEDDING)
+    if embedding and any(part in parts for part in LINEAR):
         text = "has the weights of an embedding and of a linear layer"
-        return None, [Finding(where, "HSW103", text, _SAVE_AGAIN)]
-    missing = [key for key in (key_a, key_b) if key not in parts]
-    if config.get("lora_bias") and not embedding and "lora_B.bias" not in parts:
-        missing.append("lora_B.bias")
-    if config.get("use_dora") and MAGNITUDE not in parts:
-        missing.append(MAGNITUDE)
+        return [Finding(where, "HSW103", text, SAVE_AGAIN)]
+    part_a, part_b = EMBEDDING if embedding else LINEAR
+    bias = (BIAS,) if config.get("lora_bias") and not embedding else ()
+    magnitude = (MAGNITUDE,) if config.get("use_dora") else ()
+    missing = [part for part in (part_a, part_b, *bias, *magnitude) if part not in parts]
     if missing:
         text = f"{' and '.join(missing)} missing, found {', '.join(sorted(parts))}"
-        return None, [Finding(where, "HSW103", text, _SAVE_AGAIN)]
-    (dtype_a, a), (dtype_b, b) = parts[key_a], parts[key_b]
-    owner = name
-    while owner.endswith(".base_layer"):  # one wrapper around another for each parameter
-        owner = owner.removesuffix(".base_layer")
-    targets = () if embedding else target_parameters(config, owner)
-    rank_keys = [f"{owner}.{target}" for target in targets] or [name]
-    ranks = {rank_of(config, key) for key in rank_keys}
-    if len(ranks) > 1 or len({alpha_of(config, key) for key in rank_keys}) > 1:
+        return [Finding(where, "HSW103", text, SAVE_AGAIN)]
+    (dtype_a, a), (dtype_b, b) = parts[part_a], parts[part_b]
+    targets = () if embedding else target_parameters(config, owner(name))
+    keys = [f"{owner(name)}.{target}" for target in targets] or [name]
+    (rank, alpha), *others = {(rank_of(config, key), alpha_of(config, key)) for key in keys}
+    if others:
         text = f"rank_pattern or alpha_pattern tells the parameters {', '.join(targets)} apart"
         remedy = "give the target parameters of one module one rank and one alpha"
-        return None, [Finding(where, "HSW102", text, remedy)]
-    (rank,) = ranks
-    experts = 1
-    if targets and len(a) == 2 and a[0] % rank == 0:
-        experts = a[0] // rank
-    problems = list(_shape_problems(where, rank * experts, a, b))
-    for part in ("lora_B.bias", MAGNITUDE):
-        if part in parts and not problems:
-            problems += _vector_problems(where, config, part, parts[part][1], b)
-    if problems:
-        return None, problems
+        return [Finding(where, "HSW102", text, remedy)]
+    experts = a[0] // rank if targets and len(a) == 2 and a[0] % rank == 0 else 1
+    wrong = _shape_problem(rank * experts, a, b)
+    if wrong is not None:
+        return [Finding(where, "HSW104", *wrong)]
+    vectors = [part for part in (BIAS, MAGNITUDE) if part in parts]
+    found = [_vector_problem(config, part, parts[part][1], b) for part in vectors]
+    if any(found):
+        return [Finding(where, *problem) for problem in found if problem is not None]
     kind: Kind = "embedding" if embedding else "linear" if len(a) == 2 else "conv"
     return ModuleSpec(
         kind="parameter" if targets else kind,
         rank=rank,
-        alpha=alpha_of(config, rank_keys[0]),
-        scaling=scaling_of(config, rank_keys[0], rank),
+        alpha=alpha,
+        scaling=scaling_of(config, keys[0], rank),
         in_features=a[1],
         out_features=b[0],
         kernel=a[2:],
         groups=a[0] // b[1],
         dtype=widest((dtype_a, dtype_b)),
-        bias="lora_B.bias" in parts,
+        bias=BIAS in parts,
         dora=MAGNITUDE in parts,
         experts=experts,
         parameters=targets,
-    ), []
-
-
-def _pair(embedding: bool) -> tuple[str, str]:
-    return (
-        ("lora_embedding_A", "lora_embedding_B")
-        if embedding
-        else ("lora_A.weight", "lora_B.weight")
     )
 
 
-def _shape_problems(
-    where: str, rank: int, a: tuple[int, ...], b: tuple[int, ...]
-) -> Iterator[Finding]:
+def _shape_problem(rank: int, a: _Shape, b: _Shape) -> tuple[str, str] | None:
+    """What is wrong with the shapes of A and B, and the remedy."""
     shapes = f"A is {list(a)}, B is {list(b)}"
     if len(a) != len(b) or not 2 <= len(a) <= 5 or 0 in (*a, *b) or math.prod(b[2:]) != 1:
-        text = f"{shapes}, expected (rank, in, *kernel) and (out, rank, 1, ...)"
-        yield Finding(where, "HSW104", text, _SAVE_AGAIN)
-        return
+        return f"{shapes}, expected (rank, in, *kernel) and (out, rank, 1, ...)", SAVE_AGAIN
     groups = a[0] // b[1] if len(a) > 2 and a[0] % b[1] == 0 else 1
     if a[0] == rank and b[1] * groups == rank:
-        return
+        return None
     if a[1] == rank and b[0] == rank:
         text = f"A and B are exchanged: {shapes}, the config says rank {rank}"
         remedy = "swap the two tensors: A is (rank, in_features), B is (out_features, rank)"
@@ -172,26 +154,26 @@ def _shape_problems(
         remedy = "the rank of a convolution must be divisible by its groups"
     elif b[1] * groups != a[0]:
         text = f"A has rank {a[0]}, B has rank {b[1]}, the config says {rank}"
-        remedy = _SAVE_AGAIN
+        remedy = SAVE_AGAIN
     else:
         text = f"the weights have rank {a[0]}, the config says {rank}"
         remedy = "correct r or rank_pattern in adapter_config.json, which also gives the scaling"
-    yield Finding(where, "HSW104", text, remedy)
+    return text, remedy
 
 
-def _vector_problems(
-    where: str, config: Mapping[str, Any], part: str, found: tuple[int, ...], b: tuple[int, ...]
-) -> Iterator[Finding]:
+def _vector_problem(
+    config: Mapping[str, Any], part: str, found: _Shape, b: _Shape
+) -> tuple[str, str, str] | None:
+    """What is wrong with a bias or a magnitude: code, text and remedy."""
     switch = "use_dora" if part == MAGNITUDE else "lora_bias"
     conv = part == MAGNITUDE and len(b) > 2
     shape = (1, b[0], *b[2:]) if conv else (b[0],)
     if not config.get(switch):
         text = f"the tensor {part} is there, but the config says {switch}=false"
-        remedy = f"set {switch} in adapter_config.json or remove the tensor"
-        yield Finding(where, "HSW108", text, remedy)
-    elif found != shape:
-        text = f"{part} is {list(found)}, expected {list(shape)}"
-        yield Finding(where, "HSW005", text, _SAVE_AGAIN)
+        return "HSW108", text, f"set {switch} in adapter_config.json or remove the tensor"
+    if found != shape:
+        return "HSW005", f"{part} is {list(found)}, expected {list(shape)}", SAVE_AGAIN
+    return None
 
 
 def bytes_of(forms: Iterable[_Form]) -> int:

@@ -22,7 +22,7 @@ from hotswap.adapters.plan import (
     cut,
     times,
 )
-from hotswap.adapters.read import Reader
+from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
@@ -74,7 +74,7 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
 def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]:
     specs: list[AdapterSpec] = []
     findings: list[Finding] = []
-    reader = Reader()
+    reader = SpecReader()
     for adapter in adapters:
         try:
             specs.append(adapter if isinstance(adapter, AdapterSpec) else reader.spec(str(adapter)))

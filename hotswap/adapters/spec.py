@@ -8,30 +8,26 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hotswap.adapters.config import (
+    SAVE_AGAIN,
     check_config,
     saved_module,
     token_indices,
     unsupported_features,
 )
-from hotswap.adapters.header import TensorInfo, for_names
-from hotswap.adapters.modules import (
-    FLOATING,
-    ModuleSpec,
-    TokenRows,
-    bytes_of,
-    describe_modules,
-)
+from hotswap.adapters.files import unreadable
+from hotswap.adapters.formats import components_of
+from hotswap.adapters.header import FileLayout, TensorInfo, for_names
+from hotswap.adapters.modules import FLOATING, ModuleSpec, TokenRows, bytes_of, describe_modules
 from hotswap.adapters.names import TOKENS, Names, canonical, family, sort_names
 from hotswap.adapters.patterns import MOST_STEPS, steps
-from hotswap.errors import UnreadableAdapterError
+from hotswap.adapters.texts import Texts, open_texts
 from hotswap.findings import Finding
 
-_T = TypeVar("_T")
 _BASE_COPY = re.compile(r"(.+\.)?(base_layer|embed_tokens|lm_head)\.(weight|bias)")
-_SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
+_TABLES = ("modules", "saved", "tokens", "copies")  # of a spec, by names
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +65,7 @@ class AdapterSpec:
         """The same with its only component before every name, where a plan is of these components."""
         if len(self.components) != 1 or self.components[0] not in components:
             return self
-        return replace(
-            self,
-            modules=below(self.components[0], self.modules),
-            saved=below(self.components[0], self.saved),
-            tokens=below(self.components[0], self.tokens),
-            copies=below(self.components[0], self.copies),
-            components=(),
-        )
+        return _joined(self.path, {self.components[0]: self})
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
@@ -84,9 +73,8 @@ class AdapterSpec:
 
         Raises UnreadableAdapterError with all HSW0xx and HSW101 findings.
         """
-        from hotswap.adapters.read import Reader
-
-        return Reader().spec(str(path))
+        with open_texts(str(path)) as texts:
+            return describe(texts, texts.layout())
 
     @classmethod
     def from_tensors(
@@ -94,57 +82,64 @@ class AdapterSpec:
     ) -> AdapterSpec:
         """Describe an adapter by config and tensors; raises UnreadableAdapterError (HSW003/101)."""
         check_config(where, config)
-        findings = [
-            Finding(where, "HSW102", sentence, "train or merge the adapter without this feature")
-            for sentence in unsupported_features(config)
-        ]
         names = for_names(sort_names, tuple(tensors))
-        other = _sort(where, config, tensors, names, findings)
-        findings += _dtype_findings(where, tensors, names)
-        if not names.modules:
-            findings.append(
-                Finding(where, "HSW004", "the adapter has no LoRA weights", _SAVE_AGAIN)
-            )
         patterns = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
         if steps(patterns, chain(*[owners for owners, _ in names.modules.values()])) > MOST_STEPS:
             text = "rank_pattern and alpha_pattern take too long to match all modules"
-            raise UnreadableAdapterError([Finding(where, "HSW003", text, _SAVE_AGAIN)])
-        modules, size, problems = describe_modules(where, config, tensors, names)
-        findings += problems
-        size += bytes_of(info[:2] for info in (*other.saved.values(), *other.tokens.values()))
-        tokens: dict[str, TokenRows] = {}
-        for name, info in other.tokens.items():
-            rows = TokenRows(token_indices(config, name), info.shape[-1], info.dtype)
-            tokens[name] = rows
-            if info.shape != (len(rows.indices), rows.dimension):
-                text = (
-                    f"{TOKENS} is {list(info.shape)}, the config names {len(rows.indices)} tokens"
-                )
-                findings.append(Finding(f"{where}::{name}", "HSW104", text, _SAVE_AGAIN))
-        return cls(
-            where,
-            dict(config),
-            modules,
-            size,
-            merge_alike(findings),
-            other.saved,
-            tokens,
-            other.copies,
-        )
+            raise unreadable(where, "HSW003", text, SAVE_AGAIN)
+        modules, size, findings = describe_modules(where, config, tensors, names)
+        saved, rows, copies, strange = _others(config, tensors, names)
+        size += bytes_of(info[:2] for info in (*saved.values(), *rows.values()))
+        tokens = {
+            name: TokenRows(token_indices(config, name), info.shape[-1], info.dtype)
+            for name, info in rows.items()
+        }
+        findings += _findings(where, config, tensors, names, strange)
+        for name, info in rows.items():
+            count = len(tokens[name].indices)
+            if info.shape != (count, tokens[name].dimension):
+                text = f"{TOKENS} is {list(info.shape)}, the config names {count} tokens"
+                findings.append(Finding(f"{where}::{name}", "HSW104", text, SAVE_AGAIN))
+        alike = merge_alike(findings)
+        return cls(where, dict(config), modules, size, alike, saved, tokens, copies)
 
 
-@dataclass(slots=True)
-class _Sorted:
-    """The tensors of a file that are not of LoRA layers, by what they are."""
+def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
+    """Describe an adapter by its texts; raises UnreadableAdapterError (HSW003/004/005/101).
 
-    saved: dict[str, TensorInfo] = field(default_factory=dict)
-    tokens: dict[str, TensorInfo] = field(default_factory=dict)
-    copies: dict[str, TensorInfo] = field(default_factory=dict)
+    Several components of a pipeline become one spec, in which module names start with the component's.
+    """
+    parts = components_of(texts, layout)
+    if len(parts) == 1:
+        (part,) = parts.values()
+        spec = AdapterSpec.from_tensors(texts.path, *part)
+    else:
+        specs = {
+            name: AdapterSpec.from_tensors(f"{texts.path}::{name}", *part)
+            for name, part in parts.items()
+        }
+        spec = _joined(texts.path, specs)
+    return replace(spec, components=tuple(name for name in parts if name))
 
 
-def below(component: str, names: Mapping[str, _T]) -> dict[str, _T]:
-    """Put a component's name before every name."""
-    return {f"{component}.{name}": value for name, value in names.items()}
+def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
+    """One spec of those of components, with the component's name before every name."""
+    tables: dict[str, Any] = {
+        table: {
+            f"{component}.{name}": value
+            for component, spec in specs.items()
+            for name, value in getattr(spec, table).items()
+        }
+        for table in _TABLES
+    }
+    return replace(
+        next(iter(specs.values())),
+        path=path,
+        bytes=sum(spec.bytes for spec in specs.values()),
+        findings=tuple(finding for spec in specs.values() for finding in spec.findings),
+        components=(),
+        **tables,
+    )
 
 
 def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -168,44 +163,53 @@ def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     )
 
 
-def _sort(
+def _others(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], names: Names
+) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo], dict[str, TensorInfo], list[str]]:
+    """The tensors that are not of LoRA layers: of saved modules, of tokens, copies; and strange ones."""
+    saved: dict[str, TensorInfo] = {}
+    rows: dict[str, TensorInfo] = {}
+    copies: dict[str, TensorInfo] = {}
+    strange: list[str] = []
+    for key, name in names.others.items():
+        info, module = tensors[key], name.removesuffix(f".{TOKENS}")
+        if module != name and token_indices(config, module):
+            rows[module] = info
+        elif module != name and info.shape[:1] == (0,):
+            continue  # a model with room for token rows has none of this adapter
+        elif saved_module(config, name):
+            saved[name] = info
+        elif _BASE_COPY.fullmatch(name):
+            copies[name] = info
+        else:
+            strange.append(key)
+    return saved, rows, copies, strange
+
+
+def _findings(
     where: str,
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
     names: Names,
-    findings: list[Finding],
-) -> _Sorted:
-    found = _Sorted()
-    for key in names.twice:
-        findings.append(_unexpected(where, key, "occurs twice, with and without a prefix"))
-    for key, name in names.others.items():
-        info = tensors[key]
-        if name.endswith(f".{TOKENS}") and token_indices(config, name[: -len(TOKENS) - 1]):
-            found.tokens[name[: -len(TOKENS) - 1]] = info
-        elif name.endswith(f".{TOKENS}") and info.shape[:1] == (0,):
-            continue  # a model with room for token rows has none of this adapter
-        elif saved_module(config, name):
-            found.saved[name] = info
-        elif _BASE_COPY.fullmatch(name):
-            found.copies[name] = info
-        else:
-            findings.append(_unexpected(where, key, "is not a LoRA weight that can be swapped"))
-    return found
-
-
-def _dtype_findings(
-    where: str, tensors: Mapping[str, TensorInfo], names: Names
+    strange: list[str],
 ) -> Iterator[Finding]:
-    """LoRA weights and token rows must be floating numbers; a whole module may have integer buffers."""
+    """What is wrong with an adapter beside the forms of its modules and rows."""
+    for sentence in unsupported_features(config):
+        remedy = "train or merge the adapter without this feature"
+        yield Finding(where, "HSW102", sentence, remedy)
+    if not names.modules:
+        yield Finding(where, "HSW004", "the adapter has no LoRA weights", SAVE_AGAIN)
+    for what, keys in (
+        ("occurs twice, with and without a prefix", names.twice),
+        ("is not a LoRA weight that can be swapped", strange),
+    ):
+        for key in keys:
+            remedy = "remove the tensor, or save the adapter without it"
+            yield Finding(f"{where}::{key}", "HSW108", f"the tensor {what}", remedy)
     if {*map(itemgetter(0), tensors.values())} <= {*FLOATING}:
         return
-    for key, info in tensors.items():
+    for key, info in tensors.items():  # a whole module may have integer buffers
         if info.dtype not in FLOATING and names.others.get(key, TOKENS).endswith(TOKENS):
             text = f"has dtype {info.dtype}, expected one of {', '.join(FLOATING)}"
             remedy = "save the adapter in a floating dtype"
             yield Finding(f"{where}::{canonical(key)}", "HSW109", text, remedy)
-
-
-def _unexpected(where: str, key: str, message: str) -> Finding:
-    remedy = "remove the tensor, or save the adapter without it"
-    return Finding(f"{where}::{key}", "HSW108", f"the tensor {message}", remedy)

@@ -13,10 +13,10 @@ import torch
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
-from hotswap.adapters.formats.diffusers import weights_of
 from hotswap.adapters.header import read_header
 from hotswap.adapters.names import canonical
 from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.texts import weights_of
 from hotswap.engine.incoming.diffusers import config_of
 from hotswap.engine.incoming.source import Adapter, Source, read
 from hotswap.engine.incoming.stage import stage, validate

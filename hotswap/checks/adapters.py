@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hotswap.adapters.fleet import chosen, fleet_findings, inspections
+from hotswap.adapters.fleet import chosen, judge
 from hotswap.adapters.plan import SwapPlan
 from hotswap.findings import Finding
 
@@ -36,8 +36,4 @@ def check_adapters(
         from hotswap.checks.base_model import read_base
 
         model = read_base(base)
-    found = list(inspections(paths, plan=room, base=model, weights=weights, jobs=jobs))
-    findings = [finding for one in found for finding in one.findings]
-    name = model.name if model is not None else ""
-    findings += fleet_findings(found, base=name, copies="HSW116" in codes)
-    return sorted({finding for finding in findings if finding.code in codes})
+    return judge(paths, codes, plan=room, base=model, weights=weights, jobs=jobs)[1]

@@ -33,7 +33,7 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read and check the config file; raises UnreadableAdapterError (HSW001/002/003/101)."""
-    return lora_config(os.path.join(folder, CONFIG), config_text(Path(folder)))
+    return lora_config(Path(folder, CONFIG), config_text(Path(folder)))
 
 
 def config_text(folder: Path) -> bytes:
@@ -66,14 +66,14 @@ def _holds_adapters(folder: Path) -> bool:
         return False
 
 
-def lora_config(where: str, text: str | bytes) -> dict[str, Any]:
+def lora_config(where: str | Path, text: str | bytes) -> dict[str, Any]:
     """Parse a config's text and check it; raises UnreadableAdapterError (HSW003/101)."""
     config = parse_config(where, text)
     check_config(where, config)
     return config
 
 
-def parse_config(where: str, text: str | bytes) -> dict[str, Any]:
+def parse_config(where: str | Path, text: str | bytes) -> dict[str, Any]:
     """Parse a config's text; raises UnreadableAdapterError (HSW003) unless it is one JSON object."""
     if len(text) > MAX_CONFIG:
         raise unreadable(where, "HSW003", f"has more than {MAX_CONFIG} bytes", SAVE_AGAIN)
@@ -87,14 +87,14 @@ def parse_config(where: str, text: str | bytes) -> dict[str, Any]:
     return config
 
 
-def check_config(where: str, config: Mapping[str, Any]) -> None:
+def check_config(where: str | Path, config: Mapping[str, Any]) -> None:
     """Raise UnreadableAdapterError unless rank, alpha and patterns make sense (HSW003/101)."""
     kind = config.get("peft_type")
     if kind != "LORA":
         found = f"peft_type is {ascii(kind)[:60]}" if kind else "peft_type is missing"
         text = f"{found}, expected 'LORA'"
         raise unreadable(where, "HSW101", text, "only LoRA adapters are swapped")
-    problems = [Finding(where, "HSW003", text, SAVE_AGAIN) for text in _problems(config)]
+    problems = [Finding(str(where), "HSW003", text, SAVE_AGAIN) for text in _problems(config)]
     if problems:
         raise UnreadableAdapterError(problems)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -77,7 +78,8 @@ def describe_modules(
             found, own = known.get(row, ([], 0))  # of a layer like one before
             if not alike or isinstance(found, list):
                 given = dict(zip(parts, row, strict=True))
-                found, own = _module(f"{where}::{name}", name, config, given), bytes_of(row)
+                found = _module(f"{where}::{name}", name, config, given)
+                own = sum(starmap(bytes_of, row))
                 known[row] = found, own
             size += own
             if isinstance(found, list):
@@ -176,5 +178,6 @@ def _vector_problem(
     return None
 
 
-def bytes_of(forms: Iterable[_Form]) -> int:
-    return sum(math.prod(shape) * BITS.get(dtype, 0) // 8 for dtype, shape in forms)
+def bytes_of(dtype: str, shape: _Shape) -> int:
+    """The bytes of a tensor; none of a dtype that safetensors lacks."""
+    return math.prod(shape) * BITS.get(dtype, 0) // 8

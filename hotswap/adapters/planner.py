@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 from hotswap.adapters.fit import fits, same
 from hotswap.adapters.modules import ModuleSpec, TokenRows, widest
-from hotswap.adapters.names import family
+from hotswap.adapters.names import families, family
 from hotswap.adapters.plan import (
     APART,
     MIXED,
@@ -20,12 +20,19 @@ from hotswap.adapters.plan import (
     SavedTensor,
     SwapPlan,
     cut,
-    times,
 )
 from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
+
+_TRAITS = {
+    "rank": "ranks",
+    "scaling": "scalings",
+    "bias": "lora_B.bias (1: present)",
+    "dora": "DoRA (1: present)",
+}
+"""What must be equal in every adapter, or preparation is required."""
 
 
 def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
@@ -34,9 +41,7 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
     Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that
     can be read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
     """
-    if isinstance(adapters, str | Path | AdapterSpec):
-        adapters = [adapters]
-    specs = _read_all(adapters)
+    specs = _read_all([adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters)
     if not specs:
         raise HotswapError("no adapters to plan for; pass at least one adapter folder")
     if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
@@ -53,18 +58,17 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
             known = tokens.get(name, rows)
             union = tuple(sorted({*known.indices, *rows.indices}))
             tokens[name] = replace(known, indices=union)
+    whole = {name for spec in specs if spec.saved for name in spec.config["modules_to_save"]}
     need, reasons = _need(specs)
     envelope = SwapPlan(
         modules=dict(sorted(modules.items())),
-        saved=saved,
-        tokens=tokens,
-        modules_to_save=tuple(
-            sorted({m for s in specs if s.saved for m in s.config["modules_to_save"]})
-        ),
         adapters=tuple(_summarise(spec, modules) for spec in specs),
         need=need,
         reasons=tuple(reasons),
         dtype=widest(module.dtype for spec in specs for module in spec.modules.values()),
+        saved=saved,
+        tokens=tokens,
+        modules_to_save=tuple(sorted(whole)),
     )
     mixed = [Finding(name, "HSW102", MIXED, APART) for name in envelope.mixed]
     found = dict.fromkeys([*mixed, *(f for spec in specs for f in fits(envelope, spec))])
@@ -91,33 +95,17 @@ def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
 
 @lru_cache(maxsize=1024)  # the layers of a model are alike
 def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
-    own = ModulePlan(
-        module.kind,
-        module.rank,
-        module.in_features,
-        module.out_features,
-        module.kernel,
-        module.groups,
-        module.bias,
-        module.dora,
-        module.experts,
-        module.parameters,
-    )
+    own = ModulePlan(*[getattr(module, field.name) for field in fields(ModulePlan)])
     if place is None:
         return own
-    wider = replace(
-        place,
-        rank=max(place.rank, own.rank),
-        bias=place.bias or own.bias,
-        dora=place.dora or own.dora,
-    )
-    same_shape = replace(own, rank=wider.rank, bias=wider.bias, dora=wider.dora) == wider
-    return wider if same_shape else place  # fits() reports the other shape
+    rank, bias, dora = max(place.rank, own.rank), place.bias or own.bias, place.dora or own.dora
+    wider = replace(own, rank=rank, bias=bias, dora=dora)
+    # fits() reports another shape
+    return wider if wider == replace(place, rank=rank, bias=bias, dora=dora) else place
 
 
 def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:
     modules = spec.modules.values()
-    lacking = Counter(family(name) for name in union if name not in spec.modules)
     return AdapterSummary(
         name=spec.name,
         path=spec.path,
@@ -125,46 +113,41 @@ def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:
         alphas=tuple(sorted({module.alpha for module in modules})),
         modules=len(modules),
         bytes=spec.bytes,
-        lacks=tuple(f"{name}{times(count)}" for name, count in sorted(lacking.items())),
+        lacks=tuple(
+            name for name, _ in families((name, "") for name in union if name not in spec.modules)
+        ),
     )
 
 
 def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:
+    """Whether the adapters need preparation, and why."""
     if len(specs) == 1:
         return "not needed", ["there is only one adapter, so nothing is swapped"]
     by_module: dict[str, list[ModuleSpec]] = {}
     for spec in specs:
         for name, module in spec.modules.items():
             by_module.setdefault(name, []).append(module)
-    ranks = _differing(by_module, lambda module: module.rank, "ranks")
-    scalings = _differing(by_module, lambda module: module.scaling, "scalings")
-    biases = _differing(by_module, lambda module: int(module.bias), "lora_B.bias (1: present)")
-    magnitudes = _differing(by_module, lambda module: int(module.dora), "DoRA (1: present)")
-    trained = _trained(specs)
-    partly = _partly(by_module, len(specs))
-    kinds = (ranks, scalings, biases, magnitudes, trained, partly)
-    reasons = [line for lines in kinds for line in cut(lines)]
-    if any(kinds[:-1]):
+    kinds = [*(_differing(by_module, trait) for trait in _TRAITS), _trained(specs)]
+    counts = families((n, len(own)) for n, own in by_module.items() if len(own) < len(specs))
+    partly = [f"{name}: in {having} of {len(specs)} adapters" for name, having in counts]
+    reasons = [line for lines in (*kinds, partly) for line in cut(lines)]
+    if any(kinds):
         return "required", reasons
     if partly:
         return "recommended", reasons
     return "not needed", ["every adapter has the same modules, ranks and scalings"]
 
 
-def _differing(
-    by_module: Mapping[str, list[ModuleSpec]], value: Callable[[ModuleSpec], float], what: str
-) -> list[str]:
-    seen: dict[str, set[float]] = {}
-    count: dict[str, int] = {}
+def _differing(by_module: Mapping[str, list[ModuleSpec]], trait: str) -> list[str]:
+    """The modules that have several values of a trait, by family, with all values in it."""
+    union: dict[str, set[float]] = defaultdict(set)
+    differing = []
     for name, modules in by_module.items():
-        found = set(map(value, modules))
+        found = {getattr(module, trait) for module in modules}
         if len(found) > 1:
-            seen.setdefault(family(name), set()).update(found)
-            count[family(name)] = count.get(family(name), 0) + 1
-    return [
-        f"{name}{times(count[name])}: {what} {_listed(found)}"
-        for name, found in sorted(seen.items())
-    ]
+            union[family(name)] |= found
+            differing.append((name, family(name)))
+    return [f"{n}: {_TRAITS[trait]} {_listed(union[kind])}" for n, kind in families(differing)]
 
 
 def _trained(specs: Sequence[AdapterSpec]) -> list[str]:
@@ -175,18 +158,6 @@ def _trained(specs: Sequence[AdapterSpec]) -> list[str]:
     if len({tuple(sorted((n, r.indices) for n, r in s.tokens.items())) for s in specs}) > 1:
         lines.append("trainable_token_indices: other tokens")
     return lines
-
-
-def _partly(by_module: Mapping[str, list[ModuleSpec]], adapters: int) -> list[str]:
-    groups: dict[tuple[str, int], int] = {}
-    for name, modules in by_module.items():
-        if len(modules) < adapters:
-            key = (family(name), len(modules))
-            groups[key] = groups.get(key, 0) + 1
-    return [
-        f"{name}{times(count)}: in {having} of {adapters} adapters"
-        for (name, having), count in sorted(groups.items())
-    ]
 
 
 def _listed(values: Iterable[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -88,20 +89,9 @@ class AdapterSpec:
             text = "rank_pattern and alpha_pattern take too long to match all modules"
             raise unreadable(where, "HSW003", text, SAVE_AGAIN)
         modules, size, findings = describe_modules(where, config, tensors, names)
-        saved, rows, copies, strange = _others(config, tensors, names)
-        size += bytes_of(info[:2] for info in (*saved.values(), *rows.values()))
-        tokens = {
-            name: TokenRows(token_indices(config, name), info.shape[-1], info.dtype)
-            for name, info in rows.items()
-        }
-        findings += _findings(where, config, tensors, names, strange)
-        for name, info in rows.items():
-            count = len(tokens[name].indices)
-            if info.shape != (count, tokens[name].dimension):
-                text = f"{TOKENS} is {list(info.shape)}, the config names {count} tokens"
-                findings.append(Finding(f"{where}::{name}", "HSW104", text, SAVE_AGAIN))
-        alike = merge_alike(findings)
-        return cls(where, dict(config), modules, size, alike, saved, tokens, copies)
+        rest, more, problems = _describe_rest(where, config, tensors, names)
+        alike = merge_alike([*findings, *problems, *_findings(where, config, tensors, names)])
+        return cls(where, dict(config), modules, size + more, alike, **rest)
 
 
 def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
@@ -144,68 +134,60 @@ def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
 
 def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Sort findings, and keep one of those that say the same of a module of several layers."""
-    if not findings:
-        return ()
-    groups: dict[tuple[str, ...], list[Finding]] = {}
+    groups: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
     for found in sorted(set(findings)):
         path, mark, module = found.where.partition("::")
-        key = (path + mark + family(module), found.code, found.message, found.remedy)
-        groups.setdefault(key, []).append(found)
+        key = (path, mark + family(module), found.code, found.message, found.remedy)
+        groups[key].append(found)
     return tuple(
-        same[0]
-        if len(same) == 1
-        else replace(
-            same[0],
-            message=f"{same[0].message} (and {len(same) - 1} more of "
-            f"{family(same[0].where.partition('::')[2])})",
-        )
-        for same in groups.values()
+        replace(one, message=f"{one.message} (and {len(more)} more of {family[2:]})")
+        if more
+        else one
+        for (_, family, *_), (one, *more) in groups.items()
     )
 
 
-def _others(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], names: Names
-) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo], dict[str, TensorInfo], list[str]]:
-    """The tensors that are not of LoRA layers: of saved modules, of tokens, copies; and strange ones."""
-    saved: dict[str, TensorInfo] = {}
-    rows: dict[str, TensorInfo] = {}
-    copies: dict[str, TensorInfo] = {}
-    strange: list[str] = []
+def _describe_rest(
+    where: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], names: Names
+) -> tuple[dict[str, Any], int, list[Finding]]:
+    """Describe what is not of LoRA layers, the bytes of it without copies, and what is wrong with it."""
+    found: dict[str, Any] = {"saved": {}, "tokens": {}, "copies": {}}
+    size, findings = 0, []
+    strange = dict.fromkeys(names.twice, "occurs twice, with and without a prefix")
     for key, name in names.others.items():
         info, module = tensors[key], name.removesuffix(f".{TOKENS}")
-        if module != name and token_indices(config, module):
-            rows[module] = info
+        indices = token_indices(config, module) if module != name else ()
+        if indices:
+            rows = TokenRows(indices, info.shape[-1], info.dtype)
+            found["tokens"][module] = rows
+            size += bytes_of(*info[:2])
+            if info.shape != (len(indices), rows.dimension):
+                text = f"{TOKENS} is {list(info.shape)}, the config names {len(indices)} tokens"
+                findings.append(Finding(f"{where}::{module}", "HSW104", text, SAVE_AGAIN))
         elif module != name and info.shape[:1] == (0,):
             continue  # a model with room for token rows has none of this adapter
         elif saved_module(config, name):
-            saved[name] = info
+            found["saved"][name] = info
+            size += bytes_of(*info[:2])
         elif _BASE_COPY.fullmatch(name):
-            copies[name] = info
+            found["copies"][name] = info
         else:
-            strange.append(key)
-    return saved, rows, copies, strange
+            strange[key] = "is not a LoRA weight that can be swapped"
+    for key, what in strange.items():
+        remedy = "remove the tensor, or save the adapter without it"
+        findings.append(Finding(f"{where}::{key}", "HSW108", f"the tensor {what}", remedy))
+    return found, size, findings
 
 
 def _findings(
-    where: str,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, TensorInfo],
-    names: Names,
-    strange: list[str],
+    where: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], names: Names
 ) -> Iterator[Finding]:
-    """What is wrong with an adapter beside the forms of its modules and rows."""
+    """What the config has that is not swapped, no LoRA at all, and weights that are no floating numbers."""
     for sentence in unsupported_features(config):
         remedy = "train or merge the adapter without this feature"
         yield Finding(where, "HSW102", sentence, remedy)
     if not names.modules:
         yield Finding(where, "HSW004", "the adapter has no LoRA weights", SAVE_AGAIN)
-    for what, keys in (
-        ("occurs twice, with and without a prefix", names.twice),
-        ("is not a LoRA weight that can be swapped", strange),
-    ):
-        for key in keys:
-            remedy = "remove the tensor, or save the adapter without it"
-            yield Finding(f"{where}::{key}", "HSW108", f"the tensor {what}", remedy)
     if {*map(itemgetter(0), tensors.values())} <= {*FLOATING}:
         return
     for key, info in tensors.items():  # a whole module may have integer buffers

@@ -42,11 +42,6 @@ class Texts:
         """Parse the header; raises UnreadableAdapterError (HSW005)."""
         return layout_of(self.weights, self.header, self.size)
 
-    @property
-    def config_path(self) -> str:
-        """Where the config stands."""
-        return _config_path(Path(self.path))
-
 
 @contextmanager
 def open_texts(path: str) -> Iterator[Texts]:
@@ -60,7 +55,7 @@ def open_texts(path: str) -> Iterator[Texts]:
         return
     location = Path(path)
     weights = weights_of(location)
-    config = None if weights is not None else config_text(_folder(location))
+    config = None if weights is not None else config_text(config_path(path).parent)
     try:
         with open_weights(weights or location) as file:
             before = os.fstat(file.fileno())
@@ -69,7 +64,7 @@ def open_texts(path: str) -> Iterator[Texts]:
             yield Texts(path, file.name, config, header, size, file)
             unchanged(file, before)
     except UnreadableAdapterError as error:
-        findings = _config_findings(location, config)
+        findings = _config_findings(path, config)
         if not has_code(findings, "HSW101"):  # of another kind than LoRA, only that
             findings += error.findings
         raise UnreadableAdapterError(tuple(dict.fromkeys(findings))) from error
@@ -86,19 +81,17 @@ def weights_of(path: Path) -> Path | None:
     return file
 
 
-def _config_findings(location: Path, config: bytes | None) -> tuple[Finding, ...]:
+def config_path(path: str) -> Path:
+    """Where the config of an adapter stands, given its folder or its weights file."""
+    place = Path(path)
+    alone = place.suffix == ".safetensors" and not place.is_dir()
+    return (place.parent if alone else place) / CONFIG
+
+
+def _config_findings(path: str, config: bytes | None) -> tuple[Finding, ...]:
     try:
         if config is not None:
-            lora_config(_config_path(location), config)
+            lora_config(config_path(path), config)
     except UnreadableAdapterError as error:
         return error.findings
     return ()
-
-
-def _folder(location: Path) -> Path:
-    alone = location.suffix == ".safetensors" and not location.is_dir()
-    return location.parent if alone else location
-
-
-def _config_path(location: Path) -> str:
-    return str(_folder(location) / CONFIG)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hotswap.adapters.config import lora_config
 from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout
-from hotswap.adapters.texts import Texts
+from hotswap.adapters.texts import Texts, config_path
 
 
 def matches(texts: Texts, layout: FileLayout) -> bool:
@@ -15,4 +15,6 @@ def matches(texts: Texts, layout: FileLayout) -> bool:
 
 def components(texts: Texts, layout: FileLayout) -> dict[str, Component]:
     """The whole file is one component; raises UnreadableAdapterError (HSW003/101)."""
-    return {"": Component(lora_config(texts.config_path, texts.config or b""), layout.tensors)}
+    return {
+        "": Component(lora_config(config_path(texts.path), texts.config or b""), layout.tensors)
+    }

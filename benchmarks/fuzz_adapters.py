@@ -9,18 +9,15 @@ anything but UnreadableAdapterError, or takes more than a second, is written to 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from hotswap.adapters.header import parse_layout
-from hotswap.adapters.read import describe
+from hotswap.adapters.spec import describe
+from hotswap.adapters.texts import Texts
 from hotswap.errors import UnreadableAdapterError
 
 WORDS = (
@@ -36,14 +33,13 @@ _DIGIT = re.compile(rb"\d")
 _ENDS = re.compile(rb"(\d{1,12})\s*\]\s*\}")
 
 
-def run(data: bytes, file: Any) -> str:
+def run(data: bytes) -> str:
     """Read one input: "spec", or the codes of the findings."""
     text, _, header = data.partition(b"\0")
-    size = max(map(int, _ENDS.findall(header)), default=0)
-    os.truncate(file.fileno(), 8 + len(header) + size)  # sparse, and as long as the header says
+    size = max(map(int, _ENDS.findall(header)), default=0)  # as long as the header says
     try:
-        layout = parse_layout(file, header)
-        spec = describe("fuzzed", "fuzzed", text if text else None, layout)
+        texts = Texts("fuzzed", "fuzzed", text if text else None, header, size)
+        spec = describe(texts, texts.layout())
     except UnreadableAdapterError as error:
         return ",".join(sorted({finding.code for finding in error.findings})) or "nothing"
     return ",".join(sorted({finding.code for finding in spec.findings})) or "spec"
@@ -85,23 +81,22 @@ def main() -> int:
     given = parser.parse_args()
     corpus = [path.read_bytes() for path in sorted(given.corpus.glob("*.bin"))]
     chance, answers, harmful = random.Random(given.seed), Counter[str](), 0  # noqa: S311
-    with tempfile.NamedTemporaryFile() as whole, open(whole.name, "r+b") as file:
-        for _ in range(given.runs):
-            data = mutated(chance.choice(corpus), corpus, chance)
-            start = time.process_time()
-            try:
-                answer = run(data, file)
-            except Exception as error:
-                answer = type(error).__name__
-                harmful += 1
-                (given.corpus / f"found-{harmful}.bin").write_bytes(data)
-                print(f"{answer}: {error}", file=sys.stderr)
-            if time.process_time() - start > 1:
-                harmful += 1
-                (given.corpus / f"slow-{harmful}.bin").write_bytes(data)
-            if answer not in answers and len(corpus) < 500 and len(data) < 4096:
-                corpus.append(data)  # an answer that is new leads further
-            answers[answer] += 1
+    for _ in range(given.runs):
+        data = mutated(chance.choice(corpus), corpus, chance)
+        start = time.process_time()
+        try:
+            answer = run(data)
+        except Exception as error:
+            answer = type(error).__name__
+            harmful += 1
+            (given.corpus / f"found-{harmful}.bin").write_bytes(data)
+            print(f"{answer}: {error}", file=sys.stderr)
+        if time.process_time() - start > 1:
+            harmful += 1
+            (given.corpus / f"slow-{harmful}.bin").write_bytes(data)
+        if answer not in answers and len(corpus) < 500 and len(data) < 4096:
+            corpus.append(data)  # an answer that is new leads further
+        answers[answer] += 1
     print(f"{given.runs} inputs, seed {given.seed}, {harmful} harmful")
     for answer, count in answers.most_common(12):
         print(f"  {count:8} {answer}")

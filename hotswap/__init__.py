@@ -19,12 +19,12 @@ _HOME = {
     "SwapPlan": "hotswap.adapters.plan",
     "active": "hotswap.engine.swap",
     "audit_guards": "hotswap.compiler.audit",
-    "check_adapters": "hotswap.checks.fleet",
+    "check_adapters": "hotswap.checks.adapters",
     "check_source": "hotswap.lint.check",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
     "patch_peft": "hotswap.engine.peft.patch",
-    "plan": "hotswap.adapters.plan",
+    "plan": "hotswap.adapters.planner",
     "prepare": "hotswap.engine.prepare",
     "set_scale": "hotswap.engine.scale",
     "swap": "hotswap.engine.swap",
@@ -55,9 +55,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan, plan
+    from hotswap.adapters.plan import SwapPlan
+    from hotswap.adapters.planner import plan
     from hotswap.adapters.spec import AdapterSpec
-    from hotswap.checks.fleet import check_adapters
+    from hotswap.checks.adapters import check_adapters
     from hotswap.compiler.audit import audit_guards, would_recompile
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.bank import AdapterBank

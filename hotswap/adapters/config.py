@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hotswap.adapters.files import open_regular
-from hotswap.adapters.header import unique
+from hotswap.adapters.files import open_regular, parse_json, unreadable
 from hotswap.adapters.patterns import matches, pattern_problem
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
 CONFIG = "adapter_config.json"
 MAX_CONFIG = 10_000_000  # bytes
-_SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
+SAVE_AGAIN = "save the adapter again with model.save_pretrained(folder)"
 
 _UNSUPPORTED = {
     "layer_replication": "PEFT's LoraModel repeats layers of the base model",
@@ -35,10 +33,7 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read and check the config file; raises UnreadableAdapterError (HSW001/002/003/101)."""
-    folder = Path(folder)
-    config = parse_config(str(folder / CONFIG), config_text(folder))
-    check_config(str(folder / CONFIG), config)
-    return config
+    return lora_config(Path(folder, CONFIG), config_text(Path(folder)))
 
 
 def config_text(folder: Path) -> bytes:
@@ -46,52 +41,60 @@ def config_text(folder: Path) -> bytes:
     path = os.path.join(folder, CONFIG)
     if not os.path.isdir(folder):
         what = "is a file" if folder.exists() else "does not exist"
-        _refuse(str(folder), "HSW001", f"the adapter folder {what}", f"pass a folder with {CONFIG}")
+        remedy = f"pass a folder with {CONFIG}"
+        raise unreadable(folder, "HSW001", f"the adapter folder {what}", remedy)
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             return file.read(min(size, MAX_CONFIG) + 1)
     except FileNotFoundError:
-        below = _holds_adapters(folder)
-        remedy = f"pass '{folder}/*'" if below else "pass a folder that PEFT saved"
-        _refuse(str(folder), "HSW002", f"no {CONFIG} in the folder", remedy)
+        remedy = (
+            f"pass '{folder}/*'" if _holds_adapters(folder) else "pass a folder that PEFT saved"
+        )
+        raise unreadable(folder, "HSW002", f"no {CONFIG} in the folder", remedy) from None
     except OSError as error:
-        _refuse(path, "HSW003", f"cannot be read: {error.strerror or error}", _SAVE_AGAIN)
+        text = f"cannot be read: {error.strerror or error}"
+        raise unreadable(path, "HSW003", text, SAVE_AGAIN) from error
 
 
 def _holds_adapters(folder: Path) -> bool:
     """Whether one of the first entries of a folder is an adapter."""
     try:
         with os.scandir(folder) as entries:
-            first = [os.path.join(entry.path, CONFIG) for entry in islice(entries, 100)]
+            return any(os.path.isfile(os.path.join(e.path, CONFIG)) for e in islice(entries, 100))
     except OSError:
         return False
-    return any(map(os.path.isfile, first))
 
 
-def parse_config(where: str, text: str | bytes) -> dict[str, Any]:
-    """Parse a config's text; raises UnreadableAdapterError (HSW003) unless it is one JSON object."""
-    if len(text) > MAX_CONFIG:
-        _refuse(where, "HSW003", f"has more than {MAX_CONFIG} bytes", _SAVE_AGAIN)
-    try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        config = json.loads(decoded, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__)[:120]
-        _refuse(where, "HSW003", f"is not valid JSON: {reason}", _SAVE_AGAIN)
-    if not isinstance(config, dict):
-        found = type(config).__name__
-        _refuse(where, "HSW003", f"holds a {found}, expected a JSON object", _SAVE_AGAIN)
+def lora_config(where: str | Path, text: str | bytes) -> dict[str, Any]:
+    """Parse a config's text and check it; raises UnreadableAdapterError (HSW003/101)."""
+    config = parse_config(where, text)
+    check_config(where, config)
     return config
 
 
-def check_config(where: str, config: Mapping[str, Any]) -> None:
+def parse_config(where: str | Path, text: str | bytes) -> dict[str, Any]:
+    """Parse a config's text; raises UnreadableAdapterError (HSW003) unless it is one JSON object."""
+    if len(text) > MAX_CONFIG:
+        raise unreadable(where, "HSW003", f"has more than {MAX_CONFIG} bytes", SAVE_AGAIN)
+    try:
+        config = parse_json(text)
+    except ValueError as error:
+        raise unreadable(where, "HSW003", f"is not valid JSON: {error}", SAVE_AGAIN) from error
+    if not isinstance(config, dict):
+        text = f"holds a {type(config).__name__}, expected a JSON object"
+        raise unreadable(where, "HSW003", text, SAVE_AGAIN)
+    return config
+
+
+def check_config(where: str | Path, config: Mapping[str, Any]) -> None:
     """Raise UnreadableAdapterError unless rank, alpha and patterns make sense (HSW003/101)."""
     kind = config.get("peft_type")
     if kind != "LORA":
         found = f"peft_type is {ascii(kind)[:60]}" if kind else "peft_type is missing"
-        _refuse(where, "HSW101", f"{found}, expected 'LORA'", "only LoRA adapters are swapped")
-    problems = [Finding(where, "HSW003", text, _SAVE_AGAIN) for text in _problems(config)]
+        text = f"{found}, expected 'LORA'"
+        raise unreadable(where, "HSW101", text, "only LoRA adapters are swapped")
+    problems = [Finding(str(where), "HSW003", text, SAVE_AGAIN) for text in _problems(config)]
     if problems:
         raise UnreadableAdapterError(problems)
 
@@ -146,20 +149,14 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
     found = [f"{key}: {reason}" for key, reason in _UNSUPPORTED.items() if config.get(key)]
     bias = config.get("bias") or "none"
     if bias != "none":
-        found.append(
-            f"bias={_brief(bias)}: PEFT's LoraModel trains biases of the base model itself"
-        )
+        text = "PEFT's LoraModel trains biases of the base model itself"
+        found.append(f"bias={_brief(bias)}: {text}")
     init = config.get("init_lora_weights")
     for name in _BASE_CHANGING:
         if isinstance(init, str) and init.lower().startswith(name):
-            found.append(
-                f"init_lora_weights={_brief(init)}: PEFT's LoraLayer.{name}_init changes the base weights"
-            )
+            text = f"PEFT's LoraLayer.{name}_init changes the base weights"
+            found.append(f"init_lora_weights={_brief(init)}: {text}")
     return tuple(found)
-
-
-def _refuse(where: str, code: str, message: str, remedy: str) -> NoReturn:
-    raise UnreadableAdapterError([Finding(where, code, message, remedy)])
 
 
 def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
@@ -174,34 +171,24 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     for name in ("modules_to_save", "target_parameters"):
         if config.get(name) and not isinstance(config[name], list | tuple | set):
             yield f"{name} is {_brief(config[name])}, expected a list of names"
-    yield from _token_problems(config.get("trainable_token_indices"))
+    tokens = config.get("trainable_token_indices")
+    if not all(map(_is_tokens, tokens.values() if isinstance(tokens, dict) else [tokens or []])):
+        expected = "a list of token ids, or an object of module name to such a list"
+        yield f"trainable_token_indices is {_brief(tokens)}, expected {expected}"
     if not _is_rank(config.get("r", 8)):
         yield f"r is {_brief(config.get('r'))}, expected a positive integer"
     if not _is_number(config.get("lora_alpha", 8)):
         yield f"lora_alpha is {_brief(config.get('lora_alpha'))}, expected a finite number"
     for name in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(name)
-        if patterns is None:
-            continue
-        if not isinstance(patterns, dict):
+        if isinstance(patterns, dict):
+            yield from _pattern_problems(name, patterns)
+        elif patterns is not None:
             yield f"{name} is {_brief(patterns)}, expected an object of module pattern to number"
-            continue
-        yield from _pattern_problems(name, patterns.items())
 
 
-def _token_problems(given: Any) -> Iterator[str]:
-    lists = given.values() if isinstance(given, dict) else [given or []]
-    for rows in lists:
-        if not isinstance(rows, list | tuple) or not all(type(r) is int and r >= 0 for r in rows):
-            yield (
-                f"trainable_token_indices is {_brief(given)}, expected a list of token ids, "
-                "or an object of module name to such a list"
-            )
-            return
-
-
-def _pattern_problems(name: str, items: Iterable[tuple[Any, Any]]) -> Iterator[str]:
-    for key, value in items:
+def _pattern_problems(name: str, patterns: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in patterns.items():
         if name == "rank_pattern" and not _is_rank(value):
             yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a positive integer"
         elif not _is_number(value) or value <= 0:
@@ -209,6 +196,10 @@ def _pattern_problems(name: str, items: Iterable[tuple[Any, Any]]) -> Iterator[s
         problem = pattern_problem(key)
         if problem:
             yield f"{name}[{_brief(key)}] {problem}"
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(r) is int and r >= 0 for r in value)
 
 
 def _is_rank(value: Any) -> bool:

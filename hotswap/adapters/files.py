@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
 WEIGHTS = "adapter_model.safetensors"
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PICKLE = "adapter_model.bin"
+PICKLED = "the weights are a pickle, which can run code when it is loaded and is not read"
 MAX_HEADER = 25_000_000
 """Bytes; a hundred times what adapters have, and a quarter of what the safetensors library reads."""
+
+
+def unreadable(where: str | Path, code: str, message: str, remedy: str) -> UnreadableAdapterError:
+    """The error of one finding."""
+    return UnreadableAdapterError([Finding(str(where), code, message, remedy)])
+
+
+def damaged(
+    where: str, message: str, remedy: str = "save or download the file again"
+) -> UnreadableAdapterError:
+    """The error for weights that are no safetensors file (HSW005)."""
+    return unreadable(where, "HSW005", message, remedy)
+
+
+def changed(path: str) -> UnreadableAdapterError:
+    """The error for a file that is not what it was when it was opened (HSW009)."""
+    text, remedy = "the file changed while it was read", "read it again when it is complete"
+    return unreadable(path, "HSW009", text, remedy)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; raises ValueError, in a few words, also for deep nesting and for a name twice."""
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(decoded, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError((str(error) or type(error).__name__)[:120]) from None
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; raises ValueError when a name occurs twice, which parsers read differently."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {ascii(twice)[:60]} occurs twice")
+    return found
 
 
 def open_weights(path: str | Path) -> BufferedReader:
@@ -24,9 +64,9 @@ def open_weights(path: str | Path) -> BufferedReader:
     try:
         return open_regular(place)
     except FileNotFoundError:
-        _missing(Path(place))
+        raise _missing(Path(place)) from None
     except OSError as error:
-        _unreadable(place, error)
+        raise _closed(place, error) from error
 
 
 def open_regular(path: str | Path) -> BufferedReader:
@@ -36,11 +76,11 @@ def open_regular(path: str | Path) -> BufferedReader:
     except OSError as error:
         if error.errno not in (errno.ENXIO, errno.EISDIR):
             raise
-        _special(path, "socket" if error.errno == errno.ENXIO else "folder")
+        raise _special(path, "socket" if error.errno == errno.ENXIO else "folder") from error
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode):
         file.close()
-        _special(path, "pipe" if stat.S_ISFIFO(mode) else "device")
+        raise _special(path, "pipe" if stat.S_ISFIFO(mode) else "device")
     return file
 
 
@@ -55,12 +95,6 @@ def unchanged(file: BufferedReader, before: os.stat_result) -> None:
         raise changed(file.name)
 
 
-def changed(path: str) -> UnreadableAdapterError:
-    """The error for a file that is not what it was when it was opened (HSW009)."""
-    text, remedy = "the file changed while it was read", "read it again when it is complete"
-    return UnreadableAdapterError([Finding(path, "HSW009", text, remedy)])
-
-
 def read_raw_header(file: BufferedReader) -> bytes:
     """Read the header's text from the start of an open file; raises UnreadableAdapterError (HSW005)."""
     try:
@@ -68,52 +102,39 @@ def read_raw_header(file: BufferedReader) -> bytes:
         length = _header_length(file.name, file.read(8), size)
         header = file.read(length)
     except OSError as error:
-        _unreadable(file.name, error)
+        raise _closed(file.name, error) from error
     if len(header) != length:
         raise changed(file.name)
     return header
 
 
-def refuse(path: str, message: str, remedy: str = "save or download the file again") -> NoReturn:
-    """Raise UnreadableAdapterError (HSW005) for a weights file."""
-    raise UnreadableAdapterError([Finding(path, "HSW005", message, remedy)])
-
-
 def _header_length(path: str, prefix: bytes, size: int) -> int:
+    length, left = int.from_bytes(prefix, "little"), size - 8
     if len(prefix) < 8:
-        refuse(path, f"the file is truncated: {size} bytes, a safetensors header needs at least 8")
-    length = int.from_bytes(prefix, "little")
-    if length > MAX_HEADER:
-        refuse(path, f"the header claims {length} bytes, more than {MAX_HEADER}: not safetensors")
-    if length > size - 8:
-        refuse(
-            path, f"the file is truncated: its header claims {length} bytes, {size - 8} are left"
-        )
-    return length
-
-
-def _unreadable(path: str, error: OSError) -> NoReturn:
-    refuse(path, f"cannot be read: {error.strerror or error}", "check the file's permissions")
-
-
-def _missing(path: Path) -> NoReturn:
-    if path.with_name(PICKLE).is_file():
-        found = Finding(
-            str(path.with_name(PICKLE)),
-            "HSW006",
-            "the weights are a pickle, which can run code when it is loaded and is not read",
-            "load the adapter with PEFT and save it again: save_pretrained writes safetensors",
-        )
+        text = f"the file is truncated: {size} bytes, a safetensors header needs at least 8"
+    elif length > MAX_HEADER:
+        text = f"the header claims {length} bytes, more than {MAX_HEADER}: not safetensors"
+    elif length > left:
+        text = f"the file is truncated: its header claims {length} bytes, {left} are left"
     else:
-        found = Finding(
-            str(path),
-            "HSW004",
-            f"no {path.name} in the adapter folder",
-            "save the adapter with model.save_pretrained(folder)",
-        )
-    raise UnreadableAdapterError([found])
+        return length
+    raise damaged(path, text)
 
 
-def _special(path: str | Path, kind: str) -> NoReturn:
+def _closed(path: str, error: OSError) -> UnreadableAdapterError:
+    text = f"cannot be read: {error.strerror or error}"
+    return damaged(path, text, "check the file's permissions")
+
+
+def _missing(path: Path) -> UnreadableAdapterError:
+    pickle = path.with_name(PICKLE)
+    if pickle.is_file():
+        remedy = "load the adapter with PEFT and save it again: save_pretrained writes safetensors"
+        return unreadable(pickle, "HSW006", PICKLED, remedy)
+    remedy = "save the adapter with model.save_pretrained(folder)"
+    return unreadable(path, "HSW004", f"no {path.name} in the adapter folder", remedy)
+
+
+def _special(path: str | Path, kind: str) -> UnreadableAdapterError:
     text, remedy = f"is a {kind}, expected a regular file", "put a regular file in its place"
-    raise UnreadableAdapterError([Finding(str(path), "HSW007", text, remedy)])
+    return unreadable(path, "HSW007", text, remedy)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache
+from typing import TypeVar
 
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec, family, merge_alike
+from hotswap.adapters.modules import ModuleSpec
+from hotswap.adapters.names import family, owner
+from hotswap.adapters.plan import ModulePlan, SwapPlan
+from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.findings import Finding
 
 _PLAN_AGAIN = (
@@ -16,10 +20,9 @@ _PLAN_AGAIN = (
 )
 _OTHER_BASE = "use an adapter that was trained for the same base model"
 
+_FORM = ("kind", "in_features", "out_features", "kernel", "groups", "experts", "parameters")
+_VERBS = {"kind": "is of", "parameters": "targets"}  # of others: has
 _T = TypeVar("_T")
-
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import ModulePlan, SwapPlan
 
 
 def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
@@ -30,22 +33,14 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     if spec.components:
         spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
     findings = list(spec.findings)
-    closest: dict[str, str] = {}
+    closest = _closest_of(plan.modules)
     rank = spec.rank
     for name, module in spec.modules.items():
         place = plan.modules.get(name)
         if place is None:
-            kind = family(name)
-            if kind not in closest:
-                closest[kind] = _closest(kind, plan.modules)
-            findings.append(
-                Finding(
-                    f"{spec.path}::{name}",
-                    "HSW106",
-                    f"the adapter targets a module that is not in the plan{closest[kind]}",
-                    f"{_PLAN_AGAIN}, or check that it belongs to this base model",
-                )
-            )
+            text = f"the adapter targets a module that is not in the plan{closest(family(name))}"
+            remedy = f"{_PLAN_AGAIN}, or check that it belongs to this base model"
+            findings.append(Finding(f"{spec.path}::{name}", "HSW106", text, remedy))
         elif not same(place, module):
             findings += _module_findings(f"{spec.path}::{name}", place, module, rank)
     findings += _trained_findings(plan, spec)
@@ -68,58 +63,52 @@ class BaseModel:
 def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
     """List the tensors of an adapter that find no module in a base model, or one of other dimensions."""
     findings: list[Finding] = []
-    closest: dict[str, str] = {}
+    closest = _closest_of(base.modules)
     for name, module in spec.modules.items():
-        where, owner = f"{spec.path}::{name}", name
-        while owner.endswith(".base_layer"):
-            owner = owner.removesuffix(".base_layer")
-        place = _of_base(base.modules, base.prefix, owner)
+        where, own = f"{spec.path}::{name}", owner(name)
+        place = _of_base(base, base.modules, own)
         if module.kind == "parameter":
-            findings += _parameter_findings(where, base, owner, module)
+            findings += _parameter_findings(where, base, own, module)
         elif place is None:
-            kind = family(owner)
-            if kind not in closest:
-                closest[kind] = _closest(kind, base.modules)
-            text = f"{base.name} has no such module that can carry LoRA{closest[kind]}"
+            text = f"{base.name} has no such module that can carry LoRA{closest(family(own))}"
             findings.append(Finding(where, "HSW112", text, _OTHER_BASE))
         else:
             room = replace(place, rank=module.rank, bias=True, dora=True)
             findings += _module_findings(where, room, module, module.rank, "the base model")
     for name, info in {**spec.saved, **spec.copies}.items():
-        bare = name.replace(".base_layer.", ".")
-        shape = _of_base(base.parameters, base.prefix, bare)
+        shape = _of_base(base, base.parameters, name.replace(".base_layer.", "."))
         if shape is not None and shape != info.shape:
             text = f"has shape {list(info.shape)}, the base model has {list(shape)}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
     for name, rows in spec.tokens.items():
-        shape = _of_base(base.parameters, base.prefix, f"{name}.weight")
+        shape = _of_base(base, base.parameters, f"{name}.weight")
         if shape is None or shape[-1] != rows.dimension or max(rows.indices) >= shape[0]:
             text = f"trains rows of {rows.dimension}, the base model has {list(shape or ())}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
     return merge_alike(findings)
 
 
-def _of_base(known: Mapping[str, _T], prefix: str, name: str) -> _T | None:
+def _of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
     """Look a name up as it is, and with or without the prefix that a model with a head puts before it."""
     found = known.get(name)
-    if found is None and prefix:
-        found = known.get(f"{prefix}.{name}")
-    if found is None and prefix:
-        found = known.get(name.removeprefix(f"{prefix}."))
+    if found is None and base.prefix:
+        prefix = f"{base.prefix}."
+        found = known.get(prefix + name, known.get(name.removeprefix(prefix)))
     return found
 
 
 def _parameter_findings(
-    where: str, base: BaseModel, owner: str, module: ModuleSpec
+    where: str, base: BaseModel, own: str, module: ModuleSpec
 ) -> Iterator[Finding]:
+    known = []
     for parameter in module.parameters:
-        shape = _of_base(base.parameters, base.prefix, f"{owner}.{parameter}")
-        if shape is None:
-            text = f"{base.name} has no parameter {owner}.{parameter}"
+        shape = _of_base(base, base.parameters, f"{own}.{parameter}")
+        if shape is not None:
+            known.append(shape)
+        else:
+            text = f"{base.name} has no parameter {own}.{parameter}"
             yield Finding(where, "HSW112", text, _OTHER_BASE)
-    shapes = [_of_base(base.parameters, base.prefix, f"{owner}.{p}") for p in module.parameters]
     expected = sorted((module.in_features, module.out_features))
-    known = [shape for shape in shapes if shape is not None]
     if known and not any(sorted(shape[-2:]) == expected for shape in known):
         text = f"is for {module.in_features} to {module.out_features} features, the base model has "
         yield Finding(where, "HSW107", text + _shown(known[0]), _OTHER_BASE)
@@ -127,75 +116,65 @@ def _parameter_findings(
 
 def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
     """Whole modules and token rows: each must have its place in the plan."""
-    again = _PLAN_AGAIN
     for name, info in spec.saved.items():
         where, place = f"{spec.path}::{name}", plan.saved.get(name)
         if place is None:
             text = "the adapter carries a tensor of modules_to_save that is not in the plan"
-            yield Finding(where, "HSW106", text, again)
+            yield Finding(where, "HSW106", text, _PLAN_AGAIN)
         elif place.shape != info.shape:
             text = f"has shape {list(info.shape)}, the plan has {list(place.shape)}"
             yield Finding(where, "HSW107", text, "use an adapter with a head of the same size")
     for name, rows in spec.tokens.items():
         where, slot = f"{spec.path}::{name}", plan.tokens.get(name)
-        if slot is None or not set(rows.indices) <= set(slot.indices):
-            missing = sorted(set(rows.indices) - set(slot.indices if slot else ()))
-            text = f"the adapter trains token {missing[0]}, which is not in the plan"
-            yield Finding(where, "HSW106", text, again)
+        missing = set(rows.indices) - set(slot.indices if slot else ())
+        if slot is None or missing:
+            text = f"the adapter trains token {min(missing)}, which is not in the plan"
+            yield Finding(where, "HSW106", text, _PLAN_AGAIN)
         elif rows.dimension != slot.dimension:
             text = f"has rows of {rows.dimension}, the plan has {slot.dimension}"
             yield Finding(where, "HSW107", text, _OTHER_BASE)
-    if any(module.kind == "parameter" for module in spec.modules.values()):
-        mine = {name for name, module in spec.modules.items() if module.kind == "parameter"}
+    mine = {name for name, module in spec.modules.items() if module.kind == "parameter"}
+    if mine:
         theirs = {name for name, module in plan.modules.items() if module.kind == "parameter"}
-        if mine <= theirs and mine != theirs:
+        if mine < theirs:
             where = f"{spec.path}::{min(theirs - mine)}"
             text = "the adapter has no weights for a parameter that the plan targets directly"
             yield Finding(where, "HSW107", text, "use adapters with the same target_parameters")
 
 
-def _closest(name: str, modules: Iterable[str]) -> str:
-    known = Counter(map(family, modules))
-    if name in known:
-        return f"; closest match: {known[name]} other {name}"
-    found = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; closest match: {found[0]}" if found else ""
+def _closest_of(modules: Iterable[str]) -> Callable[[str], str]:
+    """A function from a family to some words on the one of these modules that is closest to it."""
+
+    @cache
+    def closest(name: str) -> str:
+        known = Counter(map(family, modules))
+        if name in known:
+            return f"; closest match: {known[name]} other {name}"
+        found = difflib.get_close_matches(name, sorted(known), n=1)
+        return f"; closest match: {found[0]}" if found else ""
+
+    return closest
 
 
 def _module_findings(
     where: str, place: ModulePlan, module: ModuleSpec, rank: int, whose: str = "the plan"
 ) -> Iterator[Finding]:
     differences = [
-        f"{label} {_shown(found)}, {whose} has {_shown(expected)}"
-        for label, found, expected in (
-            ("is of kind", module.kind, place.kind),
-            ("has in_features", module.in_features, place.in_features),
-            ("has out_features", module.out_features, place.out_features),
-            ("has kernel", module.kernel, place.kernel),
-            ("has groups", module.groups, place.groups),
-            ("has experts", module.experts, place.experts),
-            ("targets parameters", module.parameters, place.parameters),
-        )
-        if found != expected
+        f"{_VERBS.get(name, 'has')} {name} {_shown(found)}, {whose} has {_shown(expected)}"
+        for name in _FORM
+        if (found := getattr(module, name)) != (expected := getattr(place, name))
     ]
     if differences:
         yield Finding(where, "HSW107", "; ".join(differences), _OTHER_BASE)
         return
     if module.rank > place.rank:
-        yield Finding(
-            where,
-            "HSW105",
-            f"has rank {module.rank}, the plan allows {place.rank}",
-            f"prepare with target_rank={rank}, or with a plan that includes this adapter, "
-            "before torch.compile",
-        )
+        text = f"has rank {module.rank}, the plan allows {place.rank}"
+        remedy = f"prepare with target_rank={rank}, or with a plan that includes this adapter"
+        yield Finding(where, "HSW105", text, f"{remedy}, before torch.compile")
     if place.rank % place.groups:
+        text = f"the plan's rank {place.rank} is not divisible by the convolution's {place.groups}"
         yield Finding(
-            where,
-            "HSW104",
-            f"the plan's rank {place.rank} is not divisible by the convolution's "
-            f"{place.groups} groups",
-            f"prepare with a multiple of {place.groups}",
+            where, "HSW104", f"{text} groups", f"prepare with a multiple of {place.groups}"
         )
     for part, has, room in (
         ("lora_B.bias", module.bias, place.bias),

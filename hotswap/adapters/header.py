@@ -13,7 +13,7 @@ from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from hotswap.adapters.files import open_weights, read_raw_header, refuse
+from hotswap.adapters.files import damaged, open_weights, parse_json, read_raw_header, unique
 
 MAX_NAME = 256
 """Characters of a tensor's name."""
@@ -25,28 +25,16 @@ _OFFSETS = re.compile(r'(, ?"data_offsets": ?\[)0(, ?)\d+')
 _T = TypeVar("_T")
 
 BITS: dict[str, int] = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "I64": 64,
-    "U64": 64,
-    "F64": 64,
-    "C64": 64,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
+    dtype: bits
+    for bits, dtypes in (
+        (8, "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"),
+        (16, "I16 U16 F16 BF16"),
+        (32, "I32 U32 F32"),
+        (64, "I64 U64 F64 C64"),
+        (4, "F4"),
+        (6, "F6_E2M3 F6_E3M2"),
+    )
+    for dtype in dtypes.split()
 }
 """Bits per element of each safetensors dtype."""
 
@@ -82,34 +70,31 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
 
 def parse_layout(file: BufferedReader, header: bytes) -> FileLayout:
     """Check a header against its open file; raises UnreadableAdapterError (HSW005)."""
-    start = 8 + len(header)
-    size = os.fstat(file.fileno()).st_size - start
-    tensors, metadata = _usual(header, size) or _parse(file.name, header, size)
-    return FileLayout(tensors, start, size, metadata)
+    size = os.fstat(file.fileno()).st_size
+    return layout_of(file.name, header, size - 8 - len(header))
 
 
-def layout_of(where: str, entries: dict[str, Any], metadata: dict[str, str]) -> FileLayout:
-    """Check the entries of a header that came without its file; raises UnreadableAdapterError (HSW005)."""
-    tensors = {name: _tensor(where, name, entry) for name, entry in entries.items()}
-    size = max((info.end for info in tensors.values()), default=0)
-    _check_layout(where, tensors, size)
-    return FileLayout(tensors, 0, size, metadata)
+def layout_of(where: str, header: bytes, size: int) -> FileLayout:
+    """Check a header against the bytes of its data; raises UnreadableAdapterError (HSW005)."""
+    tensors, metadata = _usual(header, size) or _parse(where, header, size)
+    return FileLayout(tensors, 8 + len(header), size, metadata)
 
 
 def _parse(where: str, header: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Parse any header, entry by entry, so that a finding can name the tensor."""
     if not header.startswith(b"{"):
-        refuse(where, "the header is not a JSON object")
+        raise damaged(where, "the header is not a JSON object")
     try:
-        raw = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__)[:120]
-        refuse(where, f"the header is not valid JSON: {reason}")
+        raw = parse_json(header)
+    except ValueError as error:
+        raise damaged(where, f"the header is not valid JSON: {error}") from error
     metadata = raw.pop("__metadata__", None) or {}
     if not _is_metadata(metadata):
-        refuse(where, "the header's __metadata__ is not an object of texts")
+        raise damaged(where, "the header's __metadata__ is not an object of texts")
     tensors = {name: _tensor(where, name, entry) for name, entry in raw.items()}
-    _check_layout(where, tensors, size)
+    problem = _layout_problem(tensors, size)
+    if problem:
+        raise damaged(where, problem)
     return tensors, metadata
 
 
@@ -173,16 +158,6 @@ def for_names(judge: _lru_cache_wrapper[_T], names: tuple[str, ...]) -> _T:
     return judge(names) if len(names) <= _MOST_NAMES else judge.__wrapped__(names)
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object; raises ValueError when a name occurs twice, which parsers read differently."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {ascii(twice)[:60]} occurs twice")
-    return found
-
-
 _DECODER = json.JSONDecoder(object_pairs_hook=unique)
 
 
@@ -193,9 +168,8 @@ def _is_metadata(value: Any) -> bool:
 def _tensor(where: str, name: str, entry: Any) -> TensorInfo:
     problem = _name_problem(name) or _entry_problem(entry)
     if problem:
-        refuse(where, f"tensor {name[:200]!a}: {problem}")
-    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    return TensorInfo(dtype, tuple(shape), start, end)
+        raise damaged(where, f"tensor {name[:200]!a}: {problem}")
+    return TensorInfo(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
 
 
 def _name_problem(name: str) -> str | None:
@@ -211,22 +185,17 @@ def _name_problem(name: str) -> str | None:
 def _entry_problem(entry: Any) -> str | None:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         return "dtype, shape or data_offsets is missing"
-    offsets = entry["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not _sizes(offsets) or len(offsets) != 2:
         return "data_offsets must be a list of sizes, two of them"
-    return _size_problem(entry["dtype"], entry["shape"], *offsets)
-
-
-def _size_problem(dtype: Any, shape: Any, start: int, end: int) -> str | None:
     if not isinstance(dtype, str) or dtype not in BITS:
         return f"unknown dtype {ascii(dtype)[:40]}"
     if not _sizes(shape):
         return "shape must be a list of sizes"
-    bits = math.prod(shape) * BITS[dtype]
-    if bits != (end - start) * 8:
+    bits, span = math.prod(shape) * BITS[dtype], offsets[1] - offsets[0]
+    if bits != span * 8:
         return (
-            f"shape {shape} of {dtype} takes {bits // 8} bytes, "
-            f"data_offsets {[start, end]} span {end - start}"
+            f"shape {shape} of {dtype} takes {bits // 8} bytes, data_offsets {offsets} span {span}"
         )
     return None
 
@@ -240,18 +209,16 @@ def _sizes(value: Any) -> bool:
     )
 
 
-def _check_layout(where: str, tensors: dict[str, TensorInfo], size: int) -> None:
+def _layout_problem(tensors: dict[str, TensorInfo], size: int) -> str | None:
     position = 0
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if info.end > size:
-            refuse(
-                where,
-                f"tensor {name!r} ends at byte {info.end} of the data, but only {size} are there: "
-                "the file is truncated",
-            )
-        if info.start != position:
-            what = "overlaps the one before it" if info.start < position else "follows a hole"
-            refuse(where, f"tensor {name!r} {what}: it starts at {info.start}, expected {position}")
-        position = info.end
+    for name, (_, _, start, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if end > size:
+            text = f"tensor {name!r} ends at byte {end} of the data, but only {size} are there: "
+            return text + "the file is truncated"
+        if start != position:
+            what = "overlaps the one before it" if start < position else "follows a hole"
+            return f"tensor {name!r} {what}: it starts at {start}, expected {position}"
+        position = end
     if position != size:
-        refuse(where, f"{size - position} bytes at the end of the file belong to no tensor")
+        return f"{size - position} bytes at the end of the file belong to no tensor"
+    return None

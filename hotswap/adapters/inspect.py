@@ -10,14 +10,14 @@ from operator import itemgetter
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.files import WEIGHTS
+from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
-from hotswap.adapters.formats.diffusers import WEIGHTS as DIFFUSERS_WEIGHTS
 from hotswap.adapters.header import FileLayout, for_names
+from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.read import Opened, Reader
-from hotswap.adapters.spec import AdapterSpec, merge_alike, widest
+from hotswap.adapters.reader import Opened, SpecReader
+from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.adapters.weights import value_findings
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -57,28 +57,29 @@ class Inspector:
         self, plan: SwapPlan | None = None, base: BaseModel | None = None, *, weights: bool = False
     ) -> None:
         self.plan, self.base, self.weights = plan, base, weights
-        self._reader = Reader()
+        self._reader = SpecReader()
         self._good: set[bytes] = set()
 
     def __call__(self, path: str) -> Inspection:
         """Judge a folder, a file or a hub id."""
         try:
             with self._reader.open(path) as opened:
-                found = self._judge(opened)
+                return self._judge(opened)
         except UnreadableAdapterError as error:
             return Inspection(path, error.findings)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             text = f"cannot be read: {getattr(error, 'strerror', None) or error}"
             return Inspection(path, (Finding(path, "HSW001", text, "check the path"),))
-        return found
 
     def _judge(self, opened: Opened) -> Inspection:
-        spec, layout = opened.spec, opened.layout
-        findings = [*self._text_findings(opened)]
+        spec = opened.spec
+        findings = [] if opened.mark in self._good else self._text_findings(opened)
+        if not findings and opened.mark and len(self._good) < _MOST_GOOD:
+            self._good.add(opened.mark)
         if opened.file is not None:
             findings += _links(spec.path, str(opened.file.name))
             if self.weights:
-                findings += value_findings(spec.path, opened.file, layout)
+                findings += value_findings(spec.path, opened.file, opened.layout)
         return Inspection(
             spec.path,
             merge_alike(findings),
@@ -90,17 +91,12 @@ class Inspector:
         )
 
     def _text_findings(self, opened: Opened) -> list[Finding]:
-        """What the texts say; of the texts of an adapter before that were good, nothing."""
-        spec, layout = opened.spec, opened.layout
-        if opened.mark and opened.mark in self._good:
-            return []
+        """What the texts say; an adapter with the texts of a good one needs no second look."""
+        spec = opened.spec
         findings = list(fits(self.plan, spec) if self.plan is not None else spec.findings)
         if self.base is not None:
             findings += belongs(self.base, spec)
-        findings += _remarks(self.plan, spec, layout)
-        if not findings and len(self._good) < _MOST_GOOD:
-            self._good.add(opened.mark)
-        return findings
+        return [*findings, *_remarks(self.plan, spec, opened.layout)]
 
 
 def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-from hotswap.adapters.fit import fits, same
 from hotswap.adapters.header import BITS
+from hotswap.adapters.modules import FLOATING, Kind, TokenRows, bytes_of
+from hotswap.adapters.names import families
 from hotswap.adapters.output import write_atomically
-from hotswap.adapters.read import Reader
-from hotswap.adapters.spec import AdapterSpec, Kind, ModuleSpec, TokenRows, family, widest
-from hotswap.errors import HotswapError, UnreadableAdapterError
+from hotswap.errors import HotswapError
 from hotswap.findings import Finding
 
 VERSION = 1
@@ -26,6 +23,7 @@ ALIGNMENT = 64
 """Bytes: each tensor and scaling of a prepared model starts at a multiple of it."""
 Need = Literal["not needed", "recommended", "required"]
 _MOST_LINES = 4
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +140,15 @@ class SwapPlan:
 
     def bytes_at(self, ranks: Mapping[str, int]) -> int:
         """The bytes of a prepared adapter with these ranks: tensors and scalings, each aligned."""
-        sizes = [
-            math.prod(shape) * BITS[self.dtype] // 8
+        forms = [
+            (self.dtype, shape)
             for name, module in self.modules.items()
             for shape in module.shapes(ranks[name])
         ]
-        sizes += [math.prod(s.shape) * BITS.get(s.dtype, 0) // 8 for s in self.saved.values()]
-        sizes += [
-            len(rows.indices) * rows.dimension * BITS[self.dtype] // 8
-            for rows in self.tokens.values()
-        ]
-        sizes += [ALIGNMENT] * len(self.modules)  # the scalings
-        return sum(math.ceil(size / ALIGNMENT) * ALIGNMENT for size in sizes)
+        forms += [(tensor.dtype, tensor.shape) for tensor in self.saved.values()]
+        forms += [(self.dtype, (len(r.indices), r.dimension)) for r in self.tokens.values()]
+        scalings = ALIGNMENT * len(self.modules)
+        return scalings + sum(math.ceil(bytes_of(*form) / ALIGNMENT) * ALIGNMENT for form in forms)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; target_rank and bytes are there to be read and are computed anew."""
@@ -187,34 +182,22 @@ class SwapPlan:
                 f"this hotswap reads {VERSION}; make it again with 'hotswap plan'"
             )
         try:
-            plan = cls(
-                modules={str(name): _module(entry) for name, entry in data["modules"].items()},
-                adapters=tuple(_summary(entry) for entry in data["adapters"]),
+            return cls(
+                modules={str(n): _module(entry) for n, entry in data["modules"].items()},
+                adapters=tuple(_built(AdapterSummary, e) for e in data["adapters"]),
                 need=_one_of(data["need"], get_args(Need)),
-                reasons=tuple(str(reason) for reason in data["reasons"]),
-                conflicts=tuple(
-                    Finding(
-                        str(entry["where"]),
-                        str(entry["code"]),
-                        str(entry["message"]),
-                        str(entry["remedy"]),
-                    )
-                    for entry in data["conflicts"]
-                ),
-                dtype=_one_of(data["dtype"], ("F16", "BF16", "F32", "F64")),
-                saved={
-                    str(name): SavedTensor(_sizes(entry, "shape"), _one_of(entry["dtype"], BITS))
-                    for name, entry in data["saved"].items()
-                },
-                tokens={str(name): _rows(entry) for name, entry in data["tokens"].items()},
-                modules_to_save=tuple(str(name) for name in data["modules_to_save"]),
+                reasons=tuple(map(str, data["reasons"])),
+                conflicts=tuple(_built(Finding, entry) for entry in data["conflicts"]),
+                dtype=_one_of(data["dtype"], FLOATING),
+                saved={str(n): _built(SavedTensor, entry) for n, entry in data["saved"].items()},
+                tokens={str(n): _built(TokenRows, entry) for n, entry in data["tokens"].items()},
+                modules_to_save=tuple(map(str, data["modules_to_save"])),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise HotswapError(
                 f"the swap plan is broken: {reason}; make it again with 'hotswap plan'"
             ) from error
-        return plan
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON (``hotswap-plan.json``), whole or not at all; raises OSError."""
@@ -224,210 +207,39 @@ class SwapPlan:
     def read(cls, path: str | Path) -> SwapPlan:
         """Read a plan that ``save`` wrote; raises HotswapError when it is missing or broken."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except HotswapError as error:
+            raise HotswapError(f"{path}: {error}") from error
         except OSError as error:
             raise HotswapError(f"{path}: cannot be read: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise HotswapError(f"{path}: is not JSON: {error}") from error
-        try:
-            return cls.from_dict(data)
-        except HotswapError as error:
-            raise HotswapError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
-        return "\n".join(
-            [*_fleet_lines(self), *_rank_lines(self), *_need_lines(self), *_other_lines(self)]
-        )
+        return "\n".join(_lines(self))
 
 
-def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
-    """Find what every adapter fits in, from headers only.
-
-    Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that
-    can be read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
-    """
-    if isinstance(adapters, str | Path | AdapterSpec):
-        adapters = [adapters]
-    specs = _read_all(adapters)
-    if not specs:
-        raise HotswapError("no adapters to plan for; pass at least one adapter folder")
-    if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
-        specs = [spec.within(*spec.components) for spec in specs]
-    modules: dict[str, ModulePlan] = {}
-    saved: dict[str, SavedTensor] = {}
-    tokens: dict[str, TokenRows] = {}
-    for spec in specs:
-        for name, module in spec.modules.items():
-            modules[name] = _widen(modules.get(name), module)
-        for name, info in spec.saved.items():
-            saved.setdefault(name, SavedTensor(info.shape, info.dtype))
-        for name, rows in spec.tokens.items():
-            known = tokens.get(name, rows)
-            union = tuple(sorted({*known.indices, *rows.indices}))
-            tokens[name] = replace(known, indices=union)
-    need, reasons = _need(specs)
-    envelope = SwapPlan(
-        modules=dict(sorted(modules.items())),
-        saved=saved,
-        tokens=tokens,
-        modules_to_save=tuple(
-            sorted({m for s in specs if s.saved for m in s.config["modules_to_save"]})
-        ),
-        adapters=tuple(_summarise(spec, modules) for spec in specs),
-        need=need,
-        reasons=tuple(reasons),
-        dtype=widest(module.dtype for spec in specs for module in spec.modules.values()),
-    )
-    mixed = [Finding(name, "HSW102", MIXED, APART) for name in envelope.mixed]
-    found = dict.fromkeys([*mixed, *(f for spec in specs for f in fits(envelope, spec))])
-    return replace(envelope, conflicts=tuple(found))
-
-
-def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]:
-    specs: list[AdapterSpec] = []
-    findings: list[Finding] = []
-    reader = Reader()
-    for adapter in adapters:
-        try:
-            specs.append(adapter if isinstance(adapter, AdapterSpec) else reader.spec(str(adapter)))
-        except UnreadableAdapterError as error:
-            findings += error.findings
-    if findings:
-        raise UnreadableAdapterError(findings)
-    return specs
-
-
-def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
-    return place if place is not None and same(place, module) else _wider(place, module)
-
-
-@lru_cache(maxsize=1024)  # the layers of a model are alike
-def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
-    own = ModulePlan(
-        module.kind,
-        module.rank,
-        module.in_features,
-        module.out_features,
-        module.kernel,
-        module.groups,
-        module.bias,
-        module.dora,
-        module.experts,
-        module.parameters,
-    )
-    if place is None:
-        return own
-    wider = replace(
-        place,
-        rank=max(place.rank, own.rank),
-        bias=place.bias or own.bias,
-        dora=place.dora or own.dora,
-    )
-    same_shape = replace(own, rank=wider.rank, bias=wider.bias, dora=wider.dora) == wider
-    return wider if same_shape else place  # fits() reports the other shape
-
-
-def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:
-    modules = spec.modules.values()
-    lacking = Counter(family(name) for name in union if name not in spec.modules)
-    return AdapterSummary(
-        name=spec.name,
-        path=spec.path,
-        ranks=tuple(sorted({module.rank for module in modules})),
-        alphas=tuple(sorted({module.alpha for module in modules})),
-        modules=len(modules),
-        bytes=spec.bytes,
-        lacks=tuple(f"{name}{_times(count)}" for name, count in sorted(lacking.items())),
-    )
-
-
-def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:
-    if len(specs) == 1:
-        return "not needed", ["there is only one adapter, so nothing is swapped"]
-    by_module: dict[str, list[ModuleSpec]] = {}
-    for spec in specs:
-        for name, module in spec.modules.items():
-            by_module.setdefault(name, []).append(module)
-    ranks = _differing(by_module, lambda module: module.rank, "ranks")
-    scalings = _differing(by_module, lambda module: module.scaling, "scalings")
-    biases = _differing(by_module, lambda module: int(module.bias), "lora_B.bias (1: present)")
-    magnitudes = _differing(by_module, lambda module: int(module.dora), "DoRA (1: present)")
-    trained = _trained(specs)
-    partly = _partly(by_module, len(specs))
-    kinds = (ranks, scalings, biases, magnitudes, trained, partly)
-    reasons = [line for lines in kinds for line in _cut(lines)]
-    if any(kinds[:-1]):
-        return "required", reasons
-    if partly:
-        return "recommended", reasons
-    return "not needed", ["every adapter has the same modules, ranks and scalings"]
-
-
-def _differing(
-    by_module: Mapping[str, list[ModuleSpec]], value: Callable[[ModuleSpec], float], what: str
-) -> list[str]:
-    seen: dict[str, set[float]] = {}
-    count: dict[str, int] = {}
-    for name, modules in by_module.items():
-        found = set(map(value, modules))
-        if len(found) > 1:
-            seen.setdefault(family(name), set()).update(found)
-            count[family(name)] = count.get(family(name), 0) + 1
-    return [
-        f"{name}{_times(count[name])}: {what} {_listed(found)}"
-        for name, found in sorted(seen.items())
-    ]
-
-
-def _trained(specs: Sequence[AdapterSpec]) -> list[str]:
-    lines = []
-    if len({tuple(sorted(spec.saved)) for spec in specs}) > 1:
-        having = sum(bool(spec.saved) for spec in specs)
-        lines.append(f"modules_to_save: in {having} of {len(specs)} adapters, or others")
-    if len({tuple(sorted((n, r.indices) for n, r in s.tokens.items())) for s in specs}) > 1:
-        lines.append("trainable_token_indices: other tokens")
-    return lines
-
-
-def _partly(by_module: Mapping[str, list[ModuleSpec]], adapters: int) -> list[str]:
-    groups: dict[tuple[str, int], int] = {}
-    for name, modules in by_module.items():
-        if len(modules) < adapters:
-            key = (family(name), len(modules))
-            groups[key] = groups.get(key, 0) + 1
-    return [
-        f"{name}{_times(count)}: in {having} of {adapters} adapters"
-        for (name, having), count in sorted(groups.items())
-    ]
-
-
-def _cut(lines: list[str]) -> list[str]:
-    if len(lines) <= _MOST_LINES:
-        return lines
-    return [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more modules like these"]
-
-
-def _times(count: int) -> str:
-    return f" ({count} modules)" if count > 1 else ""
-
-
-def _listed(values: Iterable[float]) -> str:
-    ordered = [f"{value:.10g}" for value in sorted(values)]
-    return ", ".join(ordered if len(ordered) <= 6 else [*ordered[:3], "...", ordered[-1]])
-
-
-def _fleet_lines(plan: SwapPlan) -> list[str]:
-    rows = [("name", "rank", "alpha", "modules")] + [
-        (a.name, _span(a.ranks), _span(a.alphas), str(a.modules)) for a in plan.adapters
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _lines(plan: SwapPlan) -> Iterator[str]:
     count = len(plan.adapters)
-    return [f"{count} adapter{'' if count == 1 else 's'}", *(lines if count else [])]
+    rows = [("name", "rank", "alpha", "modules")] if count else []
+    rows += [(a.name, _span(a.ranks), _span(a.alphas), str(a.modules)) for a in plan.adapters]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield f"{count} adapter{'' if count == 1 else 's'}"
+    yield from (f"  {'  '.join(map(str.ljust, row, widths)).rstrip()}" for row in rows)
+    target = plan.target_rank
+    less = families((name, rank) for name, rank in plan.ranks.items() if rank < target)
+    yield from ("", f"Target rank: {target} ({len(plan.modules)} modules)")
+    yield from (f"  {line} is enough" for line in cut([f"{n}: rank {rank}" for n, rank in less]))
+    yield from ("", f"Preparation: {plan.need}", *(f"  {reason}" for reason in plan.reasons))
+    if plan.need != "not needed":
+        yield "  call hotswap.prepare(model, plan=plan) before torch.compile,"
+        yield "  or let hotswap.load(base_model, plan, adapter) do it"
+    yield from ("", f"LoRA memory ({plan.dtype})")
+    yield f"  {size_text(plan.padded_bytes)} prepared with this plan"
+    yield f"  {size_text(plan.uniform_bytes)} prepared with target_rank={target} everywhere"
+    yield f"  {size_text(plan.unpadded_bytes)} the largest adapter as saved"
+    yield from ("", "Conflicts")
+    yield from [f"  {finding}" for finding in plan.conflicts] or ["  none"]
 
 
 def _span(values: Sequence[float]) -> str:
@@ -436,35 +248,11 @@ def _span(values: Sequence[float]) -> str:
     return f"{values[0]:g}" + (f" to {values[-1]:g}" if len(values) > 1 else "")
 
 
-def _rank_lines(plan: SwapPlan) -> list[str]:
-    less: dict[tuple[str, int], int] = {}
-    for name, module in plan.modules.items():
-        if module.rank < plan.target_rank:
-            key = (family(name), module.rank)
-            less[key] = less.get(key, 0) + 1
-    lines = [f"{name}{_times(count)}: rank {rank}" for (name, rank), count in sorted(less.items())]
-    text = f"Target rank: {plan.target_rank} ({len(plan.modules)} modules)"
-    return ["", text, *([f"  {line} is enough" for line in _cut(lines)])]
-
-
-def _need_lines(plan: SwapPlan) -> list[str]:
-    lines = ["", f"Preparation: {plan.need}", *(f"  {reason}" for reason in plan.reasons)]
-    if plan.need != "not needed":
-        lines.append("  call hotswap.prepare(model, plan=plan) before torch.compile,")
-        lines.append("  or let hotswap.load(base_model, plan, adapter) do it")
-    return lines
-
-
-def _other_lines(plan: SwapPlan) -> list[str]:
-    memory = [
-        "",
-        f"LoRA memory ({plan.dtype})",
-        f"  {size_text(plan.padded_bytes)} prepared with this plan",
-        f"  {size_text(plan.uniform_bytes)} prepared with target_rank={plan.target_rank} everywhere",
-        f"  {size_text(plan.unpadded_bytes)} the largest adapter as saved",
-    ]
-    conflicts = [f"  {finding}" for finding in plan.conflicts] or ["  none"]
-    return [*memory, "", "Conflicts", *conflicts]
+def cut(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    if len(lines) <= _MOST_LINES:
+        return lines
+    return [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more modules like these"]
 
 
 def size_text(count: int) -> str:
@@ -480,47 +268,7 @@ def _plain(value: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(value).items()}
 
 
-def _rows(entry: Mapping[str, Any]) -> TokenRows:
-    indices = tuple(int(row) for row in entry["indices"])
-    return TokenRows(indices, _positive(entry, "dimension"), _one_of(entry["dtype"], BITS))
-
-
-def _sizes(entry: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    return tuple(_positive({key: size}, key) for size in entry[key])
-
-
-def _module(entry: Mapping[str, Any]) -> ModulePlan:
-    module = ModulePlan(
-        kind=_one_of(entry["kind"], get_args(Kind)),
-        rank=_positive(entry, "rank"),
-        in_features=_positive(entry, "in_features"),
-        out_features=_positive(entry, "out_features"),
-        kernel=_sizes(entry, "kernel"),
-        groups=_positive(entry, "groups"),
-        bias=bool(entry["bias"]),
-        dora=bool(entry["dora"]),
-        experts=_positive(entry, "experts"),
-        parameters=tuple(str(name) for name in entry["parameters"]),
-    )
-    if module.rank % module.groups:
-        raise ValueError(f"rank {module.rank} is not divisible by {module.groups} groups")
-    return module
-
-
-def _summary(entry: Mapping[str, Any]) -> AdapterSummary:
-    return AdapterSummary(
-        name=str(entry["name"]),
-        path=str(entry["path"]),
-        ranks=tuple(int(rank) for rank in entry["ranks"]),
-        alphas=tuple(float(alpha) for alpha in entry["alphas"]),
-        modules=int(entry["modules"]),
-        bytes=int(entry["bytes"]),
-        lacks=tuple(str(name) for name in entry.get("lacks", ())),
-    )
-
-
-def _positive(entry: Mapping[str, Any], key: str) -> int:
-    value = entry[key]
+def _positive(key: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{key} is {str(value)[:40]!r}, expected a positive integer")
     return value
@@ -530,3 +278,41 @@ def _one_of(value: Any, allowed: Iterable[str]) -> Any:
     if value not in allowed:
         raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(allowed)}")
     return value
+
+
+def _module(entry: Any) -> ModulePlan:
+    module = _built(ModulePlan, entry)
+    if module.rank % module.groups:
+        raise ValueError(f"rank {module.rank} is not divisible by {module.groups} groups")
+    return module
+
+
+def _built(kind: type[_T], entry: Any) -> _T:
+    """Build what a plan holds from its JSON form; raises KeyError, TypeError or ValueError."""
+    names = [name for name in kind.__annotations__ if name in _READERS]
+    return kind(
+        **{
+            name: _READERS[name](name, entry[name])
+            for name in names
+            if name != "lacks" or name in entry  # which older plans are without
+        }
+    )
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    name: reader
+    for names, reader in (
+        ("rank in_features out_features groups experts dimension", _positive),
+        ("kernel shape", lambda key, value: tuple([_positive(key, size) for size in value])),
+        ("where code message remedy name path", lambda _, value: str(value)),
+        ("parameters lacks", lambda _, value: tuple(map(str, value))),
+        ("ranks indices", lambda _, value: tuple(map(int, value))),
+        ("alphas", lambda _, value: tuple(map(float, value))),
+        ("modules bytes", lambda _, value: int(value)),
+        ("bias dora", lambda _, value: bool(value)),
+        ("kind", lambda _, value: _one_of(value, get_args(Kind))),
+        ("dtype", lambda _, value: _one_of(value, BITS)),
+    )
+    for name in names.split()
+}
+"""How each field of what a plan holds is read."""

@@ -8,28 +8,23 @@ from io import BufferedReader
 import xxhash
 
 from hotswap.adapters.files import changed
-from hotswap.adapters.header import FileLayout, TensorInfo
-from hotswap.adapters.spec import canonical
+from hotswap.adapters.header import BITS, FileLayout, TensorInfo
+from hotswap.adapters.names import canonical
 from hotswap.findings import Finding
 
 CHUNK = 8 << 20
 """Bytes that are held at once; a multiple of every element's size."""
-_WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 _EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000}
 
 
 def content_digest(file: BufferedReader, layout: FileLayout) -> str:
     """Digest names, dtypes, shapes and bytes in the order of the data, so that caches can key on it."""
-    digest = xxhash.xxh3_128(repr(described(layout)).encode("utf-8", "surrogatepass"))
+    ordered = sorted(layout.tensors.items(), key=lambda item: (item[1].start, item[0]))
+    described = [(canonical(name), info.dtype, info.shape) for name, info in ordered]
+    digest = xxhash.xxh3_128(repr(described).encode("utf-8", "surrogatepass"))
     for chunk in _chunks(file, layout.start, layout.size):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def described(layout: FileLayout) -> list[tuple[str, str, tuple[int, ...]]]:
-    """What the header says of the tensors, whatever else it says."""
-    ordered = sorted(layout.tensors.items(), key=lambda item: (item[1].start, item[0]))
-    return [(canonical(name), info.dtype, info.shape) for name, info in ordered]
 
 
 def value_findings(where: str, file: BufferedReader, layout: FileLayout) -> list[Finding]:
@@ -40,7 +35,7 @@ def value_findings(where: str, file: BufferedReader, layout: FileLayout) -> list
     found = []
     effect = False
     for name, info in layout.tensors.items():
-        if info.dtype not in _WIDTHS:
+        if info.dtype not in _EXPONENTS:
             continue
         finite, zero = _values(file, layout, info)
         if not finite:
@@ -58,10 +53,10 @@ def _values(file: BufferedReader, layout: FileLayout, info: TensorInfo) -> tuple
     """Whether all values of a tensor are finite, and whether all are zero (also -0.0)."""
     import numpy as np
 
-    width, exponent = _WIDTHS[info.dtype], _EXPONENTS[info.dtype]
-    zero, magnitude = True, (1 << (8 * width - 1)) - 1
+    bits, exponent = BITS[info.dtype], _EXPONENTS[info.dtype]
+    zero, magnitude = True, (1 << (bits - 1)) - 1
     for chunk in _chunks(file, layout.start + info.start, info.end - info.start):
-        words = np.frombuffer(chunk, dtype=f"<u{width}")
+        words = np.frombuffer(chunk, dtype=f"<u{bits // 8}")
         if bool(((words & exponent) == exponent).any()):
             return False, False
         zero = zero and not bool((words & magnitude).any())

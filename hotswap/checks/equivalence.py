@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hotswap.adapters.spec import canonical
+from hotswap.adapters.names import canonical
 from hotswap.engine.layout.slots import unwrap
 
 TOLERANCES: dict[torch.dtype | Literal["widened"], tuple[float, float]] = {

@@ -11,7 +11,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from hotswap.adapters.spec import canonical
+from hotswap.adapters.names import canonical
 from hotswap.engine.layout.registry import forget_adapters
 from hotswap.engine.layout.slots import unwrap
 

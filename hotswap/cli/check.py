@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import hotswap
+from hotswap.adapters.fleet import chosen, judge
 from hotswap.adapters.output import write_atomically
 from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
-from hotswap.checks.fleet import chosen, fleet_findings, inspections
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.output import Form, Ignore, Output, Select
@@ -88,20 +88,15 @@ def check(
         say(f"hotswap check: {error}", error=True)
         raise Exit(2) from None
     with progress_bar(len(paths)) as progress:
-        fleet = list(
-            inspections(
-                paths,
-                plan=room,
-                base=model,
-                weights=weights,
-                jobs=jobs or os.cpu_count() or 1,
-                progress=progress,
-            )
+        fleet, findings = judge(
+            paths,
+            codes,
+            plan=room,
+            base=model,
+            weights=weights,
+            jobs=jobs or os.cpu_count() or 1,
+            progress=progress,
         )
-        name = model.name if model is not None else ""
-        together = list(fleet_findings(fleet, base=name, copies="HSW116" in codes))
-    everything = [*(f for one in fleet for f in one.findings), *together]
-    findings = sorted({finding for finding in everything if finding.code in codes})
     _show(fleet, findings, form, output)
     refused = any(finding.severity == "error" or strict for finding in findings)
     raise Exit(1 if refused else 0)

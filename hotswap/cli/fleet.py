@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hotswap.adapters.fit import fits
-from hotswap.adapters.plan import SwapPlan, plan
+from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.planner import plan
 from hotswap.adapters.spec import AdapterSpec
+from hotswap.cli.curve import point
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 
@@ -105,19 +107,16 @@ def memory_curve(chosen: SwapPlan, specs: Iterable[AdapterSpec]) -> list[dict[st
     if len(wanted) > MOST_RANKS:
         step = -(-top // MOST_RANKS)
         wanted = sorted({*range(step, top + 1, step), *ranks, chosen.target_rank, top} - {0})
-    points = []
-    for rank in wanted:
-        cut = {n: replace(m, rank=min(m.rank, rank)) for n, m in chosen.modules.items()}
-        uniform = {n: replace(m, rank=rank) for n, m in chosen.modules.items()}
-        points.append(
-            {
-                "rank": rank,
-                "per_module_bytes": replace(chosen, modules=cut).padded_bytes,
-                "uniform_bytes": replace(chosen, modules=uniform).padded_bytes,
-                "admitted": sum(own <= rank for own in ranks),
-            }
-        )
-    return points
+    points = [point(chosen, rank, ranks) for rank in wanted]
+    return [
+        {
+            "rank": found.target_rank,
+            "per_module_bytes": found.fitted,
+            "uniform_bytes": found.uniform,
+            "admitted": found.admitted,
+        }
+        for found in points
+    ]
 
 
 def shard(paths: Sequence[str], sizes: dict[str, int], index: int, count: int) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-from hotswap.adapters.plan import plan as plan_fleet
+from hotswap.adapters.planner import plan as plan_fleet
 from hotswap.cli import plot as picture
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths

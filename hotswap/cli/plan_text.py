@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hotswap.adapters.curve import bank_bytes, curve
 from hotswap.adapters.plan import SwapPlan, size_text
+from hotswap.cli.curve import bank_bytes, curve
 from hotswap.report.text import table
 
 _MOST = 12  # rows of a table

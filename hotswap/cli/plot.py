@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from hotswap.adapters.curve import curve
 from hotswap.adapters.output import write_atomically
 from hotswap.adapters.plan import SwapPlan
+from hotswap.cli.curve import curve
 from hotswap.errors import MissingExtraError
 
 FORMATS = (".svg", ".png")

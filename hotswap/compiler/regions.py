@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from hotswap.adapters import spec
+from hotswap.adapters import names
 from hotswap.compiler import private
 
 _RESUMED = re.compile(private.RESUME + r"(.+?)_at_(\d+)$")
@@ -26,7 +26,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def canonical(name: str) -> str:
     """A module's path as the user knows it: without ``_orig_mod`` and PEFT's ``base_model.model.``."""
-    path = spec.canonical(name)
+    path = names.canonical(name)
     return "" if path in {"_orig_mod", "base_model", "base_model.model"} else path
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from hotswap.adapters.names import canonical
 from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.spec import canonical
 from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import HotswapError, NoAdapterError

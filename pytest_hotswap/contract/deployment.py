@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hotswap.adapters.plan import SwapPlan, plan
+from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.planner import plan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.checks.equivalence import (
     TOLERANCES,

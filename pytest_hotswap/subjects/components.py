@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotswap.adapters.formats.diffusers import COMPONENTS, WEIGHTS
+from hotswap.adapters.files import DIFFUSERS_WEIGHTS as WEIGHTS
+from hotswap.adapters.formats.diffusers import COMPONENTS
 from pytest_hotswap.subjects.diffusers_files import (
     component_of,
     file_of,

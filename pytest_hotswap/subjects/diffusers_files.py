@@ -20,10 +20,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hotswap.adapters.config import CONFIG
+from hotswap.adapters.files import DIFFUSERS_WEIGHTS as WEIGHTS
 from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
-from hotswap.adapters.formats.diffusers import COMPONENTS, METADATA, WEIGHTS, weights_of
+from hotswap.adapters.formats.diffusers import COMPONENTS, METADATA
 from hotswap.adapters.header import read_header
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec
+from hotswap.adapters.modules import ModuleSpec
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.texts import weights_of
 from hotswap.errors import UnreadableAdapterError
 
 _PREFIX = "base_model.model."

@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from hotswap.adapters.spec import AdapterSpec, TokenRows
+from hotswap.adapters.modules import TokenRows
+from hotswap.adapters.spec import AdapterSpec
 
 
 class Net(nn.Module):

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from hotswap.adapters.fit import fits
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.plan import ALIGNMENT, ModulePlan, SavedTensor, SwapPlan, plan
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec, TokenRows
+from hotswap.adapters.modules import ModuleSpec, TokenRows
+from hotswap.adapters.plan import ALIGNMENT, ModulePlan, SavedTensor, SwapPlan
+from hotswap.adapters.planner import plan
+from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from tests.support.adapter_files import Tensors, write_adapter
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec, TokenRows, family, widest
+from hotswap.adapters.modules import ModuleSpec, TokenRows, widest
+from hotswap.adapters.names import family
+from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 from tests.support.adapter_files import Tensors, lora_tensors, write_adapter
 

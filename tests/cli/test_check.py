@@ -23,7 +23,7 @@ from hotswap.adapters import weights as weights_module
 from hotswap.adapters.fit import BaseModel, belongs, fits
 from hotswap.adapters.inspect import Inspector
 from hotswap.adapters.plan import ModulePlan, SwapPlan
-from hotswap.adapters.read import Reader
+from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.rules import DOCUMENTATION, table
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.cli.main import main
@@ -77,7 +77,7 @@ def test_a_file_that_changes_while_it_is_read_is_a_finding(tmp_path: Path) -> No
     file = tmp_path / "a" / WEIGHTS
 
     def read(change: bytes) -> None:
-        with Reader().open(str(tmp_path / "a")):
+        with SpecReader().open(str(tmp_path / "a")):
             file.write_bytes(file.read_bytes() + change)
             os.utime(file, ns=(1, 1))
 

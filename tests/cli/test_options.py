@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hotswap.adapters.plan import plan
+from hotswap.adapters.planner import plan
 from hotswap.cli.fleet import memory_curve, parse_shard, read_fleet, shard
 from hotswap.cli.main import main
 from hotswap.cli.options import Request, parse_duration, usage_problem

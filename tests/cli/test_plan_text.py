@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import hotswap
-from hotswap.adapters.curve import bank_bytes, curve
+from hotswap.cli.curve import bank_bytes, curve
 from hotswap.cli.main import main
 from hotswap.cli.plan_text import sections
 from tests.support.adapter_files import write_adapter

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hotswap.adapters.plan import plan
+from hotswap.adapters.planner import plan
 from hotswap.cli.child import Ended
 from hotswap.cli.demo import ADAPTERS, write_demo
 from hotswap.cli.main import main

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import hotswap
-from hotswap.adapters.formats.diffusers import WEIGHTS
+from hotswap.adapters.files import DIFFUSERS_WEIGHTS as WEIGHTS
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.parts import parts_of

@@ -12,7 +12,7 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from hotswap.adapters.fit import fits
-from hotswap.adapters.plan import plan
+from hotswap.adapters.planner import plan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 from pytest_hotswap import strategies

@@ -11,7 +11,8 @@ from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor
 
-from hotswap.adapters.formats.diffusers import METADATA, implied_config
+from hotswap.adapters.formats.component import implied_config
+from hotswap.adapters.formats.diffusers import METADATA
 from hotswap.adapters.header import read_header
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding

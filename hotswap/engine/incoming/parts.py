@@ -10,8 +10,8 @@ from typing import Any
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from hotswap.adapters.formats.diffusers import weights_of
 from hotswap.adapters.header import read_header
+from hotswap.adapters.texts import weights_of
 from hotswap.engine.incoming.diffusers import config_of
 from hotswap.engine.incoming.source import Adapter, IncomingAdapter, read
 from hotswap.engine.parts import Part

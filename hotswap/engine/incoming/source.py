@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hotswap.adapters.config import CONFIG, read_config
 from hotswap.adapters.files import open_weights, read_raw_header
-from hotswap.adapters.formats.diffusers import weights_of
 from hotswap.adapters.header import TensorInfo, parse_layout
-from hotswap.adapters.spec import AdapterSpec, canonical
+from hotswap.adapters.names import canonical
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.texts import weights_of
 from hotswap.engine.incoming.diffusers import read_model_file
 from hotswap.engine.incoming.file_reader import FileReader
 from hotswap.engine.layout.adapter_slots import DTYPES

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hotswap.adapters.fit import fits
-from hotswap.adapters.spec import canonical
+from hotswap.adapters.names import canonical
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.layout.placement import Placement
 from hotswap.errors import AdapterError, RankTooLargeError

@@ -9,8 +9,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
+from hotswap.adapters.modules import TokenRows
 from hotswap.adapters.plan import SavedTensor, SwapPlan
-from hotswap.adapters.spec import TokenRows
 from hotswap.compiler.compiled import Walked
 from hotswap.engine.layout.auxiliary import auxiliary_slots
 from hotswap.engine.layout.slots import Slot, envelopes, lora_layers, slots

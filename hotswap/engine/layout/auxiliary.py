@@ -12,7 +12,7 @@ from peft.utils.other import (
 )
 from torch import nn
 
-from hotswap.adapters.spec import TOKENS, canonical
+from hotswap.adapters.names import TOKENS, canonical
 from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import States

@@ -13,8 +13,9 @@ import torch
 from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper, _ConvNd
 from torch import Tensor, nn
 
+from hotswap.adapters.modules import Kind
+from hotswap.adapters.names import MAGNITUDE, canonical
 from hotswap.adapters.plan import ModulePlan
-from hotswap.adapters.spec import MAGNITUDE, Kind, canonical
 from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.compiler.regions import unwrap as unwrap
 

@@ -18,8 +18,9 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.fit import fits
+from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.plan import ModulePlan, SwapPlan
-from hotswap.adapters.spec import AdapterSpec, ModuleSpec
+from hotswap.adapters.spec import AdapterSpec
 from hotswap.compiler.compiled import compiled_parts
 from hotswap.compiler.regions import unwrap
 from hotswap.engine.incoming.source import IncomingAdapter, read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hotswap.adapters.plan import SwapPlan
@@ -25,20 +26,18 @@ def curve(plan: SwapPlan) -> tuple[Point, ...]:
 
     An adapter that conflicts with the others is admitted at no rank.
     """
-    found = []
     refused = {finding.where.partition("::")[0] for finding in plan.conflicts}
     fitting = [adapter.rank for adapter in plan.adapters if adapter.path not in refused]
-    for rank in sorted({adapter.rank for adapter in plan.adapters if adapter.rank}):
-        capped = {name: min(own, rank) for name, own in plan.ranks.items()}
-        found.append(
-            Point(
-                rank,
-                plan.bytes_at(dict.fromkeys(plan.modules, rank)),
-                plan.bytes_at(capped),
-                sum(own <= rank for own in fitting),
-            )
-        )
-    return tuple(found)
+    ranks = sorted({adapter.rank for adapter in plan.adapters if adapter.rank})
+    return tuple(point(plan, rank, fitting) for rank in ranks)
+
+
+def point(plan: SwapPlan, rank: int, fitting: Iterable[int]) -> Point:
+    """What one target rank costs, and how many of the ranks that fit it admits."""
+    capped = {name: min(own, rank) for name, own in plan.ranks.items()}
+    uniform = dict.fromkeys(plan.modules, rank)
+    admitted = sum(own <= rank for own in fitting)
+    return Point(rank, plan.bytes_at(uniform), plan.bytes_at(capped), admitted)
 
 
 def bank_bytes(plan: SwapPlan, adapters: int, *, uniform: bool = False) -> int:

@@ -1,22 +1,18 @@
-"""check_adapters: a fleet judged from its files alone, adapter by adapter and then together."""
+"""Many adapters judged together: each inspected, in processes; then names, base models and twins."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 
+from hotswap.adapters.fit import BaseModel
 from hotswap.adapters.inspect import Inspection, Inspector
 from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.read import Reader
+from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.weights import content_digest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import RULES, Finding
-
-if TYPE_CHECKING:
-    from hotswap.adapters.fit import BaseModel
 
 LONGEST_NAME = 128
 """Characters of a name that are compared with other names."""
@@ -25,75 +21,52 @@ _MOST_JOBS = 61  # Windows waits for no more
 _inspector: Inspector | None = None  # of a worker process
 
 
-def check_adapters(
-    adapters: str | Path | Iterable[str | Path],
-    *,
-    plan: SwapPlan | str | Path | None = None,
-    base: str | Path | None = None,
-    weights: bool = False,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    jobs: int = 1,
-) -> list[Finding]:
-    """Return what is wrong with adapters, from their files alone; without errors a swap accepts them.
-
-    ``adapters`` are folders, ``.safetensors`` files and hub ids. ``plan`` says what a model has room for,
-    ``base`` is the folder, config file or id of a base model, built without weights. Only ``weights``
-    reads the values. ``select`` and ``ignore`` take codes, prefixes of codes or names. Raises ValueError
-    for a code that does not exist, HotswapError for a plan or base model that cannot be read.
-    """
-    codes = chosen(select, ignore)
-    given = [adapters] if isinstance(adapters, str | Path) else adapters
-    paths = [str(path) for path in given]
-    room = plan if plan is None or isinstance(plan, SwapPlan) else SwapPlan.read(plan)
-    model = None
-    if base is not None:
-        from hotswap.checks.base_model import read_base
-
-        model = read_base(base)
-    found = list(inspections(paths, plan=room, base=model, weights=weights, jobs=jobs))
-    findings = [finding for one in found for finding in one.findings]
-    name = model.name if model is not None else ""
-    findings += fleet_findings(found, base=name, copies="HSW116" in codes)
-    return sorted({finding for finding in findings if finding.code in codes})
-
-
 def chosen(select: Sequence[str], ignore: Sequence[str]) -> frozenset[str]:
     """Return the codes that apply; raises ValueError for one that does not exist."""
     wanted = {code for word in select for code in _matching(word)} if select else set(RULES)
     return frozenset(wanted - {code for word in ignore for code in _matching(word)})
 
 
-def inspections(
+def judge(
     paths: Sequence[str],
+    codes: Collection[str],
     *,
     plan: SwapPlan | None = None,
     base: BaseModel | None = None,
     weights: bool = False,
     jobs: int = 1,
     progress: Callable[[int], None] = lambda done: None,
-) -> Iterator[Inspection]:
-    """Inspect adapters in their order, in ``jobs`` processes; ``progress`` hears how many are done.
+) -> tuple[list[Inspection], list[Finding]]:
+    """Inspect adapters in their order, in ``jobs`` processes, and return the findings of some codes.
 
-    Raises HotswapError when a process ends before its work.
+    ``progress`` hears how many are done. Raises HotswapError when a process ends before its work.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
+    fleet = []
+    for done, one in enumerate(
+        _inspections(paths, Inspector(plan, base, weights=weights), jobs), 1
+    ):
+        fleet.append(one)
+        progress(done)
+    findings = {finding for one in fleet for finding in one.findings}
+    findings.update(_name_findings(fleet), _base_findings(fleet, base.name if base else ""))
+    if "HSW116" in codes:  # for which weights are read
+        findings.update(_twin_findings(fleet))
+    return fleet, sorted(finding for finding in findings if finding.code in codes)
+
+
+def _inspections(paths: Sequence[str], inspector: Inspector, jobs: int) -> Iterator[Inspection]:
     if jobs == 1 or len(paths) <= _CHUNK:
-        inspector = Inspector(plan, base, weights=weights)
-        for done, path in enumerate(paths, 1):
-            yield inspector(path)
-            progress(done)
+        yield from map(inspector, paths)
         return
     from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
     from multiprocessing import get_context
 
     context = get_context("spawn" if os.name == "nt" else "forkserver")
-    pool = ProcessPoolExecutor(min(jobs, _MOST_JOBS), context, _start_worker, (plan, base, weights))
+    pool = ProcessPoolExecutor(min(jobs, _MOST_JOBS), context, _start_worker, (inspector,))
     try:
-        for done, found in enumerate(pool.map(_inspect, paths, chunksize=_CHUNK), 1):
-            yield found
-            progress(done)
+        yield from pool.map(_inspect, paths, chunksize=_CHUNK)
     except BrokenProcessPool as error:
         raise HotswapError(
             "a process that checks adapters ended before its work, was it killed or out of memory? "
@@ -103,19 +76,9 @@ def inspections(
         pool.shutdown(cancel_futures=True)
 
 
-def fleet_findings(
-    fleet: Sequence[Inspection], *, base: str = "", copies: bool = True
-) -> Iterator[Finding]:
-    """What is remarkable about adapters together: names that collide, other base models, copies."""
-    yield from _name_findings(fleet)
-    yield from _base_findings(fleet, base)
-    if copies:
-        yield from _twin_findings(fleet)
-
-
-def _start_worker(plan: SwapPlan | None, base: BaseModel | None, weights: bool) -> None:
+def _start_worker(inspector: Inspector) -> None:
     global _inspector
-    _inspector = Inspector(plan, base, weights=weights)
+    _inspector = inspector
 
 
 def _inspect(path: str) -> Inspection:
@@ -136,50 +99,45 @@ def _name_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:
     paths: dict[str, list[str]] = defaultdict(list)
     for one in fleet:
         paths[one.name].append(one.path)
-    remedy = "rename them, or swap with hotswap.swap, which compares whole names"
-    twice = {name: found for name, found in paths.items() if len(set(found)) > 1}
-    if twice:
-        name, found = next(iter(twice.items()))
-        text = f"{found[0]} has the same name{_more(len(twice), 'name')}"
-        yield Finding(found[1], "HSW114", text, "rename one of the folders")
+    twice = [found for found in paths.values() if len(set(found)) > 1]
     inside = [(name, longer) for longer in paths for name in _inner(longer, paths)]
+    parts = [name for name in paths if "lora" in name.lower()] if len(paths) > 1 else []
+    remedy = "rename them, or swap with hotswap.swap, which compares whole names"
+    if twice:
+        text = f"{twice[0][0]} has the same name{_more(len(twice), 'name')}"
+        yield Finding(twice[0][1], "HSW114", text, "rename one of the folders")
     if inside:
         name, longer = inside[0]
         text = f"the name {name!r} is part of {longer!r}{_more(len(inside), 'pair')}"
         yield Finding(paths[name][0], "HSW114", text, remedy)
-    parts = [name for name in paths if "lora" in name.lower()]
-    if parts and len(paths) > 1:
+    if parts:
         text = f"the name {parts[0]!r} has 'lora' in it, as the tensors have{_more(len(parts), 'name')}"
         yield Finding(paths[parts[0]][0], "HSW114", text, remedy)
 
 
-def _inner(longer: str, names: dict[str, list[str]]) -> Iterator[str]:
+def _inner(longer: str, names: Container[str]) -> list[str]:
     """The names that are a part of a longer one, in time that does not grow with their number."""
     text = longer[:LONGEST_NAME]
     pieces = {text[a:b] for a in range(len(text)) for b in range(a + 1, len(text) + 1)}
-    yield from sorted(piece for piece in pieces if piece in names and piece != longer)
+    return sorted(piece for piece in pieces if piece in names and piece != longer)
 
 
 def _base_findings(fleet: Sequence[Inspection], base: str) -> Iterator[Finding]:
     """Adapters that name another base model than the others, or than the one that is given."""
     counted = Counter(one.base for one in fleet if one.base)
-    usual = base or next(iter(counted.most_common(1)), ("", 0))[0]
-    said = set()
-    for one in fleet:
-        if one.base and _other(one.base, usual) and one.base not in said:
-            said.add(one.base)
-            whose = "is given" if base else "most others have"
-            text = (
-                f"base_model_name_or_path is {ascii(one.base)[:80]}, {ascii(usual)[:80]} {whose}"
-                f"{_more(counted[one.base], 'adapter')}"
-            )
+    usual = base or max(counted, key=counted.__getitem__, default="")
+    whose = "is given" if base else "most others have"
+    first = {one.base: one.path for one in reversed(fleet)}
+    for name, count in counted.items():
+        if _end(name) != _end(usual):
+            text = f"base_model_name_or_path is {ascii(name)[:80]}, {ascii(usual)[:80]} {whose}"
             remedy = "check that the weights of the two models are the same"
-            yield Finding(one.path, "HSW113", text, remedy)
+            yield Finding(first[name], "HSW113", f"{text}{_more(count, 'adapter')}", remedy)
 
 
-def _other(name: str, usual: str) -> bool:
-    """Whether two names differ; of a path only its last part counts."""
-    return name.rstrip("/").rpartition("/")[2] != usual.rstrip("/").rpartition("/")[2]
+def _end(name: str) -> str:
+    """What counts of the name of a base model: of a path, its last part."""
+    return name.rstrip("/").rpartition("/")[2]
 
 
 def _twin_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:
@@ -189,23 +147,21 @@ def _twin_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:
         if one.mark:
             groups[one.mark].append(one.path)
     for paths in groups.values():
-        if len(paths) < 2:
-            continue
+        files: dict[str, str] = {}
+        for path in paths if len(paths) > 1 else ():
+            files.setdefault(os.path.realpath(path), path)
         first: dict[str, str] = {}
-        files: set[str] = set()
-        for path in paths:
-            real = os.path.realpath(path)
-            digest = None if real in files else digest_of(path)
-            files.add(real)
+        for path in files.values() if len(files) > 1 else ():
+            digest = _digest(path)
             if digest is not None and first.setdefault(digest, path) != path:
                 text = f"has the same config and bytes as {first[digest]} (digest {digest})"
                 yield Finding(path, "HSW116", text, "keep one, and key caches on the digest")
 
 
-def digest_of(path: str) -> str | None:
+def _digest(path: str) -> str | None:
     """The content digest of an adapter's weights on the disk; None if it is not to be read any more."""
     try:
-        with Reader().open(path) as opened:
+        with SpecReader().open(path) as opened:
             return content_digest(opened.file, opened.layout) if opened.file is not None else None
     except (UnreadableAdapterError, OSError):
         return None

@@ -1,0 +1,183 @@
+"""ModuleSpec and TokenRows: what an adapter says of one module, from the forms of its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import starmap
+from operator import itemgetter
+from typing import Any, Literal
+
+from hotswap.adapters.config import SAVE_AGAIN, alpha_of, rank_of, scaling_of, target_parameters
+from hotswap.adapters.header import BITS, TensorInfo
+from hotswap.adapters.names import BIAS, EMBEDDING, LINEAR, MAGNITUDE, Names, owner
+from hotswap.findings import Finding
+
+Kind = Literal["linear", "embedding", "conv", "parameter"]
+FLOATING = ("F16", "BF16", "F32", "F64")  # narrow to wide
+_Shape = tuple[int, ...]
+_Form = tuple[str, _Shape]  # with the dtype before it
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSpec:
+    """What an adapter says about one module.
+
+    ``lora_A`` is (rank, in_features, *kernel), ``lora_B`` (out_features, rank / groups, 1, …). For
+    an embedding, ``in_features`` is the vocabulary and ``out_features`` the dimension. For a
+    parameter that is targeted directly, ``lora_A`` is (experts * rank, in_features), ``lora_B``
+    (out_features, rank * experts), and ``parameters`` names what is targeted in that module.
+    """
+
+    kind: Kind
+    rank: int
+    alpha: float
+    scaling: float
+    in_features: int
+    out_features: int
+    kernel: tuple[int, ...]
+    groups: int
+    dtype: str
+    bias: bool
+    dora: bool = False
+    experts: int = 1
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """The rows of an embedding that an adapter trains; the tensor is (len(indices), dimension)."""
+
+    indices: tuple[int, ...]
+    dimension: int
+    dtype: str
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """The dtype that holds every value of the given ones: float16 with bfloat16 gives float32."""
+    found = set(dtypes) & set(FLOATING)
+    if found == {"F16", "BF16"}:
+        return "F32"
+    return max(found, key=FLOATING.index, default="F32")
+
+
+def describe_modules(
+    where: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], names: Names
+) -> tuple[dict[str, ModuleSpec], int, list[Finding]]:
+    """Describe the modules, the bytes of their tensors, and what is wrong with them."""
+    modules: dict[str, ModuleSpec] = {}
+    findings: list[Finding] = []
+    size = 0
+    alike = not any(map(config.get, ("rank_pattern", "alpha_pattern", "target_parameters")))
+    forms = [*map(itemgetter(0, 1), tensors.values())]
+    for parts, (owners, columns) in names.modules.items():
+        known: dict[tuple[_Form, ...], tuple[ModuleSpec | list[Finding], int]] = {}
+        rows = zip(*[map(forms.__getitem__, column) for column in columns], strict=True)
+        for name, row in zip(owners, rows, strict=True):
+            found, own = known.get(row, ([], 0))  # of a layer like one before
+            if not alike or isinstance(found, list):
+                given = dict(zip(parts, row, strict=True))
+                found = _module(f"{where}::{name}", name, config, given)
+                own = sum(starmap(bytes_of, row))
+                known[row] = found, own
+            size += own
+            if isinstance(found, list):
+                findings += found
+            else:
+                modules[name] = found
+    if len(names.modules) > 1:
+        modules = dict(sorted(modules.items()))
+    return modules, size, findings
+
+
+def _module(
+    where: str, name: str, config: Mapping[str, Any], parts: Mapping[str, _Form]
+) -> ModuleSpec | list[Finding]:
+    """Describe a module, or say what is wrong with its tensors."""
+    embedding = any(part in parts for part in EMBEDDING)
+    if embedding and any(part in parts for part in LINEAR):
+        text = "has the weights of an embedding and of a linear layer"
+        return [Finding(where, "HSW103", text, SAVE_AGAIN)]
+    part_a, part_b = EMBEDDING if embedding else LINEAR
+    bias = (BIAS,) if config.get("lora_bias") and not embedding else ()
+    magnitude = (MAGNITUDE,) if config.get("use_dora") else ()
+    missing = [part for part in (part_a, part_b, *bias, *magnitude) if part not in parts]
+    if missing:
+        text = f"{' and '.join(missing)} missing, found {', '.join(sorted(parts))}"
+        return [Finding(where, "HSW103", text, SAVE_AGAIN)]
+    (dtype_a, a), (dtype_b, b) = parts[part_a], parts[part_b]
+    targets = () if embedding else target_parameters(config, owner(name))
+    keys = [f"{owner(name)}.{target}" for target in targets] or [name]
+    (rank, alpha), *others = {(rank_of(config, key), alpha_of(config, key)) for key in keys}
+    if others:
+        text = f"rank_pattern or alpha_pattern tells the parameters {', '.join(targets)} apart"
+        remedy = "give the target parameters of one module one rank and one alpha"
+        return [Finding(where, "HSW102", text, remedy)]
+    experts = a[0] // rank if targets and len(a) == 2 and a[0] % rank == 0 else 1
+    wrong = _shape_problem(rank * experts, a, b)
+    if wrong is not None:
+        return [Finding(where, "HSW104", *wrong)]
+    vectors = [part for part in (BIAS, MAGNITUDE) if part in parts]
+    found = [_vector_problem(config, part, parts[part][1], b) for part in vectors]
+    if any(found):
+        return [Finding(where, *problem) for problem in found if problem is not None]
+    kind: Kind = "embedding" if embedding else "linear" if len(a) == 2 else "conv"
+    return ModuleSpec(
+        kind="parameter" if targets else kind,
+        rank=rank,
+        alpha=alpha,
+        scaling=scaling_of(config, keys[0], rank),
+        in_features=a[1],
+        out_features=b[0],
+        kernel=a[2:],
+        groups=a[0] // b[1],
+        dtype=widest((dtype_a, dtype_b)),
+        bias=BIAS in parts,
+        dora=MAGNITUDE in parts,
+        experts=experts,
+        parameters=targets,
+    )
+
+
+def _shape_problem(rank: int, a: _Shape, b: _Shape) -> tuple[str, str] | None:
+    """What is wrong with the shapes of A and B, and the remedy."""
+    shapes = f"A is {list(a)}, B is {list(b)}"
+    if len(a) != len(b) or not 2 <= len(a) <= 5 or 0 in (*a, *b) or math.prod(b[2:]) != 1:
+        return f"{shapes}, expected (rank, in, *kernel) and (out, rank, 1, ...)", SAVE_AGAIN
+    groups = a[0] // b[1] if len(a) > 2 and a[0] % b[1] == 0 else 1
+    if a[0] == rank and b[1] * groups == rank:
+        return None
+    if a[1] == rank and b[0] == rank:
+        text = f"A and B are exchanged: {shapes}, the config says rank {rank}"
+        remedy = "swap the two tensors: A is (rank, in_features), B is (out_features, rank)"
+    elif len(a) > 2 and a[0] % b[1]:
+        text = f"{shapes}: rank {a[0]} is not a multiple of the {b[1]} columns of B"
+        remedy = "the rank of a convolution must be divisible by its groups"
+    elif b[1] * groups != a[0]:
+        text = f"A has rank {a[0]}, B has rank {b[1]}, the config says {rank}"
+        remedy = SAVE_AGAIN
+    else:
+        text = f"the weights have rank {a[0]}, the config says {rank}"
+        remedy = "correct r or rank_pattern in adapter_config.json, which also gives the scaling"
+    return text, remedy
+
+
+def _vector_problem(
+    config: Mapping[str, Any], part: str, found: _Shape, b: _Shape
+) -> tuple[str, str, str] | None:
+    """What is wrong with a bias or a magnitude: code, text and remedy."""
+    switch = "use_dora" if part == MAGNITUDE else "lora_bias"
+    conv = part == MAGNITUDE and len(b) > 2
+    shape = (1, b[0], *b[2:]) if conv else (b[0],)
+    if not config.get(switch):
+        text = f"the tensor {part} is there, but the config says {switch}=false"
+        return "HSW108", text, f"set {switch} in adapter_config.json or remove the tensor"
+    if found != shape:
+        return "HSW005", f"{part} is {list(found)}, expected {list(shape)}", SAVE_AGAIN
+    return None
+
+
+def bytes_of(dtype: str, shape: _Shape) -> int:
+    """The bytes of a tensor; none of a dtype that safetensors lacks."""
+    return math.prod(shape) * BITS.get(dtype, 0) // 8

@@ -1,0 +1,83 @@
+"""The names of an adapter's tensors: the module that each belongs to, and what it is there."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+LINEAR = ("lora_A.weight", "lora_B.weight")
+EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
+BIAS = "lora_B.bias"
+MAGNITUDE = "lora_magnitude_vector"
+TOKENS = "token_adapter.trainable_tokens_delta"
+_PARTS = {part: part for part in (*LINEAR, *EMBEDDING, BIAS, MAGNITUDE)}
+_PARTS[f"{MAGNITUDE}.weight"] = MAGNITUDE
+"""How the name of a tensor of a LoRA layer ends → which tensor it is."""
+
+
+class Names(NamedTuple):
+    """The names in a file by what they are: modules, others, and what is twice.
+
+    Modules are grouped by the tensors that they have; with them the places of these in the file, one
+    column for each tensor of a module.
+    """
+
+    modules: dict[tuple[str, ...], tuple[list[str], list[tuple[int, ...]]]]
+    others: dict[str, str]
+    twice: list[str]
+
+
+def canonical(key: str) -> str:
+    """A tensor's or module's name as adapter files spell it: without ``_orig_mod`` and PEFT's prefix."""
+    if "_orig_mod" in key:  # most have none
+        key = ".".join(part for part in key.split(".") if part != "_orig_mod")
+    return key.removeprefix("base_model.model.")
+
+
+def owner(module: str) -> str:
+    """The module that is wrapped: PEFT puts one wrapper around another for each parameter it targets."""
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    return module
+
+
+def family(module: str) -> str:
+    """A module's name with ``*`` for layer numbers: ``layers.0.q_proj`` is ``layers.*.q_proj``."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
+
+
+def families(said: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Join modules of which the same is said to families, ``layers.*.q_proj (32 modules)``, sorted."""
+    counts = Counter((family(name), what) for name, what in said)
+    return [
+        (f"{name} ({count} modules)" if count > 1 else name, what)
+        for (name, what), count in sorted(counts.items())
+    ]
+
+
+@lru_cache(maxsize=32)
+def sort_names(keys: tuple[str, ...]) -> Names:
+    """Sort the names of a file; modules in the order of their names."""
+    found = Names({}, {}, [])
+    modules: dict[str, dict[str, int]] = {}
+    for place, key in enumerate(keys):
+        name = canonical(key)
+        module, _, end = name.rpartition(".lora_")
+        part = _PARTS.get(f"lora_{end}") if module else None
+        if part is None:
+            found.others[key] = name
+            continue
+        parts = modules.setdefault(module, {})
+        if part in parts:
+            found.twice.append(key)
+        parts[part] = place
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for module, parts in sorted(modules.items()):
+        groups.setdefault(tuple(parts), []).append(module)
+    for own, alike in groups.items():
+        columns = [tuple([modules[module][part] for module in alike]) for part in own]
+        found.modules[own] = alike, columns
+    return found

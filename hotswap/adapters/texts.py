@@ -1,0 +1,97 @@
+"""The texts of one adapter, config and header, in a folder, in a file or on the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from hotswap.adapters import hub
+from hotswap.adapters.config import CONFIG, config_text, lora_config
+from hotswap.adapters.files import (
+    DIFFUSERS_WEIGHTS,
+    WEIGHTS,
+    open_weights,
+    read_raw_header,
+    unchanged,
+)
+from hotswap.adapters.header import FileLayout, layout_of
+from hotswap.errors import UnreadableAdapterError
+from hotswap.findings import Finding, has_code
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What the files of an adapter say, as it stands there.
+
+    ``config`` is None where the weights stand alone. ``size`` counts the bytes of the data behind the
+    header; ``file`` is the open weights file, None on the hub.
+    """
+
+    path: str
+    weights: str
+    config: bytes | None
+    header: bytes
+    size: int
+    file: BufferedReader | None = None
+
+    def layout(self) -> FileLayout:
+        """Parse the header; raises UnreadableAdapterError (HSW005)."""
+        return layout_of(self.weights, self.header, self.size)
+
+
+@contextmanager
+def open_texts(path: str) -> Iterator[Texts]:
+    """Read an adapter's texts, and hold its weights file open.
+
+    Raises UnreadableAdapterError, also at the end when the file has changed; where the texts are not
+    as they should be it has the findings of the config too.
+    """
+    if hub.looks_like_id(path):
+        yield Texts(path, path, *hub.read_texts(path))
+        return
+    location = Path(path)
+    weights = weights_of(location)
+    config = None if weights is not None else config_text(config_path(path).parent)
+    try:
+        with open_weights(weights or location) as file:
+            before = os.fstat(file.fileno())
+            header = read_raw_header(file)
+            size = before.st_size - 8 - len(header)
+            yield Texts(path, file.name, config, header, size, file)
+            unchanged(file, before)
+    except UnreadableAdapterError as error:
+        findings = _config_findings(path, config)
+        if not has_code(findings, "HSW101"):  # of another kind than LoRA, only that
+            findings += error.findings
+        raise UnreadableAdapterError(tuple(dict.fromkeys(findings))) from error
+
+
+def weights_of(path: Path) -> Path | None:
+    """The weights of an adapter without a config, given themselves or their folder; None for PEFT's."""
+    folder = path if os.path.isdir(path) else path.parent
+    if os.path.exists(os.path.join(folder, CONFIG)):  # as most have
+        return None
+    file = path / DIFFUSERS_WEIGHTS if folder is path else path
+    if file.suffix != ".safetensors" or file.name == WEIGHTS or not file.exists():
+        return None
+    return file
+
+
+def config_path(path: str) -> Path:
+    """Where the config of an adapter stands, given its folder or its weights file."""
+    place = Path(path)
+    alone = place.suffix == ".safetensors" and not place.is_dir()
+    return (place.parent if alone else place) / CONFIG
+
+
+def _config_findings(path: str, config: bytes | None) -> tuple[Finding, ...]:
+    try:
+        if config is not None:
+            lora_config(config_path(path), config)
+    except UnreadableAdapterError as error:
+        return error.findings
+    return ()

@@ -122,7 +122,7 @@ def pytest_report_collectionfinish(
     """Name the subject of each contract class, and where it comes from."""
     if "pytest_hotswap.contract.contract" not in sys.modules:
         return []
-    from pytest_hotswap.origin import told
+    from pytest_hotswap.subjects.origin import told
 
     return told(config, items)
 

@@ -14,16 +14,16 @@ import hotswap
 from hotswap.checks.equivalence import Comparison, compare
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
-from pytest_hotswap.broken import DEFECTS, break_adapter, widen_adapter
+from pytest_hotswap.adapters.derived import DEFECTS, break_adapter, widen_adapter
 from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
-from pytest_hotswap.origin import (
+from pytest_hotswap.strategies import swap_sequences
+from pytest_hotswap.subjects.base import Subject
+from pytest_hotswap.subjects.origin import (
     origin,
     plugin_is_loaded,
     subject_at_collection,
     subject_at_run,
 )
-from pytest_hotswap.strategies import swap_sequences
-from pytest_hotswap.subjects.base import Subject
 
 _BYSTANDER = "default2"  # contains the slot's name
 

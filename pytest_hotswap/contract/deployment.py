@@ -23,7 +23,7 @@ from hotswap.checks.equivalence import (
 )
 from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.watch import CompileLog, watch_compiles
-from pytest_hotswap.broken import rescale_adapter
+from pytest_hotswap.adapters.derived import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
 from pytest_hotswap.subjects.protocol import missing
 
@@ -269,7 +269,7 @@ def bring_up(
     """Build the deployment of a contract class between two resets of Dynamo."""
     import pytest
 
-    from pytest_hotswap.origin import subject_at_run
+    from pytest_hotswap.subjects.origin import subject_at_run
 
     torch._dynamo.reset()
     subject = subject_at_run(request.cls, request)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_hotswap.broken import DEFECTS
+from pytest_hotswap.adapters.derived import DEFECTS
 from pytest_hotswap.contract.contract import STYLES, HotswapContract
 from pytest_hotswap.contract.deployment import Deployment
 

@@ -14,7 +14,7 @@ from torch import nn
 import hotswap
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.layout.slots import lora_layers, slots, unwrap
-from pytest_hotswap.broken import widen_adapter
+from pytest_hotswap.adapters.derived import widen_adapter
 from tests.mutants.subject import Engine
 
 ENGINES: list[type[Engine]] = []

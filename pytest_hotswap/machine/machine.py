@@ -14,11 +14,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pytest_hotswap.broken import DEFECTS
-from pytest_hotswap.steps import OrderSteps, Steps, script
+from pytest_hotswap.adapters.derived import DEFECTS
+from pytest_hotswap.adapters.described import AdapterDescription
+from pytest_hotswap.machine.steps import OrderSteps, Steps, script
 from pytest_hotswap.strategies import adapter_descriptions
 from pytest_hotswap.subjects.base import Subject
-from pytest_hotswap.written import AdapterDescription
 
 ORDER_EXAMPLES = 20
 """Examples of OrderMachine: each may compile, which takes seconds."""

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 import hotswap
 from hotswap.checks.equivalence import compare
 from hotswap.checks.snapshot import Snapshot
-from pytest_hotswap.broken import break_adapter
+from pytest_hotswap.adapters.derived import break_adapter
+from pytest_hotswap.adapters.described import AdapterDescription, write_adapter
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.subjects.base import Subject
-from pytest_hotswap.written import AdapterDescription, write_adapter
 
 
 class LawBrokenError(AssertionError):
@@ -336,8 +336,8 @@ def script(kind: type[Any], subject: Subject, lines: Iterable[str], error: BaseE
     return "\n".join(
         [
             f"# {' '.join(str(error).split())}",
-            f"from pytest_hotswap.steps import {kind.__name__}, subject_at",
-            "from pytest_hotswap.written import AdapterDescription",
+            f"from pytest_hotswap.machine.steps import {kind.__name__}, subject_at",
+            "from pytest_hotswap.adapters.described import AdapterDescription",
             "",
             f"steps = {kind.__name__}(subject_at({where!r}{arguments}))",
             *(f"steps.{line}" for line in lines),

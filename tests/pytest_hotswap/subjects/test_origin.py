@@ -20,7 +20,7 @@ from pytest_hotswap import (
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 from pytest_hotswap.fixtures import load_class
-from pytest_hotswap.origin import origin
+from pytest_hotswap.subjects.origin import origin
 from pytest_hotswap.subjects.protocol import missing
 from tests.support.models import write_adapter
 from tests.support.warm import run_pytest
@@ -145,7 +145,7 @@ def test_an_option_and_an_ini_key_are_named(
 def test_the_subject_in_ten_lines_of_the_documentation_runs(
     project: pytest.Pytester,
 ) -> None:
-    page = Path(__file__).parents[2] / "docs" / "contract.md"
+    page = Path(__file__).parents[3] / "docs" / "contract.md"
     if not page.exists():
         pytest.skip("the documentation is not here")
     code = page.read_text(encoding="utf-8").split("```python\n")[1].partition("```")[0]

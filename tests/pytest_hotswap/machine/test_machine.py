@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
-from pytest_hotswap.steps import LawBrokenError
+from pytest_hotswap.machine.steps import LawBrokenError
 from tests.support import warm
 from tests.support.models import TOKENS, micro, write_adapter
 

@@ -52,7 +52,7 @@ class AdapterDescription(_Readable):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class BrokenAdapter(_Readable):
-    """An adapter with one defect (a word of ``pytest_hotswap.broken.DEFECTS``)."""
+    """An adapter with one defect (a word of ``pytest_hotswap.adapters.derived.DEFECTS``)."""
 
     adapter: AdapterDescription
     defect: str

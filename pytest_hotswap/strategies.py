@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from hypothesis import strategies as st
 
+from hotswap import AdapterSpec
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.spec import AdapterSpec
 from pytest_hotswap.adapters.derived import DEFECTS
 from pytest_hotswap.adapters.described import AdapterDescription, BrokenAdapter, config_of
 

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
+from hotswap import SwapPlan
+from hotswap.adapters.config import CONFIG
+from hotswap.adapters.files import WEIGHTS
 
 
 class _Readable:
@@ -76,8 +77,8 @@ def config_of(
         "lora_alpha": description.alpha,
         "use_rslora": description.use_rslora,
         "target_modules": targets,
-        "rank_pattern": {f"^{re.escape(n)}$": r for n, r in ranks.items() if r != description.rank},
-        "alpha_pattern": {f"^{re.escape(n)}$": a for n, a in alphas.items() if n in targets},
+        "rank_pattern": {exactly(n): r for n, r in ranks.items() if r != description.rank},
+        "alpha_pattern": {exactly(n): a for n, a in alphas.items() if n in targets},
         "bias": "none",
         "inference_mode": True,
         "lora_dropout": 0.0,
@@ -111,6 +112,11 @@ def write_adapter(
             tensors[f"base_model.model.{name}.{part.format(letter)}"] = values
     folder.mkdir(parents=True)
     config = config_of(description, ranks, ranks=ranks, task_type=task_type)
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def exactly(module: str) -> str:
+    """The key of one module in a rank_pattern or an alpha_pattern."""
+    return f"^{re.escape(module)}$"

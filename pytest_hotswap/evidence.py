@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import hotswap
 from hotswap.cli.handover import Handover
 
 MOST_SAMPLES = 200
@@ -64,7 +65,7 @@ class Evidence:
             pytest.skip(f"the time budget of {self.settings.budget} was used up")
         if not self._ready:
             self._ready = True
-            from pytest_hotswap.fixtures import resolve_subject
+            from pytest_hotswap.subjects.origin import resolve_subject
 
             subject = resolve_subject(item.config)
             adapt(subject, self.settings)
@@ -96,10 +97,8 @@ class Evidence:
 
     @contextmanager
     def _noted(self, item: pytest.Item, phase: str) -> Iterator[None]:
-        from hotswap.compiler.watch import watch_compiles
-
         self._times.clear()
-        with watch_compiles() as log:
+        with hotswap.watch_compiles() as log:
             try:
                 yield
             finally:
@@ -142,9 +141,7 @@ def adapt(subject: Any, settings: Handover) -> None:
     """Change a subject in place to what was asked for; what was not asked for stays its own."""
     subject.refused = tuple(Path(path) for path in settings.refused)
     if settings.plan:
-        from hotswap.adapters.plan import SwapPlan
-
-        subject.plan = SwapPlan.read(settings.plan)
+        subject.plan = hotswap.SwapPlan.read(settings.plan)
     if settings.device or settings.dtype:
         _place(subject, settings)
     if settings.inputs:

@@ -88,9 +88,9 @@ class RecompilesAlways(Engine):
 
 CONTRACT, DEPLOYMENT = "pytest_hotswap.contract.contract", "pytest_hotswap.contract.deployment"
 EQUAL = {f"{module}.compare": lambda *_, **__: SAME for module in (CONTRACT, DEPLOYMENT)}
-UNEQUAL = {f"{CONTRACT}.compare": lambda *_, **__: OTHER}
+UNEQUAL = {f"{DEPLOYMENT}.compare": lambda *_, **__: OTHER}
 UNCHANGED = {"hotswap.checks.snapshot.Snapshot.changes": lambda *_, **__: []}
-COVERED = {f"{CONTRACT}._uncovered": lambda *_: []}
+COVERED = {f"{CONTRACT}.uncovered": lambda *_: []}
 BLIND: dict[str, tuple[type[Engine], dict[str, Any]]] = {
     "preparation-preserves": (Engine, EQUAL),
     "preparation-idempotent": (Engine, UNCHANGED),

@@ -20,7 +20,7 @@ from pytest_hotswap import (
 )
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
-from pytest_hotswap.fixtures import load_class
+from pytest_hotswap.subjects.located import load_class
 from pytest_hotswap.subjects.origin import origin
 from pytest_hotswap.subjects.protocol import missing
 from tests.support.models import write_adapter

@@ -16,7 +16,9 @@ from hypothesis.stateful import (
 
 from pytest_hotswap.adapters.derived import DEFECTS
 from pytest_hotswap.adapters.described import AdapterDescription
-from pytest_hotswap.machine.steps import OrderSteps, Steps, script
+from pytest_hotswap.machine.order import OrderSteps
+from pytest_hotswap.machine.script import script
+from pytest_hotswap.machine.steps import Steps
 from pytest_hotswap.strategies import adapter_descriptions
 from pytest_hotswap.subjects.base import Subject
 

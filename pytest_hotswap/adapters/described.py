@@ -13,6 +13,7 @@ from typing import Any
 from hotswap import SwapPlan
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import WEIGHTS
+from hotswap.adapters.plan import ModulePlan
 
 
 class _Readable:
@@ -97,11 +98,9 @@ def write_adapter(
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(description.seed)
-    kinds = ("linear", "embedding", "conv")
-    modules = {name: place for name, place in plan.modules.items() if place.kind in kinds}
     ranks: dict[str, int] = {}
     tensors: dict[str, Any] = {}
-    for name, place in modules.items():
+    for name, place in described(plan).items():
         if name in description.without:
             continue
         ranks[name] = min(description.rank_of(name, groups=place.groups), place.rank)
@@ -115,6 +114,12 @@ def write_adapter(
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def described(plan: SwapPlan) -> dict[str, ModulePlan]:
+    """The modules of a plan that a description can have weights for."""
+    kinds = ("linear", "embedding", "conv")
+    return {name: place for name, place in plan.modules.items() if place.kind in kinds}
 
 
 def exactly(module: str) -> str:

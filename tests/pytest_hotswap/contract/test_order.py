@@ -18,7 +18,7 @@ from pytest_hotswap import ReferenceSubject, run_hotswap_machine
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 from pytest_hotswap.machine.steps import LawBrokenError
-from tests.mutants.engines import CountsSwaps
+from tests.mutants.engines.compiles import CountsSwaps
 from tests.support.models import Around, seeded, write_fleet
 
 FLEET: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ _HOME = {
     "Subject": "pytest_hotswap.subjects.base",
     "SubjectProtocol": "pytest_hotswap.subjects.protocol",
     "TransformersSubject": "pytest_hotswap.subjects.transformers",
-    "run_hotswap_machine": "pytest_hotswap.machine",
+    "run_hotswap_machine": "pytest_hotswap.machine.machine",
 }
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pytest_hotswap.contract.contract import HotswapContract
-    from pytest_hotswap.machine import run_hotswap_machine
+    from pytest_hotswap.machine.machine import run_hotswap_machine
     from pytest_hotswap.subjects.base import Subject
     from pytest_hotswap.subjects.diffusers import DiffusersSubject
     from pytest_hotswap.subjects.peft import PeftSubject

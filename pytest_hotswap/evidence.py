@@ -11,14 +11,16 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hotswap
 from hotswap.cli.handover import Handover
+from pytest_hotswap.reporting import PREFIX
 
 MOST_SAMPLES = 200
 """Swap times kept of one adapter in one test: a random walk makes hundreds."""
@@ -64,22 +66,17 @@ class Evidence:
             pytest.skip(f"the time budget of {self.settings.budget} was used up")
         if not self._ready:
             self._ready = True
-            from pytest_hotswap.fixtures import resolve_subject
+            from pytest_hotswap.subjects.origin import resolve_subject
 
             subject = resolve_subject(item.config)
             adapt(subject, self.settings)
             subject.swap = self._timed(subject.swap)  # type: ignore[method-assign]
             self._subject = subject
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Note when the test starts."""
-        item.user_properties.append(("hotswap.started", round(time.time(), 3)))
-        return (yield)
-
     @pytest.hookimpl(wrapper=True, specname="pytest_runtest_setup")
     def pytest_watched_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Note what the fixtures compile."""
+        """Note when the test starts, and what its fixtures compile."""
+        item.user_properties.append(("hotswap.started", round(time.time(), 3)))
         with self._noted(item, "setup"):
             return (yield)
 
@@ -88,25 +85,22 @@ class Evidence:
         """Note what the test compiles and swaps; in the first one, where it runs."""
         deployment = getattr(item, "funcargs", {}).get("deployment")
         if self._subject is not None and deployment is not None:
-            told = json.dumps(environment(self._subject, deployment.base))
-            item.user_properties.append(("hotswap.environment", told))
+            _note(item, "environment", environment(self._subject, deployment.base))
             self._subject = None
         with self._noted(item, "call"):
             return (yield)
 
     @contextmanager
     def _noted(self, item: pytest.Item, phase: str) -> Iterator[None]:
-        from hotswap.compiler.watch import watch_compiles
-
         self._times.clear()
-        with watch_compiles() as log:
+        with hotswap.watch_compiles() as log:
             try:
                 yield
             finally:
                 deployment = getattr(item, "funcargs", {}).get("deployment")
                 unprepared = getattr(deployment, "__dict__", {}).get("unprepared_recompiles", {})
+                provoked = {text for texts in unprepared.values() for text in texts}
                 kinds = {"first": log.first_compiles, "recompile": log.recompiles}
-                kinds |= {"failed": log.failed}
                 compiles = [
                     {
                         "kind": kind,
@@ -114,17 +108,13 @@ class Evidence:
                         "sentence": found.sentence,
                         "cause": found.cause,
                         "seconds": round(found.seconds, 4),
-                        "provoked": any(str(found) in texts for texts in unprepared.values()),
+                        "provoked": str(found) in provoked,
                     }
-                    for kind, many in kinds.items()
+                    for kind, many in {**kinds, "failed": log.failed}.items()
                     for found in many
                 ]
-                if compiles:
-                    told = json.dumps(compiles)
-                    item.user_properties.append((f"hotswap.compiles_in_{phase}", told))
-                if self._times:
-                    swaps = json.dumps({name: ts for name, ts in self._times.items() if ts})
-                    item.user_properties.append(("hotswap.swap_times", swaps))
+                _note(item, f"compiles_in_{phase}", compiles)
+                _note(item, "swap_times", {name: ts for name, ts in self._times.items() if ts})
 
     def _timed(self, swap: Callable[..., None]) -> Callable[..., None]:
         def timed(model: Any, adapter: Path | None) -> None:
@@ -138,13 +128,16 @@ class Evidence:
         return timed
 
 
+def _note(item: pytest.Item, key: str, value: Any) -> None:
+    if value:
+        item.user_properties.append((f"{PREFIX}{key}", json.dumps(value)))
+
+
 def adapt(subject: Any, settings: Handover) -> None:
     """Change a subject in place to what was asked for; what was not asked for stays its own."""
     subject.refused = tuple(Path(path) for path in settings.refused)
     if settings.plan:
-        from hotswap.adapters.plan import SwapPlan
-
-        subject.plan = SwapPlan.read(settings.plan)
+        subject.plan = hotswap.SwapPlan.read(settings.plan)
     if settings.device or settings.dtype:
         _place(subject, settings)
     if settings.inputs:
@@ -172,12 +165,12 @@ def _feed(subject: Any, path: str) -> None:
     from safetensors.torch import load_file
 
     def inputs() -> dict[str, Any]:
-        fed: dict[str, Any] = dict(load_file(path))
         model = subject.base_model()
+        device = next(model.parameters()).device
+        fed: dict[str, Any] = {key: value.to(device) for key, value in load_file(path).items()}
         if hasattr(getattr(model, "config", None), "use_cache"):
             fed["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
-        device = next(model.parameters()).device
-        return {k: v.to(device) if hasattr(v, "to") else v for k, v in fed.items()}
+        return fed
 
     subject.inputs = inputs
 
@@ -200,16 +193,11 @@ def repeated_blocks(model: Any) -> list[Any]:
     """
     import torch
 
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) > 1
-    ]
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     longest = max(map(len, lists), default=0)
-    blocks = [block for found in lists if len(found) == longest for block in found]
-    if not blocks:
+    if longest < 2:
         raise ValueError("--regional: the model has no ModuleList of repeated blocks")
-    return blocks
+    return [block for found in lists if len(found) == longest for block in found]
 
 
 def environment(subject: Any, base: Any) -> dict[str, Any]:
@@ -218,10 +206,8 @@ def environment(subject: Any, base: Any) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     parameter = next(base.parameters(), None)
     device, dtype = "none", "none"
     if parameter is not None:

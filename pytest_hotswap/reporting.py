@@ -40,8 +40,7 @@ class Outcome:
 
     def as_dict(self, nodeid: str) -> dict[str, Any]:
         """JSON form; the test's own properties cannot overwrite what pytest says of it."""
-        line: dict[str, Any] = {"nodeid": nodeid, "law": None, "role": None, "adapter": None}
-        line |= self.properties
+        line = {"nodeid": nodeid, "law": None, "role": None, "adapter": None, **self.properties}
         line |= {"nodeid": nodeid, "outcome": self.outcome, "message": self.message}
         line |= {"seconds": round(self.seconds, 6)}
         return line if self.xfail is None else line | {"xfail": self.xfail}

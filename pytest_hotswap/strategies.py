@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from hypothesis import strategies as st
 
+from hotswap import AdapterSpec
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.spec import AdapterSpec
-from pytest_hotswap.broken import DEFECTS
-from pytest_hotswap.written import AdapterDescription, BrokenAdapter, config_of
+from pytest_hotswap.adapters.derived import DEFECTS
+from pytest_hotswap.adapters.described import AdapterDescription, BrokenAdapter, config_of
 
 MODULES: dict[str, tuple[int, int]] = {"q_proj": (32, 32), "v_proj": (32, 16)}
 """The modules of ``adapter_specs()`` where none are given: name → (in_features, out_features)."""

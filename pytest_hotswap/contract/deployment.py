@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.planner import plan
-from hotswap.adapters.spec import AdapterSpec
+import hotswap
 from hotswap.checks.equivalence import (
     TOLERANCES,
     Comparison,
@@ -23,13 +21,9 @@ from hotswap.checks.equivalence import (
     widened,
 )
 from hotswap.checks.snapshot import Snapshot
-from hotswap.compiler.watch import CompileLog, watch_compiles
-from pytest_hotswap.broken import rescale_adapter
+from hotswap.engine.layout.slots import lora_layers, slots
+from pytest_hotswap.adapters.derived import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
-from pytest_hotswap.subjects.protocol import missing
-
-if TYPE_CHECKING:
-    import pytest
 
 NEIGHBOURS = 8
 """Adapters that one is swapped with: all pairs of a fleet of 1,000 would be a million swaps."""
@@ -42,7 +36,6 @@ WIDEST = 4 * 2**30
 
 LONGEST = 400
 """Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
-
 
 FIRST = 8
 """Adapters whose first swap is watched: after the second one torch has made dynamic what changes."""
@@ -59,11 +52,11 @@ class Deployment:
         self.subject = subject
         self.folder = folder
         self.paths = subject.adapter_paths()
-        self.specs = {path: AdapterSpec.read(path) for path in self.paths}
-        given: SwapPlan | None = getattr(subject, "plan", None)
-        self.plan = given or plan(list(self.specs.values()))
+        self.specs = {path: hotswap.AdapterSpec.read(path) for path in self.paths}
+        given: hotswap.SwapPlan | None = getattr(subject, "plan", None)
+        self.plan = given or hotswap.plan(list(self.specs.values()))
         self.inputs: Mapping[str, Any] = subject.inputs()
-        self._expected: OrderedDict[tuple[Path | None, float], Any] = OrderedDict()
+        self._expected: OrderedDict[tuple[Path | None, float, int], Any] = OrderedDict()
         self._folders = 0
 
     @cached_property
@@ -78,8 +71,7 @@ class Deployment:
 
     def other(self, adapter: Path) -> Path:
         """Another adapter of the fleet, or a rescaled copy where there is only one."""
-        others = [path for path in self.paths if path != adapter]
-        return others[0] if others else self.rescaled
+        return next((path for path in self.paths if path != adapter), None) or self.rescaled
 
     def neighbours(self, adapter: Path) -> list[Path]:
         """The adapters from which one is reached: all of a small fleet, the next ones of a large one."""
@@ -102,31 +94,70 @@ class Deployment:
         return model
 
     @cached_property
-    def base(self) -> Any:
-        """The base model on its own."""
-        return self.subject.base_model()
-
-    @cached_property
     def compiled(self) -> Any:
         """The model under test: loaded, prepared, compiled and warmed up with one swap."""
         model = self.subject.compile(self.prepared())
         self.subject.run(model, self.inputs)
         return model
 
+    @property
+    def served(self) -> Any:
+        """The first torch module of the model under test, without torch.compile."""
+        return self.subject.models(self.compiled)[0]
+
+    def swap(self, *adapters: Path | None) -> None:
+        """Swap adapters into the compiled model, one after the other."""
+        for adapter in adapters:
+            self.subject.swap(self.compiled, adapter)
+
+    def refuses(self, adapter: Path) -> bool:
+        """Try to swap an adapter in."""
+        try:
+            self.swap(adapter)
+        except Exception:  # whatever the subject raises is a refusal
+            return True
+        return False
+
+    def run(self, model: Any = None, *, copies: int = 1) -> Any:
+        """Run a model, by default the compiled one, on a batch that is so many times the subject's."""
+        inputs = self.inputs
+        if copies > 1:
+            inputs = {
+                name: torch.cat([value] * copies)
+                if torch.is_tensor(value) and value.ndim
+                else value
+                for name, value in inputs.items()
+            }
+        return self.subject.run(self.compiled if model is None else model, inputs)
+
+    def fingerprint(self, model: Any = None) -> Snapshot:
+        """A model, by default the compiled one, as it is now, bit for bit."""
+        return Snapshot.take(*self.subject.models(self.compiled if model is None else model))
+
     @cached_property
     def snapshot(self) -> Snapshot:
         """The model under test as it was after its first call."""
-        return Snapshot.take(*self.subject.models(self.compiled))
+        return self.fingerprint()
 
-    def run(self, model: Any = None) -> Any:
-        """Run a model, by default the compiled one, on the subject's inputs."""
-        return self.subject.run(self.compiled if model is None else model, self.inputs)
+    def restore(self) -> None:
+        """Bring the compiled model back, bit for bit, by a snapshot and never by a swap."""
+        _ = self.first_swaps
+        self.snapshot.restore()
+
+    def close(self) -> None:
+        """Forget what was compiled; where it is used again it is compiled anew."""
+        torch._dynamo.reset()
+        for name in ("compiled", "snapshot", "first_swaps"):
+            vars(self).pop(name, None)
+
+    @cached_property
+    def base(self) -> Any:
+        """The base model on its own."""
+        return self.subject.base_model()
 
     def fresh(self, adapter: Path, scale: float = 1.0) -> Any:
         """The oracle: the adapter as PEFT loads it into a base model of its own."""
         from peft import PeftModel
-
-        from hotswap.engine.layout.slots import lora_layers
 
         model = PeftModel.from_pretrained(copy.deepcopy(self.base), adapter).eval()
         if scale != 1.0:
@@ -134,25 +165,30 @@ class Deployment:
                 layer.set_scale("default", scale)
         return model
 
-    def expected(self, adapter: Path | None, scale: float = 1.0) -> Any:
+    def expected(self, adapter: Path | None, scale: float = 1.0, *, copies: int = 1) -> Any:
         """What the oracle (None: the base model) gives; computed once while it is used."""
-        key = (adapter, scale)
+        key = (adapter, scale, copies)
         if key not in self._expected:
             model = self.base if adapter is None else self.fresh(adapter, scale)
-            self._expected[key] = self.run(model)
+            self._expected[key] = self.run(model, copies=copies)
         self._expected.move_to_end(key)
         while len(self._expected) > KEPT:
             self._expected.popitem(last=False)
         return self._expected[key]
 
-    def blame(self, model: Any, adapter: Path | None) -> str:
+    def compare(
+        self, adapter: Path | None, *, model: Any = None, scale: float = 1.0, copies: int = 1
+    ) -> Comparison:
+        """Compare a model's outputs, by default the compiled one's, with the oracle's."""
+        actual = self.run(model, copies=copies)
+        return compare(actual, self.expected(adapter, scale, copies=copies))
+
+    def blame(self, adapter: Path | None, *, model: Any = None) -> str:
         """Name the first module whose output differs from the oracle's."""
         oracle = self.base if adapter is None else self.fresh(adapter)
+        ours = self.served if model is None else self.subject.models(model)[0]
         with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
-            found = first_difference(
-                self.subject.models(model)[0], oracle, lambda m: self.subject.run(m, self.inputs)
-            )
-        return _blamed(found)
+            return _blamed(first_difference(ours, oracle, self.run))
 
     def compare_in_float64(self, adapter: Path) -> tuple[Comparison, str]:
         """Compare what is in place with a fresh load, both computed in float64; name the first module.
@@ -160,7 +196,7 @@ class Deployment:
         The weights are those that are served, so what half precision rounds away in the outputs shows.
         Nothing compiled runs. Raises NotWidenableError for a model that cannot be computed in float64.
         """
-        ours = self.subject.models(self.compiled)[0]
+        ours = self.served
         needed = sum(parameter.numel() * 8 for parameter in ours.parameters())
         if needed > WIDEST:
             raise NotWidenableError(f"in float64 the model takes {needed} bytes, above {WIDEST}")
@@ -181,18 +217,13 @@ class Deployment:
                 theirs = widened(theirs)
                 expected = run(theirs)
             except Exception as error:  # as quantised layers raise
-                told = " ".join(str(error).split())[:LONGEST]
-                text = f"the fresh load does not run in float64: {told}"
+                text = f"the fresh load does not run in float64: {brief(error)}"
                 raise NotWidenableError(text) from error
             ours = widened(ours)
             found = compare(run(ours), expected, tolerances=near)
             if found.equal:
                 return found, ""
             return found, _blamed(first_difference(ours, theirs, run, tolerances=near))
-
-    def compare(self, adapter: Path | None, *, model: Any = None, scale: float = 1.0) -> Comparison:
-        """Compare a model's outputs with the oracle's."""
-        return compare(self.run(model), self.expected(adapter, scale))
 
     @cached_property
     def unprepared_recompiles(self) -> dict[str, list[str]]:
@@ -204,15 +235,13 @@ class Deployment:
         """
         from peft import PeftModel
 
-        from hotswap.engine.layout.slots import lora_layers
-
         model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
         model = self.subject.compile(model)
         found = {}
         with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
             self.run(model)
             for case in ("no swap", "another alpha"):
-                with watch_compiles() as log:
+                with hotswap.watch_compiles() as log:
                     if case == "another alpha":
                         for layer in lora_layers(model).values():
                             layer.scaling["default"] *= 1.37  # no adapter of the fleet has it
@@ -221,7 +250,7 @@ class Deployment:
         return found
 
     @cached_property
-    def first_swaps(self) -> dict[Path, CompileLog]:
+    def first_swaps(self) -> dict[Path, hotswap.CompileLog]:
         """What the first swap to each adapter compiled: a later one may find code that fits by then."""
         # before torch has compiled code for a number that changes
         with contextlib.suppress(Exception):  # the law that needs it meets the error again
@@ -230,21 +259,15 @@ class Deployment:
         self.run()  # torch may compile at a second call too
         found = {}
         for path in self.paths[:FIRST]:
-            with watch_compiles() as found[path], contextlib.suppress(Exception):
-                self.subject.swap(self.compiled, path)
+            with hotswap.watch_compiles() as found[path], contextlib.suppress(Exception):
+                self.swap(path)
                 self.run()
         return found
 
-    def restore(self) -> None:
-        """Bring the compiled model back, bit for bit, by a snapshot and never by a swap."""
-        _ = self.first_swaps
-        self.snapshot.restore()
 
-    def close(self) -> None:
-        """Forget what was compiled; where it is used again it is compiled anew."""
-        torch._dynamo.reset()
-        for name in ("compiled", "snapshot", "first_swaps"):
-            vars(self).pop(name, None)
+def brief(error: Exception) -> str:
+    """What an error says, on one line that is not too long."""
+    return " ".join(str(error).split())[:LONGEST]
 
 
 def _blamed(module: str | None) -> str:
@@ -253,8 +276,6 @@ def _blamed(module: str | None) -> str:
 
 def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:
     """Round a fresh load's adapter to the dtype that a deployment keeps adapters in."""
-    from hotswap.engine.layout.slots import lora_layers, slots
-
     layers = lora_layers(ours, adapter_name)
     for module, layer in lora_layers(theirs, "default").items():
         if module not in layers:
@@ -262,32 +283,3 @@ def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:
         served = {slot.key: slot.tensor.dtype for slot in slots(layers[module], adapter_name)}
         for slot in slots(layer, "default"):
             slot.tensor.data = slot.tensor.data.to(served[slot.key])
-
-
-def bring_up(
-    request: pytest.FixtureRequest, factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
-    """Build the deployment of a contract class between two resets of Dynamo."""
-    import pytest
-
-    from pytest_hotswap.origin import subject_at_run
-
-    torch._dynamo.reset()
-    subject = subject_at_run(request.cls, request)
-    if lacking := missing(subject):
-        pytest.fail(
-            f"{type(subject).__name__} has no {', '.join(lacking)}; derive it from pytest_hotswap.Subject, "
-            "or see pytest_hotswap.SubjectProtocol",
-            pytrace=False,
-        )
-    try:
-        deployment = Deployment(subject, factory.mktemp("hotswap"))
-        deployment.loaded()  # an adapter of another base model is one sentence, not one a law
-    except Exception as error:  # whatever the subject raises
-        told = " ".join(str(error).split())[:LONGEST]
-        pytest.fail(
-            f"{type(subject).__name__} cannot be brought up: {type(error).__name__}: {told}",
-            pytrace=False,
-        )
-    yield deployment
-    deployment.close()

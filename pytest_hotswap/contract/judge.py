@@ -8,28 +8,22 @@ from typing import Any
 
 import pytest
 
-from pytest_hotswap.broken import DEFECTS
-from pytest_hotswap.contract.contract import STYLES, HotswapContract
+from pytest_hotswap.adapters.derived import DEFECTS
+from pytest_hotswap.contract.contract import STYLES, HotswapContract, LawName
 from pytest_hotswap.contract.deployment import Deployment
 
 _Failed = pytest.fail.Exception
 
 
-def law_of(test: str) -> str:
-    """The law that a test of the contract is about."""
-    name = test.removeprefix("test_").removeprefix("control_of_")
-    return name.partition("__")[0].replace("_", "-")
-
-
 def names_of(law: str, *, controls: bool = False) -> list[str]:
     """The tests of a law, or its controls, without those that draw examples."""
+    role = "control" if controls else "law"
     return [
-        name
-        for name in dir(HotswapContract)
-        if name.startswith("test_")
-        and law_of(name) == law
-        and name.startswith("test_control_of_") == controls
-        and not hasattr(getattr(HotswapContract, name), "draws_examples")
+        test
+        for test in dir(HotswapContract)
+        if test.startswith("test_")
+        and (LawName.of(test).law, LawName.of(test).role) == (law, role)
+        and not hasattr(getattr(HotswapContract, test), "draws_examples")
     ]
 
 
@@ -45,12 +39,10 @@ class Violation(str):
 
 def violations(deployment: Deployment, law: str, *, controls: bool = False) -> Iterator[Violation]:
     """Say, one after the other, how the deployment breaks a law; nothing where it obeys."""
-    contract = HotswapContract()
     for name in names_of(law, controls=controls):
-        case = f"{law}[{name.partition('__')[2]}]"
-        if {law, case} & deployment.subject.unsupported.keys():
+        if LawName.of(name).excuse(deployment.subject):
             continue
-        test = getattr(contract, name)
+        test = getattr(HotswapContract(), name)
         for arguments in _arguments(test, deployment):
             try:
                 if "swapping" in arguments:
@@ -70,12 +62,9 @@ def _arguments(test: Any, deployment: Deployment) -> Iterator[Mapping[str, Any]]
     """What the fixtures of a test would give it, once for each parameter."""
     wanted = inspect.signature(test).parameters
     given: dict[str, Any] = {"record_property": lambda *_: None}
-    cases: dict[str, Any] = {
-        "adapter": deployment.paths,
-        "defect": DEFECTS,
-        "style": list(STYLES),
-    }
-    key = next((key for key in cases if key in wanted), None)
-    for value in cases[key] if key else (None,):
-        found = given | {"deployment": deployment, "swapping": deployment, key: value}
+    given |= {"deployment": deployment, "swapping": deployment}
+    cases = {"adapter": deployment.paths, "defect": DEFECTS, "style": list(STYLES)}
+    key = next((key for key in cases if key in wanted), "")
+    for value in cases.get(key, (None,)):
+        found = given | {key: value}
         yield {name: found[name] for name in wanted}

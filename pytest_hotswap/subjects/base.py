@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hotswap
+
 if TYPE_CHECKING:
     import pytest
-
-    from hotswap.adapters.plan import SwapPlan
 
 
 def usage_error(text: str) -> pytest.UsageError:
@@ -34,7 +34,7 @@ class Subject:
     backend = "eager"
     adapter_name = "default"
     unsupported: Mapping[str, str] = {}
-    plan: SwapPlan | None = None  # the fleet's own where None
+    plan: hotswap.SwapPlan | None = None  # the fleet's own where None
     refused: Sequence[Path] = ()  # adapters that swap() must go on refusing
 
     def __init__(
@@ -46,19 +46,19 @@ class Subject:
     ) -> None:
         self.base = base or self.base
         self.backend = backend or self.backend
-        self._given = adapters
         given = {"base": base, "adapters": adapters, "backend": backend}
         self.given = {name: value for name, value in given.items() if value is not None}
 
     def adapter_paths(self) -> list[Path]:
         """The adapter folders, sorted; raises pytest.UsageError when a glob matches nothing."""
-        globs = self._given if self._given is not None else self.adapters
+        given = self.given.get("adapters")
+        globs = self.adapters if given is None else given
         globs = [globs] if isinstance(globs, str) else list(globs)
         if not globs:
             raise usage_error(
                 f"{type(self).__name__} has no adapters; set `adapters` or give --hotswap-adapters"
             )
-        folder = Path.cwd() if self._given is not None else self._home()
+        folder = self._home() if given is None else Path.cwd()
         found: list[Path] = []
         for pattern in globs:
             matches = sorted(glob.glob(str(folder / pattern)))
@@ -109,7 +109,7 @@ class Subject:
 
         return PeftModel.from_pretrained(base, adapter, adapter_name=self.adapter_name).eval()
 
-    def prepare(self, model: Any, plan: SwapPlan) -> None:
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         """Prepare the loaded model in place, before it is compiled."""
         raise NotImplementedError(f"{type(self).__name__}.prepare")
 

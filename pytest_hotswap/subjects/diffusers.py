@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hotswap
 from pytest_hotswap.subjects.base import Subject, usage_error
-
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
 
 
 class DiffusersSubject(Subject):
@@ -54,14 +52,12 @@ class DiffusersSubject(Subject):
         return [peft_folder(path) for path in super().adapter_paths()]
 
     def load(self, base: Any, adapter: Path) -> Any:
-        import hotswap
-
         plan = self.plan or hotswap.plan(self.adapter_paths())
         base.whole.enable_lora_hotswap(target_rank=plan.target_rank)
         base.load(adapter, adapter_name=self.adapter_name)
         return base
 
-    def prepare(self, model: Any, plan: SwapPlan) -> None:
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         """Nothing is left to do: the first load has prepared the model."""
 
     def compile(self, model: Any) -> Any:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import atexit
 import json
-import re
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from hotswap import AdapterSpec
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS as WEIGHTS
 from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
+from hotswap.adapters.formats.component import implied_config
 from hotswap.adapters.formats.diffusers import COMPONENTS, METADATA
 from hotswap.adapters.header import read_header
-from hotswap.adapters.modules import ModuleSpec
-from hotswap.adapters.spec import AdapterSpec
 from hotswap.adapters.texts import weights_of
 from hotswap.errors import UnreadableAdapterError
 
@@ -53,16 +51,17 @@ def translate(file: Path, folder: Path) -> None:
     """Write a file of diffusers as a PEFT folder; names of modules begin with the component's."""
     from safetensors.torch import load_file, save_file
 
-    spec = AdapterSpec.read(file)  # in which a component that is alone is not named
     tensors = load_file(file)
     if not names_components(file):
         component = component_of(name.partition(".")[0] for name in tensors)
         tensors = {f"{component}.{name}": value for name, value in tensors.items()}
     found = {name.partition(".")[0] for name in tensors}
-    alone = f"{found.pop()}." if len(found) == 1 else ""
-    config = _config({f"{alone}{name}": module for name, module in spec.modules.items()})
+    alone = f"{found.pop()}." if len(found) == 1 else ""  # which the spec does not name
+    modules = AdapterSpec.read(file).modules.items()
+    alphas = {f"{alone}{name}": module.scaling * module.rank for name, module in modules}
+    config = implied_config({name: tuple(t.shape) for name, t in tensors.items()}, alphas)
     folder.mkdir(parents=True)
-    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config | {"inference_mode": True}), encoding="utf-8")
     named = {_PREFIX + name: value for name, value in tensors.items()}
     save_file(named, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
 
@@ -104,24 +103,6 @@ def component_of(children: Iterable[str]) -> str:
     return "transformer" if _OF_UNETS.isdisjoint(children) else "unet"
 
 
-def _config(modules: Mapping[str, ModuleSpec]) -> dict[str, Any]:
-    """A PEFT config without rsLoRA: the usual rank and alpha, and patterns for the other modules."""
-    alphas = {name: module.scaling * module.rank for name, module in modules.items()}
-    rank = _usual(module.rank for module in modules.values())
-    alpha = _usual(alphas.values())
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "target_modules": sorted(modules),
-        "rank_pattern": {_exactly(n): m.rank for n, m in modules.items() if m.rank != rank},
-        "alpha_pattern": {_exactly(n): a for n, a in alphas.items() if a != alpha},
-        "use_dora": any(module.dora for module in modules.values()),
-        "lora_bias": any(module.bias for module in modules.values()),
-        "inference_mode": True,
-    }
-
-
 def _below(config: Mapping[str, Any], component: str) -> dict[str, Any]:
     """The part of a config that speaks of one component, in its own names."""
     start, name = f"^{component}\\.", f"{component}."
@@ -136,11 +117,3 @@ def _below(config: Mapping[str, Any], component: str) -> dict[str, Any]:
     }
     targets = [n.removeprefix(name) for n in config["target_modules"] if n.startswith(name)]
     return {**config, **patterns, "target_modules": targets}
-
-
-def _usual(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
-
-
-def _exactly(name: str) -> str:
-    return f"^{re.escape(name)}$"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hotswap
 from pytest_hotswap.subjects.base import Subject
-
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
 
 
 class PeftSubject(Subject):
@@ -16,7 +14,7 @@ class PeftSubject(Subject):
 
     unsupported = {"swap-has-effect[none]": "PEFT cannot swap to the base model"}  # noqa: RUF012
 
-    def prepare(self, model: Any, plan: SwapPlan) -> None:
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         from peft.utils.hotswap import prepare_model_for_compiled_hotswap
 
         prepare_model_for_compiled_hotswap(model, target_rank=plan.target_rank)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
+import hotswap
 
 
 @runtime_checkable
@@ -40,7 +39,7 @@ class SubjectProtocol(Protocol):
     def load(self, base: Any, adapter: Path) -> Any:
         """Load the first adapter into a base model and return the model."""
 
-    def prepare(self, model: Any, plan: SwapPlan) -> None:
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         """Prepare the loaded model in place."""
 
     def compile(self, model: Any) -> Any:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hotswap
 from pytest_hotswap.subjects.base import Subject
-
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
 
 
 class ReferenceSubject(Subject):
@@ -16,24 +14,16 @@ class ReferenceSubject(Subject):
 
     def load(self, base: Any, adapter: Path) -> Any:
         """PEFT's load, or over the fleet's union of modules when adapters target different ones."""
-        import hotswap
-
         plan = self.plan or hotswap.plan(self.adapter_paths())
         if hotswap.AdapterSpec.read(adapter).modules.keys() >= plan.modules.keys():
             return super().load(base, adapter)
         return hotswap.load(base, plan, adapter, adapter_name=self.adapter_name)
 
-    def prepare(self, model: Any, plan: SwapPlan) -> None:
-        import hotswap
-
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         hotswap.prepare(model, plan=plan)
 
     def swap(self, model: Any, adapter: Path | None) -> None:
-        import hotswap
-
         hotswap.swap(model, adapter, adapter_name=self.adapter_name)
 
     def set_scale(self, model: Any, scale: float) -> None:
-        import hotswap
-
         hotswap.set_scale(model, scale, adapter_name=self.adapter_name)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hotswap
 from pytest_hotswap.subjects.base import Subject
-
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
 
 
 class TransformersSubject(Subject):
@@ -24,13 +22,11 @@ class TransformersSubject(Subject):
     }
 
     def load(self, base: Any, adapter: Path) -> Any:
-        import hotswap
-
         base.enable_peft_hotswap(target_rank=hotswap.plan(self.adapter_paths()).target_rank)
         base.load_adapter(str(adapter), adapter_name=self.adapter_name)
         return base.eval()
 
-    def prepare(self, model: Any, plan: SwapPlan) -> None:
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         """Nothing is left to do: the first load_adapter() has prepared the model, or should have."""
 
     def swap(self, model: Any, adapter: Path | None) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_hotswap import HotswapContract
-from pytest_hotswap.contract.contract import _refused
 
 if TYPE_CHECKING:
     from pytest_hotswap.contract.deployment import Deployment
@@ -21,7 +20,7 @@ class TestHotswap(HotswapContract):
         refused = getattr(swapping.subject, "refused", ())
         if not refused:
             pytest.skip("not applicable: no adapter was refused")
-        accepted = [folder.name for folder in refused if not _refused(swapping, folder)]
+        accepted = [folder.name for folder in refused if not swapping.refuses(folder)]
         changes = swapping.snapshot.changes()
         if accepted or changes:
             told = [f"{name} was swapped in" for name in accepted] + list(changes)[:3]

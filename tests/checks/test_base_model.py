@@ -20,9 +20,9 @@ from hotswap.adapters.spec import AdapterSpec
 from hotswap.checks.base_model import describe, read_base
 from hotswap.errors import HotswapError
 from pytest_hotswap import strategies
-from pytest_hotswap.broken import DEFECTS, break_adapter
-from pytest_hotswap.written import AdapterDescription
-from pytest_hotswap.written import write_adapter as write_described
+from pytest_hotswap.adapters.derived import DEFECTS, break_adapter
+from pytest_hotswap.adapters.described import AdapterDescription
+from pytest_hotswap.adapters.described import write_adapter as write_described
 from tests.support.adapter_files import write_adapter
 from tests.support.models import micro
 

@@ -1,20 +1,18 @@
-"""Who may import whom, and which modules load no torch: the table of the architecture."""
+"""Who may import whom, without a circle, and which modules load no torch: the table of the architecture."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import hotswap
 import pytest_hotswap
+from tests.support.source import circles, imports, modules
 
+LIBRARY, PLUGIN = modules(hotswap), modules(pytest_hotswap)
+KNOWN = LIBRARY | PLUGIN
 ROOMS: dict[str, set[str]] = {
     "errors": {"findings"},
     "findings": {"errors"},
@@ -49,46 +47,27 @@ TORCH_FREE = (
     "pytest_hotswap",
     "pytest_hotswap.plugin",
     "pytest_hotswap.fixtures",
+    "pytest_hotswap.marker",
+    "pytest_hotswap.reporting",
 )
 
 
-def modules(package: object) -> list[str]:
-    name, path = package.__name__, package.__path__  # type: ignore[attr-defined]
-    return [name, *(m.name for m in pkgutil.walk_packages(path, f"{name}."))]
-
-
 def torch_free_modules() -> list[str]:
-    everything = modules(hotswap) + modules(pytest_hotswap)
     rooms = tuple(f"{name}." for name in TORCH_FREE if name.count(".") == 1)
-    return [m for m in everything if m in TORCH_FREE or m.startswith(rooms)]
-
-
-def imports_of(source: str, module: str) -> Iterator[str]:
-    """Every hotswap or pytest_hotswap module that the source imports, at any depth of its code."""
-    for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            package = module if node.level else ""
-            base = importlib.util.resolve_name(
-                "." * node.level + (node.module or ""), package or None
-            )
-            names = [base]
-        yield from (n for n in names if n.split(".")[0] in {"hotswap", "pytest_hotswap"})
+    return [m for m in KNOWN if m in TORCH_FREE or m.startswith(rooms)]
 
 
 def violations(module: str, source: str) -> list[str]:
-    parts = module.split(".")
-    if len(parts) < 2 or parts[0] != "hotswap":
+    package, _, rest = module.partition(".")
+    if package != "hotswap" or not rest:
         return []
-    allowed = ROOMS[parts[1]] | {parts[1]}
-    found = []
-    for name in imports_of(source, module):
-        target = name.split(".")
-        if target[0] == "pytest_hotswap" or (len(target) > 1 and target[1] not in allowed):
-            found.append(f"{module} imports {name}")
-    return found
+    room = rest.partition(".")[0]
+    allowed = {f"hotswap.{name}" for name in ROOMS[room] | {room}} | {"hotswap"}
+    return [
+        f"{module} imports {name}"
+        for name in sorted(imports(module, source, KNOWN))
+        if ".".join(name.split(".")[:2]) not in allowed
+    ]
 
 
 def loaded_by(code: str) -> set[str]:
@@ -99,19 +78,38 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", modules(hotswap))
+@pytest.mark.parametrize("module", LIBRARY)
 def test_a_room_imports_only_what_stands_to_its_left(module: str) -> None:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    assert violations(module, Path(spec.origin).read_text()) == []
+    assert violations(module, LIBRARY[module].read_text()) == []
 
 
 def test_a_wrong_import_is_seen() -> None:
     assert violations("hotswap.adapters.plan", "from hotswap.engine.swap import swap") == [
         "hotswap.adapters.plan imports hotswap.engine.swap"
     ]
+    assert violations("hotswap.report.text", "from hotswap import engine")
+    assert violations("hotswap.report.text", "from .. import engine")
     assert violations("hotswap.report.text", "def f():\n    import pytest_hotswap")
+
+
+def test_imports_form_no_circle() -> None:
+    graph = {name: imports(name, file.read_text(), KNOWN) for name, file in KNOWN.items()}
+    found = circles(graph)
+    assert not found, "\n".join(found)
+
+
+def test_a_circle_is_seen_wherever_the_import_stands() -> None:
+    sources = {
+        "a": "def f():\n    import b",
+        "b": "import typing\nif typing.TYPE_CHECKING:\n    from c import x",
+        "c": "import a, d",
+        "d": "from e import f",
+        "e": "import d",
+        "f": "import a",
+    }
+    graph = {name: imports(name, source, sources) for name, source in sources.items()}
+    assert [set(circle.split(" → ")) for circle in circles(graph)] == [{"a", "b", "c"}, {"d", "e"}]
+    assert circles(graph | {"b": set(), "e": set()}) == []
 
 
 @pytest.mark.wheel

@@ -1,9 +1,10 @@
-"""Judge faulty engines: each by its own law, or all by every law.
+"""Judge faulty engines: one by one law, or all by every law.
 
-    python -m tests.mutants.run            print the full matrix as Markdown
-    python -m tests.mutants.run --write    write it into docs/mutants.md
+    python -m tests.mutants.run StaleRows swap-forgets    print how the engine breaks the law
+    python -m tests.mutants.run                           print the full matrix as Markdown
+    python -m tests.mutants.run --write                   write it into docs/mutants.md
 
-The exit status is the number of faulty engines that their own law does not kill.
+The exit status is the number of faulty engines that are alive.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +32,11 @@ PACKAGES = ("peft", "torch")
 class Bench:
     """The unmutated deployments, one a fleet, that faulty engines with a sound model share."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fleets: Iterable[str] = FLEETS) -> None:
         self.folder = folder
         write_fleets(folder)
         self.shared: dict[str, Deployment] = {}
-        for fleet in FLEETS:
+        for fleet in fleets:
             engine = type("Sound", (Engine,), {"fleet": fleet})
             self.shared[fleet] = Deployment(engine(folder), folder / f"sound-{fleet}")
             torch._dynamo.reset()  # it remembers numbers that have changed
@@ -132,8 +133,23 @@ def _kills(row: dict[str, Violation | None], engine: type[Engine]) -> bool:
     return found is not None and found.raised is None
 
 
+def judge(name: str, law: str) -> int:
+    """Print how one engine breaks one law; 1 if it does not."""
+    engine = next((engine for engine in ENGINES if engine.__name__ == name), None)
+    if engine is None or law not in LAWS:
+        raise SystemExit(f"there is no engine {name}" if engine is None else f"no law is {law}")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), [engine.fleet])
+        with bench.of(engine) as deployment:
+            found = list(violations(deployment, law))
+    print(*found or [f"{name} obeys {law}"], sep="\n")
+    return int(not found)
+
+
 def main(argv: list[str]) -> int:
-    """Print or write the full matrix; the number of engines that are alive."""
+    """Judge one engine, or print or write the full matrix; the number of engines that are alive."""
+    if len(argv) == 2:
+        return judge(*argv)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))

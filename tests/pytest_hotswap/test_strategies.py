@@ -16,8 +16,8 @@ from hotswap.adapters.planner import plan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 from pytest_hotswap import strategies
-from pytest_hotswap.broken import DEFECTS, break_adapter
-from pytest_hotswap.written import AdapterDescription, BrokenAdapter, write_adapter
+from pytest_hotswap.adapters.derived import DEFECTS, break_adapter
+from pytest_hotswap.adapters.described import AdapterDescription, BrokenAdapter, write_adapter
 
 
 @given(strategies.swap_sequences(3, min_size=2, max_size=4))

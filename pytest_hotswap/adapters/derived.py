@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hotswap import AdapterSpec
+from hotswap.adapters.config import CONFIG
+from hotswap.adapters.files import WEIGHTS
+from pytest_hotswap.adapters.described import exactly
+
 DEFECTS = (
     "wrong shape",
     "missing tensor",
@@ -17,7 +22,6 @@ DEFECTS = (
     "wrong rank in the config",
     "larger rank",
 )
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def break_adapter(
@@ -25,15 +29,15 @@ def break_adapter(
 ) -> Path:
     """Copy an adapter and give its last tensor (or the file, or its config) one defect.
 
-    A larger rank is one above the ``room`` of each module, by default above the adapter's own.
+    A larger rank is the least one above the ``room`` of each module that its groups divide, by default
+    above the adapter's own.
     """
     import torch
 
     def change(tensors: dict[str, Any]) -> None:
         last = sorted(tensors)[-1]
         if defect == "wrong shape":
-            wide = tensors[last]
-            tensors[last] = torch.cat([wide, wide])
+            tensors[last] = torch.cat([tensors[last]] * 2)
         elif defect == "missing tensor":
             del tensors[last]
         elif defect == "extra tensor":
@@ -44,23 +48,25 @@ def break_adapter(
     if defect not in DEFECTS:
         raise ValueError(f"unknown defect {defect!r}; one of {', '.join(DEFECTS)}")
     if defect == "larger rank":
-        return widen_adapter(source, folder, _above(source, room or {}))
-    _rewrite(source, folder, change)
+        modules, known = AdapterSpec.read(source).modules, room or {}
+        above = {
+            name: (max(known.get(name, 0), module.rank) // module.groups + 1) * module.groups
+            for name, module in modules.items()
+        }
+        return widen_adapter(source, folder, above)
+    config = _copy(source, folder, change)
     if defect == "wrong rank in the config":
-        config = json.loads((folder / "adapter_config.json").read_text())
         patterns = {key: rank + 1 for key, rank in (config.get("rank_pattern") or {}).items()}
-        _reconfigure(folder, r=config["r"] + 1, rank_pattern=patterns)
+        _configure(folder, config, r=config["r"] + 1, rank_pattern=patterns)
     if defect == "truncated file":
-        data = (folder / _WEIGHTS).read_bytes()
-        (folder / _WEIGHTS).write_bytes(data[: len(data) - 16])
+        data = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).write_bytes(data[: len(data) - 16])
     return folder
 
 
 def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path:
     """Copy an adapter with each module at the wanted rank, padded with zeros, its scaling kept."""
     import torch
-
-    from hotswap.adapters.spec import AdapterSpec
 
     spec = AdapterSpec.read(source)
     ranks = {name: wanted[name] for name in spec.modules}
@@ -70,66 +76,54 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
             if ".lora_" not in key or "magnitude" in key or key.endswith("bias"):
                 continue
             name = key.removeprefix("base_model.model.").partition(".lora_")[0]
-            module = spec.modules[name]
             shape = list(value.shape)
             if "lora_A" in key or "lora_embedding_A" in key:
                 shape[0] = ranks[name]
             else:
-                shape[1] = ranks[name] // module.groups
+                shape[1] = ranks[name] // spec.modules[name].groups
             wide = torch.zeros(shape, dtype=value.dtype)
             wide[tuple(slice(0, size) for size in value.shape)] = value
             tensors[key] = wide
 
-    _rewrite(source, folder, change)
     rslora = bool(spec.config.get("use_rslora"))
     alphas = {
         name: module.scaling * (ranks[name] ** 0.5 if rslora else ranks[name])
         for name, module in spec.modules.items()
     }
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    _reconfigure(  # a pattern only where it says something: some frameworks refuse new ones
+    _configure(  # a pattern only where it says something: some frameworks refuse new ones
         folder,
+        _copy(source, folder, change),
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={f"^{_escaped(n)}$": r for n, r in ranks.items() if r != rank},
-        alpha_pattern={f"^{_escaped(n)}$": a for n, a in alphas.items() if a != alpha},
+        rank_pattern={exactly(n): r for n, r in ranks.items() if r != rank},
+        alpha_pattern={exactly(n): a for n, a in alphas.items() if a != alpha},
     )
     return folder
 
 
 def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:
     """Copy an adapter with its alpha multiplied."""
-    shutil.copytree(source, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = _copy(source, folder)
     patterns = {key: value * factor for key, value in (config.get("alpha_pattern") or {}).items()}
-    _reconfigure(folder, lora_alpha=config["lora_alpha"] * factor, alpha_pattern=patterns)
+    _configure(folder, config, lora_alpha=config["lora_alpha"] * factor, alpha_pattern=patterns)
     return folder
 
 
-def _above(source: Path, room: Mapping[str, int]) -> dict[str, int]:
-    """The least ranks above the room, each a multiple of the module's groups."""
-    from hotswap.adapters.spec import AdapterSpec
-
-    modules = AdapterSpec.read(source).modules
-    return {
-        name: (max(room.get(name, 0), module.rank) // module.groups + 1) * module.groups
-        for name, module in modules.items()
-    }
-
-
-def _escaped(name: str) -> str:
-    return name.replace(".", "\\.")
-
-
-def _rewrite(source: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def _copy(
+    source: Path, folder: Path, change: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Copy a folder, with its tensors changed, and read its config."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, folder)
-    tensors = load_file(folder / _WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    if change is not None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config
 
 
-def _reconfigure(folder: Path, **fields: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+def _configure(folder: Path, config: Mapping[str, Any], **fields: Any) -> None:
+    (folder / CONFIG).write_text(json.dumps({**config, **fields}), encoding="utf-8")

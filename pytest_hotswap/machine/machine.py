@@ -14,11 +14,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pytest_hotswap.broken import DEFECTS
-from pytest_hotswap.steps import OrderSteps, Steps, script
+from pytest_hotswap.adapters.derived import DEFECTS
+from pytest_hotswap.adapters.described import AdapterDescription, described
+from pytest_hotswap.machine.order import OrderSteps
+from pytest_hotswap.machine.script import script
+from pytest_hotswap.machine.steps import Steps
 from pytest_hotswap.strategies import adapter_descriptions
 from pytest_hotswap.subjects.base import Subject
-from pytest_hotswap.written import AdapterDescription
 
 ORDER_EXAMPLES = 20
 """Examples of OrderMachine: each may compile, which takes seconds."""
@@ -49,8 +51,7 @@ class _Machine(RuleBasedStateMachine):
 def swap_machine(steps: Steps) -> type[_Machine]:
     """The machine of a compiled deployment, over the modules and ranks of its plan."""
     plan = steps.deployment.plan
-    names = [n for n, m in plan.modules.items() if m.kind in ("linear", "embedding", "conv")]
-    adapters = adapter_descriptions(max_rank=plan.target_rank, modules=names)
+    adapters = adapter_descriptions(max_rank=plan.target_rank, modules=list(described(plan)))
     unsupported = steps.deployment.subject.unsupported
 
     class SwapMachine(_Machine):
@@ -148,21 +149,17 @@ def run_hotswap_machine(subject: Subject, *, settings: settings | None = None) -
         steps.close()
     order = OrderSteps(subject)
     machine = type("OrderMachine", (OrderMachine,), {"steps": order})
-    few = _few(given)
+    few = min(given.max_examples, ORDER_EXAMPLES)
     try:
-        run_state_machine_as_test(machine, settings=few)
+        run_state_machine_as_test(
+            machine, settings=_unhurried(given, max_examples=few, stateful_step_count=6)
+        )
     finally:
         order.close()
 
 
-def _unhurried(given: settings | None) -> settings:
+def _unhurried(given: settings | None, **fewer: Any) -> settings:
     unhealthy = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
     base = given or settings()
     phases = [phase for phase in base.phases if phase is not Phase.explain]  # it traces every line
-    return settings(base, deadline=None, phases=phases, suppress_health_check=unhealthy)
-
-
-def _few(given: settings) -> settings:
-    return settings(
-        given, max_examples=min(given.max_examples, ORDER_EXAMPLES), stateful_step_count=6
-    )
+    return settings(base, deadline=None, phases=phases, suppress_health_check=unhealthy, **fewer)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import hotswap
 from pytest_hotswap import (
@@ -19,8 +20,8 @@ from pytest_hotswap import (
 )
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
-from pytest_hotswap.fixtures import load_class
-from pytest_hotswap.origin import origin
+from pytest_hotswap.subjects.located import load_class
+from pytest_hotswap.subjects.origin import origin
 from pytest_hotswap.subjects.protocol import missing
 from tests.support.models import write_adapter
 from tests.support.warm import run_pytest
@@ -60,17 +61,21 @@ FILES = ("test_own.py", "test_needs.py")
 SUITE = ("--pyargs", "pytest_hotswap.suite", "-p", "no:cacheprovider")
 
 
-@pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    from torch import nn
-
+def write_project(folder: Path) -> Path:
+    """A deployment of a micro model with two adapters."""
     base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     for name, rank in (("one", 2), ("two", 3)):
         write_adapter(
-            pytester.path / "adapters" / name, base, r=rank, target_modules=["0", "1"], seed=rank
+            folder / "adapters" / name, base, r=rank, target_modules=["0", "1"], seed=rank
         )
-    pytester.makepyfile(deployed=MICRO)
+    (folder / "deployed.py").write_text(MICRO.lstrip())
+    return folder
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_project(pytester.path)
     pytester.makeini("[pytest]\npythonpath = .\n")
     return pytester
 
@@ -100,17 +105,17 @@ def test_each_contract_class_names_its_subject_and_where_it_comes_from(
     project: pytest.Pytester,
 ) -> None:
     project.makeconftest(OVERRIDE.format(arguments="pytestconfig"))
-    project.mkdir("tests").joinpath("conftest.py").write_text(OVERRIDE.format(arguments=""))
+    project.mkdir("unit").joinpath("conftest.py").write_text(OVERRIDE.format(arguments=""))
     project.makepyfile(test_own=OWN, test_needs=NEEDS)
     arguments = ("--continue-on-collection-errors", "--hotswap-report=out.jsonl", "-v", "-k")
     words = "(Hotswap and test_swap_in_place) or test_preparation_covers"
-    result = run_pytest(project, *SUITE, "./tests", *FILES, *arguments, words)
+    result = run_pytest(project, *SUITE, "unit", *FILES, *arguments, words)
     result.stdout.fnmatch_lines_random(
         [
             "hotswap: *test_hotswap_contract.py::TestHotswap tests Micro, from conftest.py:4",
             "hotswap: test_own.py::TestOwn tests Micro, from deployed.py:6",
             "hotswap: test_own.py::TestLacking tests Lacking, from deployed.py:17",
-            "hotswap: the fixture hotswap_subject of tests/conftest.py reaches no contract class; "
+            "hotswap: the fixture hotswap_subject of unit/conftest.py reaches no contract class; "
             f"define it in {project.path}/conftest.py",
             "*::test_swap_in_place[[]one[]] PASSED*",
             "*::test_swap_in_place[[]two[]] PASSED*",
@@ -142,10 +147,9 @@ def test_an_option_and_an_ini_key_are_named(
     assert from_option == "--hotswap-subject mine:Mine"
 
 
-def test_the_subject_in_ten_lines_of_the_documentation_runs(
-    project: pytest.Pytester,
-) -> None:
-    page = Path(__file__).parents[2] / "docs" / "contract.md"
+def test_the_subject_in_ten_lines_of_the_documentation_runs(tmp_path: Path) -> None:
+    # without pytester, which would unload the parts of torch that the first compile imports
+    project, page = write_project(tmp_path), Path(__file__).parents[3] / "docs" / "contract.md"
     if not page.exists():
         pytest.skip("the documentation is not here")
     code = page.read_text(encoding="utf-8").split("```python\n")[1].partition("```")[0]
@@ -153,16 +157,16 @@ def test_the_subject_in_ten_lines_of_the_documentation_runs(
         "my_prepare": lambda model, rank: hotswap.prepare(model, target_rank=rank)
     }
     names["my_swap"] = hotswap.swap
-    path = project.path / "production.py"
+    path = project / "production.py"
     path.write_text(code)
     exec(compile(code, str(path), "exec"), names)  # noqa: S102 (our own documentation)
-    Micro = load_class("deployed.py:Micro", project.path)
+    Micro = load_class("deployed.py:Micro", project)
 
     class Mine(names["Production"]):  # type: ignore[misc]
         base_model, inputs = Micro.base_model, Micro.inputs
 
-    subject = Mine(adapters=[str(project.path / "adapters" / "*")])
-    deployment = Deployment(subject, project.path / "derived")
+    subject = Mine(adapters=[str(project / "adapters" / "*")])
+    deployment = Deployment(subject, project / "derived")
     for law in ("swap-equals-load", "swap-has-effect"):
         assert list(violations(deployment, law)) == []
     assert list(violations(deployment, "swap-equals-load", controls=True)) == []

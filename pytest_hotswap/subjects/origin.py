@@ -1,4 +1,4 @@
-"""Which deployment a contract class tests: its own, that of a project's fixture, or that of the options."""
+"""The subject of a contract class: its own, that of a project's fixture, or that of the options."""
 
 from __future__ import annotations
 
@@ -9,16 +9,32 @@ from typing import Any
 
 import pytest
 
-from pytest_hotswap.fixtures import resolve_subject
+from pytest_hotswap.subjects.base import Subject
+from pytest_hotswap.subjects.located import load_class
 
 FIXTURE = "hotswap_subject"
+DEFAULT_SUBJECT = "pytest_hotswap.subjects.reference:ReferenceSubject"
 _PLUGIN = "pytest_hotswap.plugin"
-_COLLECTED: pytest.StashKey[dict[Any, Any]] = pytest.StashKey()
+_BUILT: pytest.StashKey[dict[Any, Any]] = pytest.StashKey()
+"""What was built: by the fixture that did it, or None for the options."""
 
 
 def plugin_is_loaded(config: pytest.Config) -> bool:
     """Whether the plugin was loaded, by its entry point or by its module's name."""
     return any(config.pluginmanager.hasplugin(name) for name in ("hotswap", _PLUGIN))
+
+
+def resolve_subject(config: pytest.Config) -> Subject:
+    """Build the deployment that the options or the ini file name, once a session.
+
+    Raises pytest.UsageError when they name neither a subject nor a base model, or when the subject
+    cannot be loaded or built.
+    """
+    built = config.stash.setdefault(_BUILT, {})
+    if None not in built:
+        built[None] = _build(config)
+    subject: Subject = built[None]
+    return subject
 
 
 def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
@@ -32,7 +48,7 @@ def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
     own = _override(node)
     if own is None:
         return resolve_subject(node.config)
-    built = node.config.stash.setdefault(_COLLECTED, {})
+    built = node.config.stash.setdefault(_BUILT, {})
     if own not in built:
         built[own] = _called(own, node.config)
     return built[own]
@@ -57,14 +73,17 @@ def origin(cls: Any, node: pytest.Item) -> str:
 
 
 def told(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
-    """Name the subject of each contract class, and the fixtures that were meant to give one and do not."""
-    classes = {item.parent.nodeid: item for item in items if item.parent and _is_contract(item)}
-    lines = []
-    for nodeid, item in classes.items():
-        cls: Any = item.cls  # type: ignore[attr-defined]
-        name = type(subject_at_collection(cls, item)).__name__
-        lines.append(f"hotswap: {nodeid} tests {name}, from {origin(cls, item)}")
-    asking = [item for item in classes.values() if item.cls.subject is None]  # type: ignore[attr-defined]
+    """Name the subject of each contract class, and the fixtures that were meant to give one and do not.
+
+    ``items`` are tests of contract classes.
+    """
+    classes: dict[str, Any] = {item.parent.nodeid: item for item in items if item.parent}
+    lines = [
+        f"hotswap: {nodeid} tests {type(subject_at_collection(item.cls, item)).__name__}, "
+        f"from {origin(item.cls, item)}"
+        for nodeid, item in classes.items()
+    ]
+    asking = [item for item in classes.values() if item.cls.subject is None]
     if asking:
         reaching = {inspect.getfile(own.func) for own in map(_override, asking) if own is not None}
         lines += [
@@ -76,10 +95,39 @@ def told(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
     return lines
 
 
-def _is_contract(item: pytest.Item) -> bool:
-    from pytest_hotswap.contract.contract import HotswapContract
+def _build(config: pytest.Config) -> Subject:
+    name, place = _setting(config, "subject")
+    base, _ = _setting(config, "base")
+    if not name and not base:
+        raise pytest.UsageError(
+            "there is no deployment to test: give --hotswap-base PATH with --hotswap-adapters GLOB,"
+            " or --hotswap-subject module:Class, or set hotswap_base or hotswap_subject"
+            " in the ini file"
+        )
+    cls = load_class(name or DEFAULT_SUBJECT, place)
+    globs, folder = _setting(config, "adapters")
+    backend, _ = _setting(config, "backend")
+    found = {"base": base, "adapters": [str(folder / glob) for glob in globs], "backend": backend}
+    given: dict[str, Any] = {
+        key: value for key, value in found.items() if value
+    }  # else the class's
+    try:
+        inspect.signature(cls).bind(**given)
+    except TypeError as error:
+        raise pytest.UsageError(
+            f"{cls.__name__}({', '.join(f'{key}=…' for key in given)}) cannot be called: {error};"
+            " let it take base, adapters and backend as keywords, as Subject does"
+        ) from error
+    subject: Subject = cls(**given)
+    return subject
 
-    return issubclass(getattr(item, "cls", None) or object, HotswapContract)
+
+def _setting(config: pytest.Config, name: str) -> tuple[Any, Path]:
+    """The option or else the ini key, and the folder that its relative paths start from."""
+    option = config.getoption(f"--hotswap-{name}")
+    if option:
+        return option, config.invocation_params.dir
+    return config.getini(f"hotswap_{name}"), config.rootpath
 
 
 def _override(node: pytest.Item) -> Any:

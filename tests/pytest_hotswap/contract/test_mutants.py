@@ -13,7 +13,7 @@ from hotswap.checks.equivalence import Comparison
 from hotswap.report.laws import LAWS
 from pytest_hotswap.contract.judge import names_of, violations
 from tests.mutants.engines import ENGINES
-from tests.mutants.run import Bench
+from tests.mutants.run import Bench, main
 from tests.mutants.subject import FLEETS, Engine
 
 
@@ -88,9 +88,9 @@ class RecompilesAlways(Engine):
 
 CONTRACT, DEPLOYMENT = "pytest_hotswap.contract.contract", "pytest_hotswap.contract.deployment"
 EQUAL = {f"{module}.compare": lambda *_, **__: SAME for module in (CONTRACT, DEPLOYMENT)}
-UNEQUAL = {f"{CONTRACT}.compare": lambda *_, **__: OTHER}
+UNEQUAL = {f"{DEPLOYMENT}.compare": lambda *_, **__: OTHER}
 UNCHANGED = {"hotswap.checks.snapshot.Snapshot.changes": lambda *_, **__: []}
-COVERED = {f"{CONTRACT}._uncovered": lambda *_: []}
+COVERED = {f"{CONTRACT}.uncovered": lambda *_: []}
 BLIND: dict[str, tuple[type[Engine], dict[str, Any]]] = {
     "preparation-preserves": (Engine, EQUAL),
     "preparation-idempotent": (Engine, UNCHANGED),
@@ -124,6 +124,14 @@ def test_the_control_of_a_law_holds_and_can_fail(
     with bench.of(engine) as deployment:
         failed = list(violations(deployment, law, controls=True))
     assert len(failed) == len(names_of(law, controls=True))
+
+
+def test_one_engine_is_judged_by_one_law(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["StaleRows", "swap-forgets"]) == 0
+    assert capsys.readouterr().out.startswith("swap-forgets: after patterns, large: embed.")
+    for words, told in ((["Nobody", "swap-forgets"], "Nobody"), (["StaleRows", "no"], "law is no")):
+        with pytest.raises(SystemExit, match=told):
+            main(words)
 
 
 def test_every_law_kills_somebody_and_nobody_is_there_twice() -> None:

@@ -200,9 +200,9 @@ def test_recordings_of_cuda_graphs_are_judged_where_there_are_any(
     monkeypatch: pytest.MonkeyPatch, device: str, recorded: tuple[int, ...], outcome: str | None
 ) -> None:
     weight = SimpleNamespace(device=SimpleNamespace(type=device))
-    model = SimpleNamespace(parameters=lambda: iter([weight]))
-    subject = SimpleNamespace(models=lambda _: [model], swap=lambda *_: None)
-    deployment: Any = SimpleNamespace(subject=subject, compiled=None, run=lambda: None, first=None)
+    served = SimpleNamespace(parameters=lambda: iter([weight]))
+    deployment: Any = SimpleNamespace(served=served, run=lambda: None, first=None)
+    deployment.swap = lambda _: None
     deployment.neighbours = lambda _: [Path("one"), Path("two")]
     logs = iter([SimpleNamespace(cudagraph_records=count) for count in recorded])
     monkeypatch.setattr("hotswap.watch_compiles", lambda: nullcontext(next(logs)))

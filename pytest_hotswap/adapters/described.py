@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from hotswap.adapters.plan import SwapPlan
+from hotswap import SwapPlan
+from hotswap.adapters.config import CONFIG
+from hotswap.adapters.files import WEIGHTS
+from hotswap.adapters.plan import ModulePlan
 
 
 class _Readable:
@@ -52,7 +54,7 @@ class AdapterDescription(_Readable):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class BrokenAdapter(_Readable):
-    """An adapter with one defect (a word of ``pytest_hotswap.broken.DEFECTS``)."""
+    """An adapter with one defect (a word of ``pytest_hotswap.adapters.derived.DEFECTS``)."""
 
     adapter: AdapterDescription
     defect: str
@@ -76,8 +78,8 @@ def config_of(
         "lora_alpha": description.alpha,
         "use_rslora": description.use_rslora,
         "target_modules": targets,
-        "rank_pattern": {f"^{re.escape(n)}$": r for n, r in ranks.items() if r != description.rank},
-        "alpha_pattern": {f"^{re.escape(n)}$": a for n, a in alphas.items() if n in targets},
+        "rank_pattern": {exactly(n): r for n, r in ranks.items() if r != description.rank},
+        "alpha_pattern": {exactly(n): a for n, a in alphas.items() if n in targets},
         "bias": "none",
         "inference_mode": True,
         "lora_dropout": 0.0,
@@ -96,11 +98,9 @@ def write_adapter(
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(description.seed)
-    kinds = ("linear", "embedding", "conv")
-    modules = {name: place for name, place in plan.modules.items() if place.kind in kinds}
     ranks: dict[str, int] = {}
     tensors: dict[str, Any] = {}
-    for name, place in modules.items():
+    for name, place in described(plan).items():
         if name in description.without:
             continue
         ranks[name] = min(description.rank_of(name, groups=place.groups), place.rank)
@@ -111,6 +111,17 @@ def write_adapter(
             tensors[f"base_model.model.{name}.{part.format(letter)}"] = values
     folder.mkdir(parents=True)
     config = config_of(description, ranks, ranks=ranks, task_type=task_type)
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def described(plan: SwapPlan) -> dict[str, ModulePlan]:
+    """The modules of a plan that a description can have weights for."""
+    kinds = ("linear", "embedding", "conv")
+    return {name: place for name, place in plan.modules.items() if place.kind in kinds}
+
+
+def exactly(module: str) -> str:
+    """The key of one module in a rank_pattern or an alpha_pattern."""
+    return f"^{re.escape(module)}$"

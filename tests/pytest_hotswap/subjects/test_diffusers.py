@@ -16,7 +16,7 @@ from diffusers import FluxPipeline
 from hotswap.checks.equivalence import compare
 from hotswap.checks.snapshot import Snapshot
 from pytest_hotswap import DiffusersSubject
-from pytest_hotswap.broken import DEFECTS, break_adapter, rescale_adapter
+from pytest_hotswap.adapters.derived import DEFECTS, break_adapter, rescale_adapter
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 from tests.support.pipelines import flux, outputs, stable_diffusion, write_pipeline_adapter

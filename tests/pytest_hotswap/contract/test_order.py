@@ -17,8 +17,8 @@ from hotswap.engine.layout.slots import lora_layers, unwrap
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
-from pytest_hotswap.steps import LawBrokenError
-from tests.mutants.engines import CountsSwaps
+from pytest_hotswap.machine.steps import LawBrokenError
+from tests.mutants.engines.compiles import CountsSwaps
 from tests.support.models import Around, seeded, write_fleet
 
 FLEET: dict[str, dict[str, Any]] = {

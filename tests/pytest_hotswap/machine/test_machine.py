@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings
 
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
-from pytest_hotswap.steps import LawBrokenError
+from pytest_hotswap.machine.steps import LawBrokenError
+from pytest_hotswap.subjects.located import load_class
 from tests.support import warm
 from tests.support.models import TOKENS, micro, write_adapter
 
@@ -63,8 +64,6 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, type[Referen
     folder = tmp_path_factory.mktemp("machine")
     path = folder / "machine_deployed.py"
     path.write_text(SUBJECT)
-    from pytest_hotswap.fixtures import load_class
-
     names = ("Sound", "AlphaKept", "PreparesLate")
     found = {name: load_class(f"machine_deployed.py:{name}", folder) for name in names}
     write_adapter(

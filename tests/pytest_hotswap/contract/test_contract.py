@@ -13,7 +13,7 @@ import pytest
 from hotswap.cli.demo import ADAPTERS, write_demo
 from hotswap.report.laws import LAWS
 from pytest_hotswap import HotswapContract
-from pytest_hotswap.fixtures import load_class
+from pytest_hotswap.subjects.located import load_class
 from tests.support import warm
 from tests.support.models import write_fleet
 

@@ -1,0 +1,1 @@
+"""Adapters that tests make: described as data, or derived from a good one."""

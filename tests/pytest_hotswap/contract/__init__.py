@@ -1,0 +1,1 @@
+"""Tests of the contract and of the laws in it."""

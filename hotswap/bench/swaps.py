@@ -176,8 +176,8 @@ def _rows(fleet: _Fleet, large: _Fleet | None, runs: int) -> Iterator[Callable[[
         lambda model: hotswap.prepare(model, target_rank=rank),
         lambda model: prepare_model_for_compiled_hotswap(model, target_rank=rank),
         max(runs // 3, 5),
-        bar=2,
-        aim=3,
+        bar=1,
+        aim=None,
         fresh=lambda: fleet.fresh(1),
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from hotswap.cli.handover import Handover
+from hotswap.cli.verify.handover import Handover
 
 MOST_SAMPLES = 200
 """Swap times kept of one adapter in one test: a random walk makes hundreds."""

@@ -14,9 +14,9 @@ from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.checks.fleet import chosen, fleet_findings, inspections
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
-from hotswap.cli.output import Form, Ignore, Output, Select
+from hotswap.cli.options import Form, Ignore, Output, Select
 from hotswap.cli.progress import progress_bar
-from hotswap.cli.settings import read_settings
+from hotswap.cli.pyproject import read_settings
 from hotswap.cli.terminal import say
 from hotswap.errors import HotswapError
 from hotswap.report.findings import FORMATS, render

@@ -17,7 +17,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "plan": ("plan", "Find what a fleet of adapters needs to be hot-swapped."),
     "check": ("check", "Judge adapters from their files alone: would a swap accept them."),
-    "verify": ("verify", "Prove that a fleet of adapters can be hot-swapped."),
+    "verify": ("verify.command", "Prove that a fleet of adapters can be hot-swapped."),
     "lint": (
         "lint",
         "Find misuse of adapter hot-swapping around torch.compile, without running the code.",

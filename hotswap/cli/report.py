@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from hotswap.cli.command import Argument, Exit, Option, command, group
-from hotswap.cli.options import Level
 from hotswap.cli.terminal import say
-from hotswap.cli.verify import exit_code, write_report
+from hotswap.cli.verify.command import exit_code, write_report
+from hotswap.cli.verify.request import Level
 from hotswap.report.document import merge as merge_documents
 from hotswap.report.document import read
 from hotswap.report.html import require_extra

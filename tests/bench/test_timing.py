@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hotswap.bench.timing import BY_PEFT, ROWS, default_backend, inputs_of, measure, pretrained
-from hotswap.cli.demo import write_demo
+from hotswap.cli.verify.demo import write_demo
 from hotswap.report.text import timing_table
 from tests.support import warm
 

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from hotswap.adapters.plan import plan
-from hotswap.cli.child import Ended
-from hotswap.cli.demo import ADAPTERS, write_demo
 from hotswap.cli.main import main
-from hotswap.cli.verify import exit_code
+from hotswap.cli.verify.child import Ended
+from hotswap.cli.verify.command import exit_code
+from hotswap.cli.verify.demo import ADAPTERS, write_demo
 from hotswap.report.document import read
 from hotswap.report.laws import LAWS
 from hotswap.report.text import Results, adapter_rows, adapter_table, law_rows, verdict
@@ -235,7 +235,7 @@ class TestNotReady:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         ended = Ended(1, "Traceback (most recent call last):\nOSError: No space left\n", False)
-        monkeypatch.setattr("hotswap.cli.child.run", lambda *_: ended)
+        monkeypatch.setattr("hotswap.cli.verify.child.run", lambda *_: ended)
         assert main(["verify", "--demo"]) == 1
         expected = "hotswap: the demo could not be written: OSError: No space left\n"
         assert capsys.readouterr().err == expected

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hotswap.cli import child
 from hotswap.cli.fleet import Fleet
-from hotswap.cli.handover import Handover
-from hotswap.cli.options import Request
 from hotswap.cli.terminal import say
+from hotswap.cli.verify import child
+from hotswap.cli.verify.handover import Handover
+from hotswap.cli.verify.request import Request
 from hotswap.report import text
 
 
@@ -60,7 +60,7 @@ def run_suite(
 
 
 def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:
-    ini = importlib.resources.files("hotswap.cli").joinpath("verify.ini")
+    ini = importlib.resources.files("hotswap.cli.verify").joinpath("verify.ini")
     command = [sys.executable, "-m", "pytest", "-c", str(ini), "--rootdir", str(Path.cwd())]
     command += [
         "-p",

@@ -18,13 +18,13 @@ import click
 
 from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
-from hotswap.cli import child
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.fleet import Fleet, adapter_entry, memory_curve, read_fleet, shard
 from hotswap.cli.folders import adapter_folders
-from hotswap.cli.options import Backend, Dtype, Level, Request, usage_problem
-from hotswap.cli.suite import Run, run_suite, run_timing
 from hotswap.cli.terminal import say
+from hotswap.cli.verify import child
+from hotswap.cli.verify.request import Backend, Dtype, Level, Request, usage_problem
+from hotswap.cli.verify.suite import Run, run_suite, run_timing
 from hotswap.errors import HotswapError
 from hotswap.report import text
 from hotswap.report.document import Document, derive, dumps
@@ -208,9 +208,9 @@ def write_report(document: Document, folder: Path) -> None:
 
 def _with_demo(request: Request, folder: Path) -> Request:
     """Write the demo in a child process and name its folders, as a user would."""
-    from hotswap.cli.demo import demo_paths
+    from hotswap.cli.verify.demo import demo_paths
 
-    command = [sys.executable, "-m", "hotswap.cli.demo", str(folder)]
+    command = [sys.executable, "-m", "hotswap.cli.verify.demo", str(folder)]
     ended = child.run(command, folder / "demo.txt", lambda: "writing a model and four adapters")
     if ended.interrupted:
         raise KeyboardInterrupt

@@ -16,7 +16,7 @@ import hotswap
 from hotswap.checks.snapshot import Snapshot
 from hotswap.cli.main import main
 from hotswap.cli.verify.suite import Run
-from hotswap.report.text import Results
+from hotswap.report.records import Results
 from tests.support.models import micro, run, write_adapter
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -254,9 +254,8 @@ def _print(request: Request, document: Document, run: Run) -> None:
         say(dumps(document).rstrip())
         return
     if run.results.records:
-        names = [a["name"] for a in document["adapters"] if not a["findings"]]
-        say(text.adapter_table(text.adapter_rows(run.results, names)), "")
-        say(text.law_table(text.law_rows(run.results)), "")
+        say(text.adapter_table([a for a in document["adapters"] if not a["findings"]]), "")
+        say(text.law_table(document["laws"]), "")
     if document["timing"] is not None:
         say(text.timing_table(document["timing"]), "")
     say(*(f"warning: {warning}" for warning in document["verdict"]["warnings"]))

@@ -17,14 +17,14 @@ from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
 from hotswap.cli.verify.handover import Handover
 from hotswap.cli.verify.request import Request
-from hotswap.report import text
+from hotswap.report.records import Results
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What came of the child processes."""
 
-    results: text.Results = field(default_factory=text.Results)
+    results: Results = field(default_factory=Results)
     timing: dict[str, Any] | None = None
     output: str = ""
     interrupted: bool = False
@@ -55,7 +55,7 @@ def run_suite(
     ended = child.run(command, folder / "pytest.txt", lambda: progress(report))
     if request.verbose:
         say(ended.output.rstrip(), error=True)
-    results = text.Results.read(report)
+    results = Results.read(report)
     return Run(results, output=ended.output, interrupted=ended.interrupted)
 
 

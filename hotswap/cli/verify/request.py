@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class Request:
     fail_on: Level = "error"
     demo: bool = False
     as_json: bool = False
-    timing: bool = True
+    no_timing: bool = False
     verbose: bool = False
     pytest_args: tuple[str, ...] = ()
 
@@ -84,23 +84,36 @@ def parse_duration(text: str) -> float:
 def usage_problem(request: Request) -> str | None:
     """Say in one sentence why the request cannot be carried out; None when it can."""
     try:
-        _ = request.seconds, request.part
-        if request.processes is not None or _wants_xdist(request.pytest_args):
-            _require_xdist()
-        if request.report is not None:
-            _require_report(request.report)
+        return next(_problems(request), None)
     except HotswapError as error:
         return str(error)
-    return _compile_problem(request) or _file_problem(request) or _adapter_problem(request)
 
 
-def _wants_xdist(pytest_args: Sequence[str]) -> bool:
-    return any(word.startswith(("-n", "--numprocesses")) for word in pytest_args)
-
-
-def _require_xdist() -> None:
-    if importlib.util.find_spec("xdist") is None:
+def _problems(request: Request) -> Iterator[str]:
+    """What is wrong, the first first; raises HotswapError too."""
+    _ = request.seconds, request.part
+    parallel = any(word.startswith(("-n", "--numprocesses")) for word in request.pytest_args)
+    if (parallel or request.processes is not None) and find_spec("xdist") is None:
         raise MissingExtraError("-n", "pytest-xdist", "xdist")
+    if request.report is not None:
+        _require_report(request.report)
+    on_cpu = (request.device or "cpu").startswith("cpu")
+    wanted = "inductor" if request.backend is None and not request.demo else request.backend
+    if wanted == "inductor" and on_cpu and default_backend() != "inductor":
+        yield (
+            "the backend inductor needs a C++ compiler, and none was found; install g++ or clang++, "
+            "or give --backend aot_eager"
+        )
+    if request.compile_mode is not None and request.backend not in (None, "inductor"):
+        yield f"--compile-mode is inductor's, and the backend is {request.backend}; leave one out"
+    if (file := request.inputs) is not None and not file.is_file():
+        yield f"--inputs {file}: no such file; give a .safetensors file of the inputs"
+    if (file := request.plan) is not None and not file.is_file():
+        yield f"--plan {file}: no such file; make it with 'hotswap plan -o {file}'"
+    if not request.demo:
+        yield from _adapter_problems(request)
+    elif request.base or request.adapters:
+        yield "--demo brings its own base model and adapters; leave out ADAPTER and --base"
 
 
 def _require_report(folder: Path) -> None:
@@ -118,57 +131,32 @@ def _require_report(folder: Path) -> None:
         ) from error
 
 
-def _compile_problem(request: Request) -> str | None:
-    on_cpu = (request.device or "cpu").startswith("cpu")
-    wanted = "inductor" if request.backend is None and not request.demo else request.backend
-    if wanted == "inductor" and on_cpu and default_backend() != "inductor":
-        return (
-            "the backend inductor needs a C++ compiler, and none was found; install g++ or clang++, "
-            "or give --backend aot_eager"
-        )
-    if request.compile_mode is not None and request.backend not in (None, "inductor"):
-        return f"--compile-mode is inductor's, and the backend is {request.backend}; leave one out"
-    return None
-
-
-def _file_problem(request: Request) -> str | None:
-    if request.inputs is not None and not request.inputs.is_file():
-        return f"--inputs {request.inputs}: no such file; give a .safetensors file of the inputs"
-    if request.plan is not None and not request.plan.is_file():
-        return f"--plan {request.plan}: no such file; make it with 'hotswap plan -o {request.plan}'"
-    return None
-
-
-def _adapter_problem(request: Request) -> str | None:
-    if request.demo:
-        if request.base or request.adapters:
-            return "--demo brings its own base model and adapters; leave out ADAPTER and --base"
-        return None
+def _adapter_problems(request: Request) -> Iterator[str]:
     seen: dict[str, str] = {}
     for path in request.adapters:
         name = Path(path).resolve().name
         if name in seen:
-            return (
+            yield (
                 f"{seen[name]} and {path} have the same name, so the report could not tell them"
                 " apart; rename one of the folders"
             )
         seen[name] = path
     if request.part is not None and request.part[1] > len(request.adapters):
-        return f"--shard {request.shard}: there are only {len(request.adapters)} adapters"
-    if request.base is not None and _is_missing(request.base):
-        return f"--base {request.base}: no such folder; give the folder of the base model"
+        yield f"--shard {request.shard}: there are only {len(request.adapters)} adapters"
+    base = request.base
+    if base is not None and _is_missing(base):
+        yield f"--base {base}: no such folder; give the folder of the base model"
     if request.subject:
-        return None  # a subject may name its own base model and adapters
+        return  # it may name its own base model and adapters
     if not request.adapters:
-        return "no adapters; give adapter folders and --base PATH, or try hotswap verify --demo"
-    if request.base is None:
-        return "no base model; give --base PATH, the folder of the model the adapters belong to"
-    if Path(request.base).is_dir() and not Path(request.base, "config.json").is_file():
-        return (
-            f"--base {request.base}: no config.json in it; give a folder that the model's"
-            " save_pretrained wrote"
+        yield "no adapters; give adapter folders and --base PATH, or try hotswap verify --demo"
+    if base is None:
+        yield "no base model; give --base PATH, the folder of the model the adapters belong to"
+    elif Path(base).is_dir() and not Path(base, "config.json").is_file():
+        yield (
+            f"--base {base}: no config.json in it; give a folder that the model's save_pretrained "
+            "wrote"
         )
-    return None
 
 
 def _is_missing(base: str) -> bool:

@@ -1,1 +1,1 @@
-"""``hotswap verify``: what is asked of it, the processes that it starts, and the demo."""
+"""What hotswap verify is asked for, the processes that it starts, and the demo."""

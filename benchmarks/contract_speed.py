@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 
-from hotswap.cli.demo import write_demo
+from hotswap.cli.verify.demo import write_demo
 from pytest_hotswap import PeftSubject, ReferenceSubject, Subject
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.strategies import swap_sequences

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from hotswap.cli.demo import ADAPTERS, write_demo
+from hotswap.cli.verify.demo import ADAPTERS, write_demo
 from hotswap.report.laws import LAWS
 from pytest_hotswap import (
     DiffusersSubject,

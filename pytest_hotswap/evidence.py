@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import hotswap
-from hotswap.cli.handover import Handover
+from hotswap.cli.verify.handover import Handover
 from pytest_hotswap.reporting import PREFIX
 
 MOST_SAMPLES = 200

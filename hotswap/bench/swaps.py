@@ -10,15 +10,15 @@ import gc
 import itertools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.hotswap import (
     hotswap_adapter,
     hotswap_adapter_from_state_dict,
@@ -28,7 +28,8 @@ from peft.utils.save_and_load import _insert_adapter_name_into_state_dict
 from torch import nn
 
 import hotswap
-from hotswap.bench.timing import TimingRow, default_backend, inputs_of, pretrained
+from hotswap.bench.models import inputs_of, llama, pretrained, write_adapter
+from hotswap.bench.timing import TimingRow, default_backend, seconds_of
 from hotswap.bench.timing import measure as measure_serving
 from hotswap.engine.layout.registry import placement_of
 
@@ -124,9 +125,13 @@ def measure(
             large = _made(folder / "large", (64, 32))
         else:
             fleet, large = _Fleet(pretrained(base), [Path(path) for path in adapters]), None
-        placement = placement_of(fleet.model, "default")
-        held, growth = placement.layout.bytes, _growth(fleet, swaps)
-        for measured in _rows(fleet, large, runs):
+        held, growth = _held(fleet.model), _growth(fleet, swaps)
+        backend = default_backend()
+        measures = _rows(fleet, large, runs)
+        if forward:
+            compiled = _forwards(fleet, large, folder / "forward", runs, backend)
+            measures = itertools.chain(measures, compiled)
+        for measured in measures:
             try:
                 rows.append(measured())
                 yield rows[-1]
@@ -134,11 +139,7 @@ def measure(
                 notes.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         serving: tuple[TimingRow, ...] = ()
         padding: tuple[Padding, ...] = ()
-        backend = default_backend()
         if forward:
-            for row in _forwards(fleet, large, folder / "forward", runs, backend):
-                rows.append(row)
-                yield row
             padding = tuple(_padding(fleet, runs, backend))
             serving = measure_serving(
                 lambda: copy.deepcopy(fleet.base),
@@ -146,40 +147,18 @@ def measure(
                 fleet.paths[::-1],  # from the smaller rank to the larger: the swap that costs
                 backend=backend,
             ).rows
-        planned = hotswap.plan(fleet.paths).padded_bytes
-        threads = torch.get_num_threads()
-        found = (tuple(rows), padding, tuple(notes), held, planned, growth, swaps, threads)
-        yield Bench(backend, serving, *found)
-
-
-def _rows(fleet: _Fleet, large: _Fleet | None, runs: int) -> Iterator[Callable[[], Row]]:
-    """What is measured without a compile; each is called, and may fail, on its own."""
-    megabytes = placement_of(fleet.model, "default").layout.bytes / 1e6
-    yield lambda: _copy(fleet, runs * 5)
-    yield lambda: _using(f"bank: all of using(), {megabytes:.3g} MB", fleet, runs * 5, 1.5)
-    if large is not None:
-        yield lambda: _using("bank: all of using(), 53.5 MB", large, runs * 2, 1.25)
-    yield lambda: _compare(
-        "swap from a state dict",
-        fleet.swap_state_dict,
-        fleet.peft_state_dict,
-        runs,
-        bar=10,
-        aim=20,
-    )
-    yield lambda: _compare(
-        "swap from a folder", fleet.swap_folder, fleet.peft_folder, runs, bar=6, aim=10
-    )
-    rank = hotswap.plan(fleet.paths).target_rank
-    yield lambda: _compare(
-        f"prepare for rank {rank}",
-        lambda model: hotswap.prepare(model, target_rank=rank),
-        lambda model: prepare_model_for_compiled_hotswap(model, target_rank=rank),
-        max(runs // 3, 5),
-        bar=2,
-        aim=3,
-        fresh=lambda: fleet.fresh(1),
-    )
+        yield Bench(
+            backend=backend,
+            serving=serving,
+            rows=tuple(rows),
+            padding=padding,
+            notes=tuple(notes),
+            held=held,
+            planned=fleet.plan.padded_bytes,
+            growth=growth,
+            swaps=swaps,
+            threads=torch.get_num_threads(),
+        )
 
 
 class _Fleet:
@@ -191,75 +170,98 @@ class _Fleet:
         # PEFT's own swap can only narrow the target modules
         self.paths = sorted(paths, key=lambda path: (-len(specs[path].modules), -specs[path].rank))
         self.inputs = inputs_of(base)
-        plan = hotswap.plan(list(specs.values()))
-        self.model = hotswap.load(copy.deepcopy(base), plan, self.paths[0])
+        self.plan = hotswap.plan(list(specs.values()))
+        self.model = hotswap.load(copy.deepcopy(base), self.plan, self.paths[0])
         self.peft = self.fresh(0)
-        prepare_model_for_compiled_hotswap(self.peft, target_rank=plan.target_rank)
-        self.configs = [self.fresh(i).peft_config["default"] for i in range(2)]
-        states = [get_peft_model_state_dict(self.fresh(i)) for i in range(2)]
-        self.states = [{k: v.clone() for k, v in state.items()} for state in states]
-        self.named = [
-            _insert_adapter_name_into_state_dict(state, "default", "lora_") for state in self.states
-        ]
+        prepare_model_for_compiled_hotswap(self.peft, target_rank=self.plan.target_rank)
+        loaded = [self.fresh(index) for index in range(2)]
+        self.configs = [model.peft_config["default"] for model in loaded]
+        self.states = [get_peft_model_state_dict(model) for model in loaded]
 
     def fresh(self, index: int) -> Any:
         """A newly loaded model, neither prepared nor compiled."""
         return PeftModel.from_pretrained(copy.deepcopy(self.base), self.paths[index]).eval()
 
-    def swap_state_dict(self, turn: int) -> None:
-        """Swap with this engine."""
-        hotswap.swap(self.model, self.states[turn], config=self.configs[turn])
-
-    def peft_state_dict(self, turn: int) -> None:
-        """Swap with PEFT's function."""
-        hotswap_adapter_from_state_dict(self.peft, self.named[turn], "default", self.configs[turn])
-
-    def swap_folder(self, turn: int) -> None:
+    def swap(self, turn: int) -> None:
         """Read and swap with this engine."""
         hotswap.swap(self.model, self.paths[turn])
-
-    def peft_folder(self, turn: int) -> None:
-        """Read and swap with PEFT's function."""
-        hotswap_adapter(self.peft, str(self.paths[turn]), "default", torch_device="cpu")
 
 
 def _made(folder: Path, ranks: tuple[int, int]) -> _Fleet:
     base = _llama()
-    paths = [folder / f"rank-{rank}" for rank in ranks]
     generator = torch.Generator().manual_seed(0)
+    paths = [folder / f"rank-{rank}" for rank in ranks]
     for path, rank in zip(paths, ranks, strict=True):
-        _write(base, path, rank, generator)
+        _write(base, path, generator, rank)
     return _Fleet(base, paths)
 
 
 def _llama(layers: int = LAYERS) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256,
+    return llama(
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
         num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    model: nn.Module = LlamaForCausalLM(config).eval()
-    return model
 
 
 def _write(
-    base: nn.Module, path: Path, rank: int, generator: torch.Generator, **config_fields: Any
+    base: nn.Module, path: Path, generator: torch.Generator, rank: int, **config: Any
 ) -> None:
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", **config_fields)
-    model = get_peft_model(copy.deepcopy(base), config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0.0, 0.02, generator=generator)
-    model.save_pretrained(str(path))
+    config |= {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    write_adapter(copy.deepcopy(base), path, generator, 0.02, **config)
+
+
+def _held(model: nn.Module) -> int:
+    return placement_of(model, "default").layout.bytes
+
+
+def _rows(fleet: _Fleet, large: _Fleet | None, runs: int) -> Iterator[Callable[[], Row]]:
+    """What is measured without a compile; each is called, and may fail, on its own."""
+    yield partial(_copy, fleet, runs * 5)
+    megabytes = _held(fleet.model) / 1e6
+    yield partial(_using, f"bank: all of using(), {megabytes:.3g} MB", fleet, runs * 5, 1.5)
+    if large is not None:
+        yield partial(_using, "bank: all of using(), 53.5 MB", large, runs * 2, 1.25)
+    model, peft, states, configs = fleet.model, fleet.peft, fleet.states, fleet.configs
+    named = [_insert_adapter_name_into_state_dict(state, "default", "lora_") for state in states]
+    yield partial(
+        _compare,
+        "swap from a state dict",
+        lambda turn: hotswap.swap(model, states[turn], config=configs[turn]),
+        lambda turn: hotswap_adapter_from_state_dict(peft, named[turn], "default", configs[turn]),
+        runs,
+        bar=10,
+        aim=20,
+    )
+    paths = [str(path) for path in fleet.paths]
+    yield partial(
+        _compare,
+        "swap from a folder",
+        fleet.swap,
+        lambda turn: hotswap_adapter(peft, paths[turn], "default", torch_device="cpu"),
+        runs,
+        bar=6,
+        aim=10,
+    )
+    rank = fleet.plan.target_rank
+
+    def loaded(*_: int) -> Any:
+        fresh = fleet.fresh(1)
+        gc.collect()
+        return fresh
+
+    yield partial(
+        _compare,
+        f"prepare for rank {rank}",
+        partial(hotswap.prepare, target_rank=rank),
+        partial(prepare_model_for_compiled_hotswap, target_rank=rank),
+        max(runs // 3, 5),
+        bar=1,
+        ready=loaded,
+    )
 
 
 def _compare(
@@ -268,43 +270,24 @@ def _compare(
     theirs: Callable[[Any], object],
     runs: int,
     *,
-    bar: float | None,
-    aim: float | None,
+    bar: float | None = None,
+    aim: float | None = None,
     faster: bool = True,
-    fresh: Callable[[], Any] | None = None,
-    before: tuple[Callable[[], object] | None, Callable[[], object] | None] = (None, None),
+    ready: Callable[[int, int], Any] = lambda _, turn: turn,
 ) -> Row:
     """Run both sides in turn on the same arguments; two rounds come first and are not counted.
 
-    ``before`` is done before the clock starts, and what making a ``fresh`` argument left is collected.
+    ``ready`` makes a side's argument, of its number (0 is ours) and the turn, before the clock starts.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    turns = itertools.cycle((1, 0))
-    for round_ in range(runs + 2):
-        turn = next(turns)
-        order = (0, 1) if round_ % 4 < 2 else (1, 0)
-        for side in order:
-            argument = turn
-            if fresh is not None:
-                argument = fresh()
-                gc.collect()
-            if (first := before[side]) is not None:
-                first()
-            start = time.perf_counter()
-            (ours, theirs)[side](argument)
-            if round_ >= 2:
-                times[side].append(time.perf_counter() - start)
+    for count in range(runs + 2):
+        for side in (0, 1) if count % 4 < 2 else (1, 0):
+            spent = seconds_of((ours, theirs)[side], ready(side, (count + 1) % 2))
+            times[side].extend([spent] if count >= 2 else [])
     pairs = [b / a if faster else a / b for a, b in zip(*times, strict=True)]
-    quarter = statistics.quantiles(pairs, n=4)
-    return Row(
-        name,
-        statistics.median(times[0]),
-        statistics.median(times[1]),
-        faster,
-        bar,
-        aim,
-        (quarter[0], quarter[2]),
-    )
+    low, _, high = statistics.quantiles(pairs, n=4)
+    ours_median, theirs_median = map(statistics.median, times)
+    return Row(name, ours_median, theirs_median, faster, bar, aim, (low, high))
 
 
 def _copy(fleet: _Fleet, runs: int) -> Row:
@@ -312,11 +295,10 @@ def _copy(fleet: _Fleet, runs: int) -> Row:
     if placement.arena is None:
         raise RuntimeError("the model was moved after prepare()")
     arena, images = placement.arena, [placement.layout.new(), placement.layout.new()]
-    flat = [torch.zeros(arena.bytes, dtype=torch.uint8) for _ in range(3)]
     return _compare(
         "bank: the copy itself",
         lambda turn: arena.copy(images[turn]),
-        lambda turn: flat[2].copy_(flat[turn]),
+        _plain_copy(arena.bytes),
         runs,
         bar=1.10,
         aim=1.05,
@@ -328,82 +310,75 @@ def _using(name: str, fleet: _Fleet, runs: int, bar: float) -> Row:
     bank = hotswap.AdapterBank(fleet.model)
     for index, path in enumerate(fleet.paths):
         bank.add(str(index), path)
-    flat = [torch.zeros(bank.bytes // 2, dtype=torch.uint8) for _ in range(3)]
 
     def use(turn: int) -> None:
         with bank.using(str(turn)):
             pass
 
-    return _compare(
-        name,
-        use,
-        lambda turn: flat[2].copy_(flat[turn]),
-        runs,
-        bar=bar,
-        aim=1.2,
-        faster=False,
-    )
+    plain = _plain_copy(bank.bytes // 2)
+    return _compare(name, use, plain, runs, bar=bar, aim=1.2, faster=False)
+
+
+def _plain_copy(size: int) -> Callable[[int], object]:
+    """A copy of as many bytes, from one of two places in turn."""
+    *sources, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(3))
+    return lambda turn: target.copy_(sources[turn])
 
 
 def _forwards(
     fleet: _Fleet, large: _Fleet | None, folder: Path, runs: int, backend: str
-) -> Iterator[Row]:
+) -> Iterator[Callable[[], Row]]:
     """Compiled forwards: beside a model that PEFT prepared, and the first one after a swap.
 
     The made fleet has rank 8, but 64 in q_proj, so PEFT pads everything to 64.
     """
     if large is not None:
         base = _llama(FORWARD_LAYERS)
-        _write(base, folder, 8, torch.Generator().manual_seed(0), rank_pattern={"q_proj": 64})
+        _write(base, folder, torch.Generator().manual_seed(0), 8, rank_pattern={"q_proj": 64})
         models = [PeftModel.from_pretrained(copy.deepcopy(base), folder).eval() for _ in range(3)]
         hotswap.prepare(models[0], target_rank=64)
         hotswap.prepare(models[1], plan=hotswap.plan([folder]))
         prepare_model_for_compiled_hotswap(models[2], target_rank=64)
         inputs = {"input_ids": torch.arange(32).reshape(1, 32), "use_cache": False}
-        runners = [_runner(torch.compile(model, backend=backend), inputs) for model in models]
-        for title, ours in (("uniform ranks", runners[0]), ("a rank per module", runners[1])):
+        *ours, theirs = (_runner(model, inputs, backend) for model in models)
+        for title, run in zip(("uniform ranks", "a rank per module"), ours, strict=True):
             name = f"compiled forward ({backend}), {title}"
-            yield _compare(name, ours, runners[2], runs * 2, bar=1.05, aim=1.0, faster=False)
-    compiled = torch.compile(fleet.model, backend=backend)
-    forward = _runner(compiled, fleet.inputs)
-    turns = itertools.cycle((1, 0))
-
-    def swap() -> None:
-        fleet.swap_folder(next(turns))
-
+            yield partial(_compare, name, run, theirs, runs * 2, bar=1.05, aim=1.0, faster=False)
+    forward = _runner(fleet.model, fleet.inputs, backend)
     name = f"first compiled forward ({backend}) after a swap, beside the next one"
-    yield _compare(
-        name, forward, forward, runs, bar=None, aim=None, faster=False, before=(swap, None)
-    )
+
+    def swapped(side: int, turn: int) -> None:
+        if side == 0:
+            fleet.swap(turn)
+
+    yield partial(_compare, name, forward, forward, runs, faster=False, ready=swapped)
 
 
 def _padding(fleet: _Fleet, runs: int, backend: str) -> Iterator[Padding]:
     """The second adapter in models that are prepared for its own rank, and for 2, 4 and 8 times it."""
-    path = fleet.paths[-1]
-    own = hotswap.AdapterSpec.read(path).rank
-    ranks = [own * factor for factor in PADDING_FACTORS]
-    models = [PeftModel.from_pretrained(copy.deepcopy(fleet.base), path).eval() for _ in ranks]
-    for model, rank in zip(models, ranks, strict=True):
+    own = hotswap.AdapterSpec.read(fleet.paths[-1]).rank
+    models = {own * factor: fleet.fresh(-1) for factor in PADDING_FACTORS}
+    for rank, model in models.items():
         hotswap.prepare(model, target_rank=rank)
     torch.compiler.reset()
-    runners = [_runner(torch.compile(m, backend=backend), fleet.inputs) for m in models]
+    runners = [_runner(model, fleet.inputs, backend) for model in models.values()]
     times: list[list[float]] = [[] for _ in runners]
     for _ in range(runs):
         for own_times, run in zip(times, runners, strict=True):
-            start = time.perf_counter()
-            run(None)
-            own_times.append(time.perf_counter() - start)
-    for rank, model, own_times in zip(ranks, models, times, strict=True):
+            own_times.append(seconds_of(run))
+    for (rank, model), own_times in zip(models.items(), times, strict=True):
         low, middle, high = statistics.quantiles(own_times, n=4)
-        yield Padding(rank, middle, (low, high), placement_of(model, "default").layout.bytes)
+        yield Padding(rank, middle, (low, high), _held(model))
 
 
-def _runner(compiled: Any, inputs: dict[str, Any]) -> Callable[[Any], object]:
-    def run(_: Any) -> object:
+def _runner(model: Any, inputs: dict[str, Any], backend: str) -> Callable[..., object]:
+    compiled: Any = torch.compile(model, backend=backend)
+
+    def run(*_: Any) -> object:
         with torch.inference_mode():
             return compiled(**inputs)
 
-    run(None)
+    run()
     return run
 
 
@@ -414,7 +389,7 @@ def _growth(fleet: _Fleet, swaps: int) -> int:
 
     def swap(turn: int) -> None:
         if turn % 100 == 0:
-            fleet.swap_folder(turn // 100 % 2)
+            fleet.swap(turn // 100 % 2)
         else:
             with bank.using("0"):
                 pass

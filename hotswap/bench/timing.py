@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-ROWS = ("no compile", "compiled, unprepared", "compiled, prepared")
+PREPARED = "compiled, prepared"
+ROWS = ("no compile", "compiled, unprepared", PREPARED)
 BY_PEFT = "compiled, prepared by PEFT"
 """The row that is there only where latencies are wanted: it costs another compile."""
-BATCH, LENGTH = 1, 16
 SAMPLES, MOST_SECONDS = 100, 10.0
 """Samples of each latency, unless they take longer than this."""
 
@@ -61,10 +61,6 @@ class Timing:
     backend: str
     rows: tuple[TimingRow, ...]
     samples: dict[str, list[float]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
 
 
 def default_backend() -> str:
@@ -100,8 +96,7 @@ def measure(
     for row in (*ROWS, BY_PEFT) if latency else ROWS:
         torch.compiler.reset()
         try:
-            kept = samples if latency else None
-            rows.append(_measure_row(row, base_model(), inputs, paths, backend, kept))
+            rows.append(_measure_row(row, base_model(), inputs, paths, backend, latency, samples))
         except Exception as error:  # whatever it is, it is this row's result
             first = (str(error).splitlines() or [""])[0]
             rows.append(TimingRow(row, error=f"{type(error).__name__}: {first}"[:300]))
@@ -114,7 +109,8 @@ def _measure_row(
     inputs: dict[str, Any],
     paths: Sequence[str],
     backend: str,
-    samples: dict[str, list[float]] | None,
+    latency: bool,
+    samples: dict[str, list[float]],
 ) -> TimingRow:
     import torch
     from peft import PeftModel
@@ -123,7 +119,8 @@ def _measure_row(
     import hotswap
 
     model: Any
-    if row == "compiled, prepared":
+    swap: Callable[[str], object]
+    if row == PREPARED:
         model = hotswap.load(base, hotswap.plan(paths), paths[0])
     else:
         model = PeftModel.from_pretrained(base, paths[0])
@@ -132,49 +129,45 @@ def _measure_row(
     model.eval()
     compiles = row != "no compile"
     served: Any = torch.compile(model, backend=backend) if compiles else model
-
-    def swap(path: str) -> None:
-        if row == "compiled, prepared":
-            hotswap.swap(served, path)
-        else:
-            hotswap_adapter(served, path, adapter_name="default", torch_device="cpu")
+    if row == PREPARED:
+        swap = partial(hotswap.swap, served)
+    else:
+        swap = partial(hotswap_adapter, served, adapter_name="default", torch_device="cpu")
 
     def swap_and_run(path: str) -> None:
         swap(path)
         served(**inputs)
 
     with torch.no_grad():
-        first = _seconds(lambda: served(**inputs))
-        watching: AbstractContextManager[Any] = (
-            hotswap.watch_compiles(served) if compiles else nullcontext()
-        )
-        with watching as log:
-            times = [_seconds(partial(swap_and_run, path)) for path in [*paths[1:], paths[0]]]
-        if samples is not None and row in ("compiled, prepared", BY_PEFT):
+        first = seconds_of(served, **inputs)
+        round_trip = [*paths[1:], paths[0]]
+        with hotswap.watch_compiles(served) if compiles else nullcontext() as log:
+            times = [seconds_of(swap_and_run, path) for path in round_trip]
+        if latency and row in (PREPARED, BY_PEFT):
             name = "PEFT" if row == BY_PEFT else "hotswap"
-            samples |= _sampled(name, swap, lambda: served(**inputs), paths)
-            if name == "hotswap":
-                samples |= _sampled_bank(served, paths)
+            samples |= _sampled(name, swap, partial(served, **inputs), round_trip)
+        if latency and row == PREPARED:
+            samples |= _sampled_bank(served, paths)
     return TimingRow(
         row,
         first_inference=first,
         swap=statistics.median(times),
         slowest_swap=max(times),
         swaps=len(times),
-        recompiles=len(log.recompiles) if compiles else None,
+        recompiles=len(log.recompiles) if log else None,
     )
 
 
 def _sampled(
-    name: str, swap: Callable[[str], None], forward: Callable[[], object], paths: Sequence[str]
+    name: str, swap: Callable[[str], object], forward: Callable[[], object], paths: Sequence[str]
 ) -> dict[str, list[float]]:
     """Sample swaps from a folder, round the fleet, and the forward that follows each."""
     swaps: list[float] = []
     forwards: list[float] = []
     end = time.perf_counter() + MOST_SECONDS
-    for path in itertools.islice(itertools.cycle([*paths[1:], paths[0]]), SAMPLES):
-        swaps.append(_seconds(partial(swap, path)))
-        forwards.append(_seconds(forward))
+    for path in itertools.islice(itertools.cycle(paths), SAMPLES):
+        swaps.append(seconds_of(swap, path))
+        forwards.append(seconds_of(forward))
         if time.perf_counter() > end:
             break
     return {f"{name}, swap": swaps, f"{name}, first forward after it": forwards}
@@ -187,9 +180,9 @@ def _sampled_bank(model: Any, paths: Sequence[str]) -> dict[str, list[float]]:
     import hotswap
 
     bank = hotswap.AdapterBank(model)
-    for number, path in enumerate(paths[:2]):
-        bank.add(str(number), path)
-    names = itertools.cycle(["0", "1"][: len(paths)])
+    for path in paths[:2]:
+        bank.add(path, path)
+    names = itertools.cycle(paths[:2])
     size = bank.bytes // len(paths[:2])
     source, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(2))
 
@@ -200,81 +193,46 @@ def _sampled_bank(model: Any, paths: Sequence[str]) -> dict[str, list[float]]:
     banked: list[float] = []
     copied: list[float] = []
     for _ in range(SAMPLES):
-        banked.append(_seconds(use))
-        copied.append(_seconds(lambda: target.copy_(source)))
+        banked.append(seconds_of(use))
+        copied.append(seconds_of(target.copy_, source))
     return {"hotswap, swap from the bank": banked, "a plain copy of the bytes": copied}
 
 
-def _seconds(action: Callable[[], object]) -> float:
+def seconds_of(action: Callable[..., object], *args: Any, **kwargs: Any) -> float:
+    """Call it and say how long it took."""
     start = time.perf_counter()
-    action()
+    action(*args, **kwargs)
     return time.perf_counter() - start
 
 
-def pretrained(base: str) -> nn.Module:
-    """Load a transformers model by the class that its configuration names."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(base)
-    named = (config.architectures or ["AutoModel"])[0]
-    model: nn.Module = getattr(transformers, named, transformers.AutoModel).from_pretrained(base)
-    return model.eval()
-
-
-def inputs_of(model: nn.Module) -> dict[str, Any]:
-    """Draw seeded inputs of a transformers model by the kind of its main input.
-
-    Raises ValueError when that is neither tokens nor pixels.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    config: Any = model.config
-    name = str(getattr(model, "main_input_name", "input_ids"))
-    if name == "input_ids":
-        vocabulary = config.get_text_config().vocab_size
-        shape = (BATCH, LENGTH)
-        tokens = torch.randint(0, vocabulary, shape, generator=generator)
-        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if hasattr(config, "use_cache"):
-            inputs["use_cache"] = False  # one forward, not a generation
-        if config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = tokens
-        return inputs
-    if name == "pixel_values":
-        size = config.image_size
-        pixels = (BATCH, getattr(config, "num_channels", 3), size, size)
-        return {name: torch.randn(pixels, generator=generator)}
-    raise ValueError(f"no inputs are known for a model whose main input is {name!r}")
-
-
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Print the timing of a base model's folder and its adapters as one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m hotswap.bench.timing")
     parser.add_argument("adapters", nargs="+")
     parser.add_argument("--base", required=True)
-    parser.add_argument("--backend", default=None)
+    parser.add_argument("--backend", default=default_backend())
     parser.add_argument("--latency", action="store_true", help="sample single swaps too")
     parser.add_argument("--output", metavar="FILE", help="write it here instead of printing it")
-    arguments = parser.parse_args(argv)
+    asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="hotswap-timing-") as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
         with redirect_stdout(sys.stderr):  # what libraries print is not part of the answer
+            from hotswap.bench.models import inputs_of, pretrained
+
             timing = measure(
-                lambda: pretrained(arguments.base),
-                inputs_of(pretrained(arguments.base)),
-                arguments.adapters,
-                backend=arguments.backend or default_backend(),
-                latency=arguments.latency,
+                partial(pretrained, asked.base),
+                inputs_of(pretrained(asked.base)),
+                asked.adapters,
+                backend=asked.backend,
+                latency=asked.latency,
             )
-    answer = json.dumps(timing.as_dict())
-    if arguments.output:
-        Path(arguments.output).write_text(answer, encoding="utf-8")
+    answer = json.dumps(asdict(timing))
+    if asked.output:
+        Path(asked.output).write_text(answer, encoding="utf-8")
     else:
         print(answer)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

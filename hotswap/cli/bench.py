@@ -6,9 +6,11 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from hotswap.cli.command import Exit, Option
+import click
+
+from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
 from hotswap.errors import HotswapError
@@ -17,34 +19,41 @@ from hotswap.report import text
 if TYPE_CHECKING:
     from hotswap.bench.swaps import Bench, Row
 
+ONE, FIVE, RATIO = click.IntRange(min=1), click.IntRange(min=5), click.FloatRange(min=1.0)
 
+
+@click.command(cls=Command)
+@click.option("--base", metavar="PATH", help="Your own base model: a folder or a hub id.")
+@click.option(
+    "--adapters", multiple=True, metavar="PATTERN", help="Two or more adapters of it (repeatable)."
+)
+@click.option(
+    "--runs", type=FIVE, default=30, help="Alternating runs of each side of a comparison."
+)
+@click.option("--swaps", type=ONE, default=10_000, help="Swaps after which growth is measured.")
+@click.option("--threads", type=ONE, default=2, help="Threads of torch.")
+@click.option(
+    "--forward/--no-forward", default=True, help="Compile and time forwards too (some minutes)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--output", "-o", type=FILE, metavar="FILE", help="Write the JSON there.")
+@click.option(
+    "--compare",
+    type=FILE,
+    metavar="OLD",
+    help="Print ratios to an earlier JSON; exit with 1 past it.",
+)
+@click.option(
+    "--threshold", type=RATIO, default=1.25, help="How many times slower a row may be than in OLD."
+)
 def bench(
-    base: Annotated[
-        str | None, Option(metavar="PATH", help="Your own base model: a folder or a hub id.")
-    ] = None,
-    adapters: Annotated[
-        list[str] | None,
-        Option(metavar="PATTERN", help="Two or more adapters of it (repeatable)."),
-    ] = None,
-    runs: Annotated[
-        int, Option("--runs", min=5, help="Alternating runs of each side of a comparison.")
-    ] = 30,
-    swaps: Annotated[
-        int, Option("--swaps", min=1, help="Swaps after which growth is measured.")
-    ] = 10_000,
-    threads: Annotated[int, Option("--threads", min=1, help="Threads of torch.")] = 2,
-    forward: Annotated[bool, Option(help="Compile and time forwards too (some minutes).")] = True,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
-    output: Annotated[
-        Path | None, Option("--output", "-o", metavar="FILE", help="Write the JSON there.")
-    ] = None,
-    compare: Annotated[
-        Path | None,
-        Option(metavar="OLD", help="Print ratios to an earlier JSON; exit with 1 past it."),
-    ] = None,
-    threshold: Annotated[
-        float, Option(min=1.0, help="How many times slower a row may be than in OLD.")
-    ] = 1.25,
+    *,
+    threads: int,
+    as_json: bool,
+    output: Path | None,
+    compare: Path | None,
+    threshold: float,
+    **wanted: Any,
 ) -> None:
     """Measure swaps of LoRA adapters of 13.4 and 53.5 MB, or of your own.
 
@@ -54,20 +63,24 @@ def bench(
     the speed of the machine cancels out.
     """
     old = _read(compare) if compare else None
-    folders = _folders(base, adapters or [])
+    wanted["adapters"] = folders = adapter_folders("bench", wanted["adapters"])
+    if (wanted["base"] is None) != (not folders) or len(folders) == 1:
+        say("hotswap bench: give --base with at least two --adapters, or neither", error=True)
+        raise Exit(2)
     import torch
 
     from hotswap.bench.swaps import Bench, measure
 
     torch.set_num_threads(threads)
-    for found in measure(runs=runs, swaps=swaps, forward=forward, base=base, adapters=folders):
+    for found in measure(**wanted):
         if not isinstance(found, Bench):
             print(f"measured: {found.name}", file=sys.stderr, flush=True)
             continue
         document = found.as_dict()
+        told = json.dumps(document, indent=2)
         if output is not None:
-            output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        say(json.dumps(document, indent=2) if as_json else _table(found))
+            output.write_text(f"{told}\n", encoding="utf-8")
+        say(told if as_json else _table(found))
         if old is not None:
             lines, slower = compared(old, document, threshold)
             say("", *lines, error=as_json)
@@ -99,7 +112,7 @@ def compared(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _ = [(row["name"], row["ours"], row["theirs"]) for row in document["rows"]]
     except OSError as error:
         raise HotswapError(f"--compare {path}: cannot be read: {error.strerror}") from error
@@ -107,16 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise HotswapError(
             f"--compare {path}: is not what hotswap bench --json writes; give such a file"
         ) from error
-    found: dict[str, Any] = document
-    return found
-
-
-def _folders(base: str | None, patterns: list[str]) -> list[str]:
-    folders = adapter_folders("bench", patterns)
-    if (base is None) != (not folders) or len(folders) == 1:
-        say("hotswap bench: give --base with at least two --adapters, or neither", error=True)
-        raise Exit(2)
-    return folders
+    return document
 
 
 def _table(found: Bench) -> str:
@@ -125,15 +129,11 @@ def _table(found: Bench) -> str:
     lines = [text.table(title, head, [_cells(row) for row in found.rows]), ""]
     if found.padding:
         title = f"Room for more: the smallest adapter over target rank (backend {found.backend})"
-        rows = [
-            (
-                str(p.target_rank),
-                f"{p.forward * 1e3:.2f} ms",
-                f"{p.spread[0] * 1e3:.2f} to {p.spread[1] * 1e3:.2f} ms",
-                f"{p.bytes / 1e6:.1f} MB",
-            )
-            for p in found.padding
-        ]
+        rows = []
+        for p in found.padding:
+            median, low, high = (f"{seconds * 1e3:.2f}" for seconds in (p.forward, *p.spread))
+            held = f"{p.bytes / 1e6:.1f} MB"
+            rows.append((str(p.target_rank), f"{median} ms", f"{low} to {high} ms", held))
         lines += [text.table(title, ("target rank", "forward", "quartiles", "held"), rows), ""]
     if found.serving:
         serving = {"backend": found.backend, "rows": [asdict(row) for row in found.serving]}
@@ -144,16 +144,17 @@ def _table(found: Bench) -> str:
     return "\n".join([*lines, *(f"not measured: {note}" for note in found.notes)])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    sign, ratio = ("x faster", row.ratio) if row.faster else ("x", row.ratio)
-    missed = "" if row.holds else " (not reached)"
-    low, high = row.spread
-    return (
-        row.name,
-        f"{row.ours * 1e3:.2f} ms",
-        f"{row.theirs * 1e3:.2f} ms",
-        f"{ratio:.2f} {sign}",
-        f"{low:.2f} to {high:.2f}",
-        "-" if row.bar is None else f"{'>=' if row.faster else '<='} {row.bar:g}{missed}",
-        "-" if row.aim is None else f"{row.aim:g}",
+def _cells(row: Row) -> list[str]:
+    ours, theirs, ratio, *spread = (
+        f"{figure:.2f}" for figure in (row.ours * 1e3, row.theirs * 1e3, row.ratio, *row.spread)
     )
+    sign, missed = ">=" if row.faster else "<=", "" if row.holds else " (not reached)"
+    return [
+        row.name,
+        f"{ours} ms",
+        f"{theirs} ms",
+        f"{ratio} x{' faster' if row.faster else ''}",
+        " to ".join(spread),
+        "-" if row.bar is None else f"{sign} {row.bar:g}{missed}",
+        "-" if row.aim is None else f"{row.aim:g}",
+    ]

@@ -14,10 +14,9 @@ from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
-from hotswap.cli.output import Form, Ignore, Output, Select
-from hotswap.cli.progress import progress_bar
-from hotswap.cli.settings import read_settings
-from hotswap.cli.terminal import say
+from hotswap.cli.options import Form, Ignore, Output, Select
+from hotswap.cli.pyproject import read_settings
+from hotswap.cli.terminal import progress_bar, say
 from hotswap.errors import HotswapError
 from hotswap.report.findings import FORMATS, render
 from hotswap.report.text import table

@@ -9,7 +9,7 @@ import hotswap
 from hotswap.adapters.rules import DOCUMENTATION as ADAPTER_RULES
 from hotswap.adapters.rules import table as adapter_table
 from hotswap.cli.command import Argument, Exit, Option
-from hotswap.cli.output import Form, Ignore, Output, Select
+from hotswap.cli.options import Form, Ignore, Output, Select
 from hotswap.cli.terminal import say
 from hotswap.findings import RULES as NAMES
 from hotswap.report.findings import FORMATS, render

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 import hotswap
-from hotswap.cli.command import command, group
+from hotswap.cli.command import SETTINGS, command
 from hotswap.cli.terminal import say
 from hotswap.errors import AdapterError, HotswapError
 
@@ -17,7 +17,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "plan": ("plan", "Find what a fleet of adapters needs to be hot-swapped."),
     "check": ("check", "Judge adapters from their files alone: would a swap accept them."),
-    "verify": ("verify", "Prove that a fleet of adapters can be hot-swapped."),
+    "verify": ("verify.command", "Prove that a fleet of adapters can be hot-swapped."),
     "lint": (
         "lint",
         "Find misuse of adapter hot-swapping around torch.compile, without running the code.",
@@ -31,19 +31,19 @@ COMMANDS = {
 
 def app(called: str) -> click.Group:
     """Make the command line; of its commands only the one that is called is imported."""
-    commands = []
+    text = "Swap LoRA adapters in compiled models without a recompile, and prove that it works."
+    made = click.Group("hotswap", help=text, no_args_is_help=True, context_settings=SETTINGS)
+    click.version_option(hotswap.__version__, message="hotswap %(version)s")(made)
     for name, (place, line) in COMMANDS.items():
         if name != called:
-            commands.append(click.Command(name, help=line))
+            made.add_command(click.Command(name, help=line))
             continue
         module = importlib.import_module(f"hotswap.cli.{place}")
         found = getattr(module, name)
         if not isinstance(found, click.Command):
             found = command(found, epilog=getattr(module, "EPILOG", None))
-        commands.append(found)
-    text = "Swap LoRA adapters in compiled models without a recompile, and prove that it works."
-    version = click.version_option(hotswap.__version__, message="hotswap %(version)s")
-    return version(group("hotswap", text, commands))
+        made.add_command(found)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,8 +12,7 @@ from hotswap.cli import plot as picture
 from hotswap.cli.command import Argument, Exit, Option
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.plan_text import sections
-from hotswap.cli.progress import progress_bar
-from hotswap.cli.terminal import say
+from hotswap.cli.terminal import progress_bar, say
 
 EPILOG = """\b
 Examples:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from hotswap.cli.command import Argument, Exit, Option, command, group
-from hotswap.cli.options import Level
+import click
+
+from hotswap.cli.command import FILE, SETTINGS, Command, Exit
 from hotswap.cli.terminal import say
-from hotswap.cli.verify import exit_code, write_report
+from hotswap.cli.verify.command import exit_code, fail_on_option, write_report
 from hotswap.report.document import merge as merge_documents
 from hotswap.report.document import read
 from hotswap.report.html import require_extra
 
 
-def merge(
-    reports: Annotated[
-        list[Path], Argument(metavar="REPORT", help="Folders of reports, or report.json.")
-    ],
-    output: Annotated[
-        Path, Option("--output", "-o", metavar="FOLDER", help="Where the report goes.")
-    ],
-    fail_on: Annotated[
-        Level, Option(help="Exit with 1 at an error only, or at a warning too.")
-    ] = "error",
-) -> None:
+@click.group(no_args_is_help=True, context_settings=SETTINGS)
+def report() -> None:
+    """Work with the reports of hotswap verify."""
+
+
+@report.command(cls=Command, arguments=[("REPORT", "Folders of reports, or report.json.")])
+@click.argument("reports", type=FILE, metavar="REPORT...", nargs=-1, required=True)
+@click.option(
+    *("--output", "-o"), type=FILE, required=True, metavar="FOLDER", help="Where the report goes."
+)
+@fail_on_option
+def merge(reports: tuple[Path, ...], output: Path, fail_on: str) -> None:
     """Join the reports of shards into one; its verdict is on the last line, its exit code verify's.
 
     A shard that is missing makes the verdict incomplete.
@@ -34,6 +35,3 @@ def merge(
     write_report(document, output)
     say(document["verdict"]["line"])
     raise Exit(exit_code(document, fail_on))
-
-
-report = group("report", "Work with the reports of hotswap verify.", [command(merge)])

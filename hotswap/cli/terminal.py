@@ -1,8 +1,15 @@
-"""What the commands print."""
+"""What the commands show: lines, and on a terminal how far they are."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def say(*lines: object, error: bool = False) -> None:
@@ -14,3 +21,41 @@ def say(*lines: object, error: bool = False) -> None:
     for line in lines:
         print(str(line).encode(encoding, "backslashreplace").decode(encoding), file=stream)
     stream.flush()
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of adapters on standard error past the first second; silent when that is no terminal."""
+    bar: Progress | None = None
+    start = time.monotonic() if _is_watched() else None
+    with ExitStack() as stack:
+
+        def show(done: int) -> None:
+            nonlocal bar
+            if bar is None and start is not None and time.monotonic() - start > 1:
+                from rich.console import Console
+                from rich.progress import Progress
+
+                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+                bar.add_task("adapters", total=total)
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done)
+
+        yield show
+
+
+@contextmanager
+def progress_line(line: Callable[[], str]) -> Iterator[Callable[[], None]]:
+    """A line on standard error that is rewritten; silent, and not asked for, where that is no terminal."""
+    if not _is_watched():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as shown:
+        yield lambda: shown.update(escape(line()))
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hotswap.compiler.reasons import Cause, Reason
 
@@ -12,255 +13,166 @@ Reads = Literal["model", "input", "state"]
 """``state``: what is neither, such as a global variable or one that a function closes over."""
 
 MADE_IN_INFERENCE = "it is an inference tensor"
-_PREPARE = "call hotswap.prepare(model, target_rank={new}) before torch.compile"
 _WARM = "warm up with a call like this one"
-_AUTOCAST = "one call ran under torch.autocast(), the other did not"
-_MISMATCH = r"{} mismatch.* expected (?P<old>\[.*?\]|\S+), actual (?P<new>\[.*?\]|[^\s;]+)"
+_MODES = {"Autograd": ("inference_mode", ""), "Autocast": ("autocast", "...")}
+"""Kinds of dispatch keys that one mode alone switches, and how the mode is entered."""
+_MISMATCH = r"mismatch.* expected (?P<old>\[.*?\]|\S+), actual (?P<new>\[.*?\]|[^\s;]+)"
 
-_Row = tuple[str, str, str]
-_RULES: tuple[tuple[Reads | None, Cause, tuple[_Row, ...]], ...] = (
-    (
-        None,
-        "environment",
-        (
-            (
-                r"GLOBAL_STATE changed: .*grad_mode",
-                "gradients were on in one call and off in the other",
-                "warm up in the same mode: with torch.no_grad(): model(...)",
-            ),
-            (
-                r"GLOBAL_STATE changed: .*autocast",
-                _AUTOCAST,
-                "warm up in the same mode: with torch.autocast(...): model(...)",
-            ),
-            (
-                r"GLOBAL_STATE changed: .*num_threads",
-                "the number of threads changed",
-                "call torch.set_num_threads() before the warm-up",
-            ),
-            (
-                r"GLOBAL_STATE changed: ?(?P<what>.*)",
-                "a global setting of torch changed ({what})",
-                "set it before the warm-up",
-            ),
-            (
-                r"torch_function_mode_stack|CURRENT_DEVICE|saved_tensors_hooks|functorch|DualLevel",
-                "a torch mode (default device, function mode, tensor hooks) is not what it was at warm-up",
-                "warm up under the same modes",
-            ),
-            (
-                r"__import_torch\w*'\]\.(?P<what>\w+)",
-                "a global of torch's own modules changed ({what})",
-                "set it before the warm-up",
-            ),
-            (
-                r"BACKEND_MATCH",
-                "the model was compiled again with another backend object",
-                "pass the same backend object: torch.compile(model, backend=backend)",
-            ),
-        ),
-    ),
-    (
-        "model",
-        "other model",
-        (
-            (
-                r"layer_idx",
-                "the code is specialised on layer_idx, so it fits one layer only",
-                "call model(..., use_cache=False), or layer.compile(isolate_recompiles=True) for each layer",
-            ),
-        ),
-    ),
-    (
-        None,
-        "input",
-        (
-            (
-                r"past_key_values|cache_position|is_initialized|\.layers\[\d+\]\.(?:keys|values|cumulative)",
-                "the KV cache is in another state than at warm-up",
-                "call model(..., use_cache=False), or use a StaticCache",
-            ),
-            (
-                r"dispatch key set mismatch\. expected DispatchKeySet\((?P<old>.*?)\), "
-                r"actual DispatchKeySet\((?P<new>.*?)\)",
-                "",  # which keys differ tells what happened: see _keys
-                "",
-            ),
-        ),
-    ),
-    (
-        "model",
-        "environment",
-        (
-            (
-                r"\.training\b",
-                "train() or eval() was called after warm-up",
-                "warm up in the same mode: model.eval()",
-            ),
-        ),
-    ),
-    (
-        "model",
-        "swap",
-        (
-            (
-                r"\.scaling\[.* == (?P<old>[-\d.e+]+)",
-                "the scaling alpha / rank = {old} was compiled in as a constant and has changed",
-                "call hotswap.prepare(model, target_rank=...) before torch.compile",
-            ),
-            (
-                r"\.scaling\[.* found <class '(?:float|int)'>",
-                "the scaling was a tensor and is a Python number now, as after PEFT's set_scale()",
-                "write it in place: hotswap.set_scale(model, scale)",
-            ),
-            (
-                r"\.scaling\[.* (?:found <class 'torch\.Tensor'>|mismatch)|___check_type.*\.scaling",
-                "the scaling became another kind of object after the model was compiled",
-                "call hotswap.prepare(model, target_rank=...) before torch.compile, and only once",
-            ),
-            (
-                r"lora_\w+.* size mismatch at index \d+\. expected (?P<old>\d+), actual (?P<new>\d+)",
-                "the rank changed from {old} to {new}",
-                _PREPARE,
-            ),
-            (
-                r"expected type of .*lora_\w+.* found <class 'torch\.Tensor'>",
-                "an adapter of a larger rank came in, and PEFT replaced the parameter by a plain tensor",
-                "call hotswap.prepare(model, target_rank=...) with the largest rank before torch.compile",
-            ),
-            (
-                r"len\(.*(?:lora_\w+|scaling|peft_config|lora_variant)|___dict_contains\(.*lora_"
-                r"|not .*(?:lora_variant|lora_bias)",
-                "an adapter was added or removed after the model was compiled",
-                "load every adapter before torch.compile, or swap into one: hotswap.swap(model, adapter)",
-            ),
-            (
-                r"active_adapter",
-                "the active adapter changed, as by set_adapter(): each one is compiled apart",
-                "swap into one slot instead: hotswap.swap(model, adapter)",
-            ),
-            (
-                r"_adapters_disabled|_disable_adapters",
-                "adapters were disabled or enabled: each state is compiled apart",
-                "warm up both states, or use hotswap.swap(model, None) for the base model",
-            ),
-            (
-                r"merged_adapters",
-                "an adapter was merged or unmerged: each state is compiled apart",
-                "do not merge a compiled model, or warm up both states",
-            ),
-            (
-                "lora_.*" + _MISMATCH.format("dtype"),
-                "the adapter's dtype changed from {old} to {new}",
-                "cast the adapter's weights before the swap, not the live ones",
-            ),
-            (
-                _MISMATCH.format("dtype"),
-                "a weight's dtype changed from {old} to {new}",
-                "cast the model before torch.compile: model.to(dtype)",
-            ),
-            (
-                _MISMATCH.format("device"),
-                "a weight moved from {old} to {new}",
-                "move the model before torch.compile: model.to(device)",
-            ),
-            (
-                r"size mismatch at index \d+\. expected (?P<old>\d+), actual (?P<new>\d+)",
-                "a weight's size changed from {old} to {new}",
-                "copy into the weight instead of replacing it: weight.copy_(new)",
-            ),
-            (
-                r"(?:stride|strides) mismatch",
-                "a weight's memory layout (strides) changed",
-                "copy into the weight instead of replacing it: weight.copy_(new)",
-            ),
-            (
-                r"lora_.*requires_grad mismatch",
-                "an adapter was frozen or unfrozen after warm-up, as by set_adapter() or by enabling it",
-                "call requires_grad_() before the warm-up",
-            ),
-            (
-                r"requires_grad mismatch",
-                "a weight was frozen or unfrozen after warm-up",
-                "call requires_grad_() before the warm-up",
-            ),
-            (
-                r"expected type of .* found (?P<new><class .*?>)",
-                "a parameter was replaced by {new}",
-                "copy into the parameter instead of replacing it: parameter.copy_(new)",
-            ),
-            (
-                r"(?P<what>\.\w+(?:\[[^\]]*\])*) (?:==|is|!=) (?P<old>[^#]*)",
-                "the model's attribute {what} was {old} when it was compiled and has changed",
-                "set it before the warm-up",
-            ),
-            (
-                r"___dict_contains\('(?P<what>\w+)'",
-                "{what} was added to the model or removed from it after it was compiled",
-                "build the model completely before torch.compile",
-            ),
-            (
-                r"___check_(?:type|obj)_id|___dict_contains|len\(|hasattr|^not ",
-                "a part of the model was replaced, added or removed after it was compiled",
-                "build the model completely before torch.compile",
-            ),
-        ),
-    ),
-    (
-        "state",
-        "swap",
-        (
-            (
-                r" (?:==|is|!=) (?P<old>[^#]*)",
-                "{root} was {old} when it was compiled and has changed",
-                "set it before the warm-up",
-            ),
-            (
-                r"",
-                "{root} was replaced or changed after it was compiled",
-                "set it before the warm-up",
-            ),
-        ),
-    ),
-    (
-        "input",
-        "input",
-        (
-            (
-                r"size mismatch at index (?P<axis>\d+)\. expected (?P<old>\d+), actual (?P<new>\d+)",
-                "an input's shape changed in dimension {axis} from {old} to {new}",
-                _WARM + ", or torch._dynamo.mark_dynamic(input, {axis})",
-            ),
-            (
-                r"\.size\(\)|\.stride\(\)|\.storage_offset\(\)|Eq\(|Mod\(",
-                "an input's shape is outside what was compiled as dynamic (0 and 1 are always special)",
-                _WARM,
-            ),
-            (
-                _MISMATCH.format("(?P<what>dtype|device)"),
-                "an input's {what} changed from {old} to {new}",
-                _WARM,
-            ),
-            (
-                r"(?P<what>requires_grad|stride|strides) mismatch",
-                "an input's {what} changed",
-                _WARM,
-            ),
-            (
-                r"(?P<what>\w+(?:\[[^\]]*\])*) (?:==|is|!=) (?P<old>[^#]*)",
-                "the argument {what} was {old} at warm-up and is something else now",
-                _WARM,
-            ),
-            (
-                r"___check_(?:type|obj)_id|___dict_contains|len\(|hasattr|rank mismatch|expected type|^not "
-                r"|Duplicate",
-                "the model was called with other arguments than at warm-up",
-                _WARM,
-            ),
-        ),
-    ),
-)
-"""What a guard reads (None: whatever), the cause, and rows of pattern, sentence and remedy."""
+_RULES = r"""
+anything: environment
+  GLOBAL_STATE changed: .*grad_mode
+    gradients were on in one call and off in the other
+    warm up in the same mode: with torch.no_grad(): model(...)
+  GLOBAL_STATE changed: .*autocast
+    one call ran under torch.autocast(), the other did not
+    warm up in the same mode: with torch.autocast(...): model(...)
+  GLOBAL_STATE changed: .*num_threads
+    the number of threads changed
+    call torch.set_num_threads() before the warm-up
+  GLOBAL_STATE changed: ?(?P<what>.*)
+    a global setting of torch changed ({what})
+    set it before the warm-up
+  torch_function_mode_stack|CURRENT_DEVICE|saved_tensors_hooks|functorch|DualLevel
+    a torch mode (default device, function mode, tensor hooks) is not what it was at warm-up
+    warm up under the same modes
+  __import_torch\w*'\]\.(?P<what>\w+)
+    a global of torch's own modules changed ({what})
+    set it before the warm-up
+  BACKEND_MATCH
+    the model was compiled again with another backend object
+    pass the same backend object: torch.compile(model, backend=backend)
+model: other model
+  layer_idx
+    the code is specialised on layer_idx, so it fits one layer only
+    call model(..., use_cache=False), or layer.compile(isolate_recompiles=True) for each layer
+anything: input
+  past_key_values|cache_position|is_initialized|\.layers\[\d+\]\.(?:keys|values|cumulative)
+    the KV cache is in another state than at warm-up
+    call model(..., use_cache=False), or use a StaticCache
+  dispatch key set mismatch\. expected DispatchKeySet\((?P<old>.*?)\), actual DispatchKeySet\((?P<new>.*?)\)
+    what happened shows in the keys that differ
+    -
+model: environment
+  \.training\b
+    train() or eval() was called after warm-up
+    warm up in the same mode: model.eval()
+model: swap
+  \.scaling\[.* == (?P<old>[-\d.e+]+)
+    the scaling alpha / rank = {old} was compiled in as a constant and has changed
+    call hotswap.prepare(model, target_rank=...) before torch.compile
+  \.scaling\[.* found <class '(?:float|int)'>
+    the scaling was a tensor and is a Python number now, as after PEFT's set_scale()
+    write it in place: hotswap.set_scale(model, scale)
+  \.scaling\[.* (?:found <class 'torch\.Tensor'>|mismatch)|___check_type.*\.scaling
+    the scaling became another kind of object after the model was compiled
+    call hotswap.prepare(model, target_rank=...) before torch.compile, and only once
+  lora_\w+.* size mismatch at index \d+\. expected (?P<old>\d+), actual (?P<new>\d+)
+    the rank changed from {old} to {new}
+    call hotswap.prepare(model, target_rank={new}) before torch.compile
+  expected type of .*lora_\w+.* found <class 'torch\.Tensor'>
+    an adapter of a larger rank came in, and PEFT replaced the parameter by a plain tensor
+    call hotswap.prepare(model, target_rank=...) with the largest rank before torch.compile
+  len\(.*(?:lora_\w+|scaling|peft_config)|___dict_contains\(.*lora_|not .*(?:lora_variant|lora_bias)
+    an adapter was added or removed after the model was compiled
+    load every adapter before torch.compile, or swap into one: hotswap.swap(model, adapter)
+  active_adapter
+    the active adapter changed, as by set_adapter(): each one is compiled apart
+    swap into one slot instead: hotswap.swap(model, adapter)
+  _adapters_disabled|_disable_adapters
+    adapters were disabled or enabled: each state is compiled apart
+    warm up both states, or use hotswap.swap(model, None) for the base model
+  merged_adapters
+    an adapter was merged or unmerged: each state is compiled apart
+    do not merge a compiled model, or warm up both states
+  lora_.*dtype MISMATCH
+    the adapter's dtype changed from {old} to {new}
+    cast the adapter's weights before the swap, not the live ones
+  dtype MISMATCH
+    a weight's dtype changed from {old} to {new}
+    cast the model before torch.compile: model.to(dtype)
+  device MISMATCH
+    a weight moved from {old} to {new}
+    move the model before torch.compile: model.to(device)
+  size mismatch at index \d+\. expected (?P<old>\d+), actual (?P<new>\d+)
+    a weight's size changed from {old} to {new}
+    copy into the weight instead of replacing it: weight.copy_(new)
+  (?:stride|strides) mismatch
+    a weight's memory layout (strides) changed
+    copy into the weight instead of replacing it: weight.copy_(new)
+  lora_.*requires_grad mismatch
+    an adapter was frozen or unfrozen after warm-up, as by set_adapter() or by enabling it
+    call requires_grad_() before the warm-up
+  requires_grad mismatch
+    a weight was frozen or unfrozen after warm-up
+    call requires_grad_() before the warm-up
+  expected type of .* found (?P<new><class .*?>)
+    a parameter was replaced by {new}
+    copy into the parameter instead of replacing it: parameter.copy_(new)
+  (?P<what>\.\w+(?:\[[^\]]*\])*) (?:==|is|!=) (?P<old>[^#]*)
+    the model's attribute {what} was {old} when it was compiled and has changed
+    set it before the warm-up
+  ___dict_contains\('(?P<what>\w+)'
+    {what} was added to the model or removed from it after it was compiled
+    build the model completely before torch.compile
+  ^not |___check_(?:type|obj)_id|___dict_contains|len\(|hasattr
+    a part of the model was replaced, added or removed after it was compiled
+    build the model completely before torch.compile
+state: swap
+  [ ](?:==|is|!=) (?P<old>[^#]*)
+    {root} was {old} when it was compiled and has changed
+    set it before the warm-up
+  ^
+    {root} was replaced or changed after it was compiled
+    set it before the warm-up
+input: input
+  size mismatch at index (?P<axis>\d+)\. expected (?P<old>\d+), actual (?P<new>\d+)
+    an input's shape changed in dimension {axis} from {old} to {new}
+    warm up with a call like this one, or torch._dynamo.mark_dynamic(input, {axis})
+  \.size\(\)|\.stride\(\)|\.storage_offset\(\)|Eq\(|Mod\(
+    an input's shape is outside what was compiled as dynamic (0 and 1 are always special)
+    warm up with a call like this one
+  (?P<what>dtype|device) MISMATCH
+    an input's {what} changed from {old} to {new}
+    warm up with a call like this one
+  (?P<what>requires_grad|stride|strides) mismatch
+    an input's {what} changed
+    warm up with a call like this one
+  (?P<what>\w+(?:\[[^\]]*\])*) (?:==|is|!=) (?P<old>[^#]*)
+    the argument {what} was {old} at warm-up and is something else now
+    warm up with a call like this one
+  ___check_(?:type|obj)_id|___dict_contains|len\(|hasattr|rank mismatch|expected type|^not |Duplicate
+    the model was called with other arguments than at warm-up
+    warm up with a call like this one
+"""
+"""What a guard reads and the cause; below them what its text looks like, a sentence and a remedy.
+
+The first rule that fits counts. MISMATCH stands for torch's ``mismatch. expected .., actual ..``, a
+remedy "-" for what ``_keys`` says.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    reads: Reads | Literal["anything"]
+    cause: Cause
+    pattern: str
+    sentence: str
+    remedy: str
+
+
+def _parsed(table: str) -> Iterator[_Rule]:
+    reads: Any = None
+    cause: Any = None
+    lines = iter(table.strip().splitlines())
+    for line in lines:
+        if not line.startswith(" "):
+            reads, cause = line.split(": ")
+        else:
+            pattern = line[2:].replace("MISMATCH", _MISMATCH)
+            yield _Rule(reads, cause, pattern, next(lines).strip(), next(lines).strip())
+
+
+_PARSED = tuple(_parsed(_RULES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,19 +200,19 @@ def explain(guarded: Guarded) -> Reason:
     What is not understood is quoted, under the cause ``unknown``.
     """
     text = guarded.text
-    for reads, cause, rows in _RULES:
-        if reads not in (None, guarded.reads):
+    for rule in _PARSED:
+        if rule.reads not in ("anything", guarded.reads):
             continue
-        for pattern, message, remedy in rows:
-            if found := re.search(pattern, text, re.S):
-                if not message:
-                    return _keys(found["old"], found["new"], guarded)
-                groups = {key: (value or "").strip() for key, value in found.groupdict().items()}
-                groups["what"] = groups.get("what", "").lstrip(".")
-                groups = {"new": "...", "root": guarded.root, **groups}
-                modules = _modules(guarded) if cause == "swap" else ()
-                told = message.format(**groups), remedy.format(**groups)
-                return Reason(cause, *told, modules, (text,))
+        if (found := re.search(rule.pattern, text, re.S)) is None:
+            continue
+        if rule.remedy == "-":
+            return _keys(found["old"], found["new"], guarded)
+        groups = {key: (value or "").strip() for key, value in found.groupdict().items()}
+        groups["what"] = groups.get("what", "").lstrip(".")
+        groups = {"new": "...", "root": guarded.root, **groups}
+        modules = _modules(guarded) if rule.cause == "swap" else ()
+        told = rule.sentence.format(**groups), rule.remedy.format(**groups)
+        return Reason(rule.cause, *told, modules, (text,))
     return Reason("unknown", f"a guard failed: {text[:300]}", "", (), (text,))
 
 
@@ -337,9 +249,10 @@ def normal(raw: str) -> str:
 def _keys(old: str, new: str, guarded: Guarded) -> Reason:
     """Tell from the dispatch keys that differ what happened to a tensor."""
     one, other = ({key.strip() for key in keys.split(",")} for keys in (old, new))
-    differ, raw = one ^ other, (guarded.text,)
+    differ = one ^ other
     cause: Cause = "input"
     modules: tuple[str, ...] = ()
+    remedy = _WARM
     made_apart = "ADInplaceOrView" in differ or MADE_IN_INFERENCE in guarded.text
     if made_apart and guarded.reads == "model":
         cause, modules = "swap", _modules(guarded)
@@ -348,16 +261,10 @@ def _keys(old: str, new: str, guarded: Guarded) -> Reason:
     elif made_apart:
         message = "a tensor was made inside torch.inference_mode() in one call and outside it in the other"
         remedy = "make the inputs of warm-up and check in the same way"
-    elif differ and all(key.startswith("Autograd") for key in differ):
-        cause, message = (
-            "environment",
-            "one call ran under torch.inference_mode(), the other did not",
-        )
-        remedy = "warm up in the same mode: with torch.inference_mode(): model(...)"
-    elif differ and all(key.startswith("Autocast") for key in differ):
-        cause, message = "environment", _AUTOCAST
-        remedy = "warm up in the same mode: with torch.autocast(...): model(...)"
+    elif differ and (mode := next((m for m in _MODES if all(k.startswith(m) for k in differ)), "")):
+        cause, (call, argument) = "environment", _MODES[mode]
+        message = f"one call ran under torch.{call}(), the other did not"
+        remedy = f"warm up in the same mode: with torch.{call}({argument}): model(...)"
     else:
         message = f"a tensor's dispatch keys changed: {', '.join(sorted(differ))}"
-        remedy = _WARM
-    return Reason(cause, message, remedy, modules, raw)
+    return Reason(cause, message, remedy, modules, (guarded.text,))

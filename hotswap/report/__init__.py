@@ -1,1 +1,1 @@
-"""Findings and verification records as text."""
+"""How it is told: findings and the results of a run as text, JSON, SARIF, JUnit XML and an HTML page."""

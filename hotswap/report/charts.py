@@ -13,19 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-INK, GRID, GOOD, BAD, ONE, TWO, THREE = (
-    *("#010101", "#020202", "#030303", "#040404"),
-    *("#050505", "#060606", "#070707"),
-)
-_VARIABLES = {
-    INK: "--ink",
-    GRID: "--line",
-    GOOD: "--good",
-    BAD: "--bad",
-    ONE: "--one",
-    TWO: "--two",
-    THREE: "--three",
-}
+STYLE = ("ink", "line", "good", "bad", "one", "two", "three")
+INK, GRID, GOOD, BAD, ONE, TWO, THREE = STAND_INS = [f"#0{n}0{n}0{n}" for n in range(1, 8)]
 """Stand-ins that no one sees: each becomes a variable of the page's style, so dark mode is a rule."""
 LARGEST = 60
 """Rows and columns that the heat map labels; above, layers are joined and labels left out."""
@@ -82,7 +71,7 @@ def memory_curve(curve: Sequence[dict[str, int]], plan: dict[str, Any] | None) -
 
     figure, axes = _figure(8, 4.2)
     ranks = [point["rank"] for point in curve]
-    unit, word = _unit(max(point["uniform_bytes"] for point in curve))
+    unit, word = unit_of(max(point["uniform_bytes"] for point in curve))
     for key, label, colour, style in (
         ("uniform_bytes", "the same rank in every module", TWO, "--"),
         ("per_module_bytes", "a rank per module", ONE, "-"),
@@ -188,8 +177,8 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to these
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, f"var({variable})")
+    for stand_in, variable in zip(STAND_INS, STYLE, strict=True):
+        svg = svg.replace(stand_in, f"var(--{variable})")
     width = re.search(r'viewBox="0 0 (\d+)', svg)
     opening = f'<svg role="img" aria-label="{title}" class="chart"'
     svg = re.sub(r'^<svg ((?:width|height)="[^"]*" ?)*', f"{opening} ", svg, count=1)
@@ -213,8 +202,7 @@ def _shortened(module: str) -> str:
     return module if len(module) <= 40 else f"…{module[-39:]}"
 
 
-def _unit(size: int) -> tuple[int, str]:
-    for power, word in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if size >= 1024**power:
-            return 1024**power, word
-    return 1, "bytes"
+def unit_of(size: int) -> tuple[int, str]:
+    """The largest unit that a number of bytes reaches, in bytes, and its name."""
+    units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+    return next((unit for unit in units if size >= unit[0]), (1, "bytes"))

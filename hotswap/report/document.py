@@ -10,51 +10,66 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hotswap.errors import HotswapError
-from hotswap.report import text
+from hotswap.report.records import (
+    Record,
+    Results,
+    adapter_names,
+    adapter_rows,
+    judged,
+    law_rows,
+    short,
+)
+from hotswap.report.verdict import verdict
 
 FORMAT, VERSION = "hotswap-report", 1
 Document = dict[str, Any]
+PERCENTILES = (50, 95, 99)
 _WANTED = "unprepared-recompiles"  # the law whose subject is a recompile
-
 _DISABLING = "disabled or enabled"  # the law knobs-follow does; a deployment may, but then knows it
 _FIRST_CALL = "the first call of this "  # as the compile watch says of a model that shares code
+_UNDESCRIBED: dict[str, Any] = {
+    **dict.fromkeys(("name", "path", "modules", "bytes", "digest")),
+    "ranks": [],
+    "alphas": [],
+    "module_ranks": {},
+    "findings": [],
+}
+"""What is known of an adapter whose files were not read; its keys are what their files say."""
 
 
 def derive(gathered: Mapping[str, Any]) -> Document:
     """Make the document of what a run gathered.
 
     ``gathered`` has ``request``, ``plan``, ``curve``, ``adapters`` (what their files say), ``tests``
-    (records, see hotswap.report.text.Results), ``exitstatus``, ``interrupted``, ``timing``,
-    ``warnings`` and ``shards``.
+    (records, see hotswap.report.records), ``exitstatus``, ``interrupted``, ``timing``, ``warnings``
+    and ``shards``.
     """
-    results = text.Results(tuple(gathered["tests"]), gathered["exitstatus"])
+    results = Results(tuple(gathered["tests"]), gathered["exitstatus"])
     accepted = [a["name"] for a in gathered["adapters"] if not a["findings"]]
     if not gathered["adapters"]:  # a subject that names its own
-        accepted = list(text.adapter_names(results))
-    rows = {row.adapter: row for row in text.adapter_rows(results, accepted)}
+        accepted = adapter_names(results)
+    rows = {row["name"]: row for row in adapter_rows(results, accepted)}
     times = _swap_times(results.records)
-    described = gathered["adapters"] or [_undescribed(name) for name in accepted]
-    failed: dict[str, text.Record] = {}
+    failed: dict[str, Record] = {}
     for record in results.records:
         if record["outcome"] == "failed" and "adapter" in record:
             failed.setdefault(record["adapter"], record)
     adapters = [
         _adapter(a, rows.get(a["name"]), times.get(a["name"], ()), failed.get(a["name"]))
-        for a in described
+        for a in gathered["adapters"] or [_UNDESCRIBED | {"name": name} for name in accepted]
     ]
-    laws = [asdict(row) for row in text.law_rows(results)]
+    laws = law_rows(results)
     warnings = [*gathered["warnings"], *_warnings(adapters, laws, gathered["timing"])]
     return {
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "verdict": _verdict(gathered, results, accepted, warnings),
+        "verdict": verdict(gathered, results, accepted, warnings),
         "request": gathered["request"],
         "environment": _environments(results.records),
         "plan": gathered["plan"],
@@ -119,13 +134,12 @@ def merge(documents: Sequence[Document]) -> Document:
             if document[key] != first[key]:
                 raise HotswapError(f"the reports have different {key}s, so they are not of one run")
     statuses = [d["exitstatus"] for d in documents]
-    worst = None if None in statuses else max(statuses)
     return derive(
         {
             **first,
-            "adapters": [_static(a) for d in documents for a in d["adapters"]],
+            "adapters": [{k: a[k] for k in _UNDESCRIBED} for d in documents for a in d["adapters"]],
             "tests": [test for d in documents for test in d["tests"]],
-            "exitstatus": worst,
+            "exitstatus": None if None in statuses else max(statuses),
             "interrupted": any(d["interrupted"] for d in documents),
             "timing": next((d["timing"] for d in documents if d["timing"]), None),
             "shards": [shard for d in documents for shard in d["shards"]],
@@ -134,84 +148,27 @@ def merge(documents: Sequence[Document]) -> Document:
     )
 
 
-def percentiles(samples: Sequence[float]) -> dict[str, float]:
+def percentiles(samples: list[float]) -> dict[str, float]:
     """p50, p95 and p99, interpolated linearly between samples."""
-    if len(samples) == 1:
-        return dict.fromkeys(("p50", "p95", "p99"), samples[0])
-    cuts = statistics.quantiles(samples, n=100, method="inclusive")
-    return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]}
-
-
-# ---- the verdict ------------------------------------------------------------------------------------
-
-
-def _verdict(
-    gathered: Mapping[str, Any],
-    results: text.Results,
-    accepted: Sequence[str],
-    warnings: Sequence[str],
-) -> dict[str, Any]:
-    refused = [a for a in gathered["adapters"] if a["findings"]]
-    plan = gathered["plan"]
-    told = text.verdict(results, accepted, target_rank=plan["target_rank"] if plan else None)
-    outcome, line = told.outcome, told.line
-    shards = gathered["shards"]
-    if shards and outcome != "not ready":
-        absent = set(range(1, shards[0]["count"] + 1)) - {shard["index"] for shard in shards}
-        if absent and len(shards) > 1:
-            outcome = "incomplete"
-            line = (
-                f"incomplete: the report of shard {', '.join(map(str, sorted(absent)))} is missing"
-            )
-        elif absent:
-            line = f"{line} (shard {shards[0]['index']} of {shards[0]['count']})"
-    if refused:
-        names = ", ".join(f"{a['name']} ({a['findings'][0]['code']})" for a in refused[:5])
-        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-        some = f"{len(refused)} adapter{'' if len(refused) == 1 else 's'}"
-        rest = (
-            "nothing else could be run"
-            if not results.records
-            else f"the others: {line.removeprefix('not ready: ')}"
-        )
-        outcome, line = "not ready", f"not ready: {some} refused, {names}{more}; {rest}"
-    if gathered["interrupted"]:
-        line = f"partial, interrupted by Ctrl-C: {line}"
-    line += "".join(f"; {note}" for note in gathered.get("notes", ()))
-    reasons = [
-        {"adapter": a["name"], "text": f"{f['code']} {f['message']}", "remedy": f["remedy"]}
-        for a in refused
-        for f in a["findings"]
-    ]
-    for row in text.law_rows(results):
-        if row.message and "failed" in (row.state, row.control):
-            reasons.append({"adapter": "", "text": f"{row.law}: {row.message}", "remedy": ""})
-    return {
-        "outcome": outcome,
-        "line": line,
-        "partial": bool(gathered["interrupted"]),
-        "reasons": reasons,
-        "warnings": list(dict.fromkeys(warnings)),
-    }
+    cuts = statistics.quantiles(
+        samples * (2 if len(samples) == 1 else 1), n=100, method="inclusive"
+    )
+    return {f"p{percent}": cuts[percent - 1] for percent in PERCENTILES}
 
 
 def _warnings(
-    adapters: Sequence[Mapping[str, Any]],
-    laws: Sequence[Mapping[str, Any]],
-    timing: Mapping[str, Any] | None,
+    adapters: Iterable[Record], laws: Iterable[Record], timing: Record | None
 ) -> list[str]:
     twins: dict[str, list[str]] = {}
     for adapter in adapters:
         if adapter["digest"]:
             twins.setdefault(adapter["digest"], []).append(adapter["name"])
+    timing = timing or {}
     found = [f"{', '.join(names)} have equal weights" for names in twins.values() if names[1:]]
     found += [f"{r['law']} does not apply" for r in laws if r["state"] == "not applicable"]
-    for row in (timing or {}).get("rows", ()):
-        if row.get("error"):
-            found.append(f"not timed: {row['row']}: {row['error']}")
-    if timing and timing.get("error"):
-        found.append(f"not timed: {timing['error']}")
-    return found
+    failed = [f"{r['row']}: {r['error']}" for r in timing.get("rows", ()) if r.get("error")]
+    failed += [timing["error"]] if timing.get("error") else []
+    return [*found, *(f"not timed: {reason}" for reason in failed)]
 
 
 def _own_warnings(document: Document) -> list[str]:
@@ -219,44 +176,20 @@ def _own_warnings(document: Document) -> list[str]:
     return [w for w in document["verdict"]["warnings"] if w not in derived]
 
 
-# ---- adapters ---------------------------------------------------------------------------------------
-
-
-_STATIC = (
-    *("name", "path", "ranks", "alphas", "modules", "bytes", "digest", "module_ranks"),
-    "findings",
-)
-
-
-def _static(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: adapter[key] for key in _STATIC}
-
-
-def _undescribed(name: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("path", "modules", "bytes", "digest"))
-    return {**nothing, "name": name, "ranks": [], "alphas": [], "module_ranks": {}, "findings": []}
-
-
 def _adapter(
-    described: Mapping[str, Any],
-    row: text.AdapterRow | None,
-    times: Sequence[float],
-    failed: text.Record | None,
-) -> dict[str, Any]:
-    found = asdict(row) if row else {}
-    found.pop("adapter", None)
+    described: Record, row: Record | None, times: Sequence[float], failed: Record | None
+) -> Record:
+    outcome, reason = "not run", ""
     if described["findings"]:
         outcome, reason = "refused", described["findings"][0]["message"]
     elif failed is not None:
         outcome = "failed"
-        reason = text.short(str(failed.get("message") or ""), str(failed.get("law")))
-    elif row is not None and row.equals_load in ("passed", "not applicable"):
-        outcome, reason = "passed", ""
-    else:
-        outcome, reason = "not run", ""
+        reason = short(str(failed.get("message") or ""), str(failed.get("law")))
+    elif row is not None and judged(row):
+        outcome = "passed"
     return {
         **described,
-        **found,
+        **(row or {}),
         "swap_seconds": statistics.median(times) if times else None,
         "swap_samples": len(times),
         "verdict": outcome,
@@ -264,7 +197,7 @@ def _adapter(
     }
 
 
-def _swap_times(records: Iterable[text.Record]) -> dict[str, list[float]]:
+def _swap_times(records: Iterable[Record]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {}
     for record in records:
         for name, found in json.loads(record.get("swap_times") or "{}").items():
@@ -272,10 +205,7 @@ def _swap_times(records: Iterable[text.Record]) -> dict[str, list[float]]:
     return times
 
 
-# ---- what was compiled, where, how fast ---------------------------------------------------------------
-
-
-def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
+def _compiles(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Every compile in order; ``at`` is in seconds since the first test began.
 
     ``wanted`` marks first compiles, and recompiles that are provoked: of an unprepared model, by a
@@ -299,18 +229,15 @@ def _compiles(records: Iterable[text.Record]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: one["at"])
 
 
-def _environments(records: Iterable[text.Record]) -> list[dict[str, Any]]:
+def _environments(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The distinct environments of the processes; one, unless machines differ."""
     told = dict.fromkeys(r["environment"] for r in records if r.get("environment"))
     return [json.loads(environment) for environment in told]
 
 
-def _latency(timing: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    found = []
-    for name, samples in ((timing or {}).get("samples") or {}).items():
-        if samples:
-            found.append({"series": name, **percentiles(samples), "samples": samples})
-    return found
+def _latency(timing: Record | None) -> list[dict[str, Any]]:
+    series = ((timing or {}).get("samples") or {}).items()
+    return [{"series": name, **percentiles(some), "samples": some} for name, some in series if some]
 
 
 def _finite(value: Any) -> Any:

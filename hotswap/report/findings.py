@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -25,29 +25,22 @@ def render(
     """Render findings; ``documentation`` maps a code to the description that SARIF carries."""
     if form == "sarif":
         return _sarif(findings, tool, version, documentation or {})
-    renderers: dict[str, Callable[[Sequence[Finding]], str]] = {
-        "text": _text,
-        "json": _json,
-        "github": _github,
-    }
-    return renderers[form](findings)
+    if form == "json":
+        told = [finding.as_dict() for finding in findings]
+        return json.dumps(told, indent=2, ensure_ascii=False)
+    if form == "github":
+        return "\n".join(map(_annotation, findings))
+    return "\n\n".join(map(_paragraph, findings))
 
 
-def _text(findings: Sequence[Finding]) -> str:
-    return "\n\n".join("\n".join(_paragraph(finding)) for finding in findings)
-
-
-def _paragraph(finding: Finding) -> list[str]:
+def _paragraph(finding: Finding) -> str:
     mark = " (warning)" if finding.severity == "warning" else ""
     lines = [f"{finding.place}: {finding.code} {finding.name}{mark}", f"  {finding.message}"]
     if finding.line is not None and finding.snippet:
         gutter = " " * len(str(finding.line))
-        lines += [
-            f"  {finding.line} | {finding.snippet}",
-            f"  {gutter} | {_caret(finding)}",
-        ]
+        lines += [f"  {finding.line} | {finding.snippet}", f"  {gutter} | {_caret(finding)}"]
     lines += [f"  {r.where}:{r.line}: {r.message}" for r in finding.related]
-    return [*lines, f"  help: {finding.remedy}"]
+    return "\n".join([*lines, f"  help: {finding.remedy}"])
 
 
 def _caret(finding: Finding) -> str:
@@ -57,14 +50,6 @@ def _caret(finding: Finding) -> str:
         end = finding.end_column - 1
     indent = "".join("\t" if c == "\t" else " " for c in finding.snippet[:start])
     return indent + "^" * max(end - start, 1)
-
-
-def _json(findings: Sequence[Finding]) -> str:
-    return json.dumps([finding.as_dict() for finding in findings], indent=2, ensure_ascii=False)
-
-
-def _github(findings: Sequence[Finding]) -> str:
-    return "\n".join(map(_annotation, findings))
 
 
 def _annotation(finding: Finding) -> str:

@@ -7,24 +7,21 @@ from importlib.util import find_spec
 from typing import Any
 
 from hotswap.errors import MissingExtraError
+from hotswap.report import charts
 
-EXTRA = {"jinja2": "jinja2", "matplotlib": "matplotlib"}
+EXTRA = ("jinja2", "matplotlib")
 _SYMBOLS = {
-    "passed": "✓",
-    "ready": "✓",
-    "failed": "✕",
-    "refused": "✕",
-    "not ready": "✕",
-    "incomplete": "…",
-    "not run": "…",
+    **dict.fromkeys(("passed", "ready"), "✓"),
+    **dict.fromkeys(("failed", "refused", "not ready"), "✕"),
+    **dict.fromkeys(("incomplete", "not run"), "…"),
     "not applicable": "–",
 }
 
 
 def require_extra() -> None:
     """Raise MissingExtraError when a package of the extra ``report`` is not installed."""
-    for module, package in EXTRA.items():
-        if find_spec(module) is None:
+    for package in EXTRA:
+        if find_spec(package) is None:
             raise MissingExtraError("an HTML report", package, "report")
 
 
@@ -33,8 +30,6 @@ def html(document: dict[str, Any]) -> str:
     require_extra()
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
-
-    from hotswap.report import charts
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -65,10 +60,8 @@ def _milliseconds(seconds: float | None) -> str:
 def _size(count: int | None) -> str:
     if count is None:
         return "–"
-    for power, word in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if count >= 1024**power:
-            return f"{count / 1024**power:.1f} {word}"
-    return f"{count} bytes"
+    unit, word = charts.unit_of(count)
+    return f"{count} {word}" if unit == 1 else f"{count / unit:.1f} {word}"
 
 
 def _listed(values: list[float]) -> str:

@@ -10,8 +10,8 @@ import torch
 
 from hotswap.bench import swaps as bench
 from hotswap.cli.bench import compared
-from hotswap.cli.demo import write_demo
 from hotswap.cli.main import main
+from hotswap.cli.verify.demo import write_demo
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from hotswap.bench.timing import BY_PEFT, ROWS, default_backend, inputs_of, measure, pretrained
-from hotswap.cli.demo import write_demo
+from hotswap.bench.models import inputs_of, pretrained
+from hotswap.bench.timing import BY_PEFT, ROWS, default_backend, measure
+from hotswap.cli.verify.demo import write_demo
 from hotswap.report.text import timing_table
 from tests.support import warm
 
@@ -85,7 +87,7 @@ def test_a_row_that_fails_says_why_and_the_others_are_measured(
     assert "unexpected keys" in str(plain.error)
     assert "unexpected keys" in str(unprepared.error)
     assert prepared.error is None
-    shown = timing_table(timing.as_dict())
+    shown = timing_table(asdict(timing))
     assert "no compile: RuntimeError" in shown
     assert "backend eager" in shown
 

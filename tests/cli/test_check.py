@@ -27,7 +27,7 @@ from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.rules import DOCUMENTATION, table
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.cli.main import main
-from hotswap.cli.progress import progress_bar
+from hotswap.cli.terminal import progress_bar
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import RULES, WARNINGS
 from tests.support.adapter_files import lora_tensors, raw_safetensors, write_adapter
@@ -438,7 +438,7 @@ def test_a_terminal_shows_a_bar_past_the_first_second(
     monkeypatch.setattr(stream, "isatty", lambda: bool(terminal))
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(
-        "hotswap.cli.progress.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
+        "hotswap.cli.terminal.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
     )
     with progress_bar(4) as progress:
         progress(2)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from hotswap.cli.suite import progress
+from hotswap.cli.verify.suite import progress
 
 PROGRAM = """
 import pathlib, sys
-from hotswap.cli import child
+from hotswap.cli.verify import child
 command = [sys.executable, "-c", "import time; time.sleep(1); print('from the child')"]
 ended = child.run(command, pathlib.Path(sys.argv[1]), lambda: "verifying: [3] tests done")
 print(ended.code, ended.output.strip())
@@ -58,7 +58,7 @@ def test_a_pipe_shows_none(tmp_path: Path) -> None:
 def test_a_cancelled_run_ends_its_child_and_leaves_no_folder(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys, tempfile\n"
-        "from hotswap.cli import child\n"
+        "from hotswap.cli.verify import child\n"
         "with child.stoppable(), tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:\n"
         "    code = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
         "    output = pathlib.Path(folder, 'child.txt')\n"

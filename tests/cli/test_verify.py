@@ -21,13 +21,15 @@ import torch
 from safetensors.torch import save_file
 
 from hotswap.adapters.planner import plan
-from hotswap.cli.child import Ended
-from hotswap.cli.demo import ADAPTERS, write_demo
 from hotswap.cli.main import main
-from hotswap.cli.verify import exit_code
+from hotswap.cli.verify.child import Ended
+from hotswap.cli.verify.command import exit_code
+from hotswap.cli.verify.demo import ADAPTERS, write_demo
 from hotswap.report.document import read
 from hotswap.report.laws import LAWS
-from hotswap.report.text import Results, adapter_rows, adapter_table, law_rows, verdict
+from hotswap.report.records import Results, adapter_rows, law_rows
+from hotswap.report.text import adapter_table
+from hotswap.report.verdict import last_line as judge
 from tests.support.warm import verify
 
 HAS_EXTRA = all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib"))
@@ -235,7 +237,7 @@ class TestNotReady:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         ended = Ended(1, "Traceback (most recent call last):\nOSError: No space left\n", False)
-        monkeypatch.setattr("hotswap.cli.child.run", lambda *_: ended)
+        monkeypatch.setattr("hotswap.cli.verify.child.run", lambda *_: ended)
         assert main(["verify", "--demo"]) == 1
         expected = "hotswap: the demo could not be written: OSError: No space left\n"
         assert capsys.readouterr().err == expected
@@ -400,7 +402,7 @@ def complete() -> list[dict[str, Any]]:
 
 
 def last_line(lines: list[dict[str, Any]], adapters: Sequence[str] = ("a",)) -> str:
-    return verdict(Results.of(lines), adapters, target_rank=8).line
+    return judge(Results.of(lines), adapters, 8)[1]
 
 
 class TestTheVerdict:
@@ -444,9 +446,9 @@ class TestTheVerdict:
         lines = [line for line in complete() if line.get("law") != "knobs-follow"]
         skip = record("knobs-follow", "skipped", message="not applicable: it cannot be saved")
         results = Results.of([skip, *lines])
-        states = {row.law: row.state for row in law_rows(results)}
+        states = {row["law"]: row["state"] for row in law_rows(results)}
         assert states["knobs-follow"] == "not applicable"
-        assert verdict(results, ["a"], target_rank=8).ready
+        assert judge(results, ["a"], 8)[0] == "ready"
 
     def test_a_law_that_was_skipped_did_not_run(self) -> None:
         lines = [line for line in complete() if line.get("law") != "knobs-follow"]

@@ -15,8 +15,8 @@ from torch import nn
 import hotswap
 from hotswap.checks.snapshot import Snapshot
 from hotswap.cli.main import main
-from hotswap.cli.suite import Run
-from hotswap.report.text import Results
+from hotswap.cli.verify.suite import Run
+from hotswap.report.records import Results
 from tests.support.models import micro, run, write_adapter
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -109,7 +109,7 @@ def test_verify_says_it_in_one_sentence_and_a_verdict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = {"nodeid": "a", "law": "rank-bound", "outcome": "passed"}
-    monkeypatch.setattr("hotswap.cli.verify.run_suite", lambda *_: Run(Results((line,), 0)))
+    monkeypatch.setattr("hotswap.cli.verify.command.run_suite", lambda *_: Run(Results((line,), 0)))
     (good.parent / "config.json").write_text("{}")
     words = [str(good), str(bad[0]), "--base", str(good.parent), "--no-timing", "--json"]
     assert main(["verify", "--backend", "eager", *words]) == 1

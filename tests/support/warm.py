@@ -70,8 +70,8 @@ def run_pytest(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
 
 def verify(*words: object) -> subprocess.CompletedProcess[str]:
     """Do what ``hotswap verify --backend eager *words`` does: in this process, with its children forked."""
-    from hotswap.cli import child
     from hotswap.cli.main import main
+    from hotswap.cli.verify import child
 
     def forked(command: Sequence[str], output: Path, status: Callable[[], str]) -> child.Ended:
         done = run(command, env=child.environment())

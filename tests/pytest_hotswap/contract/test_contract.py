@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hotswap.cli.demo import ADAPTERS, write_demo
+from hotswap.cli.verify.demo import ADAPTERS, write_demo
 from hotswap.report.laws import LAWS
 from pytest_hotswap import HotswapContract
 from pytest_hotswap.subjects.located import load_class

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hotswap.cli import child
 from hotswap.cli.fleet import Fleet
-from hotswap.cli.handover import Handover
-from hotswap.cli.options import Request
 from hotswap.cli.terminal import say
-from hotswap.report import text
+from hotswap.cli.verify import child
+from hotswap.cli.verify.handover import Handover
+from hotswap.cli.verify.request import Request
+from hotswap.report.records import Results
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What came of the child processes."""
 
-    results: text.Results = field(default_factory=text.Results)
+    results: Results = field(default_factory=Results)
     timing: dict[str, Any] | None = None
     output: str = ""
     interrupted: bool = False
@@ -55,31 +55,28 @@ def run_suite(
     ended = child.run(command, folder / "pytest.txt", lambda: progress(report))
     if request.verbose:
         say(ended.output.rstrip(), error=True)
-    results = text.Results.read(report)
+    results = Results.read(report)
     return Run(results, output=ended.output, interrupted=ended.interrupted)
 
 
 def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:
-    ini = importlib.resources.files("hotswap.cli").joinpath("verify.ini")
-    command = [sys.executable, "-m", "pytest", "-c", str(ini), "--rootdir", str(Path.cwd())]
-    command += [
-        "-p",
-        "pytest_hotswap.evidence",
-        "--hotswap-settings",
-        str(folder / "settings.json"),
+    base = Path(request.base) if request.base else None
+    accepted = [Path(path).resolve() for path in mine if path not in fleet.refused]
+    options = [
+        ("-c", importlib.resources.files("hotswap.cli.verify").joinpath("verify.ini")),
+        ("--rootdir", Path.cwd()),
+        ("-p", "pytest_hotswap.evidence"),
+        ("--hotswap-settings", folder / "settings.json"),
+        ("--hotswap-backend", request.backend),
+        ("--hotswap-subject", request.subject),
+        ("--hotswap-base", base.resolve() if base and base.exists() else request.base),
+        *(("--hotswap-adapters", glob.escape(str(path))) for path in accepted),
+        ("-n", request.processes),
+        ("--hotswap-report", folder / "report.jsonl"),
     ]
-    command += ["--pyargs", "pytest_hotswap.suite", "--hotswap-backend", str(request.backend)]
-    if request.subject:
-        command += ["--hotswap-subject", request.subject]
-    if request.base:
-        base = Path(request.base)
-        command += ["--hotswap-base", str(base.resolve()) if base.exists() else request.base]
-    for path in mine:
-        if path not in fleet.refused:
-            command += ["--hotswap-adapters", glob.escape(str(Path(path).resolve()))]
-    if request.processes is not None:
-        command += ["-n", request.processes]
-    return [*command, "--hotswap-report", str(folder / "report.jsonl"), *request.pytest_args]
+    words = [str(word) for option in options if option[1] is not None for word in option]
+    command = [sys.executable, "-m", "pytest", "--pyargs", "pytest_hotswap.suite"]
+    return [*command, *words, *request.pytest_args]
 
 
 def run_timing(

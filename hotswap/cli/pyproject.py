@@ -10,6 +10,10 @@ from typing import Any
 from hotswap.errors import HotswapError
 
 FILE = "pyproject.toml"
+KEYS: dict[str, tuple[Any, str]] = {
+    "plan": (str, "the path of a plan"),
+    **dict.fromkeys(("select", "ignore"), (list, "a list of codes")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +27,9 @@ class Settings:
 
 def read_settings(folder: Path) -> Settings:
     """Read the table from the folder or the nearest one above; raises HotswapError when it is wrong."""
-    for place in (folder, *folder.parents):
-        file = place / FILE
-        if file.is_file():
-            return _settings(file)
-    return Settings()
+    files = (place / FILE for place in (folder, *folder.parents))
+    file = next((file for file in files if file.is_file()), None)
+    return _settings(file) if file else Settings()
 
 
 def _settings(file: Path) -> Settings:
@@ -36,24 +38,16 @@ def _settings(file: Path) -> Settings:
     except (OSError, ValueError) as error:
         raise HotswapError(f"{file}: cannot be read: {error}") from error
     table: Any = tool.get("hotswap", {})
-    if not isinstance(table, dict) or not table.keys() <= {"plan", "select", "ignore"}:
-        strange = (
-            sorted(table.keys() - {"plan", "select", "ignore"}) if isinstance(table, dict) else []
-        )
+    strange = sorted(table.keys() - KEYS.keys()) if isinstance(table, dict) else None
+    if strange is None or strange:
         found = f"has {', '.join(strange)}" if strange else "is no table"
         raise HotswapError(f"{file}: [tool.hotswap] {found}; it takes plan, select and ignore")
-    plan = table.get("plan")
-    if plan is not None and not isinstance(plan, str):
-        raise HotswapError(f"{file}: plan is {str(plan)[:40]!r}, expected the path of a plan")
+    for key, value in table.items():
+        kind, expected = KEYS[key]
+        if not isinstance(value, kind) or not all(isinstance(code, str) for code in value):
+            raise HotswapError(f"{file}: {key} is {str(value)[:40]!r}, expected {expected}")
     return Settings(
-        file.parent / plan if plan else None,
-        _codes(file, table, "select"),
-        _codes(file, table, "ignore"),
+        file.parent / table["plan"] if table.get("plan") else None,
+        tuple(table.get("select", ())),
+        tuple(table.get("ignore", ())),
     )
-
-
-def _codes(file: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:
-    found = table.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(code, str) for code in found):
-        raise HotswapError(f"{file}: {key} is {str(found)[:40]!r}, expected a list of codes")
-    return tuple(found)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from hotswap.cli.terminal import progress_line
 
 GRACE = 10.0
 """Seconds that an interrupted child is given to write its last records."""
@@ -79,23 +80,10 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in leaks}
 
 
-@contextmanager
-def progress_line() -> Iterator[Callable[[Callable[[], str]], None]]:
-    """A line on standard error that is rewritten; silent, and not asked for, where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-
-    with Console(stderr=True).status("starting") as shown:
-        yield lambda line: shown.update(escape(line()))
-
-
 def _wait(child: subprocess.Popen[bytes], status: Callable[[], str]) -> None:
-    with progress_line() as show:
+    with progress_line(status) as show:
         while child.poll() is None:
-            show(status)
+            show()
             time.sleep(0.1)
 
 

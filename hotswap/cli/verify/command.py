@@ -12,19 +12,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, get_args
 
 import click
 
 from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
-from hotswap.cli import child
-from hotswap.cli.command import Argument, Exit, Option
+from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.fleet import Fleet, adapter_entry, memory_curve, read_fleet, shard
 from hotswap.cli.folders import adapter_folders
-from hotswap.cli.options import Backend, Dtype, Level, Request, usage_problem
-from hotswap.cli.suite import Run, run_suite, run_timing
 from hotswap.cli.terminal import say
+from hotswap.cli.verify import child
+from hotswap.cli.verify.request import Backend, Dtype, Level, Request, usage_problem
+from hotswap.cli.verify.suite import Run, run_suite, run_timing
 from hotswap.errors import HotswapError
 from hotswap.report import text
 from hotswap.report.document import Document, derive, dumps
@@ -44,101 +44,77 @@ verified; 130, Ctrl-C, after what was found until then.
 """
 
 
-def verify(
-    context: click.Context,
-    adapters: Annotated[
-        list[str] | None,
-        Argument(metavar="ADAPTER", help="Adapter folders, or patterns like 'adapters/*'."),
-    ] = None,
-    base: Annotated[
-        str | None, Option(metavar="PATH", help="Base model: a folder, or a hub id.")
-    ] = None,
-    demo: Annotated[
-        bool, Option("--demo", help="Write a small model and four adapters, and verify them.")
-    ] = False,
-    plan: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Plan to hold the adapters to; their own if not given."),
-    ] = None,
-    subject: Annotated[
-        str | None,
-        Option(
-            metavar="SUBJECT",
-            help="Code that loads, prepares, compiles and swaps, as module:Class or file.py:Class;"
-            " hotswap's own if not given.",
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        Option(
-            metavar="FOLDER", help="Write report.html, report.json and junit.xml into this folder."
-        ),
-    ] = None,
-    backend: Annotated[
-        Backend | None,
-        Option(help="Backend of torch.compile; inductor, as in production, if not given."),
-    ] = None,
-    compile_mode: Annotated[
-        str | None, Option(metavar="MODE", help="Mode of torch.compile: max-autotune, …")
-    ] = None,
-    regional: Annotated[
-        bool, Option("--regional", help="Compile the repeated blocks instead of the model.")
-    ] = False,
-    device: Annotated[
-        str | None, Option(metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
-    ] = None,
-    dtype: Annotated[Dtype | None, Option(help="Cast the base model to this dtype.")] = None,
-    inputs: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Arguments of a forward, as a .safetensors file."),
-    ] = None,
-    time_budget: Annotated[
-        str | None,
-        Option(metavar="TIME", help="Start no test after 90s, 10m or 2h; the rest is not run."),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        Option(metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."),
-    ] = None,
-    processes: Annotated[
-        str | None, Option("-n", metavar="N", help="Spread over processes: a number, auto.")
-    ] = None,
-    fail_on: Annotated[
-        Level, Option(help="Exit with 1 at an error only, or at a warning too.")
-    ] = "error",
-    as_json: Annotated[bool, Option("--json", help="Print the report as JSON.")] = False,
-    no_timing: Annotated[bool, Option("--no-timing", help="Leave out the timing table.")] = False,
-    verbose: Annotated[bool, Option("--verbose", help="Show what pytest prints.")] = False,
-) -> None:
+fail_on_option = click.option(
+    "--fail-on",
+    type=click.Choice(get_args(Level)),
+    default="error",
+    help="Exit with 1 at an error only, or at a warning too.",
+)
+
+
+@click.command(
+    cls=Command,
+    arguments=[("ADAPTER", "Adapter folders, or patterns like 'adapters/*'.")],
+    epilog=EPILOG,
+)
+@click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
+@click.option("--base", metavar="PATH", help="Base model: a folder, or a hub id.")
+@click.option(
+    "--demo", is_flag=True, help="Write a small model and four adapters, and verify them."
+)
+@click.option(
+    "--plan",
+    type=FILE,
+    metavar="FILE",
+    help="Plan to hold the adapters to; their own if not given.",
+)
+@click.option(
+    "--subject",
+    metavar="SUBJECT",
+    help="Code that loads, prepares, compiles and swaps, as module:Class or file.py:Class;"
+    " hotswap's own if not given.",
+)
+@click.option(
+    "--report",
+    type=FILE,
+    metavar="FOLDER",
+    help="Write report.html, report.json and junit.xml into this folder.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(get_args(Backend)),
+    help="Backend of torch.compile; inductor, as in production, if not given.",
+)
+@click.option("--compile-mode", metavar="MODE", help="Mode of torch.compile: max-autotune, …")
+@click.option("--regional", is_flag=True, help="Compile the repeated blocks instead of the model.")
+@click.option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
+@click.option(
+    "--dtype", type=click.Choice(get_args(Dtype)), help="Cast the base model to this dtype."
+)
+@click.option(
+    "--inputs", type=FILE, metavar="FILE", help="Arguments of a forward, as a .safetensors file."
+)
+@click.option(
+    "--time-budget", metavar="TIME", help="Start no test after 90s, 10m or 2h; the rest is not run."
+)
+@click.option(
+    "--shard", metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."
+)
+@click.option("-n", "processes", metavar="N", help="Spread over processes: a number, auto.")
+@fail_on_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--no-timing", is_flag=True, help="Leave out the timing table.")
+@click.option("--verbose", is_flag=True, help="Show what pytest prints.")
+@click.pass_obj
+def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any) -> None:
     """Prove that a fleet of adapters can be hot-swapped.
 
     Loads, prepares and compiles the base model, swaps every adapter in, and checks the laws of
     hot-swapping, each with a control that shows that the check can fail. The last line says
     whether the fleet is ready to hot-swap, or what is wrong.
     """
-    request = Request(
-        adapters=tuple(adapter_folders("verify", adapters or ())),
-        base=base,
-        plan=plan,
-        subject=subject,
-        backend=backend,
-        compile_mode=compile_mode,
-        regional=regional,
-        device=device,
-        dtype=dtype,
-        inputs=inputs,
-        time_budget=time_budget,
-        shard=shard,
-        processes=processes,
-        report=report,
-        fail_on=fail_on,
-        demo=demo,
-        as_json=as_json,
-        timing=not no_timing,
-        verbose=verbose,
-        pytest_args=tuple(context.obj),
-    )
-    raise Exit(_answer(request))
+    folders = tuple(adapter_folders("verify", adapters))
+    raise Exit(_answer(Request(adapters=folders, pytest_args=tuple(pytest_args), **options)))
 
 
 def _answer(request: Request) -> int:
@@ -177,15 +153,13 @@ def _verify(request: Request, folder: Path, start: float) -> int:
             return _refuse_run(request, run)
         if run.results.exitstatus is None and not (run.interrupted or request.verbose):
             say(run.output.rstrip(), error=True)
-        if request.timing and not run.interrupted:
+        if not (request.no_timing or run.interrupted):
             run = run_timing(request, run, accepted, folder, start)
     document = derive(_gathered(request, fleet, mine, run, notes))
     if request.report is not None:
         write_report(document, request.report)
     _print(request, document, run)
-    if run.interrupted:
-        return INTERRUPTED
-    return exit_code(document, request.fail_on)
+    return INTERRUPTED if run.interrupted else exit_code(document, request.fail_on)
 
 
 def exit_code(document: Document, fail_on: str) -> int:
@@ -200,17 +174,16 @@ def write_report(document: Document, folder: Path) -> None:
     from hotswap.report.junit import junit
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(dumps(document), encoding="utf-8")
-    (folder / "junit.xml").write_text(junit(document), encoding="utf-8")
-    (folder / "report.html").write_text(html(document), encoding="utf-8")
+    for name, write in (("report.json", dumps), ("junit.xml", junit), ("report.html", html)):
+        (folder / name).write_text(write(document), encoding="utf-8")
     say(f"wrote {folder / 'report.html'}, report.json and junit.xml", error=True)
 
 
 def _with_demo(request: Request, folder: Path) -> Request:
     """Write the demo in a child process and name its folders, as a user would."""
-    from hotswap.cli.demo import demo_paths
+    from hotswap.cli.verify.demo import demo_paths
 
-    command = [sys.executable, "-m", "hotswap.cli.demo", str(folder)]
+    command = [sys.executable, "-m", "hotswap.cli.verify.demo", str(folder)]
     ended = child.run(command, folder / "demo.txt", lambda: "writing a model and four adapters")
     if ended.interrupted:
         raise KeyboardInterrupt
@@ -222,16 +195,14 @@ def _with_demo(request: Request, folder: Path) -> Request:
 
 def _part(request: Request, fleet: Fleet) -> list[str]:
     """The adapters of this shard: all of them without --shard."""
-    if request.part is None:
-        return list(request.adapters)
     sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
-    return shard(request.adapters, sizes, *request.part)
+    return shard(request.adapters, sizes, *(request.part or (1, 1)))
 
 
 def _gathered(
     request: Request, fleet: Fleet, mine: Sequence[str], run: Run, notes: Sequence[str]
 ) -> dict[str, Any]:
-    plan = fleet.plan
+    plan, part = fleet.plan, request.part
     return {
         "request": request.told(),
         "plan": plan.to_dict() if plan else None,
@@ -243,9 +214,7 @@ def _gathered(
         "timing": run.timing,
         "warnings": list(notes),
         "notes": notes,
-        "shards": [dict(zip(("index", "count"), request.part, strict=True))]
-        if request.part
-        else [],
+        "shards": [{"index": part[0], "count": part[1]}] if part else [],
     }
 
 
@@ -254,9 +223,8 @@ def _print(request: Request, document: Document, run: Run) -> None:
         say(dumps(document).rstrip())
         return
     if run.results.records:
-        names = [a["name"] for a in document["adapters"] if not a["findings"]]
-        say(text.adapter_table(text.adapter_rows(run.results, names)), "")
-        say(text.law_table(text.law_rows(run.results)), "")
+        say(text.adapter_table([a for a in document["adapters"] if not a["findings"]]), "")
+        say(text.law_table(document["laws"]), "")
     if document["timing"] is not None:
         say(text.timing_table(document["timing"]), "")
     say(*(f"warning: {warning}" for warning in document["verdict"]["warnings"]))

@@ -9,7 +9,7 @@ import pytest
 from hotswap.adapters.planner import plan
 from hotswap.cli.fleet import memory_curve, parse_shard, read_fleet, shard
 from hotswap.cli.main import main
-from hotswap.cli.options import Request, parse_duration, usage_problem
+from hotswap.cli.verify.request import Request, parse_duration, usage_problem
 from hotswap.errors import HotswapError
 from tests.support.adapter_files import write_adapter
 

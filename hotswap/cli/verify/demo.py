@@ -27,36 +27,23 @@ def write_demo(folder: Path) -> tuple[Path, list[Path]]:
     The adapters are written by PEFT itself, so they are what a user's own training leaves behind.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from hotswap.bench.models import draw, llama, pretrained, write_adapter
 
     base, paths = demo_paths(folder)
-    config = LlamaConfig(
-        vocab_size=256,
+    generator = torch.Generator().manual_seed(SEED)
+    model: Any = llama(
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    generator = torch.Generator().manual_seed(SEED)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                parameter.normal_(0.0, 0.05, generator=generator)
+    draw(model, lambda name: "norm" not in name, generator, 0.05)
     model.save_pretrained(base)
-    for path, arguments in zip(paths, ADAPTERS.values(), strict=True):
-        fresh = LlamaForCausalLM.from_pretrained(base)
-        peft_model = get_peft_model(fresh, LoraConfig(task_type="CAUSAL_LM", **arguments))
-        with torch.no_grad():
-            for name, parameter in peft_model.named_parameters():
-                if "lora_" in name:
-                    parameter.normal_(0.0, 0.1, generator=generator)
-        peft_model.save_pretrained(str(path))
+    for path, config in zip(paths, ADAPTERS.values(), strict=True):
+        write_adapter(pretrained(base), path, generator, 0.1, task_type="CAUSAL_LM", **config)
     return base, paths
 
 
@@ -65,11 +52,5 @@ def demo_paths(folder: Path) -> tuple[Path, list[Path]]:
     return folder / "base", [folder / "adapters" / name for name in ADAPTERS]
 
 
-def main(argv: list[str]) -> int:
-    """Write the demo into the folder that is the only argument."""
-    write_demo(Path(argv[0]))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    write_demo(Path(sys.argv[1]))

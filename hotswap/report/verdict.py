@@ -1,0 +1,96 @@
+"""The verdict of a run: ready, not ready (what failed) or incomplete (what did not run)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hotswap.report.records import Results, adapter_rows, judged, law_rows
+
+MOST_NAMED = 5
+"""Refused adapters that the line names; it counts the others."""
+
+
+def verdict(
+    gathered: Mapping[str, Any],
+    results: Results,
+    accepted: Sequence[str],
+    warnings: Iterable[str],
+) -> dict[str, Any]:
+    """Judge what a run gathered: the outcome, the last line, the reasons behind it, the warnings."""
+    refused = [a for a in gathered["adapters"] if a["findings"]]
+    plan, shards = gathered["plan"], gathered["shards"]
+    outcome, line = last_line(results, accepted, plan["target_rank"] if plan else None)
+    if shards and outcome != "not ready":
+        absent = set(range(1, shards[0]["count"] + 1)) - {shard["index"] for shard in shards}
+        if absent and len(shards) > 1:
+            missing = ", ".join(map(str, sorted(absent)))
+            outcome, line = "incomplete", f"incomplete: the report of shard {missing} is missing"
+        elif absent:
+            line = f"{line} (shard {shards[0]['index']} of {shards[0]['count']})"
+    if refused:
+        named = [f"{a['name']} ({a['findings'][0]['code']})" for a in refused[:MOST_NAMED]]
+        more = f" and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
+        others = f"the others: {line.removeprefix('not ready: ')}"
+        rest = others if results.records else "nothing else could be run"
+        outcome = "not ready"
+        line = f"not ready: {_adapters(refused)} refused, {', '.join(named)}{more}; {rest}"
+    if gathered["interrupted"]:
+        line = f"partial, interrupted by Ctrl-C: {line}"
+    reasons = [
+        {"adapter": a["name"], "text": f"{f['code']} {f['message']}", "remedy": f["remedy"]}
+        for a in refused
+        for f in a["findings"]
+    ]
+    reasons += [
+        {"adapter": "", "text": f"{row['law']}: {row['message']}", "remedy": ""}
+        for row in law_rows(results)
+        if row["message"] and "failed" in (row["state"], row["control"])
+    ]
+    return {
+        "outcome": outcome,
+        "line": "; ".join([line, *gathered.get("notes", ())]),
+        "partial": bool(gathered["interrupted"]),
+        "reasons": reasons,
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+
+
+def last_line(
+    results: Results, adapters: Sequence[str], target_rank: int | None
+) -> tuple[str, str]:
+    """Give the outcome and the line about the adapters that were accepted."""
+    laws, records = law_rows(results), results.records
+    failed = [row["law"] for row in laws if row["state"] == "failed"]
+    failed += [f"{row['law']} (control)" for row in laws if row["control"] == "failed"]
+    failed += [str(r["nodeid"]) for r in records if not r.get("law") and r["outcome"] == "failed"]
+    if failed:
+        named = {r.get("adapter") for r in records if r.get("outcome") == "failed"}
+        names = ", ".join(name for name in adapters if name in named)
+        at = f" for {names}" if names else ""
+        return "not ready", f"not ready: {', '.join(failed)} failed{at}"
+    if results.exitstatus == 1:
+        return "not ready", "not ready: pytest reports a failure that no record names"
+    missing = [row["law"] for row in laws if row["state"] == "not run"]
+    missing += [
+        f"{row['law']} (control)"
+        for row in laws
+        if row["state"] == "passed" and row["control"] == "not run"
+    ]
+    rows = adapter_rows(results, adapters)
+    missing += [f"adapter {row['name']}" for row in rows if not judged(row)]
+    missing += [] if adapters else ["every adapter"]
+    reasons = [f"{', '.join(missing)} did not run"] if missing else []
+    if results.exitstatus is None or (results.exitstatus and not missing):
+        reasons.append("the run did not come to its end")
+    if not missing and not results.swaps:
+        reasons.append("no swap was watched for recompiles")
+    if reasons:
+        return "incomplete", f"incomplete: {'; '.join(reasons)}"
+    rank = f", target rank {target_rank}" if target_rank is not None else ""
+    swaps = f"{results.recompiles} recompiles in {results.swaps} swaps"
+    return "ready", f"ready to hot-swap: {_adapters(adapters)}{rank}, {swaps}"
+
+
+def _adapters(some: Sequence[object]) -> str:
+    return f"{len(some)} adapter{'' if len(some) == 1 else 's'}"

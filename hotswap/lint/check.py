@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hotswap.findings import Finding, Related
 from hotswap.lint.files import Chunk, concerns, find, parse, read
-from hotswap.lint.interpreter.program import analyse
-from hotswap.lint.interpreter.typestate import Problem
+from hotswap.lint.program import analyse
 from hotswap.lint.rules import RULES
+from hotswap.lint.typestate import Problem
 
 
 def check_source(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hotswap.lint.interpreter.typestate import Facts, joined
 from hotswap.lint.interpreter.values import Obj, Value
+from hotswap.lint.typestate import Facts, joined
 
 MOST_PATHS = 6
 Exit = Literal["return", "break", "continue", "raise"]

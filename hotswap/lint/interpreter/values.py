@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from hotswap.lint.interpreter.typestate import Shape
+from hotswap.lint.typestate import Shape
+
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Method:
 class Func:
     """A function or lambda of this file; ``owner`` is what ``self`` is, ``frame`` where it was defined."""
 
-    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    node: Function
     owner: Value | None = None
     frame: int = 0
 
@@ -134,6 +136,47 @@ Value: TypeAlias = (
 )
 
 
+@dataclass(slots=True)
+class Args:
+    """The evaluated arguments of one call."""
+
+    node: ast.Call
+    positional: list[Value]
+    keywords: dict[str, Value]
+    starred: bool = False
+    """Whether more arguments may come out of ``*`` or ``**`` of something unknown."""
+
+    def get(self, index: int | None, name: str) -> Value | None:
+        """Return the argument of that position or name, None if it is not given."""
+        if name in self.keywords:
+            return self.keywords[name]
+        if index is not None and index < len(self.positional):
+            return self.positional[index]
+        return None
+
+    def all(self) -> Iterator[Value]:
+        """Yield every argument."""
+        yield from self.positional
+        yield from self.keywords.values()
+
+
+def text_of(value: Value | None) -> str | None:
+    """Return the text that the value is known to be."""
+    return value.value if isinstance(value, Const) and isinstance(value.value, str) else None
+
+
+def whole_of(value: Value | None) -> int | None:
+    """Return the whole number that the value is known to be."""
+    return value.value if isinstance(value, Const) and type(value.value) is int else None
+
+
+def is_number(value: Value | None) -> bool:
+    """Tell whether the value is a Python number, known or not."""
+    if isinstance(value, Const):
+        return isinstance(value.value, int | float) and not isinstance(value.value, bool)
+    return isinstance(value, Number)
+
+
 def truth(value: Value) -> bool | None:
     """Tell whether the value is true in a condition; None if that is unknown."""
     if isinstance(value, Const):
@@ -159,4 +202,22 @@ def key_of(value: Value) -> Any:
         return (value.owner.oid, value.path)
     if isinstance(value, Method) and (owner := key_of(value.owner)) is not None:
         return (owner, value.name)
+    return None
+
+
+def path_key(value: Value | None) -> Any:
+    """Return what identifies a path: a text without its last slash, or the identity of something unknown."""
+    if isinstance(value, Const):
+        return str(value.value).rstrip("/") if isinstance(value.value, str) else None
+    return key_of(value) if value is not None else None
+
+
+def elements(value: Value | None) -> list[Value] | None:
+    """Return the elements of an iterable, None if they are not known."""
+    if isinstance(value, Seq):
+        return list(value.items)
+    if isinstance(value, Dict):
+        return [Const(key) for key in value.items]
+    if isinstance(value, Part):
+        return [Part(value.owner, f"{value.path}[]")]
     return None

@@ -7,7 +7,7 @@ import bisect
 import re
 from typing import Any, Literal
 
-from hotswap.lint.interpreter.methods import METHODS
+from hotswap.lint.apis.methods import METHODS
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
 

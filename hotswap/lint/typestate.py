@@ -76,9 +76,13 @@ class Deferred:
 
     code: str
     where: Node
-    until: Literal["run", "compile"]
     problem: Problem
-    turn: tuple[Any, ...] = ()
+    turn: tuple[Any, ...]
+
+    @property
+    def until(self) -> Literal["now", "run", "compile"]:
+        """What makes it one."""
+        return self.problem.until
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,124 @@
+"""What functions of torch, PEFT, transformers and hotswap do to a model, by their qualified names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hotswap.lint.apis import steps
+from hotswap.lint.apis.classes import wrap
+from hotswap.lint.apis.python import Effect
+from hotswap.lint.interpreter.conditions import holds
+from hotswap.lint.interpreter.objects import become
+from hotswap.lint.interpreter.run import Run
+from hotswap.lint.interpreter.values import (
+    Args,
+    Const,
+    GradMode,
+    Obj,
+    Partial,
+    Ref,
+    Value,
+    text_of,
+    whole_of,
+)
+from hotswap.lint.typestate import By, Facts, Shape
+
+
+def _compile(run: Run, args: Args) -> Value:
+    model = args.get(0, "model")
+    if model is None:
+        return Partial(Ref("torch.compile"), (), args.keywords)
+    disabled = args.get(None, "disable")
+    if disabled is not None and holds(run, disabled) is not False:
+        return model
+    if args.get(None, "backend") == Const("torch_tensorrt"):
+        return run.fresh()
+    return steps.compile_value(run, model, args.node, "wrapper")
+
+
+def _optimize(run: Run, args: Args) -> Value:
+    return Partial(Ref("torch.compile"), (), {})
+
+
+def _reset(run: Run, args: Args) -> Value:
+    """Forget what was compiled: the next call compiles again."""
+    for key, facts in list(run.s.heap.items()):
+        if isinstance(facts, Facts) and facts.compiled:
+            left = tuple(d for d in facts.deferred if d.until != "run")
+            run.s.put(key, replace(facts, ran=None, deferred=left))
+    return Const(None)
+
+
+def _prepare(by: By) -> Effect:
+    return lambda run, args: steps.prepare(run, args.get(0, "model"), args, by)
+
+
+def _swap(api: str, *, name: int | None = 2) -> Effect:
+    return lambda run, args: steps.swap(run, args.get(0, "model"), args, api, name=name)
+
+
+def _load(run: Run, args: Args) -> Value:
+    """Wrap a base model, with ``hotswap.load``, and prepare it."""
+    obj = wrap(run, args, args.get(0, "base_model"), path=2, name=99)
+    steps.prepare(run, obj, args, "hotswap")
+    return obj
+
+
+def _inject(run: Run, args: Args) -> Value:
+    obj = become(run, args.get(1, "model"), "module")
+    if obj is None:
+        return run.fresh()
+    name = text_of(args.get(2, "adapter_name") or Const("default"))
+    steps.add(run, obj, args, "inject_adapter_in_model", args.get(0, "peft_config"), name)
+    return obj
+
+
+def _lora_config(run: Run, args: Args) -> Value:
+    origin = run.fresh().oid
+    if args.starred or args.get(None, "rank_pattern") or args.get(None, "alpha_pattern"):
+        return Shape(origin=origin)
+    usual = Const(8)  # PEFT's default of rank and alpha
+    rank, alpha = (whole_of(args.keywords.get(name, usual)) for name in ("r", "lora_alpha"))
+    return Shape(rank, alpha, origin)
+
+
+def _pipeline(run: Run, args: Args) -> Value:
+    model = args.get(1, "model")
+    return model if isinstance(model, Obj) else run.fresh()
+
+
+def _grad_mode(mode: str) -> Effect:
+    return lambda run, args: GradMode(mode)
+
+
+PEFT: dict[str, Effect] = {
+    "LoraConfig": _lora_config,
+    "get_peft_model": lambda run, args: wrap(run, args, args.get(0, "model")),
+    "hotswap_adapter": _swap("hotswap_adapter"),
+    "hotswap_adapter_from_state_dict": _swap("hotswap_adapter_from_state_dict"),
+    "inject_adapter_in_model": _inject,
+    "prepare_model_for_compiled_hotswap": _prepare("peft"),
+}
+"""Functions that PEFT exports from several modules, by their last name."""
+FUNCTIONS: dict[str, Effect] = {
+    "hotswap.load": _load,
+    "hotswap.prepare": _prepare("hotswap"),
+    "hotswap.swap": _swap("hotswap.swap", name=None),
+    "torch._dynamo.optimize": _optimize,
+    "torch._dynamo.reset": _reset,
+    "torch.autograd.inference_mode": _grad_mode("inference_mode"),
+    "torch.autograd.no_grad": _grad_mode("no_grad"),
+    "torch.compile": _compile,
+    "torch.compiler.reset": _reset,
+    "torch.enable_grad": _grad_mode("grad"),
+    "torch.inference_mode": _grad_mode("inference_mode"),
+    "torch.no_grad": _grad_mode("no_grad"),
+    "transformers.pipeline": _pipeline,
+}
+TENSORS = frozenset(
+    {
+        "as_tensor", "empty", "from_numpy", "full", "full_like", "ones", "ones_like",
+        "scalar_tensor", "tensor", "zeros", "zeros_like",
+    }
+)  # fmt: skip
+"""Functions of torch that make a tensor, by their last name."""

@@ -1,0 +1,87 @@
+"""Assignment: to names, attributes, elements and several targets at once."""
+
+from __future__ import annotations
+
+import ast
+
+from hotswap.lint.interpreter.objects import DENOISERS, become, component_key
+from hotswap.lint.interpreter.run import Run
+from hotswap.lint.interpreter.values import (
+    Class,
+    Const,
+    Dict,
+    Obj,
+    Opaque,
+    Part,
+    Seq,
+    Value,
+    key_of,
+)
+
+
+def assign(run: Run, target: ast.expr, value: Value) -> None:
+    """Bind a name, an attribute, an element, or each of several targets."""
+    if isinstance(target, ast.Name):
+        frame = run.s.frames[-1]
+        if target.id in frame.outer:
+            frame = run.s.frames[frame.outer[target.id]]
+        frame.bind(target.id, value)
+    elif isinstance(target, ast.Attribute):
+        set_attribute(run, run.ev(target.value), target.attr, value)
+    elif isinstance(target, ast.Subscript):
+        _set_item(run, target, value)
+    elif isinstance(target, ast.Tuple | ast.List):
+        _unpack(run, target.elts, value)
+    elif isinstance(target, ast.Starred):
+        assign(run, target.value, run.fresh())
+
+
+def mutate(run: Run, holder: ast.expr, value: Value) -> None:
+    """Change a container in place: where the name is bound, which may be outside of the function."""
+    frame = run.frame_of(holder.id) if isinstance(holder, ast.Name) else None
+    if frame is not None and isinstance(holder, ast.Name):
+        frame.bind(holder.id, value)
+    else:
+        assign(run, holder, value)
+
+
+def set_attribute(run: Run, owner: Value, name: str, value: Value) -> None:
+    """Set an attribute; what is given a denoiser is a pipeline."""
+    if isinstance(owner, Opaque) and name in DENOISERS and isinstance(value, Obj):
+        owner = become(run, owner, "pipeline") or owner
+    if isinstance(owner, Obj):
+        is_pipeline = run.facts(owner).kind == "pipeline"
+        run.s.put((owner.oid, component_key(name) if is_pipeline else name), value)
+    elif isinstance(owner, Opaque | Class):
+        run.s.put((owner.oid, name), value)
+
+
+def _set_item(run: Run, target: ast.Subscript, value: Value) -> None:
+    owner = run.ev(target.value)
+    index = run.ev(target.slice) if not isinstance(target.slice, ast.Slice) else None
+    if isinstance(owner, Part):
+        run.library.set_item(run, owner, target, value)
+    elif isinstance(owner, Dict) and isinstance(index, Const):
+        mutate(run, target.value, Dict({**owner.items, index.value: value}))
+    elif isinstance(owner, Dict | Seq):
+        mutate(run, target.value, run.fresh())
+    elif isinstance(owner, Opaque | Obj) and index is not None and (key := key_of(index)):
+        name = repr(index.value) if isinstance(index, Const) else key
+        run.s.put((owner.oid, "[]", name), value)
+
+
+def _unpack(run: Run, targets: list[ast.expr], value: Value) -> None:
+    starred = next((i for i, t in enumerate(targets) if isinstance(t, ast.Starred)), None)
+    if isinstance(value, Seq) and starred is not None and len(value.items) >= len(targets) - 1:
+        after = len(value.items) - (len(targets) - 1 - starred)
+        middle = Seq(value.items[starred:after])
+        value = Seq((*value.items[:starred], middle, *value.items[after:]))
+    if isinstance(value, Seq) and len(value.items) == len(targets):
+        for target, item in zip(targets, value.items, strict=True):
+            assign(run, target.value if isinstance(target, ast.Starred) else target, item)
+        return
+    named = isinstance(value, Part) and "named_" in value.path
+    for target in targets[:-1] if named else targets:
+        assign(run, target, run.fresh())
+    if named:
+        assign(run, targets[-1], value)

@@ -1,0 +1,160 @@
+"""Conditions: what is true on a path, what is equal, and what a branch that was taken tells."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from hotswap.lint.interpreter.objects import last_name
+from hotswap.lint.interpreter.run import Run
+from hotswap.lint.interpreter.state import State
+from hotswap.lint.interpreter.values import (
+    Class,
+    Const,
+    Dict,
+    Func,
+    Obj,
+    Part,
+    Partial,
+    Seq,
+    Value,
+    key_of,
+    truth,
+)
+
+_PURE = frozenset({"bool", "getattr", "hasattr", "isinstance", "len"})
+_COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+
+
+def holds(run: Run, value: Value) -> bool | None:
+    """Tell whether the value is true on this path."""
+    known = truth(value)
+    if known is not None:
+        return known
+    key = key_of(value)
+    return run.s.assumed.get(key) if key is not None else None
+
+
+def branches(run: Run, test: ast.expr) -> list[tuple[bool, State]]:
+    """Return the outcomes that a condition can have on this path, each with the path on which it has it."""
+    known = holds(run, run.ev(test))
+    if known is not None:
+        return [(known, run.s)]
+    yes, no = run.s, run.s.copy()
+    for outcome, run.s in ((True, yes), (False, no)):
+        assume(run, test, outcome)
+    return [(True, yes), (False, no)]
+
+
+def assume(run: Run, node: ast.expr, outcome: bool) -> None:
+    """Remember on this path that the condition holds, or does not."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        assume(run, node.operand, not outcome)
+    elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) == outcome:
+        for part in node.values:
+            assume(run, part, outcome)
+    elif isinstance(node, ast.NamedExpr):
+        assume(run, node.value, outcome)
+    elif _repeatable(run, node) and (key := key_of(run.ev(node))) is not None:
+        run.s.assumed[key] = outcome
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.IsNot | ast.NotEq):
+            same = _sameness(run, run.ev(node.left), run.ev(node.comparators[0]))
+            if same is not None and (key := key_of(same)) is not None:
+                run.s.assumed[key] = not outcome
+
+
+def _repeatable(run: Run, node: ast.expr) -> bool:
+    """Tell whether evaluating the condition again has no effect and the same value."""
+    if node not in run.cache:
+        run.cache[node] = not any(
+            isinstance(n, ast.Await | ast.NamedExpr)
+            or (isinstance(n, ast.Call) and last_name(n.func) not in _PURE)
+            for n in ast.walk(node)
+        )
+    return bool(run.cache[node])
+
+
+def boolean(run: Run, node: ast.BoolOp) -> Value:
+    """Evaluate ``and`` and ``or``."""
+    decided = isinstance(node.op, ast.Or)
+    value: Value = Const(None)
+    unknown: list[Value] = []
+    for part in node.values:
+        value = run.ev(part)
+        known = holds(run, value)
+        if known is decided:
+            return Const(decided) if unknown and isinstance(value, Const) else value
+        if known is None:
+            unknown.append(value)
+    if not unknown or (len(unknown) == 1 and unknown[0] is value):
+        return value
+    keys = tuple(key_of(u) for u in unknown)
+    return run.fresh() if None in keys else run.memo(("bool", decided, keys))
+
+
+def negation(run: Run, value: Value) -> Value:
+    """Return ``not value``."""
+    known = holds(run, value)
+    if known is not None:
+        return Const(not known)
+    key = key_of(value)
+    return run.memo(("not", key)) if key is not None else run.fresh()
+
+
+def compare(run: Run, node: ast.Compare) -> Value:
+    """Evaluate a comparison."""
+    left = run.ev(node.left)
+    rights = [run.ev(right) for right in node.comparators]
+    if len(rights) > 1:
+        return run.fresh()
+    right, op = rights[0], node.ops[0]
+    if isinstance(op, ast.Is | ast.IsNot | ast.Eq | ast.NotEq):
+        same = _same(left, right, identity=isinstance(op, ast.Is | ast.IsNot))
+        equal = _sameness(run, left, right) if same is None else Const(same)
+        if equal is None:
+            return run.fresh()
+        return equal if isinstance(op, ast.Is | ast.Eq) else negation(run, equal)
+    if isinstance(left, Const) and isinstance(right, Const):
+        try:
+            return Const(bool(_COMPARISONS[type(op)](left.value, right.value)))
+        except Exception:  # whatever the program's own comparison raises
+            return run.fresh()
+    if isinstance(op, ast.In | ast.NotIn) and isinstance(left, Const):
+        found = _contains(left.value, right)
+        if found is not None:
+            return Const(found == isinstance(op, ast.In))
+    key = (type(op).__name__, key_of(left), key_of(right))
+    return run.fresh() if None in key else run.memo(key)
+
+
+def _sameness(run: Run, left: Value, right: Value) -> Value | None:
+    """Return the unknown truth of two values being the same; None if they have no identity."""
+    keys = sorted((repr(key_of(left)), repr(key_of(right))))
+    return None if "None" in keys else run.memo(("same", *keys))
+
+
+def _same(left: Value, right: Value, *, identity: bool) -> bool | None:
+    if isinstance(left, Const) and isinstance(right, Const):
+        return bool(left.value is right.value if identity else left.value == right.value)
+    for one, other in ((left, right), (right, left)):
+        something = isinstance(other, Obj | Seq | Dict | Func | Class | Partial | Part)
+        if one == Const(None) and something:
+            return False
+    return left.oid == right.oid if isinstance(left, Obj) and isinstance(right, Obj) else None
+
+
+def _contains(item: Any, container: Value) -> bool | None:
+    if isinstance(container, Dict):
+        return item in container.items
+    if isinstance(container, Seq) and all(isinstance(v, Const) for v in container.items):
+        return any(isinstance(v, Const) and v.value == item for v in container.items)
+    return None

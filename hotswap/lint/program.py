@@ -9,21 +9,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hotswap.lint.apis.library import Apis
+from hotswap.lint.apis.classes import make
+from hotswap.lint.apis.functions import call_imported
+from hotswap.lint.apis.methods import call_inside, kind_with, set_item
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
 from hotswap.lint.interpreter.functions import call_from_outside
 from hotswap.lint.interpreter.objects import read_attribute
-from hotswap.lint.interpreter.run import Language, Run, TooLongError
+from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
 from hotswap.lint.interpreter.statements import STATEMENTS
-from hotswap.lint.interpreter.values import Class, Func, Obj
+from hotswap.lint.interpreter.values import Class, Func, Obj, Part, Ref
 from hotswap.lint.judge import Judge
 from hotswap.lint.relevance import Relevance
 from hotswap.lint.typestate import Facts, Problem, Ran
 
 _CALL = re.compile(r"\b(\w+)\(")
-_PYTHON = Language(EXPRESSIONS, STATEMENTS, CALLABLES)
+_CALLABLES: Callables = {**CALLABLES, Part: call_inside, Ref: call_imported}
+_LANGUAGE = Language(EXPRESSIONS, STATEMENTS, _CALLABLES, make, kind_with, set_item)
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -33,7 +36,7 @@ def analyse(
     """Return every problem in a module by rule code and place."""
     matters = Relevance(tree, text)
     judge = Judge(file_swaps=matters.touches(tree, "swap"))
-    run = Run(_PYTHON, Apis(), judge, matters.touches, folder)
+    run = Run(_LANGUAGE, judge, matters.touches, folder)
     if matters.applies:
         with contextlib.suppress(TooLongError, RecursionError):
             _Program(run, matters, text).execute(tree)

@@ -4,49 +4,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hotswap.lint.apis import steps
-from hotswap.lint.apis.classes import wrap
+from hotswap.lint.apis import python, steps
+from hotswap.lint.apis.classes import make, wrap
 from hotswap.lint.apis.python import Effect
+from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.calls import call_unknown
 from hotswap.lint.interpreter.conditions import holds
 from hotswap.lint.interpreter.objects import become
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import (
-    Args,
-    Const,
-    GradMode,
-    Obj,
-    Partial,
-    Ref,
-    Value,
-    text_of,
-    whole_of,
-)
+from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import By, Facts, Shape
 
 
-def _compile(run: Run, args: Args) -> Value:
+def _compile(run: Run, args: v.Args) -> v.Value:
     model = args.get(0, "model")
     if model is None:
-        return Partial(Ref("torch.compile"), (), args.keywords)
+        return v.Partial(v.Ref("torch.compile"), (), args.keywords)
     disabled = args.get(None, "disable")
     if disabled is not None and holds(run, disabled) is not False:
         return model
-    if args.get(None, "backend") == Const("torch_tensorrt"):
+    if args.get(None, "backend") == v.Const("torch_tensorrt"):
         return run.fresh()
     return steps.compile_value(run, model, args.node, "wrapper")
 
 
-def _optimize(run: Run, args: Args) -> Value:
-    return Partial(Ref("torch.compile"), (), {})
+def _optimize(run: Run, args: v.Args) -> v.Value:
+    return v.Partial(v.Ref("torch.compile"), (), {})
 
 
-def _reset(run: Run, args: Args) -> Value:
+def _reset(run: Run, args: v.Args) -> v.Value:
     """Forget what was compiled: the next call compiles again."""
     for key, facts in list(run.s.heap.items()):
         if isinstance(facts, Facts) and facts.compiled:
             left = tuple(d for d in facts.deferred if d.until != "run")
             run.s.put(key, replace(facts, ran=None, deferred=left))
-    return Const(None)
+    return v.Const(None)
 
 
 def _prepare(by: By) -> Effect:
@@ -57,38 +49,38 @@ def _swap(api: str, *, name: int | None = 2) -> Effect:
     return lambda run, args: steps.swap(run, args.get(0, "model"), args, api, name=name)
 
 
-def _load(run: Run, args: Args) -> Value:
+def _load(run: Run, args: v.Args) -> v.Value:
     """Wrap a base model, with ``hotswap.load``, and prepare it."""
     obj = wrap(run, args, args.get(0, "base_model"), path=2, name=99)
     steps.prepare(run, obj, args, "hotswap")
     return obj
 
 
-def _inject(run: Run, args: Args) -> Value:
+def _inject(run: Run, args: v.Args) -> v.Value:
     obj = become(run, args.get(1, "model"), "module")
     if obj is None:
         return run.fresh()
-    name = text_of(args.get(2, "adapter_name") or Const("default"))
+    name = v.text_of(args.get(2, "adapter_name") or v.Const("default"))
     steps.add(run, obj, args, "inject_adapter_in_model", args.get(0, "peft_config"), name)
     return obj
 
 
-def _lora_config(run: Run, args: Args) -> Value:
+def _lora_config(run: Run, args: v.Args) -> v.Value:
     origin = run.fresh().oid
     if args.starred or args.get(None, "rank_pattern") or args.get(None, "alpha_pattern"):
         return Shape(origin=origin)
-    usual = Const(8)  # PEFT's default of rank and alpha
-    rank, alpha = (whole_of(args.keywords.get(name, usual)) for name in ("r", "lora_alpha"))
+    usual = v.Const(8)  # PEFT's default of rank and alpha
+    rank, alpha = (v.whole_of(args.keywords.get(name, usual)) for name in ("r", "lora_alpha"))
     return Shape(rank, alpha, origin)
 
 
-def _pipeline(run: Run, args: Args) -> Value:
+def _pipeline(run: Run, args: v.Args) -> v.Value:
     model = args.get(1, "model")
-    return model if isinstance(model, Obj) else run.fresh()
+    return model if isinstance(model, v.Obj) else run.fresh()
 
 
 def _grad_mode(mode: str) -> Effect:
-    return lambda run, args: GradMode(mode)
+    return lambda run, args: v.GradMode(mode)
 
 
 PEFT: dict[str, Effect] = {
@@ -122,3 +114,20 @@ TENSORS = frozenset(
     }
 )  # fmt: skip
 """Functions of torch that make a tensor, by their last name."""
+_FACTORIES = ("from_pretrained", "from_single_file", "from_pipe", "from_config")
+
+
+def call_imported(run: Run, ref: v.Ref, args: v.Args) -> list[State]:
+    """Call something imported, by its qualified name."""
+    name = ref.name
+    owner, _, last = name.rpartition(".")
+    effect = PEFT.get(last) if name.startswith("peft.") else FUNCTIONS.get(name)
+    effect = effect or python.FUNCTIONS.get(name)
+    if effect is not None:
+        return run.done(effect(run, args))
+    factory = last in _FACTORIES
+    made = make(run, owner if factory else name, args) if factory or last[:1].isupper() else None
+    if made is not None or factory:
+        return run.done(made or run.fresh())
+    tensor = name.startswith("torch.") and last in TENSORS
+    return run.done(v.Tensor()) if tensor else call_unknown(run, ref, args)

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import replace
 
 from hotswap.lint.apis import steps
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.expressions import joined_path
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import Args, Const, Obj, Part, Value, path_key, text_of
+from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import How, Kind, Shape
 
-Effect = Callable[[Run, Obj, Args, str], Value]
+Effect = Callable[[Run, v.Obj, v.Args, str], v.Value]
 
 
-def _add(run: Run, obj: Obj, args: Args, name: str) -> Value:
+def _add(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     given = list(args.all())
-    config = next((v for v in given if isinstance(v, Shape)), None)
-    texts = [text for v in given if (text := text_of(v)) is not None]
+    config = next((each for each in given if isinstance(each, Shape)), None)
+    texts = [text for each in given if (text := v.text_of(each)) is not None]
     unknown = None if len(given) > 1 or args.starred else "default"
     return steps.add(run, obj, args, name, config, texts[0] if texts else unknown)
 
 
-def _compile(run: Run, obj: Obj, args: Args, name: str) -> Value:
+def _compile(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     how: How = "blocks" if name == "compile_repeated_blocks" else "in place"
     steps.compile_value(run, obj, args.node, how)
-    return Const(None)
+    return v.Const(None)
 
 
-def _unload(run: Run, obj: Obj, args: Args, name: str) -> Value:
+def _unload(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     """Return the base model, without adapters; what was compiled stays compiled."""
     plain = run.new("transformers")
     facts = replace(run.facts(obj), kind="transformers", adapters=(), active=())
@@ -36,29 +38,29 @@ def _unload(run: Run, obj: Obj, args: Args, name: str) -> Value:
     return plain
 
 
-def _save(run: Run, obj: Obj, args: Args, name: str) -> Value:
+def _save(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     """Remember which folder has an adapter of which shape."""
-    key = path_key(args.get(0, "save_directory"))
+    key = v.path_key(args.get(0, "save_directory"))
     for adapter in run.facts(obj).adapters if key is not None and args.positional else ():
         if adapter.name != "default":
-            key = path_key(joined_path(run, [args.positional[0], Const(adapter.name)]))
+            key = v.path_key(joined_path(run, [args.positional[0], v.Const(adapter.name)]))
         run.s.put(("saved", key), adapter.shape)
-    return Const(None)
+    return v.Const(None)
 
 
-def _merge(run: Run, obj: Obj, args: Args, name: str) -> Value:
+def _merge(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     return steps.merge(run, obj, None if name.startswith("un") else args.node)
 
 
-def _unload_all(run: Run, obj: Obj, args: Args, name: str) -> Value:
+def _unload_all(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     return steps.unload(run, obj)
 
 
-def _modules(run: Run, obj: Obj, args: Args, name: str) -> Value:
-    return Part(obj, name)
+def _modules(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
+    return v.Part(obj, name)
 
 
-def call(run: Run, obj: Obj, args: Args, name: str) -> Value:
+def call(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     """Call the model; ``generate`` and pipelines choose their own gradient mode."""
     chooses = name in ("generate", "encode") or run.facts(obj).kind == "pipeline"
     steps.call_model(run, obj, args.node, grad=None if chooses else run.grad)
@@ -119,3 +121,42 @@ KINDS: dict[str, Kind] = {
     "unload_lora_weights": "pipeline",
 }
 """Methods by whose call something unknown is known to be a model, and of which kind."""
+_COMPILE_OPTIONS = {"mode", "fullgraph", "dynamic", "backend", "options", "disable"}
+_INSIDE = ("modules", "named_modules", "children", "named_children", "items", "values")
+
+
+def kind_with(name: str, args: v.Args) -> Kind | None:
+    """Say what something unknown is if that method of it is called."""
+    if name == "compile" and not args.positional and set(args.keywords) <= _COMPILE_OPTIONS:
+        return "unknown"
+    return KINDS.get(name)
+
+
+def call_inside(run: Run, part: v.Part, args: v.Args) -> list[State]:
+    """Call a method of a model, or of something inside it; what is not known does nothing that matters."""
+    inside, _, name = part.path.rpartition(".")
+    if inside and (inside not in steps.INNER or name not in METHODS or name == "compile"):
+        result = _method_inside(run, part.owner, inside, name, args)
+    elif name in CHAINED:
+        result = part.owner
+    else:
+        effect = call if name in CALLS else METHODS.get(name)
+        result = effect(run, part.owner, args, name) if effect is not None else None
+    return run.done(result if result is not None else run.fresh())
+
+
+def _method_inside(run: Run, obj: v.Obj, inside: str, name: str, args: v.Args) -> v.Value | None:
+    if name == "compile":
+        return steps.compile_value(run, v.Part(obj, inside), args.node, "in place")
+    if name in ("set_scale", "unscale_layer"):
+        value = args.get(1, "scale")
+        steps.scale(run, obj, args.node, name, value if isinstance(value, v.Tensor) else v.Number())
+    if name in _INSIDE:
+        return v.Part(obj, f"{inside}.{name}")
+    return v.Part(obj, inside) if name in CHAINED else None
+
+
+def set_item(run: Run, part: v.Part, node: ast.AST, value: v.Value) -> None:
+    """Assign to an element of something inside a model."""
+    if part.path.rpartition(".")[2] == "scaling":
+        steps.scale(run, part.owner, node, "scaling", value)

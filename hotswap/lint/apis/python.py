@@ -6,142 +6,128 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import set_attribute
 from hotswap.lint.interpreter.conditions import holds
 from hotswap.lint.interpreter.expressions import joined_path
 from hotswap.lint.interpreter.objects import read_attribute
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import (
-    Args,
-    Const,
-    Dict,
-    Number,
-    Obj,
-    Part,
-    Partial,
-    Seq,
-    Value,
-    elements,
-    key_of,
-    text_of,
-    whole_of,
-)
 
 MOST_NUMBERS = 8
-Effect = Callable[[Run, Args], Value]
+Effect = Callable[[Run, v.Args], v.Value]
 
 
-def _first(args: Args) -> Value | None:
+def _first(args: v.Args) -> v.Value | None:
     return args.positional[0] if args.positional else None
 
 
 def _extreme(pick: Callable[..., Any]) -> Effect:
-    def call(run: Run, args: Args) -> Value:
+    def call(run: Run, args: v.Args) -> v.Value:
         values = args.positional
         if len(values) == 1:
-            values = elements(values[0]) or []
-        numbers = [n for v in values if (n := whole_of(v)) is not None]
+            values = v.elements(values[0]) or []
+        numbers = [n for each in values if (n := v.whole_of(each)) is not None]
         if not numbers or len(numbers) < len(values):
             return run.fresh()
-        return Const(pick(numbers), tuple(numbers))
+        return v.Const(pick(numbers), tuple(numbers))
 
     return call
 
 
-def _enumerate(run: Run, args: Args) -> Value:
-    first = whole_of(args.get(1, "start")) or 0
-    over = elements(_first(args))
+def _enumerate(run: Run, args: v.Args) -> v.Value:
+    first = v.whole_of(args.get(1, "start")) or 0
+    over = v.elements(_first(args))
     if over is None:
-        over = [run.fresh(), Const(first + 1)]
-    return Seq(tuple(Seq((Const(first + i), e)) for i, e in enumerate(over)))
+        over = [run.fresh(), v.Const(first + 1)]
+    return v.Seq(tuple(v.Seq((v.Const(first + i), e)) for i, e in enumerate(over)))
 
 
-def _range(run: Run, args: Args) -> Value:
-    ends = [n for v in args.positional if (n := whole_of(v)) is not None]
+def _range(run: Run, args: v.Args) -> v.Value:
+    ends = [n for each in args.positional if (n := v.whole_of(each)) is not None]
     if ends and len(ends) == len(args.positional):
-        return Seq(tuple(Const(i) for i in range(*ends)[:MOST_NUMBERS]))
-    return Seq((Const(0), Const(1))) if len(args.positional) == 1 else run.fresh()
+        return v.Seq(tuple(v.Const(i) for i in range(*ends)[:MOST_NUMBERS]))
+    return v.Seq((v.Const(0), v.Const(1))) if len(args.positional) == 1 else run.fresh()
 
 
-def _zip(run: Run, args: Args) -> Value:
-    columns = [elements(v) for v in args.positional]
+def _zip(run: Run, args: v.Args) -> v.Value:
+    columns = [v.elements(each) for each in args.positional]
     length = min((len(c) for c in columns if c is not None), default=2)
     rows = (
-        Seq(tuple(c[i] if c is not None else run.fresh() for c in columns)) for i in range(length)
+        v.Seq(tuple(c[i] if c is not None else run.fresh() for c in columns)) for i in range(length)
     )
-    return Seq(tuple(rows))
+    return v.Seq(tuple(rows))
 
 
-def _sequence(run: Run, args: Args) -> Value:
-    over = elements(args.positional[0]) if args.positional else []
-    return run.fresh() if over is None else Seq(tuple(over))
+def _sequence(run: Run, args: v.Args) -> v.Value:
+    over = v.elements(args.positional[0]) if args.positional else []
+    return run.fresh() if over is None else v.Seq(tuple(over))
 
 
-def _dict(run: Run, args: Args) -> Value:
-    base = _first(args) or Dict({})
-    if not isinstance(base, Dict) or args.starred:
+def _dict(run: Run, args: v.Args) -> v.Value:
+    base = _first(args) or v.Dict({})
+    if not isinstance(base, v.Dict) or args.starred:
         return run.fresh()
-    return Dict({**base.items, **args.keywords})
+    return v.Dict({**base.items, **args.keywords})
 
 
-def _bool(run: Run, args: Args) -> Value:
-    value = _first(args) or Const(False)
+def _bool(run: Run, args: v.Args) -> v.Value:
+    value = _first(args) or v.Const(False)
     known = holds(run, value)
-    return value if known is None else Const(known)
+    return value if known is None else v.Const(known)
 
 
-def _length(run: Run, args: Args) -> Value:
+def _length(run: Run, args: v.Args) -> v.Value:
     value = _first(args)
-    over = None if isinstance(value, Part) else elements(value)
+    over = None if isinstance(value, v.Part) else v.elements(value)
     if over is not None:
-        return Const(len(over))
-    key = key_of(value) if value is not None else None
+        return v.Const(len(over))
+    key = v.key_of(value) if value is not None else None
     return run.fresh() if key is None else run.memo(("len", key))
 
 
-def _getattr(run: Run, args: Args) -> Value:
-    name = text_of(args.get(1, "name"))
+def _getattr(run: Run, args: v.Args) -> v.Value:
+    name = v.text_of(args.get(1, "name"))
     return run.fresh() if name is None else read_attribute(run, args.positional[0], name)
 
 
-def _setattr(run: Run, args: Args) -> Value:
-    if len(args.positional) == 3 and (name := text_of(args.positional[1])) is not None:
+def _setattr(run: Run, args: v.Args) -> v.Value:
+    if len(args.positional) == 3 and (name := v.text_of(args.positional[1])) is not None:
         set_attribute(run, args.positional[0], name, args.positional[2])
-    return Const(None)
+    return v.Const(None)
 
 
-def _hasattr(run: Run, args: Args) -> Value:
-    keys = tuple(key_of(v) for v in args.positional)
+def _hasattr(run: Run, args: v.Args) -> v.Value:
+    keys = tuple(v.key_of(each) for each in args.positional)
     if len(keys) != 2 or None in keys:
         return run.fresh()
-    owner, name = args.positional[0], text_of(args.positional[1])
-    if isinstance(owner, Obj):
+    owner, name = args.positional[0], v.text_of(args.positional[1])
+    if isinstance(owner, v.Obj):
         facts = run.facts(owner)
         if name == "_orig_mod" and not facts.open:
-            return Const(owner.wrapped)
+            return v.Const(owner.wrapped)
         if facts.kind == "instance" and (owner.oid, name) in run.s.heap:
-            return Const(True)
+            return v.Const(True)
     return run.memo(("hasattr", *keys))
 
 
-def _path(run: Run, args: Args) -> Value:
+def _path(run: Run, args: v.Args) -> v.Value:
     return joined_path(run, args.positional) if args.positional else run.fresh()
 
 
-def _partial(run: Run, args: Args) -> Value:
+def _partial(run: Run, args: v.Args) -> v.Value:
     if not args.positional:
         return run.fresh()
     func, *rest = args.positional
-    return Partial(func, tuple(rest), args.keywords)
+    return v.Partial(func, tuple(rest), args.keywords)
 
 
-def _same(run: Run, args: Args) -> Value:
+def _same(run: Run, args: v.Args) -> v.Value:
     return _first(args) or run.fresh()
 
 
-def _copy(run: Run, args: Args) -> Value:
+def _copy(run: Run, args: v.Args) -> v.Value:
     value = _first(args)
-    if isinstance(value, Obj):
+    if isinstance(value, v.Obj):
         twin = run.new("unknown")
         run.put(twin, replace(run.facts(value), deferred=()))
         return twin
@@ -153,7 +139,7 @@ FUNCTIONS: dict[str, Effect] = {
     "copy.deepcopy": _copy,
     "dict": _dict,
     "enumerate": _enumerate,
-    "float": lambda run, args: Number(),
+    "float": lambda run, args: v.Number(),
     "functools.partial": _partial,
     "getattr": _getattr,
     "hasattr": _hasattr,

@@ -8,8 +8,8 @@ import os
 import re
 from pathlib import Path
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import Dict, Value, path_key, text_of, whole_of
 from hotswap.lint.typestate import Shape
 
 _RANK_IN_NAME = re.compile(
@@ -19,23 +19,25 @@ _USUAL_RANKS = frozenset({*(1 << n for n in range(11)), *range(8, 129, 8), 192, 
 _RANK_KEYS = ("rank", "r", "lora_rank", "lora_r")
 
 
-def shape_of(run: Run, value: Value | None, node: ast.expr | None = None) -> Shape:
+def shape_of(run: Run, value: v.Value | None, node: ast.expr | None = None) -> Shape:
     """Return the shape of the adapter that a value names; ``node`` is where the value was written."""
     if isinstance(value, Shape):
         return value
-    key = path_key(value)
+    key = v.path_key(value)
     saved = run.s.heap.get(("saved", key)) if key is not None else None
     if isinstance(saved, Shape):
         return saved
     if isinstance(node, ast.Subscript | ast.Attribute):  # an entry of a table of adapters
         owner = run.ev(node.value)
         ranks = (
-            [whole_of(owner.items.get(k)) for k in _RANK_KEYS] if isinstance(owner, Dict) else []
+            [v.whole_of(owner.items.get(k)) for k in _RANK_KEYS]
+            if isinstance(owner, v.Dict)
+            else []
         )
         rank = next((rank for rank in ranks if rank is not None), None)
         if rank is not None:
             return Shape(rank)
-    text = text_of(value)
+    text = v.text_of(value)
     return Shape(origin=key) if text is None else _shape_in_folder(run.folder, text)
 
 

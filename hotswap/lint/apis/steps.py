@@ -9,21 +9,10 @@ from typing import Literal
 
 from hotswap.lint import typestate as ts
 from hotswap.lint.apis.shapes import shape_of
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.conditions import holds
 from hotswap.lint.interpreter.objects import become, component
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import (
-    Args,
-    Const,
-    Obj,
-    Part,
-    Seq,
-    Tensor,
-    Value,
-    is_number,
-    text_of,
-    whole_of,
-)
 from hotswap.lint.typestate import Adapter, By, Compiled, Event, Facts, Prepared, Ran, Shape
 
 INNER = ("base_model", "base_model.model", "model")
@@ -33,14 +22,14 @@ _LAYERS = re.compile(
 )
 
 
-def carrier(run: Run, obj: Obj) -> Obj:
+def carrier(run: Run, obj: v.Obj) -> v.Obj:
     """Return the model that carries the adapters: of a pipeline, its denoiser."""
     return component(run, obj, "transformer") if run.facts(obj).kind == "pipeline" else obj
 
 
-def compile_value(run: Run, value: Value, node: ast.AST, how: ts.How) -> Value:
+def compile_value(run: Run, value: v.Value, node: ast.AST, how: ts.How) -> v.Value:
     """Compile a model, a part of one, or a function."""
-    if isinstance(value, Part):
+    if isinstance(value, v.Part):
         if value.path == "forward":
             _compile(run, value.owner, node, "forward")
         elif value.path in INNER:
@@ -52,10 +41,10 @@ def compile_value(run: Run, value: Value, node: ast.AST, how: ts.How) -> Value:
     if obj is None:
         return value
     _compile(run, obj, node, how)
-    return Obj(obj.oid, wrapped=True) if how == "wrapper" else obj
+    return v.Obj(obj.oid, wrapped=True) if how == "wrapper" else obj
 
 
-def _compile(run: Run, obj: Obj, node: ast.AST, how: ts.How) -> None:
+def _compile(run: Run, obj: v.Obj, node: ast.AST, how: ts.How) -> None:
     facts = run.facts(obj)
     if facts.kind != "pipeline":
         run.emit(obj, Event("compile", node, facts, "torch.compile", obj.wrapped))
@@ -63,7 +52,7 @@ def _compile(run: Run, obj: Obj, node: ast.AST, how: ts.How) -> None:
         run.flush(obj, "compile")
 
 
-def call_model(run: Run, obj: Obj, node: ast.AST, *, grad: str | None) -> None:
+def call_model(run: Run, obj: v.Obj, node: ast.AST, *, grad: str | None) -> None:
     """Call the model; a pipeline calls its denoiser."""
     facts = run.facts(obj)
     if facts.kind == "pipeline":
@@ -80,18 +69,18 @@ def call_model(run: Run, obj: Obj, node: ast.AST, *, grad: str | None) -> None:
             run.put(obj, replace(facts, ran=Ran(node, grad)))
 
 
-def preparation(args: Args, by: By, *, default: int | None) -> Prepared:
+def preparation(args: v.Args, by: By, *, default: int | None) -> Prepared:
     """Return what the arguments of a preparing function say."""
     target = args.get(0 if by in ("diffusers", "transformers") else None, "target_rank")
     check = args.get(None, "check_compiled")
-    strict = not args.starred and (check is None or check == Const("error"))
+    strict = not args.starred and (check is None or check == v.Const("error"))
     if target is None:
         return Prepared(None if args.starred else default, args.node, by, strict)
-    drawn_from = target.drawn_from if isinstance(target, Const) else ()
-    return Prepared(whole_of(target), args.node, by, strict, drawn_from)
+    drawn_from = target.drawn_from if isinstance(target, v.Const) else ()
+    return Prepared(v.whole_of(target), args.node, by, strict, drawn_from)
 
 
-def prepare(run: Run, value: Value | None, args: Args, by: By) -> Value:
+def prepare(run: Run, value: v.Value | None, args: v.Args, by: By) -> v.Value:
     """Prepare the adapters that are loaded: PEFT's function, or hotswap's."""
     obj = become(run, value, "unknown")
     if obj is None:
@@ -109,7 +98,7 @@ def prepare(run: Run, value: Value | None, args: Args, by: By) -> Value:
     return run.fresh()
 
 
-def enable(run: Run, obj: Obj, args: Args, api: str) -> Value:
+def enable(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Enable hot-swapping for the first load: diffusers and transformers."""
     by: By = "transformers" if api == "enable_peft_hotswap" else "diffusers"
     obj = carrier(run, obj)
@@ -119,10 +108,10 @@ def enable(run: Run, obj: Obj, args: Args, api: str) -> Value:
     if facts.compiled:  # what is wrong with that has been said here, not at the load
         how = replace(how, strict=False)
     run.put(obj, replace(run.facts(obj), enabled=how, auto_swap=by == "transformers"))
-    return Const(None)
+    return v.Const(None)
 
 
-def load(run: Run, obj: Obj, args: Args, api: str) -> Value:
+def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Load an adapter: anew or, with ``hotswap``, in place of one."""
     into = args.get(None, "load_into_transformer_2")
     if run.facts(obj).kind == "pipeline" and into is not None:
@@ -130,8 +119,8 @@ def load(run: Run, obj: Obj, args: Args, api: str) -> Value:
     obj = carrier(run, obj)
     facts = run.facts(obj)
     given = args.get(1 if api == "load_adapter" else None, "adapter_name")
-    name = text_of(given)
-    named = None if given is None and args.starred else given not in (None, Const(None))
+    name = v.text_of(given)
+    named = None if given is None and args.starred else given not in (None, v.Const(None))
     hotswap = args.get(None, "hotswap")
     swaps = _swaps(run, hotswap, facts, name, named)
     if args.starred and hotswap is None:
@@ -155,9 +144,9 @@ def load(run: Run, obj: Obj, args: Args, api: str) -> Value:
 
 
 def _swaps(
-    run: Run, hotswap: Value | None, facts: Facts, name: str | None, named: bool | None
+    run: Run, hotswap: v.Value | None, facts: Facts, name: str | None, named: bool | None
 ) -> bool | None:
-    if hotswap is not None and hotswap != Const("auto"):
+    if hotswap is not None and hotswap != v.Const("auto"):
         return holds(run, hotswap)
     if facts.auto_swap and not facts.open:
         return None if named and name is None else facts.adapter(name or "default") is not None
@@ -165,15 +154,15 @@ def _swaps(
 
 
 def swap(
-    run: Run, value: Value | None, args: Args, api: str, *, path: int = 1, name: int | None = 2
-) -> Value:
+    run: Run, value: v.Value | None, args: v.Args, api: str, *, path: int = 1, name: int | None = 2
+) -> v.Value:
     """Swap an adapter in place by a function: PEFT's, or hotswap's."""
     obj = become(run, value, "unknown")
     if obj is None:
         return run.fresh()
     obj = carrier(run, obj)
     given = args.get(name, "adapter_name")
-    text = text_of(given)
+    text = v.text_of(given)
     named: bool | None = given is not None or (None if args.starred else False)
     if api == "hotswap.swap" and given is None:
         text, named = "default", True
@@ -188,7 +177,7 @@ def swap(
     return run.fresh()
 
 
-def toggle(run: Run, obj: Obj, args: Args, api: str) -> Value:
+def toggle(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Change which adapters are active or loaded."""
     obj = carrier(run, obj)
     names = _names(args.get(0, "adapter_names") or args.get(0, "adapter_name"))
@@ -202,38 +191,40 @@ def toggle(run: Run, obj: Obj, args: Args, api: str) -> Value:
     return run.fresh()
 
 
-def scale(run: Run, obj: Obj, node: ast.AST, api: str, value: Value | None) -> None:
+def scale(run: Run, obj: v.Obj, node: ast.AST, api: str, value: v.Value | None) -> None:
     """Write a number into a layer's scaling."""
-    text = "tensor" if isinstance(value, Tensor) else "float" if is_number(value) else ""
+    text = "tensor" if isinstance(value, v.Tensor) else "float" if v.is_number(value) else ""
     run.emit(obj, Event("scale", node, run.facts(obj), api, obj.wrapped, value=text))
 
 
-def merge(run: Run, obj: Obj, node: ast.AST | None) -> Value:
+def merge(run: Run, obj: v.Obj, node: ast.AST | None) -> v.Value:
     """Merge the adapters into the weights, or, with None, take them out again."""
     obj = carrier(run, obj)
     run.put(obj, replace(run.facts(obj), merged=node))
-    return Const(None)
+    return v.Const(None)
 
 
-def unload(run: Run, obj: Obj) -> Value:
+def unload(run: Run, obj: v.Obj) -> v.Value:
     """Remove every adapter."""
     obj = carrier(run, obj)
     run.put(obj, ts.unloaded(run.facts(obj)))
-    return Const(None)
+    return v.Const(None)
 
 
-def add(run: Run, obj: Obj, args: Args, api: str, config: Value | None, name: str | None) -> Value:
+def add(
+    run: Run, obj: v.Obj, args: v.Args, api: str, config: v.Value | None, name: str | None
+) -> v.Value:
     """Add an adapter made from a config."""
     shape = config if isinstance(config, Shape) else Shape()
     facts = run.facts(obj)
     run.emit(obj, Event("load", args.node, facts, api, obj.wrapped, name, True, False, shape))
     run.put(obj, ts.loaded(run.facts(obj), Adapter(name, args.node, shape)))
-    return Const(None)
+    return v.Const(None)
 
 
-def _names(value: Value | None) -> tuple[str | None, ...] | None:
-    if isinstance(value, Const) and isinstance(value.value, str):
+def _names(value: v.Value | None) -> tuple[str | None, ...] | None:
+    if isinstance(value, v.Const) and isinstance(value.value, str):
         return (value.value,)
-    if isinstance(value, Seq) and all(isinstance(v, Const) for v in value.items):
-        return tuple(v.value for v in value.items if isinstance(v, Const))
+    if isinstance(value, v.Seq) and all(isinstance(each, v.Const) for each in value.items):
+        return tuple(each.value for each in value.items if isinstance(each, v.Const))
     return None

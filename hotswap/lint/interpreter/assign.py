@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import ast
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import DENOISERS, become, component_key
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import (
-    Class,
-    Const,
-    Dict,
-    Obj,
-    Opaque,
-    Part,
-    Seq,
-    Value,
-    key_of,
-)
 
 
-def assign(run: Run, target: ast.expr, value: Value) -> None:
+def assign(run: Run, target: ast.expr, value: v.Value) -> None:
     """Bind a name, an attribute, an element, or each of several targets."""
     if isinstance(target, ast.Name):
         frame = run.s.frames[-1]
@@ -36,7 +26,7 @@ def assign(run: Run, target: ast.expr, value: Value) -> None:
         assign(run, target.value, run.fresh())
 
 
-def mutate(run: Run, holder: ast.expr, value: Value) -> None:
+def mutate(run: Run, holder: ast.expr, value: v.Value) -> None:
     """Change a container in place: where the name is bound, which may be outside of the function."""
     frame = run.frame_of(holder.id) if isinstance(holder, ast.Name) else None
     if frame is not None and isinstance(holder, ast.Name):
@@ -45,42 +35,42 @@ def mutate(run: Run, holder: ast.expr, value: Value) -> None:
         assign(run, holder, value)
 
 
-def set_attribute(run: Run, owner: Value, name: str, value: Value) -> None:
+def set_attribute(run: Run, owner: v.Value, name: str, value: v.Value) -> None:
     """Set an attribute; what is given a denoiser is a pipeline."""
-    if isinstance(owner, Opaque) and name in DENOISERS and isinstance(value, Obj):
+    if isinstance(owner, v.Opaque) and name in DENOISERS and isinstance(value, v.Obj):
         owner = become(run, owner, "pipeline") or owner
-    if isinstance(owner, Obj):
+    if isinstance(owner, v.Obj):
         is_pipeline = run.facts(owner).kind == "pipeline"
         run.s.put((owner.oid, component_key(name) if is_pipeline else name), value)
-    elif isinstance(owner, Opaque | Class):
+    elif isinstance(owner, v.Opaque | v.Class):
         run.s.put((owner.oid, name), value)
 
 
-def _set_item(run: Run, target: ast.Subscript, value: Value) -> None:
+def _set_item(run: Run, target: ast.Subscript, value: v.Value) -> None:
     owner = run.ev(target.value)
     index = run.ev(target.slice) if not isinstance(target.slice, ast.Slice) else None
-    if isinstance(owner, Part):
-        run.library.set_item(run, owner, target, value)
-    elif isinstance(owner, Dict) and isinstance(index, Const):
-        mutate(run, target.value, Dict({**owner.items, index.value: value}))
-    elif isinstance(owner, Dict | Seq):
+    if isinstance(owner, v.Part):
+        run.language.set_item(run, owner, target, value)
+    elif isinstance(owner, v.Dict) and isinstance(index, v.Const):
+        mutate(run, target.value, v.Dict({**owner.items, index.value: value}))
+    elif isinstance(owner, v.Dict | v.Seq):
         mutate(run, target.value, run.fresh())
-    elif isinstance(owner, Opaque | Obj) and index is not None and (key := key_of(index)):
-        name = repr(index.value) if isinstance(index, Const) else key
+    elif isinstance(owner, v.Opaque | v.Obj) and index is not None and (key := v.key_of(index)):
+        name = repr(index.value) if isinstance(index, v.Const) else key
         run.s.put((owner.oid, "[]", name), value)
 
 
-def _unpack(run: Run, targets: list[ast.expr], value: Value) -> None:
+def _unpack(run: Run, targets: list[ast.expr], value: v.Value) -> None:
     starred = next((i for i, t in enumerate(targets) if isinstance(t, ast.Starred)), None)
-    if isinstance(value, Seq) and starred is not None and len(value.items) >= len(targets) - 1:
+    if isinstance(value, v.Seq) and starred is not None and len(value.items) >= len(targets) - 1:
         after = len(value.items) - (len(targets) - 1 - starred)
-        middle = Seq(value.items[starred:after])
-        value = Seq((*value.items[:starred], middle, *value.items[after:]))
-    if isinstance(value, Seq) and len(value.items) == len(targets):
+        middle = v.Seq(value.items[starred:after])
+        value = v.Seq((*value.items[:starred], middle, *value.items[after:]))
+    if isinstance(value, v.Seq) and len(value.items) == len(targets):
         for target, item in zip(targets, value.items, strict=True):
             assign(run, target.value if isinstance(target, ast.Starred) else target, item)
         return
-    named = isinstance(value, Part) and "named_" in value.path
+    named = isinstance(value, v.Part) and "named_" in value.path
     for target in targets[:-1] if named else targets:
         assign(run, target, run.fresh())
     if named:

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
-from typing import Any
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.containers import container_method
 from hotswap.lint.interpreter.functions import inherited, inline, instantiate, is_module, make
 from hotswap.lint.interpreter.names import HARMLESS, OBSERVES
 from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
-from hotswap.lint.interpreter.run import Run
+from hotswap.lint.interpreter.run import Callables, Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.interpreter.values import (
-    Args,
-    Class,
-    Const,
-    Dict,
-    Func,
-    GradMode,
-    Method,
-    Number,
-    Obj,
-    Opaque,
-    Part,
-    Partial,
-    Ref,
-    Seq,
-    Tensor,
-    Value,
-)
 from hotswap.lint.typestate import Shape
 
 _CALLS_ITS_ARGUMENT = {
@@ -56,14 +37,14 @@ def call(run: Run, node: ast.Call) -> list[State]:
     return _call_attribute(run, run.known(owner), func.attr, args)
 
 
-def arguments(run: Run, node: ast.Call) -> Args:
+def arguments(run: Run, node: ast.Call) -> v.Args:
     """Evaluate the arguments of a call."""
-    args = Args(node, [], {})
+    args = v.Args(node, [], {})
     for given in node.args:
         value = run.ev(given.value if isinstance(given, ast.Starred) else given)
         if not isinstance(given, ast.Starred):
             args.positional.append(value)
-        elif isinstance(value, Seq):
+        elif isinstance(value, v.Seq):
             args.positional += value.items
         else:
             args.starred = True
@@ -71,92 +52,78 @@ def arguments(run: Run, node: ast.Call) -> Args:
         value = run.ev(keyword.value)
         if keyword.arg is not None:
             args.keywords[keyword.arg] = value
-        elif isinstance(value, Dict):
-            args.keywords |= {str(k): v for k, v in value.items.items()}
+        elif isinstance(value, v.Dict):
+            args.keywords |= {str(k): each for k, each in value.items.items()}
         else:
             args.starred = True
     return args
 
 
-def _call_attribute(run: Run, owner: Value, name: str, args: Args) -> list[State]:
+def _call_attribute(run: Run, owner: v.Value, name: str, args: v.Args) -> list[State]:
     """Call ``owner.name(...)``."""
-    if isinstance(owner, Class) and name in _FACTORIES:
+    if isinstance(owner, v.Class) and name in _FACTORIES:
         made = make(run, owner, args)
         if made is not None:
             return run.done(made)
-    if isinstance(owner, Opaque) and (kind := run.library.kind_with(name, args)):
+    if isinstance(owner, v.Opaque) and (kind := run.language.kind_with(name, args)):
         owner = become(run, owner, kind) or owner
-    if isinstance(owner, Seq | Dict | Const | Number | Tensor):
+    if isinstance(owner, v.Seq | v.Dict | v.Const | v.Number | v.Tensor):
         return run.done(container_method(run, owner, name, args))
     target = read_attribute(run, owner, name)
-    if isinstance(owner, Obj) and not isinstance(target, Func):
-        model = run.facts(owner).kind != "instance"
-        if model or is_module(run, owner) or run.library.kind_with(name, args):
-            result = run.library.method(run, owner, name, args)
-            if model or result is not None:
-                return run.done(result if result is not None else run.fresh())
+    if isinstance(owner, v.Obj) and not isinstance(target, v.Func | v.Obj):
+        model = run.facts(owner).kind != "instance" or is_module(run, owner)
+        if model or run.language.kind_with(name, args):
+            target = v.Part(owner, name)
     return run.invoke(target, args)
 
 
-def _call_model(run: Run, obj: Obj, args: Args) -> list[State]:
+def _call_object(run: Run, obj: v.Obj, args: v.Args) -> list[State]:
+    model = v.Part(obj, "__call__")
     if run.facts(obj).kind == "instance":
         for name in ("__call__", "forward"):
             target = read_attribute(run, obj, name)
-            if isinstance(target, Func):
+            if isinstance(target, v.Func):
                 if run.facts(obj).compiled:
-                    run.library.call(run, obj, args.node)
+                    run.invoke(model, args)
                 return inline(run, target, args)
-    run.library.call(run, obj, args.node)
-    return run.done(run.fresh())
+    return run.invoke(model, args)
 
 
-def _call_inside(run: Run, part: Part, args: Args) -> list[State]:
-    result = run.library.method_inside(run, part, args)
-    return run.done(result if result is not None else run.fresh())
-
-
-def _call_partial(run: Run, partial: Partial, args: Args) -> list[State]:
+def _call_partial(run: Run, partial: v.Partial, args: v.Args) -> list[State]:
     positional = [*partial.args, *args.positional]
     keywords = {**partial.keywords, **args.keywords}
-    return run.invoke(partial.func, Args(args.node, positional, keywords, args.starred))
+    return run.invoke(partial.func, v.Args(args.node, positional, keywords, args.starred))
 
 
-def _call_imported(run: Run, ref: Ref, args: Args) -> list[State]:
-    result = run.library.function(run, ref.name, args)
-    return run.done(result) if result is not None else _call_unknown(run, ref, args)
-
-
-def _call_unknown(run: Run, func: Value, args: Args) -> list[State]:
+def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
     """Call something that is not in this file: it may do anything to the models it is given."""
-    name = func.name.rpartition(".")[2] if isinstance(func, Ref) else last_name(args.node)
+    name = func.name.rpartition(".")[2] if isinstance(func, v.Ref) else last_name(args.node)
     if name == "Thread":
         given = args.get(None, "args")
-        rest = list(given.items) if isinstance(given, Seq) else []
-        _call_argument(run, args.get(None, "target"), Args(args.node, rest, {}))
+        rest = list(given.items) if isinstance(given, v.Seq) else []
+        _call_argument(run, args.get(None, "target"), v.Args(args.node, rest, {}))
     elif name in _CALLS_ITS_ARGUMENT:
         index = _CALLS_ITS_ARGUMENT[name]
         rest = args.positional[index + 1 :]
-        _call_argument(run, args.get(index, "func"), Args(args.node, rest, args.keywords))
-    harmless = isinstance(func, Ref) and func.name.split(".")[0] in HARMLESS
+        _call_argument(run, args.get(index, "func"), v.Args(args.node, rest, args.keywords))
+    harmless = isinstance(func, v.Ref) and func.name.split(".")[0] in HARMLESS
     if not harmless and not OBSERVES.match(name):
         for value in args.all():
             reveal(run, value)
     return run.done(run.fresh())
 
 
-def _call_argument(run: Run, target: Value | None, args: Args) -> None:
-    if isinstance(target, Func | Part | Partial | Obj):
+def _call_argument(run: Run, target: v.Value | None, args: v.Args) -> None:
+    if isinstance(target, v.Func | v.Part | v.Partial | v.Obj):
         run.invoke_one(target, args)
 
 
-CALLABLES: dict[type[Any], Callable[[Run, Any, Args], list[State]]] = {
-    **dict.fromkeys(
-        (Const, Dict, GradMode, Method, Number, Opaque, Seq, Shape, Tensor), _call_unknown
-    ),
-    Class: instantiate,
-    Func: inline,
-    Obj: _call_model,
-    Part: _call_inside,
-    Partial: _call_partial,
-    Ref: _call_imported,
+CALLABLES: Callables = {
+    **dict.fromkeys((v.Const, v.Dict, v.GradMode, v.Method, v.Number, v.Opaque), call_unknown),
+    **dict.fromkeys((v.Seq, v.Tensor, Shape), call_unknown),
+    v.Class: instantiate,
+    v.Func: inline,
+    v.Obj: _call_object,
+    v.Partial: _call_partial,
 }
+"""How each kind of value is called that is no library's."""

@@ -7,22 +7,10 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.interpreter.values import (
-    Class,
-    Const,
-    Dict,
-    Func,
-    Obj,
-    Part,
-    Partial,
-    Seq,
-    Value,
-    key_of,
-    truth,
-)
 
 _PURE = frozenset({"bool", "getattr", "hasattr", "isinstance", "len"})
 _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -35,12 +23,12 @@ _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 }
 
 
-def holds(run: Run, value: Value) -> bool | None:
+def holds(run: Run, value: v.Value) -> bool | None:
     """Tell whether the value is true on this path."""
-    known = truth(value)
+    known = v.truth(value)
     if known is not None:
         return known
-    key = key_of(value)
+    key = v.key_of(value)
     return run.s.assumed.get(key) if key is not None else None
 
 
@@ -64,11 +52,11 @@ def assume(run: Run, node: ast.expr, outcome: bool) -> None:
             assume(run, part, outcome)
     elif isinstance(node, ast.NamedExpr):
         assume(run, node.value, outcome)
-    elif _repeatable(run, node) and (key := key_of(run.ev(node))) is not None:
+    elif _repeatable(run, node) and (key := v.key_of(run.ev(node))) is not None:
         run.s.assumed[key] = outcome
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.IsNot | ast.NotEq):
             same = _sameness(run, run.ev(node.left), run.ev(node.comparators[0]))
-            if same is not None and (key := key_of(same)) is not None:
+            if same is not None and (key := v.key_of(same)) is not None:
                 run.s.assumed[key] = not outcome
 
 
@@ -83,34 +71,34 @@ def _repeatable(run: Run, node: ast.expr) -> bool:
     return bool(run.cache[node])
 
 
-def boolean(run: Run, node: ast.BoolOp) -> Value:
+def boolean(run: Run, node: ast.BoolOp) -> v.Value:
     """Evaluate ``and`` and ``or``."""
     decided = isinstance(node.op, ast.Or)
-    value: Value = Const(None)
-    unknown: list[Value] = []
+    value: v.Value = v.Const(None)
+    unknown: list[v.Value] = []
     for part in node.values:
         value = run.ev(part)
         known = holds(run, value)
         if known is decided:
-            return Const(decided) if unknown and isinstance(value, Const) else value
+            return v.Const(decided) if unknown and isinstance(value, v.Const) else value
         if known is None:
             unknown.append(value)
     if not unknown or (len(unknown) == 1 and unknown[0] is value):
         return value
-    keys = tuple(key_of(u) for u in unknown)
+    keys = tuple(v.key_of(u) for u in unknown)
     return run.fresh() if None in keys else run.memo(("bool", decided, keys))
 
 
-def negation(run: Run, value: Value) -> Value:
+def negation(run: Run, value: v.Value) -> v.Value:
     """Return ``not value``."""
     known = holds(run, value)
     if known is not None:
-        return Const(not known)
-    key = key_of(value)
+        return v.Const(not known)
+    key = v.key_of(value)
     return run.memo(("not", key)) if key is not None else run.fresh()
 
 
-def compare(run: Run, node: ast.Compare) -> Value:
+def compare(run: Run, node: ast.Compare) -> v.Value:
     """Evaluate a comparison."""
     left = run.ev(node.left)
     rights = [run.ev(right) for right in node.comparators]
@@ -119,42 +107,44 @@ def compare(run: Run, node: ast.Compare) -> Value:
     right, op = rights[0], node.ops[0]
     if isinstance(op, ast.Is | ast.IsNot | ast.Eq | ast.NotEq):
         same = _same(left, right, identity=isinstance(op, ast.Is | ast.IsNot))
-        equal = _sameness(run, left, right) if same is None else Const(same)
+        equal = _sameness(run, left, right) if same is None else v.Const(same)
         if equal is None:
             return run.fresh()
         return equal if isinstance(op, ast.Is | ast.Eq) else negation(run, equal)
-    if isinstance(left, Const) and isinstance(right, Const):
+    if isinstance(left, v.Const) and isinstance(right, v.Const):
         try:
-            return Const(bool(_COMPARISONS[type(op)](left.value, right.value)))
+            return v.Const(bool(_COMPARISONS[type(op)](left.value, right.value)))
         except Exception:  # whatever the program's own comparison raises
             return run.fresh()
-    if isinstance(op, ast.In | ast.NotIn) and isinstance(left, Const):
+    if isinstance(op, ast.In | ast.NotIn) and isinstance(left, v.Const):
         found = _contains(left.value, right)
         if found is not None:
-            return Const(found == isinstance(op, ast.In))
-    key = (type(op).__name__, key_of(left), key_of(right))
+            return v.Const(found == isinstance(op, ast.In))
+    key = (type(op).__name__, v.key_of(left), v.key_of(right))
     return run.fresh() if None in key else run.memo(key)
 
 
-def _sameness(run: Run, left: Value, right: Value) -> Value | None:
+def _sameness(run: Run, left: v.Value, right: v.Value) -> v.Value | None:
     """Return the unknown truth of two values being the same; None if they have no identity."""
-    keys = sorted((repr(key_of(left)), repr(key_of(right))))
+    keys = sorted((repr(v.key_of(left)), repr(v.key_of(right))))
     return None if "None" in keys else run.memo(("same", *keys))
 
 
-def _same(left: Value, right: Value, *, identity: bool) -> bool | None:
-    if isinstance(left, Const) and isinstance(right, Const):
+def _same(left: v.Value, right: v.Value, *, identity: bool) -> bool | None:
+    if isinstance(left, v.Const) and isinstance(right, v.Const):
         return bool(left.value is right.value if identity else left.value == right.value)
     for one, other in ((left, right), (right, left)):
-        something = isinstance(other, Obj | Seq | Dict | Func | Class | Partial | Part)
-        if one == Const(None) and something:
+        something = isinstance(
+            other, v.Obj | v.Seq | v.Dict | v.Func | v.Class | v.Partial | v.Part
+        )
+        if one == v.Const(None) and something:
             return False
-    return left.oid == right.oid if isinstance(left, Obj) and isinstance(right, Obj) else None
+    return left.oid == right.oid if isinstance(left, v.Obj) and isinstance(right, v.Obj) else None
 
 
-def _contains(item: Any, container: Value) -> bool | None:
-    if isinstance(container, Dict):
+def _contains(item: Any, container: v.Value) -> bool | None:
+    if isinstance(container, v.Dict):
         return item in container.items
-    if isinstance(container, Seq) and all(isinstance(v, Const) for v in container.items):
-        return any(isinstance(v, Const) and v.value == item for v in container.items)
+    if isinstance(container, v.Seq) and all(isinstance(each, v.Const) for each in container.items):
+        return any(isinstance(each, v.Const) and each.value == item for each in container.items)
     return None

@@ -6,28 +6,16 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import class_of, last_name, read_attribute, reveal
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
-from hotswap.lint.interpreter.values import (
-    Args,
-    Class,
-    Dict,
-    Func,
-    Function,
-    Number,
-    Obj,
-    Ref,
-    Seq,
-    Value,
-    key_of,
-)
 
 DEEPEST = 8
 _GRAD_MODES = ("no_grad", "inference_mode")
 
 
-def inline(run: Run, func: Func, args: Args) -> list[State]:
+def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
     """Call a function of this file by executing its body."""
     node = func.node
     run.executed.add(node)
@@ -38,7 +26,7 @@ def inline(run: Run, func: Func, args: Args) -> list[State]:
     marks = [] if isinstance(node, ast.Lambda) else [last_name(d) for d in node.decorator_list]
     memo: Any = None
     if any("cache" in mark for mark in marks):
-        memo = ("memo", node, tuple(key_of(v) for v in args.positional))
+        memo = ("memo", node, tuple(v.key_of(each) for each in args.positional))
         if memo in run.s.heap:
             return run.done(run.s.heap[memo])
     grad, depth, turn = run.s.grad, len(run.s.frames), run.turn
@@ -67,7 +55,7 @@ def inline(run: Run, func: Func, args: Args) -> list[State]:
     return merge(returned, run.fresh)
 
 
-def _body(run: Run, node: Function, marks: list[str]) -> list[ast.stmt]:
+def _body(run: Run, node: v.Function, marks: list[str]) -> list[ast.stmt]:
     """Return what a function does; a context manager only enters: what follows its yield comes later."""
     if isinstance(node, ast.Lambda):
         if ("body", node) not in run.cache:
@@ -81,7 +69,7 @@ def _body(run: Run, node: Function, marks: list[str]) -> list[ast.stmt]:
     return node.body
 
 
-def _call_later(run: Run, defined: list[Func], ends: list[State]) -> None:
+def _call_later(run: Run, defined: list[v.Func], ends: list[State]) -> None:
     """Run the functions that a function defined and did not call: somebody calls them afterwards."""
     for func in defined:
         if func.node in run.executed or not run.matters(func.node):
@@ -92,19 +80,19 @@ def _call_later(run: Run, defined: list[Func], ends: list[State]) -> None:
             run.finish(call_from_outside(run, func, call_from_outside(run, func, [state])))
 
 
-def call_from_outside(run: Run, func: Func, paths: list[State]) -> list[State]:
+def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]:
     """Call a function with unknown arguments on every path."""
     call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
     ends = []
     for run.s in paths:
         run.s.grad = ()
-        ends += inline(run, func, Args(call, [], {}, starred=True))
+        ends += inline(run, func, v.Args(call, [], {}, starred=True))
     for end in ends:
         end.exit = end.result = None
     return merge(ends, run.fresh)
 
 
-def _bound(run: Run, spec: ast.arguments, func: Func, args: Args) -> dict[str, Value]:
+def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[str, v.Value]:
     """Bind a function's parameters."""
     positional = [*spec.posonlyargs, *spec.args]
     values = list(args.positional)
@@ -116,10 +104,10 @@ def _bound(run: Run, spec: ast.arguments, func: Func, args: Args) -> dict[str, V
     parameters = {p.arg: p for p in (*positional, *spec.kwonlyargs)}
     bound |= {name: value for name, value in args.keywords.items() if name in parameters}
     if spec.vararg:
-        rest = Seq(tuple(values[len(positional) :]))
+        rest = v.Seq(tuple(values[len(positional) :]))
         bound[spec.vararg.arg] = run.fresh() if args.starred else rest
     if spec.kwarg:
-        extra = Dict({n: v for n, v in args.keywords.items() if n not in parameters})
+        extra = v.Dict({n: each for n, each in args.keywords.items() if n not in parameters})
         bound[spec.kwarg.arg] = run.fresh() if args.starred else extra
     for name, parameter in parameters.items():
         if name not in bound:
@@ -129,21 +117,21 @@ def _bound(run: Run, spec: ast.arguments, func: Func, args: Args) -> dict[str, V
     return bound
 
 
-def _unknown_of(run: Run, parameter: ast.arg) -> Value:
+def _unknown_of(run: Run, parameter: ast.arg) -> v.Value:
     annotation = parameter.annotation
     is_float = isinstance(annotation, ast.Name) and annotation.id == "float"
-    return Number() if is_float else run.fresh()
+    return v.Number() if is_float else run.fresh()
 
 
-def instantiate(run: Run, cls: Class, args: Args) -> list[State]:
+def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
     """Create an instance of a class of this file."""
     made = make(run, cls, args)
-    if isinstance(made, Obj):
+    if isinstance(made, v.Obj):
         return run.done(made)
     obj = run.new("instance")
     run.s.put((obj.oid, "__class__"), cls)
     init = read_attribute(run, obj, "__init__")
-    if not isinstance(init, Func):
+    if not isinstance(init, v.Func):
         for key, value in args.keywords.items():
             run.s.put((obj.oid, key), value)
         return run.done(obj)
@@ -153,23 +141,26 @@ def instantiate(run: Run, cls: Class, args: Args) -> list[State]:
     return ends
 
 
-def make(run: Run, cls: Class, args: Args) -> Value | None:
+def make(run: Run, cls: v.Class, args: v.Args) -> v.Value | None:
     """Create a model of a class of this file that derives from a class of models."""
     for base in cls.bases:
-        if isinstance(base, Ref) and (made := run.library.make(run, base.name, args)) is not None:
-            if isinstance(made, Obj):
+        if (
+            isinstance(base, v.Ref)
+            and (made := run.language.make(run, base.name, args)) is not None
+        ):
+            if isinstance(made, v.Obj):
                 run.s.put((made.oid, "__class__"), cls)
             return made
     return None
 
 
-def is_module(run: Run, obj: Obj) -> bool:
+def is_module(run: Run, obj: v.Obj) -> bool:
     """Tell whether the object is an instance of a class of this file that derives from a ``Module``."""
     cls = class_of(run, obj)
     return cls is not None and any(last_name(base) == "Module" for base in cls.node.bases)
 
 
-def inherited(run: Run, name: str) -> Func | None:
+def inherited(run: Run, name: str) -> v.Func | None:
     """Return the method that ``super().name`` stands for in the method that is running."""
     node, owner = run.running[-1] if run.running else (None, None)
     cls = class_of(run, owner)
@@ -177,13 +168,13 @@ def inherited(run: Run, name: str) -> Func | None:
     defines = [i for i, c in enumerate(line) if node in c.node.body]
     for base in line[defines[0] + 1 :] if defines else ():
         found = run.s.heap.get((base.oid, name))
-        if isinstance(found, Func):
-            return Func(found.node, owner, found.frame)
+        if isinstance(found, v.Func):
+            return v.Func(found.node, owner, found.frame)
     return None
 
 
-def _line_of(cls: Class) -> Iterator[Class]:
+def _line_of(cls: v.Class) -> Iterator[v.Class]:
     yield cls
     for base in cls.bases:
-        if isinstance(base, Class):
+        if isinstance(base, v.Class):
             yield from _line_of(base)

@@ -5,23 +5,9 @@ from __future__ import annotations
 import ast
 from dataclasses import replace
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.names import unimported
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import (
-    Args,
-    Class,
-    Const,
-    Dict,
-    Func,
-    Method,
-    Number,
-    Obj,
-    Opaque,
-    Part,
-    Ref,
-    Seq,
-    Value,
-)
 from hotswap.lint.typestate import Facts, Kind, Shape
 
 DENOISERS = frozenset({"unet", "transformer"})
@@ -32,36 +18,36 @@ _COMPONENTS = DENOISERS | {
 }  # fmt: skip
 
 
-def become(run: Run, value: Value | None, kind: Kind) -> Obj | None:
+def become(run: Run, value: v.Value | None, kind: Kind) -> v.Obj | None:
     """Take the value for a model: an unknown one becomes a model with an unknown history."""
-    if isinstance(value, Obj):
+    if isinstance(value, v.Obj):
         return value
-    if not isinstance(value, Opaque):
+    if not isinstance(value, v.Opaque):
         return None
     known = run.s.heap.get(("is", value.oid))
     if known is None:
-        obj = Obj(value.oid)
+        obj = v.Obj(value.oid)
         run.put(obj, Facts(kind=kind, open=True))
         run.s.put(("is", value.oid), obj)
         if kind == "pipeline":
             component(run, obj, "transformer")
         return obj
-    return known if isinstance(known, Obj) else None
+    return known if isinstance(known, v.Obj) else None
 
 
-def reveal(run: Run, value: Value) -> None:
+def reveal(run: Run, value: v.Value) -> None:
     """Hand a value to unknown code: a model's history is unknown from here on."""
     value = run.known(value)
-    if isinstance(value, Obj):
+    if isinstance(value, v.Obj):
         run.put(value, replace(run.facts(value), open=True))
         if run.facts(value).kind == "pipeline":
             reveal(run, component(run, value, "transformer"))
-    elif isinstance(value, Seq | Dict):
-        for item in value.items if isinstance(value, Seq) else value.items.values():
+    elif isinstance(value, v.Seq | v.Dict):
+        for item in value.items if isinstance(value, v.Seq) else value.items.values():
             reveal(run, item)
 
 
-def component(run: Run, pipe: Obj, name: str) -> Obj:
+def component(run: Run, pipe: v.Obj, name: str) -> v.Obj:
     """Return a component of a pipeline, made with the pipeline if the program has not set it."""
     key = (pipe.oid, component_key(name))
     part = become(run, run.s.heap.get(key), "component")
@@ -76,39 +62,39 @@ def component_key(name: str) -> str:
     return "denoiser" if name in DENOISERS else name
 
 
-def class_of(run: Run, value: Value | None) -> Class | None:
+def class_of(run: Run, value: v.Value | None) -> v.Class | None:
     """Return the class of this file that the value is an instance of, or is itself."""
-    cls = run.s.heap.get((value.oid, "__class__")) if isinstance(value, Obj) else value
-    return cls if isinstance(cls, Class) else None
+    cls = run.s.heap.get((value.oid, "__class__")) if isinstance(value, v.Obj) else value
+    return cls if isinstance(cls, v.Class) else None
 
 
-def read_attribute(run: Run, owner: Value, name: str) -> Value:
+def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     """Read an attribute."""
     owner = run.known(owner)
-    if isinstance(owner, Ref):
-        return Ref(f"{owner.name}.{name}")
-    if isinstance(owner, Obj):
+    if isinstance(owner, v.Ref):
+        return v.Ref(f"{owner.name}.{name}")
+    if isinstance(owner, v.Obj):
         return _attribute_of(run, owner, name)
-    if isinstance(owner, Part):
-        return Part(owner.owner, f"{owner.path}.{name}")
-    if isinstance(owner, Class):
-        return _from_class(run, owner, owner, name) or Method(owner, name)
+    if isinstance(owner, v.Part):
+        return v.Part(owner.owner, f"{owner.path}.{name}")
+    if isinstance(owner, v.Class):
+        return _from_class(run, owner, owner, name) or v.Method(owner, name)
     if isinstance(owner, Shape) and name in ("r", "lora_alpha"):
         number = owner.rank if name == "r" else owner.alpha
-        return Number() if number is None else Const(number)
-    if isinstance(owner, Opaque):
+        return v.Number() if number is None else v.Const(number)
+    if isinstance(owner, v.Opaque):
         if name in DENOISERS and (pipe := become(run, owner, "pipeline")):
             return component(run, pipe, name)
         if name == "app" and name in run.s.frames[0].names:  # request.app, of a web framework
             return run.known(run.s.frames[0].names[name])
         return run.memo((owner.oid, name))
-    return Method(owner, name)
+    return v.Method(owner, name)
 
 
-def _attribute_of(run: Run, owner: Obj, name: str) -> Value:
+def _attribute_of(run: Run, owner: v.Obj, name: str) -> v.Value:
     stored = run.s.heap.get((owner.oid, name))
     if name in ("_orig_mod", "module") and stored is None:
-        return Obj(owner.oid)
+        return v.Obj(owner.oid)
     kind = run.facts(owner).kind
     if kind == "pipeline" and name in _COMPONENTS:
         return component(run, owner, name)
@@ -118,42 +104,42 @@ def _attribute_of(run: Run, owner: Obj, name: str) -> Value:
         found = _from_class(run, cls, owner, name)
         if found is not None:
             return found
-    return run.memo((owner.oid, name)) if kind == "instance" else Part(owner, name)
+    return run.memo((owner.oid, name)) if kind == "instance" else v.Part(owner, name)
 
 
-def _from_class(run: Run, cls: Class, owner: Value, name: str) -> Value | None:
-    stored: Value | None = run.s.heap.get((cls.oid, name))
-    if isinstance(stored, Func):
+def _from_class(run: Run, cls: v.Class, owner: v.Value, name: str) -> v.Value | None:
+    stored: v.Value | None = run.s.heap.get((cls.oid, name))
+    if isinstance(stored, v.Func):
         return _bound(run, stored, cls, owner)
     if stored is not None:
         return stored
-    bases = (_from_class(run, base, owner, name) for base in cls.bases if isinstance(base, Class))
+    bases = (_from_class(run, base, owner, name) for base in cls.bases if isinstance(base, v.Class))
     return next((found for found in bases if found is not None), None)
 
 
-def _bound(run: Run, func: Func, cls: Class, owner: Value) -> Value:
+def _bound(run: Run, func: v.Func, cls: v.Class, owner: v.Value) -> v.Value:
     """Bind a function of a class to what it is read from; a property is called."""
     if isinstance(func.node, ast.Lambda):
         return func
     marks = {last_name(d) for d in func.node.decorator_list}
     if "classmethod" in marks:
-        return Func(func.node, cls, func.frame)
-    if "staticmethod" in marks or isinstance(owner, Class):
+        return v.Func(func.node, cls, func.frame)
+    if "staticmethod" in marks or isinstance(owner, v.Class):
         return func
-    bound = Func(func.node, owner, func.frame)
+    bound = v.Func(func.node, owner, func.frame)
     if marks & {"property", "cached_property"}:
         call = ast.copy_location(ast.Call(ast.Name(func.node.name), [], []), func.node)
-        return run.invoke_one(bound, Args(call, [], {}))
+        return run.invoke_one(bound, v.Args(call, [], {}))
     return bound
 
 
-def look_up(run: Run, name: str) -> Value:
+def look_up(run: Run, name: str) -> v.Value:
     """Return what a name is bound to."""
     frame = run.frame_of(name)
     if frame is not None:
         return run.known(frame.names[name])
     qualified = unimported(name)
-    return Ref(qualified) if qualified is not None else run.memo(("global", name))
+    return v.Ref(qualified) if qualified is not None else run.memo(("global", name))
 
 
 def last_name(node: ast.expr) -> str:

@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.state import Frame, State, join, merge
-from hotswap.lint.interpreter.values import Args, Const, Func, Obj, Opaque, Part, Value
 from hotswap.lint.judge import Judge
 from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
@@ -19,42 +19,27 @@ MOST_STEPS = 1500
 MOST_OF_BODY = 10_000
 
 
+Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]]]"
+"""How each kind of value is called; a method of a model is a part of it."""
+
+
 class TooLongError(Exception):
     """The program is larger than the budget; what is not analysed is not reported."""
 
 
-class Library(Protocol):
-    """What a run asks about code that is not in the program; None for what does nothing that matters."""
-
-    def function(self, run: Run, name: str, args: Args) -> Value | None:
-        """Call something imported, by its qualified name."""
-
-    def method(self, run: Run, obj: Obj, name: str, args: Args) -> Value | None:
-        """Call a method of a model."""
-
-    def method_inside(self, run: Run, part: Part, args: Args) -> Value | None:
-        """Call something inside a model."""
-
-    def call(self, run: Run, obj: Obj, node: ast.AST) -> None:
-        """Call a model itself."""
-
-    def make(self, run: Run, name: str, args: Args) -> Value | None:
-        """Create an object of a class, by its qualified name."""
-
-    def kind_with(self, name: str, args: Args) -> Kind | None:
-        """Say what something unknown is if that method of it is called."""
-
-    def set_item(self, run: Run, part: Part, node: ast.AST, value: Value) -> None:
-        """Assign to an element of something inside a model."""
-
-
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What each kind of expression, of statement and of called value does."""
+    """What Python does, and what libraries do with models."""
 
-    expressions: Mapping[type[ast.AST], Callable[[Run, Any], Value]]
+    expressions: Mapping[type[ast.AST], Callable[[Run, Any], v.Value]]
     statements: Mapping[type[ast.AST], Callable[[Run, Any], list[State]]]
-    callables: Mapping[type[Any], Callable[[Run, Any, Args], list[State]]]
+    callables: Callables
+    make: Callable[[Run, str, v.Args], v.Value | None]
+    """Create a model by the qualified name of its class; None for a class that makes none."""
+    kind_with: Callable[[str, v.Args], Kind | None]
+    """Say what something unknown is if that method of it is called."""
+    set_item: Callable[[Run, v.Part, ast.AST, v.Value], None]
+    """Assign to an element of something inside a model."""
 
 
 class Run:
@@ -63,23 +48,22 @@ class Run:
     def __init__(
         self,
         language: Language,
-        library: Library,
         judge: Judge,
         matters: Callable[[ast.AST], bool],
         folder: Path | None,
     ) -> None:
         self.s = State([])
-        self.language, self.library, self.judge = language, library, judge
+        self.language, self.judge = language, judge
         self.matters, self.folder = matters, folder
         self.turn: tuple[Any, ...] = ()
         """Which calls and which turns of loops are running: what is compared between paths."""
         self.steps = 0
         self.executed: set[ast.AST] = set()
-        self.running: list[tuple[ast.AST, Value | None]] = []
+        self.running: list[tuple[ast.AST, v.Value | None]] = []
         """The functions that are running, each with what ``self`` is."""
-        self.defined: list[list[Func]] = []
+        self.defined: list[list[v.Func]] = []
         """The functions that each running function has defined."""
-        self.memos: dict[Any, Value] = {}
+        self.memos: dict[Any, v.Value] = {}
         """What unknown things are made of: the same attribute of the same thing is the same."""
         self.cache: dict[Any, Any] = {}
         """What was found out about a node once and for all."""
@@ -87,10 +71,10 @@ class Run:
 
     # -- Python ---------------------------------------------------------------------------------
 
-    def ev(self, node: ast.expr | None) -> Value:
+    def ev(self, node: ast.expr | None) -> v.Value:
         """Evaluate an expression in the current state."""
         if node is None:
-            return Const(None)
+            return v.Const(None)
         handler = self.language.expressions.get(type(node))
         if handler is not None:
             return self.known(handler(self, node))
@@ -121,33 +105,33 @@ class Run:
         handler = self.language.statements.get(type(node))
         return [state] if handler is None else handler(self, node)
 
-    def invoke(self, func: Value, args: Args) -> list[State]:
+    def invoke(self, func: v.Value, args: v.Args) -> list[State]:
         """Call a value; each outcome is a state with its ``result``."""
         func = self.known(func)
         return self.language.callables[type(func)](self, func, args)
 
-    def invoke_one(self, func: Value, args: Args) -> Value:
+    def invoke_one(self, func: v.Value, args: v.Args) -> v.Value:
         """Call a value, uniting the outcomes."""
         return self.united(self.invoke(func, args))
 
-    def united(self, outcomes: list[State]) -> Value:
+    def united(self, outcomes: list[State]) -> v.Value:
         """Unite the outcomes of a call; return its result."""
         self.s = join(outcomes, self.fresh)
         result, self.s.result = self.s.result, None
-        return result if result is not None else Const(None)
+        return result if result is not None else v.Const(None)
 
-    def done(self, value: Value | None) -> list[State]:
+    def done(self, value: v.Value | None) -> list[State]:
         """Return the current state with the result of a call."""
         self.s.result = value
         return [self.s]
 
     # -- values ---------------------------------------------------------------------------------
 
-    def fresh(self) -> Opaque:
+    def fresh(self) -> v.Opaque:
         """Return something unknown that is like nothing else."""
-        return Opaque(next(self._ids))
+        return v.Opaque(next(self._ids))
 
-    def memo(self, key: Any) -> Value:
+    def memo(self, key: Any) -> v.Value:
         """Return the value that the key stands for on this path, or an unknown one, always the same."""
         found = self.s.heap.get(key)
         if found is None:
@@ -156,11 +140,11 @@ class Run:
             found = self.memos[key] = self.fresh()
         return found
 
-    def known(self, value: Value) -> Value:
+    def known(self, value: v.Value) -> v.Value:
         """Return what an unknown value has turned out to be."""
-        if isinstance(value, Opaque):
+        if isinstance(value, v.Opaque):
             found = self.s.heap.get(("is", value.oid))
-            if isinstance(found, Obj):
+            if isinstance(found, v.Obj):
                 return found
         return value
 
@@ -182,29 +166,29 @@ class Run:
 
     # -- models ---------------------------------------------------------------------------------
 
-    def new(self, kind: Kind, *, history_unknown: bool = False) -> Obj:
+    def new(self, kind: Kind, *, history_unknown: bool = False) -> v.Obj:
         """Create an object."""
-        obj = Obj(next(self._ids))
+        obj = v.Obj(next(self._ids))
         self.put(obj, Facts(kind=kind, open=history_unknown))
         return obj
 
-    def facts(self, obj: Obj) -> Facts:
+    def facts(self, obj: v.Obj) -> Facts:
         """Return what is known of the object."""
         found = self.s.heap.get(obj.oid)
         return found if isinstance(found, Facts) else Facts(open=True)
 
-    def put(self, obj: Obj, facts: Facts) -> None:
+    def put(self, obj: v.Obj, facts: Facts) -> None:
         """Replace what is known of the object."""
         self.s.put(obj.oid, facts)
 
-    def emit(self, obj: Obj, event: Event) -> None:
+    def emit(self, obj: v.Obj, event: Event) -> None:
         """Show a step to the judge; a problem that depends on what comes next waits with the object."""
         found = self.judge.look(obj.oid, event, self.turn, muted=bool(self.s.muted))
         if found is not None:
             facts = self.facts(obj)
             self.put(obj, replace(facts, deferred=(*facts.deferred, found)))
 
-    def flush(self, obj: Obj, until: Literal["run", "compile"]) -> None:
+    def flush(self, obj: v.Obj, until: Literal["run", "compile"]) -> None:
         """Report what waited for the model to run or to be compiled."""
         facts = self.facts(obj)
         if facts.deferred:
@@ -222,4 +206,4 @@ class Run:
             self.s = end
             for oid, facts in list(end.heap.items()):
                 if isinstance(facts, Facts) and facts.deferred:
-                    self.flush(Obj(oid), "run")
+                    self.flush(v.Obj(oid), "run")

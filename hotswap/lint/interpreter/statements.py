@@ -6,6 +6,7 @@ import ast
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import assign
 from hotswap.lint.interpreter.conditions import assume, branches, holds
 from hotswap.lint.interpreter.expressions import outcomes
@@ -13,16 +14,6 @@ from hotswap.lint.interpreter.names import imported
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import Exit, State, merge
-from hotswap.lint.interpreter.values import (
-    Class,
-    Const,
-    Func,
-    GradMode,
-    Part,
-    Ref,
-    Value,
-    elements,
-)
 
 MOST_TURNS = 8
 _RAISES = frozenset(
@@ -118,10 +109,10 @@ def _if(run: Run, node: ast.If) -> list[State]:
 @_passed_by
 def _for(run: Run, node: ast.For | ast.AsyncFor) -> list[State]:
     over = run.ev(node.iter)
-    values = elements(over)
+    values = v.elements(over)
     if values is None:
         values = [run.fresh(), run.fresh()]
-    elif isinstance(over, Part):
+    elif isinstance(over, v.Part):
         values = values[:1]
     return _turns(run, node, values[:MOST_TURNS], node.target)
 
@@ -136,7 +127,7 @@ def _while(run: Run, node: ast.While) -> list[State]:
 def _turns(
     run: Run,
     loop: ast.For | ast.AsyncFor | ast.While,
-    values: Sequence[Value | None],
+    values: Sequence[v.Value | None],
     target: ast.expr | None,
 ) -> list[State]:
     live, left, broken = [run.s], list[State](), list[State]()
@@ -163,7 +154,7 @@ def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
     grad = run.s.grad
     for item in node.items:
         value = run.ev(item.context_expr)
-        if isinstance(value, GradMode):
+        if isinstance(value, v.GradMode):
             run.s.grad = (*run.s.grad, value.mode)
         if item.optional_vars is not None:
             assign(run, item.optional_vars, value)
@@ -219,7 +210,7 @@ def _match(run: Run, node: ast.Match) -> list[State]:
 
 def _import(run: Run, node: ast.Import | ast.ImportFrom) -> list[State]:
     for name, qualified in imported(node):
-        run.s.frames[-1].bind(name, Ref(qualified))
+        run.s.frames[-1].bind(name, v.Ref(qualified))
     return [run.s]
 
 
@@ -231,7 +222,7 @@ def _declare(run: Run, node: ast.Global | ast.Nonlocal) -> list[State]:
 
 
 def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[State]:
-    func = Func(node, None, len(run.s.frames) - 1)
+    func = v.Func(node, None, len(run.s.frames) - 1)
     run.s.frames[-1].bind(node.name, func)
     if run.defined and all(node is not other.node for other in run.defined[-1]):
         run.defined[-1].append(func)
@@ -239,10 +230,10 @@ def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[St
 
 
 def _class(run: Run, node: ast.ClassDef) -> list[State]:
-    cls = Class(run.fresh().oid, node, tuple(run.ev(base) for base in node.bases))
+    cls = v.Class(run.fresh().oid, node, tuple(run.ev(base) for base in node.bases))
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            run.s.put((cls.oid, child.name), Func(child, None, len(run.s.frames) - 1))
+            run.s.put((cls.oid, child.name), v.Func(child, None, len(run.s.frames) - 1))
         elif isinstance(child, ast.Assign | ast.AnnAssign) and child.value:
             target = child.targets[0] if isinstance(child, ast.Assign) else child.target
             if isinstance(target, ast.Name):
@@ -254,7 +245,7 @@ def _class(run: Run, node: ast.ClassDef) -> list[State]:
 def _delete(run: Run, node: ast.Delete) -> list[State]:
     for target in node.targets:
         if isinstance(target, ast.Name):
-            run.s.frames[-1].bind(target.id, Const(None))
+            run.s.frames[-1].bind(target.id, v.Const(None))
     return [run.s]
 
 

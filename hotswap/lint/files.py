@@ -12,6 +12,7 @@ import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 SUFFIXES = (".py", ".ipynb", ".md")
@@ -27,7 +28,7 @@ _FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<mark>```+|~~~+)\s*\{?\.?(?P<info>[
 _PLACEHOLDER = re.compile(r"<(?P<inside>[\w./ -]+)>")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """One program: its tree, the text it was parsed from, and where its lines stand."""
 
@@ -48,16 +49,42 @@ class Chunk:
         name = f"{self.path}::cell {cell}" if self.cells else str(self.path)
         return name, line - start + 1
 
-    def suppressed(self, first: int, last: int, code: str) -> bool:
-        """Tell whether a ``noqa`` comment on the first or last of these lines covers the code."""
-        lines = self.text.splitlines()
-        for number in {first, last}:
-            found = _NOQA.search(lines[number - 1]) if number <= len(lines) else None
+    def span(self, node: ast.AST) -> tuple[str, int, int, int, int]:
+        """Return where a node stands: the path, first line and column, last line, column after it."""
+        first, last = _lines_of(node)
+        where, line = self.locate(first)
+        start = self._column(first, getattr(node, "col_offset", 0))
+        end = self._column(last, getattr(node, "end_col_offset", 0))
+        return where, line, start, line + last - first, end
+
+    def line_of(self, node: ast.AST) -> str:
+        """Return the line on which a node begins, as it stands in the file."""
+        return " " * self.indent + self.lines[_lines_of(node)[0] - 1].rstrip()
+
+    def _column(self, line: int, offset: int) -> int:
+        """Turn an offset in UTF-8 bytes into a column in characters, from 1."""
+        text = self.lines[line - 1].encode("utf-8", "surrogatepass")[:offset]
+        return len(text.decode("utf-8", "ignore")) + self.indent + 1
+
+    def suppressed(self, node: ast.AST, code: str) -> bool:
+        """Tell whether a ``noqa`` comment on the node's first or last line covers the code."""
+        for number in set(_lines_of(node)):
+            found = _NOQA.search(self.lines[number - 1])
             if found is not None:
                 codes = re.split(r"[,\s]+", (found["codes"] or code).upper())
                 if any(code.startswith(prefix) for prefix in codes):
                     return True
         return False
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines of the text, as the parser counts them."""
+        return self.text.split("\n")
+
+
+def _lines_of(node: ast.AST) -> tuple[int, int]:
+    first = getattr(node, "lineno", 1)
+    return first, getattr(node, "end_lineno", None) or first
 
 
 def find(paths: Iterable[str | Path]) -> Iterator[Path]:

@@ -119,7 +119,7 @@ def _call_argument(run: Run, target: v.Value | None, args: v.Args) -> None:
 
 
 CALLABLES: Callables = {
-    **dict.fromkeys((v.Const, v.Dict, v.GradMode, v.Method, v.Number, v.Opaque), call_unknown),
+    **dict.fromkeys((v.Const, v.Dict, v.GradMode, v.Number, v.Opaque), call_unknown),
     **dict.fromkeys((v.Seq, v.Tensor, Shape), call_unknown),
     v.Class: instantiate,
     v.Func: inline,

@@ -78,7 +78,7 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     if isinstance(owner, v.Part):
         return v.Part(owner.owner, f"{owner.path}.{name}")
     if isinstance(owner, v.Class):
-        return _from_class(run, owner, owner, name) or v.Method(owner, name)
+        return _from_class(run, owner, owner, name) or run.memo((owner.oid, name))
     if isinstance(owner, Shape) and name in ("r", "lora_alpha"):
         number = owner.rank if name == "r" else owner.alpha
         return v.Number() if number is None else v.Const(number)
@@ -88,7 +88,8 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
         if name == "app" and name in run.s.frames[0].names:  # request.app, of a web framework
             return run.known(run.s.frames[0].names[name])
         return run.memo((owner.oid, name))
-    return v.Method(owner, name)
+    key = v.key_of(owner)
+    return run.fresh() if key is None else run.memo((key, name))
 
 
 def _attribute_of(run: Run, owner: v.Obj, name: str) -> v.Value:

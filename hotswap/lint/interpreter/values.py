@@ -69,14 +69,6 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A bound method or another attribute of a value."""
-
-    owner: Value
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Func:
     """A function or lambda of this file; ``owner`` is what ``self`` is, ``frame`` where it was defined."""
 
@@ -126,7 +118,6 @@ Value: TypeAlias = (
     | Ref
     | Obj
     | Part
-    | Method
     | Func
     | Class
     | Partial
@@ -185,7 +176,7 @@ def truth(value: Value) -> bool | None:
         return bool(value.items)
     if isinstance(value, Dict):
         return bool(value.items)
-    if isinstance(value, Opaque | Number | Tensor | Method | Part | Ref):
+    if isinstance(value, Opaque | Number | Tensor | Part | Ref):
         return None
     return True
 
@@ -200,8 +191,6 @@ def key_of(value: Value) -> Any:
         return value.name
     if isinstance(value, Part):
         return (value.owner.oid, value.path)
-    if isinstance(value, Method) and (owner := key_of(value.owner)) is not None:
-        return (owner, value.name)
     return None
 
 

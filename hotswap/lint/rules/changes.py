@@ -97,18 +97,15 @@ def float_into_scaling(event: Event) -> Outcome:
     if event.kind == "scale":
         if event.value != "float":
             return None
-        what = (
-            "a number is written into the scaling"
-            if event.api == "scaling"
-            else f"{event.api} writes a number into the scaling"
-        )
+        direct = event.api == "scaling"
+        what = "a number is written" if direct else f"{event.api} writes a number"
+        what += " into the scaling"
         remedy = "fill the scaling tensor in place: scaling[name].fill_(value)"
     else:
-        if event.api != "set_adapters" or not any(
-            a.prepared for a in facts.adapters if event.names is None or a.name in event.names
-        ):
+        named = [a for a in facts.adapters if event.names is None or a.name in event.names]
+        if event.api != "set_adapters" or not any(a.prepared for a in named):
             return None
-        if facts.compiled and changes(event):
+        if facts.compiled and _changes_set(event):
             return None
         what = "set_adapters writes numbers into the scalings"
         remedy = "set the strength before the first load, or fill the scaling tensors in place"
@@ -120,7 +117,7 @@ def float_into_scaling(event: Event) -> Outcome:
     )
 
 
-def changes(event: Event) -> bool:
+def _changes_set(event: Event) -> bool:
     """Tell whether the call changes which adapters are active."""
     facts = event.facts
     if not event.api.startswith("set_adapter"):
@@ -144,7 +141,7 @@ def adapter_set_changed_on_compiled(event: Event) -> Outcome:
         pipe.load_lora_weights("other", adapter_name="style", hotswap=True)
     """
     facts = event.facts
-    if facts.compiled is None or not (facts.ran or facts.swapped) or not changes(event):
+    if facts.compiled is None or not (facts.ran or facts.swapped) or not _changes_set(event):
         return None
     if not facts.intends_to_swap and (event.swaps_elsewhere or not event.file_swaps):
         return None
@@ -177,24 +174,17 @@ def grad_mode_mismatch(event: Event) -> Outcome:
             model(**inputs)
     """
     facts = event.facts
-    if (
-        facts.ran is None
-        or not facts.intends_to_swap
-        or event.grad is None
-        or facts.ran.grad is None
-    ):
-        return None
-    if event.grad == facts.ran.grad:
+    ran, mode = facts.ran, event.grad
+    if ran is None or ran.grad is None or mode in (None, ran.grad) or not facts.intends_to_swap:
         return None
     return Problem(
-        f"the compiled model runs under {_mode(event.grad)} here, "
-        f"but was warmed up under {_mode(facts.ran.grad)}",
+        f"the compiled model runs under {_mode(mode)} here, but was warmed up under {_mode(ran.grad)}",
         "call it in the same gradient mode every time",
-        ((facts.ran.where, "first called here"),),
+        ((ran.where, "first called here"),),
     )
 
 
-def _mode(mode: str) -> str:
+def _mode(mode: str | None) -> str:
     return "autograd" if mode == "grad" else f"torch.{mode}()"
 
 
@@ -246,7 +236,7 @@ def adapter_toggle_on_compiled(event: Event) -> Outcome:
         pipe.load_lora_weights("other", adapter_name="style", hotswap=True)
     """
     facts = event.facts
-    if facts.compiled is None or facts.ran is None or event.file_swaps or not changes(event):
+    if facts.compiled is None or facts.ran is None or event.file_swaps or not _changes_set(event):
         return None
     return Problem(
         f"{event.api} changes the active adapters of a compiled model, which then recompiles once",

@@ -5,7 +5,13 @@ from __future__ import annotations
 import ast
 
 from hotswap.lint.rules.rule import Outcome, rule
-from hotswap.lint.typestate import Event, Problem
+from hotswap.lint.typestate import Event, Prepared, Problem
+
+_DONE = {
+    "prepare": "prepared",
+    "enable": "enabled for hot-swapping",
+    "load": "prepared by this first load",
+}
 
 
 @rule("HSW201", "prepare", "enable", "load")
@@ -34,27 +40,17 @@ def prepare_after_compile(event: Event) -> Outcome:
         return None
     if event.kind == "enable" and facts.adapters:
         return None
-    refused = compiled.how == "in place" or (event.kind == "prepare" and event.wrapped)
-    refused = refused or how.by == "hotswap"
+    seen = compiled.how == "in place" or (event.kind == "prepare" and event.wrapped)
+    refused = seen or how.by == "hotswap"
     if not refused and facts.ran is None:
         return None
-    verb = {
-        "prepare": "prepared",
-        "enable": "enabled for hot-swapping",
-        "load": "prepared by this first load",
-    }
-    effect = (
-        "the call raises"
-        if refused and event.kind != "enable"
-        else "it cannot be prepared without a recompile"
-    )
-    related = [(compiled.where, "compiled here")]
-    if event.kind == "load":
-        related.append((how.where, "hot-swapping was enabled here"))
+    raises = refused and event.kind != "enable"
+    effect = "the call raises" if raises else "it cannot be prepared without a recompile"
+    enabled = ((how.where, "hot-swapping was enabled here"),) if event.kind == "load" else ()
     return Problem(
-        f"the model is compiled already when it is {verb[event.kind]}: {effect}",
+        f"the model is compiled already when it is {_DONE[event.kind]}: {effect}",
         "load the first adapter and prepare it, then call torch.compile",
-        tuple(related),
+        ((compiled.where, "compiled here"), *enabled),
     )
 
 
@@ -145,35 +141,42 @@ def target_rank_too_small(event: Event) -> Outcome:
         ranks = [8, 64]
         prepare_model_for_compiled_hotswap(model, target_rank=max(ranks))
     """
-    if event.kind in ("prepare", "enable"):
-        how = event.prepared
-        if how is None or how.rank is None:
+    if event.kind in ("load", "swap"):
+        how, rank = _promised(event), event.shape.rank
+        if how is None or how.rank is None or rank is None or rank <= how.rank:
             return None
-        if how.drawn_from and max(how.drawn_from) > how.rank:
-            return _too_small(how.rank, max(how.drawn_from), "the list it is taken from", ())
-        if event.kind == "prepare":
-            for old in event.facts.adapters:
-                rank = old.shape.rank
-                if rank is not None and rank > how.rank:
-                    there = ((old.where, f"rank {rank} is loaded here"),)
-                    return _too_small(how.rank, rank, "the loaded adapter", there)
+        there = ((event.node, f"an adapter of rank {rank}"),)
+        return _too_small(how, rank, "an adapter", there)
+    how = event.prepared
+    if how is None or how.rank is None:
         return None
-    adapter = event.facts.adapter(event.name) if event.kind == "swap" else None
-    how = adapter.prepared if adapter else event.facts.enabled if event.kind == "load" else None
-    if event.kind == "swap" and how is None and event.named is not False and event.name is None:
-        how = event.facts.prepared
-    rank = event.shape.rank
-    if how is None or how.rank is None or rank is None or rank <= how.rank:
-        return None
-    found = _too_small(how.rank, rank, "an adapter", ((event.node, f"an adapter of rank {rank}"),))
-    return Problem(found.message, found.remedy, found.related, where=how.where)
+    if max(how.drawn_from, default=0) > how.rank:
+        return _too_small(how, max(how.drawn_from), "the list it is taken from", ())
+    for old in event.facts.adapters if event.kind == "prepare" else ():
+        rank = old.shape.rank
+        if rank is not None and rank > how.rank:
+            there = ((old.where, f"rank {rank} is loaded here"),)
+            return _too_small(how, rank, "the loaded adapter", there)
+    return None
+
+
+def _promised(event: Event) -> Prepared | None:
+    """Return the preparation that the adapter of a load or a swap has to fit in."""
+    if event.kind == "load":
+        return event.facts.enabled
+    adapter = event.facts.adapter(event.name)
+    if adapter is not None and adapter.prepared:
+        return adapter.prepared
+    nameless = event.named is not False and event.name is None
+    return event.facts.prepared if nameless else None
 
 
 def _too_small(
-    target: int, rank: int, what: str, related: tuple[tuple[ast.AST, str], ...]
+    how: Prepared, rank: int, what: str, related: tuple[tuple[ast.AST, str], ...]
 ) -> Problem:
     return Problem(
-        f"target_rank is {target}, but {what} has rank {rank}",
+        f"target_rank is {how.rank}, but {what} has rank {rank}",
         f"use the largest rank of all adapters: target_rank={rank} or more",
         related,
+        where=how.where,
     )

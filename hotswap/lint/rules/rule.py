@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
@@ -11,13 +12,10 @@ from typing import Final, Literal, TypeAlias
 from hotswap.findings import RULES as NAMES
 from hotswap.lint.typestate import Event, Facts, Problem
 
-
-class _Fine:
-    """On one path the model is fine, so nothing is said about this place."""
-
-
-FINE: Final = _Fine()
-Outcome: TypeAlias = Problem | _Fine | None
+FINE: Final = "fine"
+"""On one path the model is fine, so nothing is said about this place."""
+Outcome: TypeAlias = Problem | Literal["fine"] | None
+Check: TypeAlias = Callable[[Event], Outcome]
 Kind = Literal["prepare", "enable", "load", "swap", "compile", "run", "toggle", "scale"]
 
 
@@ -27,7 +25,7 @@ class Rule:
 
     code: str
     kinds: tuple[Kind, ...]
-    check: Callable[[Event], Outcome]
+    check: Check
     default: bool
 
     @property
@@ -38,20 +36,17 @@ class Rule:
     @property
     def documentation(self) -> str:
         """What the rule reports, why it matters, and an example of bad and good code."""
-        lines = (self.check.__doc__ or "").splitlines()
-        return "\n".join(line.removeprefix("    ") for line in lines).strip()
+        return inspect.getdoc(self.check) or ""
 
 
 RULES: dict[str, Rule] = {}
 """Every rule by its code, in the order in which they look at an event."""
 
 
-def rule(
-    code: str, *kinds: Kind, default: bool = True
-) -> Callable[[Callable[[Event], Outcome]], Callable[[Event], Outcome]]:
+def rule(code: str, *kinds: Kind, default: bool = True) -> Callable[[Check], Check]:
     """Register a rule for events of these kinds."""
 
-    def register(check: Callable[[Event], Outcome]) -> Callable[[Event], Outcome]:
+    def register(check: Check) -> Check:
         RULES[code] = Rule(code, kinds, check, default)
         return check
 
@@ -76,9 +71,5 @@ def rules_on(kind: str) -> list[Rule]:
 
 def seen(facts: Facts) -> tuple[tuple[ast.AST, str], ...]:
     """Return where the model was compiled and prepared, for a finding to name."""
-    related = []
-    if facts.compiled:
-        related.append((facts.compiled.where, "compiled here"))
-    if facts.prepared:
-        related.append((facts.prepared.where, "prepared here"))
-    return tuple(related)
+    steps = ((facts.compiled, "compiled here"), (facts.prepared, "prepared here"))
+    return tuple((step.where, told) for step, told in steps if step)

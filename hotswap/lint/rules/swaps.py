@@ -5,6 +5,8 @@ from __future__ import annotations
 from hotswap.lint.rules.rule import FINE, Outcome, rule, seen
 from hotswap.lint.typestate import Event, Problem
 
+_ENABLE = {"component": "enable_lora_hotswap", "transformers": "enable_peft_hotswap"}
+
 
 @rule("HSW207", "swap")
 def hotswap_without_name(event: Event) -> Outcome:
@@ -131,15 +133,13 @@ def swap_unprepared_on_compiled(event: Event) -> Outcome:
         return None
     if adapter.shape.seems(event.shape):
         return FINE
-    first = (
-        "enable_lora_hotswap" if facts.kind == "component" else "prepare_model_for_compiled_hotswap"
-    )
-    if facts.kind == "transformers":
-        first = "enable_peft_hotswap"
-    when = "before the first load" if first.startswith("enable") else "before torch.compile"
+    remedy = "call prepare_model_for_compiled_hotswap(target_rank=...) before torch.compile"
+    enable = _ENABLE.get(facts.kind)
+    if enable is not None:
+        remedy = f"call {enable}(target_rank=...) before the first load"
     return Problem(
         "the adapter is swapped on a compiled model that was not prepared: another rank or alpha recompiles",
-        f"call {first}(target_rank=...) {when}",
+        remedy,
         ((facts.compiled.where, "compiled here"), (adapter.where, "loaded unprepared here")),
     )
 

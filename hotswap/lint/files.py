@@ -24,7 +24,12 @@ _ADAPTER = re.compile(
 _NOQA = re.compile(
     r"#\s*noqa(?::\s*(?P<codes>[A-Z]+[0-9]+(?:[,\s]+[A-Z]+[0-9]+)*))?", re.IGNORECASE
 )
-_FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<mark>```+|~~~+)\s*\{?\.?(?P<info>[\w+-]*)[^`\n]*$")
+_FENCE = re.compile(
+    r"^[ \t>]*(?P<mark>```+|~~~+)[ \t]*\{?\.?(?P<info>[\w+-]*)[^`\n]*\n"
+    r"(?P<body>.*?)(?:^[ \t>]*(?P=mark)[`~]*[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+_PYTHON = ("python", "py", "python3", "pycon")
 _PLACEHOLDER = re.compile(r"<(?P<inside>[\w./ -]+)>")
 
 
@@ -183,26 +188,11 @@ def _plain(source: str) -> str:
 
 
 def _markdown(text: str, path: Path) -> Iterator[Chunk]:
-    lines = text.split("\n")
-    number = 0
-    while number < len(lines):
-        opened = _FENCE.match(lines[number])
-        number += 1
-        if opened is None:
-            continue
-        start = number
-        mark = opened["mark"]
-        while number < len(lines) and not re.match(
-            rf"^[ \t>]*{mark[0]}{{{len(mark)},}}\s*$", lines[number]
-        ):
-            number += 1
-        body = lines[start:number]
-        number += 1
-        if opened["info"].lower() in ("python", "py", "python3", "pycon") and concerns(
-            "\n".join(body).encode()
-        ):
-            code, tree, indent = _block(body)
+    for fence in _FENCE.finditer(text):
+        if fence["info"].lower() in _PYTHON and concerns(fence["body"].encode()):
+            code, tree, indent = _block(fence["body"].removesuffix("\n").split("\n"))
             if tree is not None:
+                start = text.count("\n", 0, fence.start("body"))
                 ast.increment_lineno(tree, start)
                 yield Chunk(path, "\n" * start + code, tree, indent=indent)
 

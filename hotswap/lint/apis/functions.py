@@ -28,10 +28,6 @@ def _compile(run: Run, args: v.Args) -> v.Value:
     return steps.compile_value(run, model, args.node, "wrapper")
 
 
-def _optimize(run: Run, args: v.Args) -> v.Value:
-    return v.Partial(v.Ref("torch.compile"), (), {})
-
-
 def _reset(run: Run, args: v.Args) -> v.Value:
     """Forget what was compiled: the next call compiles again."""
     for key, facts in list(run.s.heap.items()):
@@ -74,15 +70,6 @@ def _lora_config(run: Run, args: v.Args) -> v.Value:
     return Shape(rank, alpha, origin)
 
 
-def _pipeline(run: Run, args: v.Args) -> v.Value:
-    model = args.get(1, "model")
-    return model if isinstance(model, v.Obj) else run.fresh()
-
-
-def _grad_mode(mode: str) -> Effect:
-    return lambda run, args: v.GradMode(mode)
-
-
 PEFT: dict[str, Effect] = {
     "LoraConfig": _lora_config,
     "get_peft_model": lambda run, args: wrap(run, args, args.get(0, "model")),
@@ -96,17 +83,14 @@ FUNCTIONS: dict[str, Effect] = {
     "hotswap.load": _load,
     "hotswap.prepare": _prepare("hotswap"),
     "hotswap.swap": _swap("hotswap.swap", name=None),
-    "torch._dynamo.optimize": _optimize,
+    "torch._dynamo.optimize": lambda run, args: v.Partial(v.Ref("torch.compile"), (), {}),
     "torch._dynamo.reset": _reset,
-    "torch.autograd.inference_mode": _grad_mode("inference_mode"),
-    "torch.autograd.no_grad": _grad_mode("no_grad"),
     "torch.compile": _compile,
     "torch.compiler.reset": _reset,
-    "torch.enable_grad": _grad_mode("grad"),
-    "torch.inference_mode": _grad_mode("inference_mode"),
-    "torch.no_grad": _grad_mode("no_grad"),
-    "transformers.pipeline": _pipeline,
+    "transformers.pipeline": lambda run, args: args.get(1, "model") or run.fresh(),
 }
+GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_grad": "no_grad"}
+"""Functions of torch that set the gradient mode, by their last name."""
 TENSORS = frozenset(
     {
         "as_tensor", "empty", "from_numpy", "full", "full_like", "ones", "ones_like",
@@ -129,5 +113,8 @@ def call_imported(run: Run, ref: v.Ref, args: v.Args) -> list[State]:
     made = make(run, owner if factory else name, args) if factory or last[:1].isupper() else None
     if made is not None or factory:
         return run.done(made or run.fresh())
-    tensor = name.startswith("torch.") and last in TENSORS
-    return run.done(v.Tensor()) if tensor else call_unknown(run, ref, args)
+    if name.startswith("torch.") and last in TENSORS:
+        return run.done(v.TENSOR)
+    if owner in ("torch", "torch.autograd") and last in GRAD_MODES:
+        return run.done(v.Sort(GRAD_MODES[last]))
+    return call_unknown(run, ref, args)

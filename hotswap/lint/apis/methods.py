@@ -11,7 +11,7 @@ from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.expressions import joined_path
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.typestate import How, Kind, Shape
+from hotswap.lint.typestate import Kind, Shape
 
 Effect = Callable[[Run, v.Obj, v.Args, str], v.Value]
 
@@ -24,13 +24,7 @@ def _add(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     return steps.add(run, obj, args, name, config, texts[0] if texts else unknown)
 
 
-def _compile(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
-    how: How = "blocks" if name == "compile_repeated_blocks" else "in place"
-    steps.compile_value(run, obj, args.node, how)
-    return v.Const(None)
-
-
-def _unload(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
+def _base(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     """Return the base model, without adapters; what was compiled stays compiled."""
     plain = run.new("transformers")
     facts = replace(run.facts(obj), kind="transformers", adapters=(), active=())
@@ -48,18 +42,6 @@ def _save(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     return v.Const(None)
 
 
-def _merge(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
-    return steps.merge(run, obj, None if name.startswith("un") else args.node)
-
-
-def _unload_all(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
-    return steps.unload(run, obj)
-
-
-def _modules(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
-    return v.Part(obj, name)
-
-
 def call(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     """Call the model; ``generate`` and pipelines choose their own gradient mode."""
     chooses = name in ("generate", "encode") or run.facts(obj).kind == "pipeline"
@@ -69,8 +51,8 @@ def call(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
 
 METHODS: dict[str, Effect] = {
     "add_adapter": _add,
-    "compile": _compile,
-    "compile_repeated_blocks": _compile,
+    "compile": steps.compile_in_place,
+    "compile_repeated_blocks": steps.compile_in_place,
     "delete_adapter": steps.toggle,
     "delete_adapters": steps.toggle,
     "disable_adapter": steps.toggle,
@@ -82,22 +64,22 @@ METHODS: dict[str, Effect] = {
     "enable_lora": steps.toggle,
     "enable_lora_hotswap": steps.enable,
     "enable_peft_hotswap": steps.enable,
-    "fuse_lora": _merge,
+    "fuse_lora": steps.merge,
     "load_adapter": steps.load,
     "load_lora_adapter": steps.load,
     "load_lora_weights": steps.load,
-    "merge_adapter": _merge,
-    "merge_and_unload": _unload,
-    "modules": _modules,
-    "named_modules": _modules,
+    "merge_adapter": steps.merge,
+    "merge_and_unload": _base,
+    "modules": lambda run, obj, args, name: v.Part(obj, name),
+    "named_modules": lambda run, obj, args, name: v.Part(obj, name),
     "save_pretrained": _save,
     "set_adapter": steps.toggle,
     "set_adapters": steps.toggle,
-    "unfuse_lora": _merge,
-    "unload": _unload,
-    "unload_lora": _unload_all,
-    "unload_lora_weights": _unload_all,
-    "unmerge_adapter": _merge,
+    "unfuse_lora": steps.merge,
+    "unload": _base,
+    "unload_lora": steps.unload,
+    "unload_lora_weights": steps.unload,
+    "unmerge_adapter": steps.merge,
 }
 CALLS = frozenset({"__call__", "encode", "forward", "generate"})
 """Methods that call the model."""
@@ -149,8 +131,8 @@ def _method_inside(run: Run, obj: v.Obj, inside: str, name: str, args: v.Args) -
     if name == "compile":
         return steps.compile_value(run, v.Part(obj, inside), args.node, "in place")
     if name in ("set_scale", "unscale_layer"):
-        value = args.get(1, "scale")
-        steps.scale(run, obj, args.node, name, value if isinstance(value, v.Tensor) else v.Number())
+        tensor = args.get(1, "scale") == v.TENSOR
+        steps.scale(run, obj, args.node, name, v.TENSOR if tensor else v.NUMBER)
     if name in _INSIDE:
         return v.Part(obj, f"{inside}.{name}")
     return v.Part(obj, inside) if name in CHAINED else None

@@ -17,8 +17,8 @@ MOST_NUMBERS = 8
 Effect = Callable[[Run, v.Args], v.Value]
 
 
-def _first(args: v.Args) -> v.Value | None:
-    return args.positional[0] if args.positional else None
+def _first(run: Run, args: v.Args) -> v.Value:
+    return args.positional[0] if args.positional else run.fresh()
 
 
 def _extreme(pick: Callable[..., Any]) -> Effect:
@@ -36,7 +36,7 @@ def _extreme(pick: Callable[..., Any]) -> Effect:
 
 def _enumerate(run: Run, args: v.Args) -> v.Value:
     first = v.whole_of(args.get(1, "start")) or 0
-    over = v.elements(_first(args))
+    over = v.elements(_first(run, args))
     if over is None:
         over = [run.fresh(), v.Const(first + 1)]
     return v.Seq(tuple(v.Seq((v.Const(first + i), e)) for i, e in enumerate(over)))
@@ -64,24 +64,24 @@ def _sequence(run: Run, args: v.Args) -> v.Value:
 
 
 def _dict(run: Run, args: v.Args) -> v.Value:
-    base = _first(args) or v.Dict({})
+    base = args.positional[0] if args.positional else v.Dict({})
     if not isinstance(base, v.Dict) or args.starred:
         return run.fresh()
     return v.Dict({**base.items, **args.keywords})
 
 
 def _bool(run: Run, args: v.Args) -> v.Value:
-    value = _first(args) or v.Const(False)
+    value = args.get(0, "") or v.Const(False)
     known = holds(run, value)
     return value if known is None else v.Const(known)
 
 
 def _length(run: Run, args: v.Args) -> v.Value:
-    value = _first(args)
+    value = _first(run, args)
     over = None if isinstance(value, v.Part) else v.elements(value)
     if over is not None:
         return v.Const(len(over))
-    key = v.key_of(value) if value is not None else None
+    key = v.key_of(value)
     return run.fresh() if key is None else run.memo(("len", key))
 
 
@@ -110,28 +110,13 @@ def _hasattr(run: Run, args: v.Args) -> v.Value:
     return run.memo(("hasattr", *keys))
 
 
-def _path(run: Run, args: v.Args) -> v.Value:
-    return joined_path(run, args.positional) if args.positional else run.fresh()
-
-
-def _partial(run: Run, args: v.Args) -> v.Value:
-    if not args.positional:
-        return run.fresh()
-    func, *rest = args.positional
-    return v.Partial(func, tuple(rest), args.keywords)
-
-
-def _same(run: Run, args: v.Args) -> v.Value:
-    return _first(args) or run.fresh()
-
-
 def _copy(run: Run, args: v.Args) -> v.Value:
-    value = _first(args)
+    value = _first(run, args)
     if isinstance(value, v.Obj):
         twin = run.new("unknown")
         run.put(twin, replace(run.facts(value), deferred=()))
         return twin
-    return value or run.fresh()
+    return value
 
 
 FUNCTIONS: dict[str, Effect] = {
@@ -139,23 +124,25 @@ FUNCTIONS: dict[str, Effect] = {
     "copy.deepcopy": _copy,
     "dict": _dict,
     "enumerate": _enumerate,
-    "float": lambda run, args: v.Number(),
-    "functools.partial": _partial,
+    "float": lambda run, args: v.NUMBER,
+    "functools.partial": lambda run, args: v.Partial(
+        _first(run, args), tuple(args.positional[1:]), args.keywords
+    ),
     "getattr": _getattr,
     "hasattr": _hasattr,
     "len": _length,
     "list": _sequence,
     "max": _extreme(max),
     "min": _extreme(min),
-    "os.path.join": _path,
-    "pathlib.Path": _path,
+    "os.path.join": lambda run, args: joined_path(run, args.positional),
+    "pathlib.Path": lambda run, args: joined_path(run, args.positional),
     "range": _range,
     "setattr": _setattr,
     "sorted": _sequence,
-    "str": _same,
-    "tqdm": _same,
-    "tqdm.auto.tqdm": _same,
-    "tqdm.tqdm": _same,
+    "str": _first,
+    "tqdm": _first,
+    "tqdm.auto.tqdm": _first,
+    "tqdm.tqdm": _first,
     "tuple": _sequence,
     "zip": _zip,
 }

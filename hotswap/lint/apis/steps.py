@@ -52,6 +52,12 @@ def _compile(run: Run, obj: v.Obj, node: ast.AST, how: ts.How) -> None:
         run.flush(obj, "compile")
 
 
+def compile_in_place(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
+    """Compile a model where it is, as a whole or block by block."""
+    _compile(run, obj, args.node, "blocks" if api == "compile_repeated_blocks" else "in place")
+    return v.Const(None)
+
+
 def call_model(run: Run, obj: v.Obj, node: ast.AST, *, grad: str | None) -> None:
     """Call the model; a pipeline calls its denoiser."""
     facts = run.facts(obj)
@@ -193,18 +199,19 @@ def toggle(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
 
 def scale(run: Run, obj: v.Obj, node: ast.AST, api: str, value: v.Value | None) -> None:
     """Write a number into a layer's scaling."""
-    text = "tensor" if isinstance(value, v.Tensor) else "float" if v.is_number(value) else ""
+    text = "tensor" if value == v.TENSOR else "float" if v.is_number(value) else ""
     run.emit(obj, Event("scale", node, run.facts(obj), api, obj.wrapped, value=text))
 
 
-def merge(run: Run, obj: v.Obj, node: ast.AST | None) -> v.Value:
-    """Merge the adapters into the weights, or, with None, take them out again."""
+def merge(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
+    """Merge the adapters into the weights, or take them out again."""
     obj = carrier(run, obj)
-    run.put(obj, replace(run.facts(obj), merged=node))
+    merged = None if api.startswith("un") else args.node
+    run.put(obj, replace(run.facts(obj), merged=merged))
     return v.Const(None)
 
 
-def unload(run: Run, obj: v.Obj) -> v.Value:
+def unload(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Remove every adapter."""
     obj = carrier(run, obj)
     run.put(obj, ts.unloaded(run.facts(obj)))

@@ -1,11 +1,11 @@
-"""Calls: of attributes, models, libraries, and of the unknown."""
+"""Calls: of attributes, containers, models, and of the unknown."""
 
 from __future__ import annotations
 
 import ast
 
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.containers import container_method
+from hotswap.lint.interpreter.assign import mutate
 from hotswap.lint.interpreter.functions import inherited, inline, instantiate, is_module, make
 from hotswap.lint.interpreter.names import HARMLESS, OBSERVES
 from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
@@ -21,6 +21,8 @@ _CALLS_ITS_ARGUMENT = {
     "to_thread": 0,
 }
 """Functions that call a function they are given, and which of their arguments that is."""
+_CHANGES_LIST = frozenset({"extend", "insert", "pop", "remove", "clear", "sort", "reverse"})
+_CHANGES_DICT = frozenset({"update", "pop", "setdefault", "clear"})
 _FACTORIES = ("from_pretrained", "from_single_file", "from_pipe")
 
 
@@ -67,14 +69,41 @@ def _call_attribute(run: Run, owner: v.Value, name: str, args: v.Args) -> list[S
             return run.done(made)
     if isinstance(owner, v.Opaque) and (kind := run.language.kind_with(name, args)):
         owner = become(run, owner, kind) or owner
-    if isinstance(owner, v.Seq | v.Dict | v.Const | v.Number | v.Tensor):
-        return run.done(container_method(run, owner, name, args))
+    if isinstance(owner, v.Seq | v.Dict | v.Const):
+        return run.done(_container_method(run, owner, name, args))
     target = read_attribute(run, owner, name)
     if isinstance(owner, v.Obj) and not isinstance(target, v.Func | v.Obj):
         model = run.facts(owner).kind != "instance" or is_module(run, owner)
         if model or run.language.kind_with(name, args):
             target = v.Part(owner, name)
     return run.invoke(target, args)
+
+
+def _container_method(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Value:
+    """Call a method of a container; what changes it in place changes what its name is bound to."""
+    func = args.node.func
+    holder = func.value if isinstance(func, ast.Attribute) else None
+    held = holder if isinstance(holder, ast.Name | ast.Attribute) else None
+    if isinstance(owner, v.Seq):
+        if name == "append" and args.positional:
+            if held is not None:
+                mutate(run, held, v.Seq((*owner.items, args.positional[0])))
+            return v.Const(None)
+        if name in _CHANGES_LIST and held is not None:
+            mutate(run, held, run.fresh())
+    if isinstance(owner, v.Dict):
+        if name == "values":
+            return v.Seq(tuple(owner.items.values()))
+        if name == "keys":
+            return v.Seq(tuple(v.Const(key) for key in owner.items))
+        if name == "items":
+            return v.Seq(tuple(v.Seq((v.Const(k), each)) for k, each in owner.items.items()))
+        if name == "get" and args.positional and isinstance(args.positional[0], v.Const):
+            default = args.positional[1] if len(args.positional) > 1 else v.Const(None)
+            return owner.items.get(args.positional[0].value, default)
+        if name in _CHANGES_DICT and held is not None:
+            mutate(run, held, run.fresh())
+    return run.fresh()
 
 
 def _call_object(run: Run, obj: v.Obj, args: v.Args) -> list[State]:
@@ -119,8 +148,7 @@ def _call_argument(run: Run, target: v.Value | None, args: v.Args) -> None:
 
 
 CALLABLES: Callables = {
-    **dict.fromkeys((v.Const, v.Dict, v.GradMode, v.Number, v.Opaque), call_unknown),
-    **dict.fromkeys((v.Seq, v.Tensor, Shape), call_unknown),
+    **dict.fromkeys((v.Const, v.Dict, v.Opaque, v.Seq, v.Sort, Shape), call_unknown),
     v.Class: instantiate,
     v.Func: inline,
     v.Obj: _call_object,

@@ -61,7 +61,7 @@ def _unary(run: Run, node: ast.UnaryOp) -> v.Value:
         return negation(run, value)
     if isinstance(value, v.Const) and isinstance(value.value, int | float):
         return v.Const(-value.value) if isinstance(node.op, ast.USub) else value
-    return value if isinstance(value, v.Number) else run.fresh()
+    return value if value == v.NUMBER else run.fresh()
 
 
 def _binary(run: Run, node: ast.BinOp) -> v.Value:
@@ -77,11 +77,11 @@ def _binary(run: Run, node: ast.BinOp) -> v.Value:
     if isinstance(left, v.Dict) and isinstance(right, v.Dict) and isinstance(node.op, ast.BitOr):
         return v.Dict({**left.items, **right.items})
     if v.is_number(left) and v.is_number(right):
-        return v.Number()
+        return v.NUMBER
     if any(
         isinstance(each, v.Part) and _NUMBERS_INSIDE.search(each.path) for each in (left, right)
     ):
-        return v.Number()
+        return v.NUMBER
     if isinstance(node.op, ast.Div):
         return joined_path(run, [left, right])
     keys = v.key_of(left), v.key_of(right)
@@ -99,6 +99,8 @@ def _small(value: v.Value) -> TypeGuard[v.Const]:
 
 def joined_path(run: Run, parts: Sequence[v.Value]) -> v.Value:
     """Join the parts of a path; the same parts are the same path, however they are joined."""
+    if not parts:
+        return run.fresh()
     first, *texts = [v.text_of(part) for part in parts]
     if first is not None and None not in texts:
         return v.Const("/".join([first.rstrip("/"), *(str(text).strip("/") for text in texts)]))

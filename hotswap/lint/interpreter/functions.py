@@ -8,11 +8,10 @@ from typing import Any
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import class_of, last_name, read_attribute, reveal
-from hotswap.lint.interpreter.run import Run
+from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
 
 DEEPEST = 8
-_GRAD_MODES = ("no_grad", "inference_mode")
 
 
 def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
@@ -30,7 +29,7 @@ def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
         if memo in run.s.heap:
             return run.done(run.s.heap[memo])
     grad, depth, turn = run.s.grad, len(run.s.frames), run.turn
-    run.s.grad = (*grad, *(mark for mark in marks if mark in _GRAD_MODES))
+    run.s.grad = (*grad, *(mark for mark in marks if mark in GRAD_MODES))
     names = _bound(run, node.args, func, args)
     run.s.frames.append(Frame(min(func.frame, depth - 1), Table(names)))
     run.running.append((node, func.owner))
@@ -120,7 +119,7 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
 def _unknown_of(run: Run, parameter: ast.arg) -> v.Value:
     annotation = parameter.annotation
     is_float = isinstance(annotation, ast.Name) and annotation.id == "float"
-    return v.Number() if is_float else run.fresh()
+    return v.NUMBER if is_float else run.fresh()
 
 
 def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:

@@ -81,7 +81,7 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
         return _from_class(run, owner, owner, name) or run.memo((owner.oid, name))
     if isinstance(owner, Shape) and name in ("r", "lora_alpha"):
         number = owner.rank if name == "r" else owner.alpha
-        return v.Number() if number is None else v.Const(number)
+        return v.NUMBER if number is None else v.Const(number)
     if isinstance(owner, v.Opaque):
         if name in DENOISERS and (pipe := become(run, owner, "pipeline")):
             return component(run, pipe, name)

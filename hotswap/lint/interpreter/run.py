@@ -16,6 +16,7 @@ from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
 MOST_STEPS = 1500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
+GRAD_MODES = ("grad", "inference_mode", "no_grad")
 MOST_OF_BODY = 10_000
 
 

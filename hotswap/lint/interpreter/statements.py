@@ -12,7 +12,7 @@ from hotswap.lint.interpreter.conditions import assume, branches, holds
 from hotswap.lint.interpreter.expressions import outcomes
 from hotswap.lint.interpreter.names import imported
 from hotswap.lint.interpreter.objects import last_name
-from hotswap.lint.interpreter.run import Run
+from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Exit, State, merge
 
 MOST_TURNS = 8
@@ -154,8 +154,8 @@ def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
     grad = run.s.grad
     for item in node.items:
         value = run.ev(item.context_expr)
-        if isinstance(value, v.GradMode):
-            run.s.grad = (*run.s.grad, value.mode)
+        if isinstance(value, v.Sort) and value.name in GRAD_MODES:
+            run.s.grad = (*run.s.grad, value.name)
         if item.optional_vars is not None:
             assign(run, item.optional_vars, value)
     if any(last_name(item.context_expr) in _RAISES for item in node.items):

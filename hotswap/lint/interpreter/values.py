@@ -21,13 +21,14 @@ class Const:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """A Python number of unknown value, such as ``alpha / rank``."""
+class Sort:
+    """Something of which only the sort is known: a number, a tensor, a gradient mode."""
+
+    name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor, as opposed to a Python number."""
+NUMBER = Sort("number")
+TENSOR = Sort("tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,6 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
-class GradMode:
-    """A context manager or decorator that sets the gradient mode."""
-
-    mode: str
-
-
-@dataclass(frozen=True, slots=True)
 class Opaque:
     """Something unknown; the same identity is the same thing."""
 
@@ -110,20 +104,7 @@ class Opaque:
 
 
 Value: TypeAlias = (
-    Const
-    | Number
-    | Tensor
-    | Seq
-    | Dict
-    | Ref
-    | Obj
-    | Part
-    | Func
-    | Class
-    | Partial
-    | Shape
-    | GradMode
-    | Opaque
+    Const | Sort | Seq | Dict | Ref | Obj | Part | Func | Class | Partial | Shape | Opaque
 )
 
 
@@ -165,20 +146,16 @@ def is_number(value: Value | None) -> bool:
     """Tell whether the value is a Python number, known or not."""
     if isinstance(value, Const):
         return isinstance(value.value, int | float) and not isinstance(value.value, bool)
-    return isinstance(value, Number)
+    return value == NUMBER
 
 
 def truth(value: Value) -> bool | None:
     """Tell whether the value is true in a condition; None if that is unknown."""
     if isinstance(value, Const):
         return bool(value.value)
-    if isinstance(value, Seq):
+    if isinstance(value, Seq | Dict):
         return bool(value.items)
-    if isinstance(value, Dict):
-        return bool(value.items)
-    if isinstance(value, Opaque | Number | Tensor | Part | Ref):
-        return None
-    return True
+    return None if isinstance(value, Opaque | Sort | Part | Ref) else True
 
 
 def key_of(value: Value) -> Any:

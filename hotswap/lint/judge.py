@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from hotswap.lint.rules.rule import FINE, rules_on
-from hotswap.lint.typestate import Deferred, Event, Problem
+from hotswap.lint.typestate import Deferred, Event, Guards, Problem
 
 _MADE_GOOD_BY = {
     "HSW202": ("load",),
@@ -17,6 +17,7 @@ _MADE_GOOD_BY = {
     "HSW209": ("load",),
 }
 """What, done earlier, makes up for what a rule misses."""
+_SETS_UP, _USES = {"prepare", "enable", "compile"}, {"load", "run", "swap", "toggle"}
 _SAID_BY = {"HSW216": "HSW206", "HSW210": "HSW212"}
 """Rules that have nothing to add where another one has spoken."""
 Turn: TypeAlias = tuple[Any, ...]
@@ -32,16 +33,26 @@ class Judge:
         """The functions that are called from outside, in an order that is not known."""
         self.log: set[str] = set()
         """The kinds of steps since it was last cleared."""
-        self._done: dict[ast.AST, set[tuple[str, int]]] = defaultdict(set)
-        self._found: dict[Place, tuple[int, Problem]] = {}
+        self._done: dict[ast.AST | None, set[tuple[str, int]]] = defaultdict(set)
+        """What was done to each model, by the way into the program; with None, by the body."""
+        self._under: dict[tuple[ast.AST, bool, int], set[str]] = defaultdict(set)
+        """What was done to a model behind each branch of a condition that nobody could evaluate."""
+        self._first: set[tuple[ast.AST, bool, int]] = set()
+        """The branches that a model has gone through without an adapter."""
+        self._found: dict[Place, tuple[int, Deferred]] = {}
         self._fine: set[Place] = set()
         self._swapping: set[int] = set()
 
-    def look(self, oid: int, event: Event, turn: Turn, *, muted: bool) -> Deferred | None:
+    def look(
+        self, oid: int, event: Event, turn: Turn, guards: Guards, *, muted: bool
+    ) -> Deferred | None:
         """Show a step to the rules; keep what the first that objects says, or return it if it has to wait."""
         self.log.add(event.kind)
-        if turn:
-            self._done[turn[0]].add((event.kind, oid))
+        self._done[turn[0] if turn else None].add((event.kind, oid))
+        for node, guard in guards.items():
+            self._under[node, guard.branch, oid].add(event.kind)
+            if oid not in guard.loaded:
+                self._first.add((node, guard.branch, oid))
         if event.facts.intends_to_swap or event.kind in ("prepare", "enable", "swap"):
             self._swapping.add(oid)
         elif event.kind in ("load", "toggle"):
@@ -54,7 +65,7 @@ class Judge:
                 self._fine.add((rule.code, event.node, turn))
             elif isinstance(outcome, Problem) and said is None and not muted:
                 where = outcome.where or event.node
-                said = Deferred(rule.code, where, outcome, turn)
+                said = Deferred(rule.code, where, outcome, turn, guards)
         if said is not None and said.until == "now":
             self.report(oid, said)
             return None
@@ -62,15 +73,17 @@ class Judge:
 
     def report(self, oid: int, found: Deferred) -> None:
         """Keep a problem."""
-        self._found.setdefault((found.code, found.where, found.turn), (oid, found.problem))
+        self._found.setdefault((found.code, found.where, found.turn), (oid, found))
 
     @property
     def problems(self) -> dict[tuple[str, ast.AST], Problem]:
         """What was found, except where another path of the same turn, or another entry, makes it good."""
         kept = {
-            (code, where): problem
-            for (code, where, turn), (oid, problem) in self._found.items()
-            if (code, where, turn) not in self._fine and not self._made_good(code, turn, oid)
+            (code, where): found.problem
+            for (code, where, turn), (oid, found) in self._found.items()
+            if (code, where, turn) not in self._fine
+            and not self._made_good(found, oid)
+            and not self._told(found, oid)
         }
         return {
             (code, where): problem
@@ -78,11 +91,30 @@ class Judge:
             if (_SAID_BY.get(code), where) not in kept
         }
 
-    def _made_good(self, code: str, turn: Turn, oid: int) -> bool:
-        """Tell whether a function that may have been called before does what is missing here."""
-        missing = _MADE_GOOD_BY.get(code, ())
-        return bool(turn) and any(
-            (kind, oid) in self._done[entry]
-            for entry in self.entries - {turn[0]}
-            for kind in missing
-        )
+    def _made_good(self, found: Deferred, oid: int) -> bool:
+        """Tell whether a function that may have been called before does what is missing here.
+
+        Behind a condition that nobody could evaluate, anything in the program may do it.
+        """
+        entry = found.turn[0] if found.turn else None
+        others = self._done.keys() if found.guards else self.entries - {entry} if entry else ()
+        missing = _MADE_GOOD_BY.get(found.code, ())
+        return any((kind, oid) in self._done[other] for other in others for kind in missing)
+
+    def _told(self, found: Deferred, oid: int) -> bool:
+        """Tell whether a condition that nobody could evaluate rules out what the problem takes for granted.
+
+        One branch loads and the other swaps, or only one sets the model up that the other uses: then the
+        condition asks whether that was done, and of each branch only what agrees with it is believed.
+        """
+        for node, guard in found.guards.items():
+            here, there = (self._under[node, b, oid] for b in (guard.branch, not guard.branch))
+            loaded = oid in guard.loaded
+            if ("swap" in here and "load" in there - here and not loaded) or (
+                "load" in here and "swap" in there - here and loaded
+            ):
+                return True
+            sets_up = here & _SETS_UP and there & _USES and not there & _SETS_UP
+            if loaded and sets_up and (node, guard.branch, oid) in self._first:
+                return True
+        return False

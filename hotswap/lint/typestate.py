@@ -7,13 +7,23 @@ the file does not show, so nothing is concluded from what was not seen.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 Node: TypeAlias = ast.AST
 Kind = Literal["pipeline", "component", "transformers", "peft", "module", "instance", "unknown"]
 How = Literal["wrapper", "in place", "forward", "blocks"]
+Guards: TypeAlias = "Mapping[Node, Guard]"
 By = Literal["peft", "diffusers", "transformers", "hotswap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A branch that was taken although its condition is unknown, and which models had adapters then."""
+
+    branch: bool
+    loaded: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,7 @@ class Deferred:
     where: Node
     problem: Problem
     turn: tuple[Any, ...]
+    guards: Guards = field(compare=False)
 
     @property
     def until(self) -> Literal["now", "run", "compile"]:

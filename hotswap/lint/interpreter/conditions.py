@@ -10,7 +10,6 @@ from typing import Any
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.state import State
 
 _PURE = frozenset({"bool", "getattr", "hasattr", "isinstance", "len"})
 _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -30,17 +29,6 @@ def holds(run: Run, value: v.Value) -> bool | None:
         return known
     key = v.key_of(value)
     return run.s.assumed.get(key) if key is not None else None
-
-
-def branches(run: Run, test: ast.expr) -> list[tuple[bool, State]]:
-    """Return the outcomes that a condition can have on this path, each with the path on which it has it."""
-    known = holds(run, run.ev(test))
-    if known is not None:
-        return [(known, run.s)]
-    yes, no = run.s, run.s.copy()
-    for outcome, run.s in ((True, yes), (False, no)):
-        assume(run, test, outcome)
-    return [(True, yes), (False, no)]
 
 
 def assume(run: Run, node: ast.expr, outcome: bool) -> None:

@@ -11,10 +11,10 @@ from typing import Any, TypeGuard
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import assign
 from hotswap.lint.interpreter.calls import call
-from hotswap.lint.interpreter.conditions import boolean, branches, compare, holds, negation
+from hotswap.lint.interpreter.conditions import boolean, compare, holds, negation
 from hotswap.lint.interpreter.objects import look_up, read_attribute
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.state import State, Table, join
+from hotswap.lint.interpreter.state import Table, join
 
 _NUMBERS_INSIDE = re.compile(r"(?:^|\.)(?:lora_alpha|r)(?:\[\])?$")
 _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -229,26 +229,6 @@ def _comprehended(
         found.append([run.ev(part) for part in wanted])
     run.s.frames[-1].names = outer
     return found if known else None
-
-
-def outcomes(run: Run, node: ast.expr | None) -> list[tuple[State, v.Value]]:
-    """Evaluate what a statement is about: each outcome is a path with its value."""
-    while isinstance(node, ast.Await):
-        node = node.value
-    if isinstance(node, ast.IfExp):
-        results = []
-        for chosen, state in branches(run, node.test):
-            run.s = state
-            results += outcomes(run, node.body if chosen else node.orelse)
-        return results
-    if not isinstance(node, ast.Call):
-        value = run.ev(node)
-        return [(run.s, value)]
-    results = []
-    for state in call(run, node):
-        run.s, returned, state.result = state, state.result, None
-        results.append((state, v.Const(None) if returned is None else run.known(returned)))
-    return results
 
 
 EXPRESSIONS: dict[type[ast.AST], Callable[[Run, Any], v.Value]] = {

@@ -184,7 +184,8 @@ class Run:
 
     def emit(self, obj: v.Obj, event: Event) -> None:
         """Show a step to the judge; a problem that depends on what comes next waits with the object."""
-        found = self.judge.look(obj.oid, event, self.turn, muted=bool(self.s.muted))
+        state = self.s
+        found = self.judge.look(obj.oid, event, self.turn, state.guards, muted=state.muted > 0)
         if found is not None:
             facts = self.facts(obj)
             self.put(obj, replace(facts, deferred=(*facts.deferred, found)))

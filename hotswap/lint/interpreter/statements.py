@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import assign
-from hotswap.lint.interpreter.conditions import assume, branches, holds
-from hotswap.lint.interpreter.expressions import outcomes
+from hotswap.lint.interpreter.conditions import assume, holds
 from hotswap.lint.interpreter.names import imported
 from hotswap.lint.interpreter.objects import last_name
+from hotswap.lint.interpreter.outcomes import branches, guard, outcomes
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Exit, State, merge
 
@@ -172,6 +172,9 @@ def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
 @_passed_by
 def _try(run: Run, node: ast.Try) -> list[State]:
     before = run.s.copy()
+    if node.handlers:
+        guard(run.s, node, True)
+        guard(before, node, False)
     ends = []
     for end in run.block(node.body, run.s):
         ends += [end] if end.exit else run.block(node.orelse, end)

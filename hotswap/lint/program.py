@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hotswap.lint.apis.classes import make
+from hotswap.lint.apis.classes import kind_made_by, make
 from hotswap.lint.apis.functions import call_imported
 from hotswap.lint.apis.methods import call_inside, kind_with, set_item
 from hotswap.lint.interpreter.calls import CALLABLES
@@ -26,7 +26,7 @@ from hotswap.lint.typestate import Facts, Problem, Ran
 
 _CALL = re.compile(r"\b(\w+)\(")
 _CALLABLES: Callables = {**CALLABLES, Part: call_inside, Ref: call_imported}
-_LANGUAGE = Language(EXPRESSIONS, STATEMENTS, _CALLABLES, make, kind_with, set_item)
+_LANGUAGE = Language(EXPRESSIONS, STATEMENTS, _CALLABLES, make, kind_with, kind_made_by, set_item)
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from dataclasses import replace
 
 from hotswap.lint import typestate as ts
 from hotswap.lint.apis.shapes import shape_of
+from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.functions import line_of
 from hotswap.lint.interpreter.names import UNMISTAKABLE
-from hotswap.lint.interpreter.objects import become, component, component_key
+from hotswap.lint.interpreter.objects import become, class_of, component, component_key
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.values import Args, Obj, Value, text_of
 from hotswap.lint.typestate import Adapter, Event, Facts, Kind
 
 _MODEL = re.compile(r"^Auto\w*Model|For[A-Z]\w*$|LMHeadModel$|Model$")
@@ -39,7 +41,7 @@ def kind_made_by(name: str) -> Kind | None:
     return None
 
 
-def make(run: Run, name: str, args: Args) -> Value | None:
+def make(run: Run, name: str, args: v.Args) -> v.Value | None:
     """Create a model by its class, or return None if the class makes none."""
     kind = kind_made_by(name)
     if kind is None:
@@ -47,6 +49,7 @@ def make(run: Run, name: str, args: Args) -> Value | None:
     if kind == "peft" and not name.rpartition(".")[2].startswith("AutoPeft"):
         return wrap(run, args, args.get(0, "model"))
     obj = run.new(kind)
+    run.s.put((obj.oid, "__made_by__"), name.rpartition(".")[2])
     path = args.get(0, "pretrained_model_name_or_path")
     if kind == "peft":
         adapter = Adapter(_name(args.get(1, "adapter_name")), args.node, shape_of(run, path))
@@ -54,20 +57,20 @@ def make(run: Run, name: str, args: Args) -> Value | None:
     elif kind == "pipeline":
         _assemble(run, obj, args)
         component(run, obj, "transformer")
-    elif kind == "transformers" and _HAS_ADAPTERS.search(text_of(path) or ""):
+    elif kind == "transformers" and _HAS_ADAPTERS.search(v.text_of(path) or ""):
         run.put(obj, replace(run.facts(obj), open=True))
     run.judge.log.add("create")
     return obj
 
 
-def _assemble(run: Run, pipe: Obj, args: Args) -> None:
+def _assemble(run: Run, pipe: v.Obj, args: v.Args) -> None:
     """Give a pipeline the components that it is made of: another pipeline's, or those that are named."""
     source = args.get(0, "pipeline")
     for keyword in args.node.keywords:
         given = keyword.value
         if keyword.arg is None and isinstance(given, ast.Attribute) and given.attr == "components":
             source = run.ev(given.value)
-    if isinstance(source, Obj) and run.facts(source).kind == "pipeline":
+    if isinstance(source, v.Obj) and run.facts(source).kind == "pipeline":
         component(run, source, "transformer")
         for key, shared in list(run.s.heap.items()):
             if isinstance(key, tuple) and len(key) == 2 and key[0] == source.oid:
@@ -78,16 +81,16 @@ def _assemble(run: Run, pipe: Obj, args: Args) -> None:
             run.s.put((pipe.oid, component_key(name)), part)
 
 
-def wrap(run: Run, args: Args, base: Value | None, *, path: int = 1, name: int = 2) -> Obj:
+def wrap(run: Run, args: v.Args, base: v.Value | None, *, path: int = 1, name: int = 2) -> v.Obj:
     """Put a PEFT model with a first adapter around a base model."""
-    below = run.facts(base) if isinstance(base, Obj) else Facts()
+    below = run.facts(base) if isinstance(base, v.Obj) else Facts()
     obj = run.new("peft")
     key = next((k for k in ("peft_config", "config") if k in args.keywords), "model_id")
     node = args.node.args[path] if len(args.node.args) > path else None
     shape = shape_of(run, args.get(path, key), node)
     facts = run.facts(obj)
     if below.compiled:
-        how: ts.How = "in place" if isinstance(base, Obj) and base.wrapped else "blocks"
+        how: ts.How = "in place" if isinstance(base, v.Obj) and base.wrapped else "blocks"
         facts = replace(facts, compiled=replace(below.compiled, how=how), ran=below.ran)
         run.put(obj, facts)
         step = Event("load", args.node, facts, "PeftModel", False, "default", True, False, shape)
@@ -99,5 +102,33 @@ def wrap(run: Run, args: Args, base: Value | None, *, path: int = 1, name: int =
     return obj
 
 
-def _name(given: Value | None) -> str | None:
-    return "default" if given is None else text_of(given)
+def _name(given: v.Value | None) -> str | None:
+    return "default" if given is None else v.text_of(given)
+
+
+_BASES = {"DiffusionPipeline": "pipeline", "PeftModel": "peft", "PreTrainedModel": "transformers"}
+"""Classes of which all models of a kind are instances."""
+
+
+def is_instance(run: Run, value: v.Value, cls: v.Value) -> bool | None:
+    """Tell whether a value is an instance of a class; None if that is unknown."""
+    name = cls.name if isinstance(cls, v.Ref) else ""
+    last = name.rpartition(".")[2]
+    if isinstance(value, v.Const):
+        builtin = getattr(builtins, name, None)
+        return isinstance(value.value, builtin) if isinstance(builtin, type) else None
+    if not isinstance(value, v.Obj):
+        return None
+    facts, own = run.facts(value), class_of(run, value)
+    if isinstance(cls, v.Class):
+        return cls in line_of(own) if own is not None else None
+    if facts.kind in ("unknown", "instance") or own is not None:
+        return None
+    if last in ("Module", "OptimizedModule"):
+        return facts.kind != "pipeline" if last == "Module" else value.wrapped or None
+    kind = kind_made_by(name)
+    if kind is None or value.wrapped:
+        return None
+    if kind != facts.kind or last in _BASES or run.s.heap.get((value.oid, "__made_by__")) == last:
+        return kind == facts.kind
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hotswap.lint.apis import python, steps
-from hotswap.lint.apis.classes import make, wrap
+from hotswap.lint.apis.classes import is_instance, make, wrap
 from hotswap.lint.apis.python import Effect
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.calls import call_unknown
@@ -70,6 +70,17 @@ def _lora_config(run: Run, args: v.Args) -> v.Value:
     return Shape(rank, alpha, origin)
 
 
+def _isinstance(run: Run, args: v.Args) -> v.Value:
+    if len(args.positional) != 2:
+        return run.fresh()
+    value, classes = args.positional
+    known = [is_instance(run, value, cls) for cls in v.elements(classes) or [classes]]
+    if True in known or None not in known:
+        return v.Const(True in known)
+    keys = v.key_of(value), v.key_of(classes)
+    return run.fresh() if None in keys else run.memo(("isinstance", keys))
+
+
 PEFT: dict[str, Effect] = {
     "LoraConfig": _lora_config,
     "get_peft_model": lambda run, args: wrap(run, args, args.get(0, "model")),
@@ -83,6 +94,7 @@ FUNCTIONS: dict[str, Effect] = {
     "hotswap.load": _load,
     "hotswap.prepare": _prepare("hotswap"),
     "hotswap.swap": _swap("hotswap.swap", name=None),
+    "isinstance": _isinstance,
     "torch._dynamo.optimize": lambda run, args: v.Partial(v.Ref("torch.compile"), (), {}),
     "torch._dynamo.reset": _reset,
     "torch.compile": _compile,

@@ -119,11 +119,21 @@ def _copy(run: Run, args: v.Args) -> v.Value:
     return value
 
 
+def _leave(run: Run, args: v.Args) -> v.Value:
+    """Do not return."""
+    run.s.exit = "raise"
+    return v.Const(None)
+
+
 FUNCTIONS: dict[str, Effect] = {
+    "argparse.ArgumentParser": lambda run, args: v.Ref("argparse.ArgumentParser()"),
+    "argparse.ArgumentParser().error": _leave,
+    "argparse.ArgumentParser().exit": _leave,
     "bool": _bool,
     "copy.deepcopy": _copy,
     "dict": _dict,
     "enumerate": _enumerate,
+    "exit": _leave,
     "float": lambda run, args: v.NUMBER,
     "functools.partial": lambda run, args: v.Partial(
         _first(run, args), tuple(args.positional[1:]), args.keywords
@@ -134,12 +144,19 @@ FUNCTIONS: dict[str, Effect] = {
     "list": _sequence,
     "max": _extreme(max),
     "min": _extreme(min),
+    "os._exit": _leave,
+    "os.abort": _leave,
     "os.path.join": lambda run, args: joined_path(run, args.positional),
     "pathlib.Path": lambda run, args: joined_path(run, args.positional),
+    "pytest.exit": _leave,
+    "pytest.fail": _leave,
+    "pytest.skip": _leave,
+    "quit": _leave,
     "range": _range,
     "setattr": _setattr,
     "sorted": _sequence,
     "str": _first,
+    "sys.exit": _leave,
     "tqdm": _first,
     "tqdm.auto.tqdm": _first,
     "tqdm.tqdm": _first,

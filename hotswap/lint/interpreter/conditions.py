@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.objects import last_name
+from hotswap.lint.interpreter.objects import last_name, narrow
 from hotswap.lint.interpreter.run import Run
 
 _PURE = frozenset({"bool", "getattr", "hasattr", "isinstance", "len"})
@@ -40,6 +40,9 @@ def assume(run: Run, node: ast.expr, outcome: bool) -> None:
             assume(run, part, outcome)
     elif isinstance(node, ast.NamedExpr):
         assume(run, node.value, outcome)
+    elif outcome and isinstance(node, ast.Call) and last_name(node.func) == "isinstance":
+        for value, cls in [[run.ev(arg) for arg in node.args]] if len(node.args) == 2 else ():
+            narrow(run, value, cls)
     elif _repeatable(run, node) and (key := v.key_of(run.ev(node))) is not None:
         run.s.assumed[key] = outcome
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.IsNot | ast.NotEq):

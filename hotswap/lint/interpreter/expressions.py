@@ -76,6 +76,10 @@ def _binary(run: Run, node: ast.BinOp) -> v.Value:
         return v.Seq((*left.items, *right.items))
     if isinstance(left, v.Dict) and isinstance(right, v.Dict) and isinstance(node.op, ast.BitOr):
         return v.Dict({**left.items, **right.items})
+    if isinstance(node.op, ast.BitOr):  # of classes
+        sides = [each for side in (left, right) for each in v.elements(side) or [side]]
+        if all(isinstance(each, v.Ref | v.Class) for each in sides):
+            return v.Seq(tuple(sides))
     if v.is_number(left) and v.is_number(right):
         return v.NUMBER
     if any(

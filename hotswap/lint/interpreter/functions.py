@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.objects import class_of, last_name, read_attribute, reveal
+from hotswap.lint.interpreter.objects import class_of, last_name, narrow, read_attribute, reveal
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
 
@@ -118,8 +118,10 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
 
 def _unknown_of(run: Run, parameter: ast.arg) -> v.Value:
     annotation = parameter.annotation
-    is_float = isinstance(annotation, ast.Name) and annotation.id == "float"
-    return v.NUMBER if is_float else run.fresh()
+    if isinstance(annotation, ast.Name) and annotation.id == "float":
+        return v.NUMBER
+    named = isinstance(annotation, ast.Name | ast.Attribute)
+    return narrow(run, run.fresh(), run.ev(annotation)) if named else run.fresh()
 
 
 def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
@@ -159,21 +161,22 @@ def is_module(run: Run, obj: v.Obj) -> bool:
     return cls is not None and any(last_name(base) == "Module" for base in cls.node.bases)
 
 
+def line_of(cls: v.Class) -> Iterator[v.Class]:
+    """Yield a class and the classes of this file that it derives from."""
+    yield cls
+    for base in cls.bases:
+        if isinstance(base, v.Class):
+            yield from line_of(base)
+
+
 def inherited(run: Run, name: str) -> v.Func | None:
     """Return the method that ``super().name`` stands for in the method that is running."""
     node, owner = run.running[-1] if run.running else (None, None)
     cls = class_of(run, owner)
-    line = list(_line_of(cls)) if cls is not None else []
+    line = list(line_of(cls)) if cls is not None else []
     defines = [i for i, c in enumerate(line) if node in c.node.body]
     for base in line[defines[0] + 1 :] if defines else ():
         found = run.s.heap.get((base.oid, name))
         if isinstance(found, v.Func):
             return v.Func(found.node, owner, found.frame)
     return None
-
-
-def _line_of(cls: v.Class) -> Iterator[v.Class]:
-    yield cls
-    for base in cls.bases:
-        if isinstance(base, v.Class):
-            yield from _line_of(base)

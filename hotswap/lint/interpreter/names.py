@@ -27,8 +27,8 @@ UNMISTAKABLE = re.compile(
 """Names of classes that make models, wherever they are imported from."""
 HARMLESS = frozenset(
     {
-        *dir(builtins), "accelerate", "bitsandbytes", "collections", "copy", "datasets", "diffusers",
-        "gc", "gradio", "itertools", "json", "logging", "matplotlib", "numpy", "os", "optimum",
+        *dir(builtins), "accelerate", "argparse", "bitsandbytes", "collections", "copy", "datasets",
+        "diffusers", "gc", "gradio", "itertools", "json", "logging", "matplotlib", "numpy", "os", "optimum",
         "pathlib", "peft", "PIL", "pprint", "random", "re", "safetensors", "streamlit", "sys",
         "tempfile", "time", "torch", "torchao", "torchinfo", "tqdm", "transformers", "warnings",
         "weakref",
@@ -59,6 +59,6 @@ def unimported(name: str) -> str | None:
     """Return the qualified name of a name that was never bound, where there is no doubt about it."""
     if name in _KNOWN:
         return _KNOWN[name]
-    if UNMISTAKABLE.search(name) or hasattr(builtins, name):
+    if UNMISTAKABLE.search(name) or hasattr(builtins, name) or name in ("exit", "quit"):
         return name
     return None

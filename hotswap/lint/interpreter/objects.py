@@ -35,6 +35,17 @@ def become(run: Run, value: v.Value | None, kind: Kind) -> v.Obj | None:
     return known if isinstance(known, v.Obj) else None
 
 
+def narrow(run: Run, value: v.Value, cls: v.Value) -> v.Value:
+    """Take an unknown value for an instance of a class that makes models."""
+    kind = run.language.kind_of(cls.name) if isinstance(cls, v.Ref) else None
+    if kind in (None, "module"):
+        return value
+    obj = become(run, value, kind)
+    if obj is not None and run.facts(obj).kind == "unknown":
+        run.put(obj, replace(run.facts(obj), kind=kind))
+    return value if obj is None else obj
+
+
 def reveal(run: Run, value: v.Value) -> None:
     """Hand a value to unknown code: a model's history is unknown from here on."""
     value = run.known(value)

@@ -39,6 +39,8 @@ class Language:
     """Create a model by the qualified name of its class; None for a class that makes none."""
     kind_with: Callable[[str, v.Args], Kind | None]
     """Say what something unknown is if that method of it is called."""
+    kind_of: Callable[[str], Kind | None]
+    """Say what kind of model a class makes, by its qualified name."""
     set_item: Callable[[Run, v.Part, ast.AST, v.Value], None]
     """Assign to an element of something inside a model."""
 

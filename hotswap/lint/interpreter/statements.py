@@ -12,6 +12,7 @@ from hotswap.lint.interpreter.conditions import assume, holds
 from hotswap.lint.interpreter.names import imported
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.interpreter.outcomes import branches, guard, outcomes
+from hotswap.lint.interpreter.patterns import captured, matches
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Exit, State, merge
 
@@ -80,7 +81,7 @@ def _augmented(run: Run, node: ast.AugAssign) -> list[State]:
 def _return(run: Run, node: ast.Return) -> list[State]:
     ends = []
     for state, value in outcomes(run, node.value):
-        state.exit, state.result = "return", value
+        state.exit, state.result = state.exit or "return", value
         ends.append(state)
     return ends
 
@@ -199,16 +200,28 @@ def _try(run: Run, node: ast.Try) -> list[State]:
 
 @_passed_by
 def _match(run: Run, node: ast.Match) -> list[State]:
-    run.ev(node.subject)
-    ends = [run.s.copy()]
+    subject = ast.Name(f"subject of line {node.lineno}", ast.Load())
+    run.s.frames[-1].bind(subject.id, run.ev(node.subject))
+    live, ends = [run.s], list[State]()
     for case in node.cases:
-        state = run.s.copy()
-        for part in ast.walk(case.pattern):
-            name = getattr(part, "name", None) or getattr(part, "rest", None)
-            if isinstance(name, str):
-                state.frames[-1].bind(name, run.fresh())
-        ends += run.block(case.body, state)
-    return ends
+        test = matches(subject, case.pattern)
+        after: list[State] = []
+        for state in live:
+            run.s = state
+            for outcome, path in branches(run, test) if test is not None else [(True, state)]:
+                if not outcome:
+                    after.append(path)
+                    continue
+                for name in captured(case.pattern):
+                    path.frames[-1].bind(name, run.fresh())
+                run.s = path
+                for fits, end in branches(run, case.guard) if case.guard else [(True, path)]:
+                    if fits:
+                        ends += run.block(case.body, end)
+                    else:
+                        after.append(end)
+        live = merge(after, run.fresh)
+    return live + ends
 
 
 def _import(run: Run, node: ast.Import | ast.ImportFrom) -> list[State]:

@@ -20,6 +20,12 @@ _MADE_GOOD_BY = {
 _SETS_UP, _USES = {"prepare", "enable", "compile"}, {"load", "run", "swap", "toggle"}
 _SAID_BY = {"HSW216": "HSW206", "HSW210": "HSW212"}
 """Rules that have nothing to add where another one has spoken."""
+_CAUSES = {
+    "HSW205": frozenset({"HSW202", "HSW205", "HSW213"}),
+    "HSW208": frozenset({"HSW202"}),
+    "HSW209": frozenset({"HSW202"}),
+}
+"""Problems of a model after which another has nothing to add: the cause is told once."""
 Turn: TypeAlias = tuple[Any, ...]
 Place: TypeAlias = tuple[str, ast.AST, Turn]
 
@@ -46,7 +52,7 @@ class Judge:
     def look(
         self, oid: int, event: Event, turn: Turn, guards: Guards, *, muted: bool
     ) -> Deferred | None:
-        """Show a step to the rules; keep what the first that objects says, or return it if it has to wait."""
+        """Show a step to the rules; return what the first that objects says."""
         self.log.add(event.kind)
         self._done[turn[0] if turn else None].add((event.kind, oid))
         for node, guard in guards.items():
@@ -61,14 +67,13 @@ class Judge:
         said: Deferred | None = None
         for rule in rules_on(event.kind):
             outcome = rule.check(event)
+            if event.facts.told & _CAUSES.get(rule.code, frozenset()):
+                continue
             if outcome is FINE:
                 self._fine.add((rule.code, event.node, turn))
             elif isinstance(outcome, Problem) and said is None and not muted:
                 where = outcome.where or event.node
                 said = Deferred(rule.code, where, outcome, turn, guards)
-        if said is not None and said.until == "now":
-            self.report(oid, said)
-            return None
         return said
 
     def report(self, oid: int, found: Deferred) -> None:

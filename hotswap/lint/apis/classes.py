@@ -88,7 +88,7 @@ def wrap(run: Run, args: v.Args, base: v.Value | None, *, path: int = 1, name: i
     key = next((k for k in ("peft_config", "config") if k in args.keywords), "model_id")
     node = args.node.args[path] if len(args.node.args) > path else None
     shape = shape_of(run, args.get(path, key), node)
-    facts = run.facts(obj)
+    facts = replace(run.facts(obj), enabled=below.enabled, told=below.told)
     if below.compiled:
         how: ts.How = "in place" if isinstance(base, v.Obj) and base.wrapped else "blocks"
         facts = replace(facts, compiled=replace(below.compiled, how=how), ran=below.ran)

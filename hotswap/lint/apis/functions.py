@@ -45,6 +45,15 @@ def _swap(api: str, *, name: int | None = 2) -> Effect:
     return lambda run, args: steps.swap(run, args.get(0, "model"), args, api, name=name)
 
 
+def _bank(run: Run, args: v.Args) -> v.Value:
+    """Keep adapters staged for a model, which has to be prepared."""
+    obj = become(run, args.get(0, "model"), "unknown")
+    if obj is None:
+        return run.fresh()
+    steps.swap(run, obj, args, "hotswap.AdapterBank", path=99, name=None)
+    return v.Part(steps.carrier(run, obj), "AdapterBank()")
+
+
 def _load(run: Run, args: v.Args) -> v.Value:
     """Wrap a base model, with ``hotswap.load``, and prepare it."""
     obj = wrap(run, args, args.get(0, "base_model"), path=2, name=99)
@@ -91,6 +100,7 @@ PEFT: dict[str, Effect] = {
 }
 """Functions that PEFT exports from several modules, by their last name."""
 FUNCTIONS: dict[str, Effect] = {
+    "hotswap.AdapterBank": _bank,
     "hotswap.load": _load,
     "hotswap.prepare": _prepare("hotswap"),
     "hotswap.swap": _swap("hotswap.swap", name=None),

@@ -24,6 +24,10 @@ def _add(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     return steps.add(run, obj, args, name, config, texts[0] if texts else unknown)
 
 
+def _add_weighted(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
+    return steps.add(run, obj, args, name, None, v.text_of(args.get(2, "adapter_name")))
+
+
 def _base(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
     """Return the base model, without adapters; what was compiled stays compiled."""
     plain = run.new("transformers")
@@ -51,6 +55,7 @@ def call(run: Run, obj: v.Obj, args: v.Args, name: str) -> v.Value:
 
 METHODS: dict[str, Effect] = {
     "add_adapter": _add,
+    "add_weighted_adapter": _add_weighted,
     "compile": steps.compile_in_place,
     "compile_repeated_blocks": steps.compile_in_place,
     "delete_adapter": steps.toggle,
@@ -133,6 +138,8 @@ def _method_inside(run: Run, obj: v.Obj, inside: str, name: str, args: v.Args) -
     if name in ("set_scale", "unscale_layer"):
         tensor = args.get(1, "scale") == v.TENSOR
         steps.scale(run, obj, args.node, name, v.TENSOR if tensor else v.NUMBER)
+    if inside == "AdapterBank()" and name in ("add", "using"):
+        return steps.use_bank(run, obj, args, name)
     if name in _INSIDE:
         return v.Part(obj, f"{inside}.{name}")
     return v.Part(obj, inside) if name in CHAINED else None

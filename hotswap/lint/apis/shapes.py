@@ -13,9 +13,11 @@ from hotswap.lint.interpreter.run import Run
 from hotswap.lint.typestate import Shape
 
 _RANK_IN_NAME = re.compile(
-    r"(?:^|[^a-z])(?:lora_?)?(?:rank|r)[-_=]?(\d{1,4})(?![0-9a-z])", re.IGNORECASE
+    r"(?:^|[^a-z])(?:lora_?)?(rank|r)[-_=]?(\d{1,4})(?![0-9a-z])", re.IGNORECASE
 )
-_USUAL_RANKS = frozenset({*(1 << n for n in range(11)), *range(8, 129, 8), 192, 320, 384, 768})
+_SMALL = {1, 2, 4, *range(8, 129, 8)}
+_USUAL_RANKS = {"r": _SMALL, "rank": _SMALL | {192, 256, 320, 384, 512, 768, 1024}}
+"""What a number after that letter or word can be: ``r512`` is more often a resolution."""
 _RANK_KEYS = ("rank", "r", "lora_rank", "lora_r")
 
 
@@ -54,5 +56,6 @@ def _shape_in_folder(base: Path | None, path: str) -> Shape:
             return Shape(max(ranks), config.get("lora_alpha"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    found = [int(rank) for rank in _RANK_IN_NAME.findall(path)]
-    return Shape(found[0]) if len(found) == 1 and found[0] in _USUAL_RANKS else Shape()
+    found = [(word.lower(), int(rank)) for word, rank in _RANK_IN_NAME.findall(path)]
+    ranks = [rank for word, rank in found if rank in _USUAL_RANKS[word]]
+    return Shape(ranks[0]) if len(ranks) == len(found) == 1 else Shape()

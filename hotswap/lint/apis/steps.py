@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -62,10 +63,9 @@ def call_model(run: Run, obj: v.Obj, node: ast.AST, *, grad: str | None) -> None
     """Call the model; a pipeline calls its denoiser."""
     facts = run.facts(obj)
     if facts.kind == "pipeline":
-        for name in ("transformer", "transformer_2"):
-            if name == "transformer" or (obj.oid, name) in run.s.heap:
-                call_model(run, component(run, obj, name), node, grad=None)
-    elif facts.compiled is None:
+        for model in denoisers(run, obj):
+            call_model(run, model, node, grad=None)
+    elif facts.compiled is None or (facts.compiled.how == "wrapper" and not obj.wrapped):
         run.judge.log.add("run")
     else:
         run.emit(obj, Event("run", node, facts, "call", obj.wrapped, grad=grad))
@@ -98,23 +98,41 @@ def prepare(run: Run, value: v.Value | None, args: v.Args, by: By) -> v.Value:
     api = "prepare_model_for_compiled_hotswap" if by == "peft" else "hotswap.prepare"
     run.emit(obj, Event("prepare", args.node, facts, api, obj.wrapped, prepared=how))
     facts = run.facts(obj)
-    if not facts.adapters:
+    if facts.adapters:
+        run.put(obj, ts.prepared(facts, how))
+    elif facts.open:
         facts = replace(facts, adapters=(Adapter(None, args.node),), open=True)
-    run.put(obj, ts.prepared(facts, how))
+        run.put(obj, ts.prepared(facts, how))
+    else:  # it raises: go on as if the first load came before it
+        run.put(obj, replace(facts, enabled=replace(how, strict=False)))
     return run.fresh()
 
 
 def enable(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Enable hot-swapping for the first load: diffusers and transformers."""
     by: By = "transformers" if api == "enable_peft_hotswap" else "diffusers"
-    obj = carrier(run, obj)
-    facts = run.facts(obj)
     how = preparation(args, by, default=128)
-    run.emit(obj, Event("enable", args.node, facts, api, obj.wrapped, prepared=how))
-    if facts.compiled:  # what is wrong with that has been said here, not at the load
-        how = replace(how, strict=False)
-    run.put(obj, replace(run.facts(obj), enabled=how, auto_swap=by == "transformers"))
+    models = [obj]
+    if run.facts(obj).kind == "pipeline":  # components that it is given later are enabled too
+        run.put(obj, replace(run.facts(obj), enabled=how))
+        models = list(denoisers(run, obj))
+    for model in models:
+        facts = run.facts(model)
+        run.emit(model, Event("enable", args.node, facts, api, model.wrapped, prepared=how))
+        facts = replace(run.facts(model), auto_swap=by == "transformers")
+        if facts.kind == "peft" or (facts.adapters and not facts.open and how.strict):
+            run.put(model, ts.prepared(facts, how))  # it raises: go on as if it were in time
+        else:  # if it is compiled already, that has been said here, not at the load
+            strict = how.strict and not facts.compiled
+            run.put(model, replace(facts, enabled=replace(how, strict=strict)))
     return v.Const(None)
+
+
+def denoisers(run: Run, pipe: v.Obj) -> Iterator[v.Obj]:
+    """Yield the components of a pipeline that adapters change."""
+    yield component(run, pipe, "transformer")
+    if (pipe.oid, "transformer_2") in run.s.heap:
+        yield component(run, pipe, "transformer_2")
 
 
 def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
@@ -139,13 +157,15 @@ def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
         by_diffusers = facts.kind != "peft" and api != "load_adapter"
         name = f"default_{len(facts.adapters)}" if by_diffusers else "default"
     kind: Literal["swap", "load"] = "swap" if swaps else "load"
-    run.emit(obj, Event(kind, args.node, facts, api, obj.wrapped, name, named, swaps, shape))
+    told = Event(kind, args.node, facts, api, obj.wrapped, name, named, swaps, shape)
+    token = v.key_of(given) if given is not None and name is None else None
+    code = run.emit(obj, replace(told, token=token))
     facts = run.facts(obj)
-    there = facts.adapter(name)
-    if swaps is True or (swaps is None and there):
-        run.put(obj, replace(facts, swapped=args.node))
-    elif not (api == "load_adapter" and facts.kind == "peft" and there):
-        run.put(obj, ts.loaded(facts, Adapter(name, args.node, shape)))
+    if swaps is True or (swaps is None and facts.adapter(name)):
+        run.put(obj, ts.swapped(facts, name, args.node))
+    elif not facts.named(name, token) or not (facts.kind == "peft" or code == "HSW216"):
+        mended = facts.undone if code == "HSW206" else None
+        run.put(obj, ts.loaded(facts, Adapter(name, args.node, shape, mended, token)))
     return run.fresh()
 
 
@@ -170,8 +190,8 @@ def swap(
     given = args.get(name, "adapter_name")
     text = v.text_of(given)
     named: bool | None = given is not None or (None if args.starred else False)
-    if api == "hotswap.swap" and given is None:
-        text, named = "default", True
+    if api.startswith("hotswap.") and given is None:
+        named = True  # the only adapter, whatever it is called
     node = args.node.args[path] if len(args.node.args) > path else None
     shape = shape_of(run, args.get(path, "model_name_or_path"), node)
     config = args.get(3 if "state_dict" in api else None, "config")
@@ -179,7 +199,17 @@ def swap(
         shape = config
     event = Event("swap", args.node, run.facts(obj), api, obj.wrapped, text, named, True, shape)
     run.emit(obj, event)
-    run.put(obj, replace(run.facts(obj), swapped=args.node))
+    run.put(obj, ts.swapped(run.facts(obj), text, args.node))
+    return run.fresh()
+
+
+def use_bank(run: Run, obj: v.Obj, args: v.Args, method: str) -> v.Value:
+    """Stage an adapter in a bank, or put it in place."""
+    if method == "add":
+        node = args.node.args[1] if len(args.node.args) > 1 else None
+        shape = shape_of(run, args.get(1, "adapter"), node)
+        api = "AdapterBank.add"
+        run.emit(obj, Event("swap", args.node, run.facts(obj), api, named=True, shape=shape))
     return run.fresh()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import DENOISERS, become, component_key
@@ -15,7 +16,9 @@ def assign(run: Run, target: ast.expr, value: v.Value) -> None:
         frame = run.s.frames[-1]
         if target.id in frame.outer:
             frame = run.s.frames[frame.outer[target.id]]
+        old = frame.names.get(target.id)
         frame.bind(target.id, value)
+        _put_back(run, old, value)
     elif isinstance(target, ast.Attribute):
         set_attribute(run, run.ev(target.value), target.attr, value)
     elif isinstance(target, ast.Subscript):
@@ -41,9 +44,23 @@ def set_attribute(run: Run, owner: v.Value, name: str, value: v.Value) -> None:
         owner = become(run, owner, "pipeline") or owner
     if isinstance(owner, v.Obj):
         is_pipeline = run.facts(owner).kind == "pipeline"
-        run.s.put((owner.oid, component_key(name) if is_pipeline else name), value)
+        key = (owner.oid, component_key(name) if is_pipeline else name)
+        old = run.s.heap.get(key)
+        run.s.put(key, value)
+        _put_back(run, old, value)
     elif isinstance(owner, v.Opaque | v.Class):
         run.s.put((owner.oid, name), value)
+
+
+def _put_back(run: Run, old: v.Value | None, new: v.Value) -> None:
+    """Forget that a model was compiled if it takes the place of the last reference to its wrapper."""
+    if not isinstance(old, v.Obj) or new != replace(old, wrapped=False) or not old.wrapped:
+        return
+    names = (value for frame in run.s.frames for value in frame.names.values())
+    if old not in [*names, *run.s.heap.values()]:
+        facts = run.facts(old)
+        left = tuple(d for d in facts.deferred if d.until != "run")
+        run.put(old, replace(facts, compiled=None, ran=None, deferred=left))
 
 
 def _set_item(run: Run, target: ast.Subscript, value: v.Value) -> None:

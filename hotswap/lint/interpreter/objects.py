@@ -63,7 +63,9 @@ def component(run: Run, pipe: v.Obj, name: str) -> v.Obj:
     key = (pipe.oid, component_key(name))
     part = become(run, run.s.heap.get(key), "component")
     if part is None:
-        part = run.new("component", history_unknown=run.facts(pipe).open)
+        facts = run.facts(pipe)
+        part = run.new("component", history_unknown=facts.open)
+        run.put(part, replace(run.facts(part), enabled=facts.enabled))
         run.s.put(key, part)
     return part
 

@@ -184,13 +184,23 @@ class Run:
         """Replace what is known of the object."""
         self.s.put(obj.oid, facts)
 
-    def emit(self, obj: v.Obj, event: Event) -> None:
-        """Show a step to the judge; a problem that depends on what comes next waits with the object."""
+    def emit(self, obj: v.Obj, event: Event) -> str | None:
+        """Show a step to the judge; return the code of what is wrong with it, if anything is.
+
+        A problem that depends on what comes next waits with the object.
+        """
         state = self.s
         found = self.judge.look(obj.oid, event, self.turn, state.guards, muted=state.muted > 0)
-        if found is not None:
-            facts = self.facts(obj)
-            self.put(obj, replace(facts, deferred=(*facts.deferred, found)))
+        if found is None:
+            return None
+        facts = self.facts(obj)
+        facts = replace(facts, told=facts.told | {found.code})
+        if found.until == "now":
+            self.judge.report(obj.oid, found)
+        else:
+            facts = replace(facts, deferred=(*facts.deferred, found))
+        self.put(obj, facts)
+        return found.code
 
     def flush(self, obj: v.Obj, until: Literal["run", "compile"]) -> None:
         """Report what waited for the model to run or to be compiled."""

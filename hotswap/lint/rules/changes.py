@@ -24,15 +24,16 @@ def name_already_loaded(event: Event) -> Outcome:
         pipe.load_lora_weights("adapter-b", adapter_name="style", hotswap=True)
     """
     facts = event.facts
-    old = facts.adapter(event.name) if event.name is not None and event.named else None
+    old = facts.named(event.name, event.token) if event.named else None
     if event.hotswap is not False or facts.kind == "peft":
         return None
     if old is None:
         return FINE
     if not (facts.intends_to_swap or facts.compiled):
         return None
+    what = f"adapter {event.name!r}" if event.name is not None else "the adapter of that name"
     return Problem(
-        f"adapter {event.name!r} is loaded already, and {event.api} is not told to hot-swap it: it raises",
+        f"{what} is loaded already, and {event.api} is not told to hot-swap it: it raises",
         "pass hotswap=True",
         ((old.where, "loaded here"),),
     )
@@ -59,7 +60,7 @@ def load_without_hotswap_on_compiled(event: Event) -> Outcome:
     facts = event.facts
     if event.hotswap is not False:
         return None
-    if facts.compiled is None or (event.name is not None and facts.adapter(event.name)):
+    if facts.compiled is None or facts.named(event.name, event.token):
         return None
     if event.swaps_elsewhere and not facts.intends_to_swap:  # hot-swapping is an option, and off
         return None

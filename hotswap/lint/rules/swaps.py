@@ -108,7 +108,8 @@ def swap_unprepared_on_compiled(event: Event) -> Outcome:
     """A compiled model swaps an adapter that was never prepared.
 
     Every adapter with another rank or another alpha costs a recompile, until torch gives up compiling.
-    Silent if the file shows equal ranks, and no alphas that differ.
+    Silent if the file shows equal ranks, and no alphas that differ. ``hotswap.swap`` and ``AdapterBank``
+    refuse a model that is not prepared, compiled or not.
 
     Bad:
         model = PeftModel.from_pretrained(base, "adapter-a")
@@ -124,12 +125,19 @@ def swap_unprepared_on_compiled(event: Event) -> Outcome:
         hotswap_adapter(model, "adapter-b", adapter_name="default")
     """
     facts = event.facts
-    if facts.open or facts.compiled is None:
+    refused = event.api.startswith("hotswap.")
+    if facts.open or (facts.compiled is None and not refused):
         return FINE if facts.open or facts.prepared else None
     adapter = facts.adapter(event.name)
     if adapter is None or adapter.prepared:
         return FINE if adapter else None
-    if facts.enabled:  # too late, which has been said where it was enabled
+    if refused:
+        return Problem(
+            f"the model was not prepared: {event.api} refuses it",
+            "call hotswap.prepare(model, target_rank=...) before torch.compile",
+            ((adapter.where, "loaded unprepared here"), *seen(facts)),
+        )
+    if facts.enabled or facts.compiled is None:  # too late has been said where it was enabled
         return None
     if adapter.shape.seems(event.shape):
         return FINE

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hotswap.findings import Finding, Related
 from hotswap.lint.files import Chunk, concerns, find, parse, read
-from hotswap.lint.interpreter.program import analyse
-from hotswap.lint.interpreter.typestate import Problem
+from hotswap.lint.program import analyse
 from hotswap.lint.rules import RULES
+from hotswap.lint.typestate import Problem
 
 
 def check_source(
@@ -27,8 +27,7 @@ def check_source(
     """
     given = [paths] if isinstance(paths, str | Path) else paths
     codes = chosen(select, ignore)
-    found = [f for path in find(given) for chunk in read(path) for f in findings_in(chunk, codes)]
-    return sorted(set(found))
+    return _findings((chunk for path in find(given) for chunk in read(path)), codes)
 
 
 def check_text(
@@ -41,9 +40,11 @@ def check_text(
     """Return the misuses in a text, which is read as the path's suffix says (Python if it has none)."""
     data = text.encode("utf-8", "surrogatepass")
     codes = chosen(select, ignore)
-    if not concerns(data):
-        return []
-    return sorted({f for chunk in parse(data, Path(path)) for f in findings_in(chunk, codes)})
+    return _findings(parse(data, Path(path)) if concerns(data) else (), codes)
+
+
+def _findings(chunks: Iterable[Chunk], codes: frozenset[str]) -> list[Finding]:
+    return sorted({f for chunk in chunks for f in findings_in(chunk, codes)})
 
 
 def chosen(select: Sequence[str], ignore: Sequence[str]) -> frozenset[str]:
@@ -65,47 +66,15 @@ def findings_in(chunk: Chunk, codes: frozenset[str]) -> list[Finding]:
     """Analyse one program."""
     folder = chunk.path.parent if chunk.path.name else None
     problems = analyse(chunk.tree, chunk.text, folder)
-    found = []
-    for (code, node), problem in problems.items():
-        first, last = _lines(node)
-        if code in codes and not chunk.suppressed(first, last, code):
-            found.append(_finding(chunk, code, node, problem))
-    return found
+    return [
+        _finding(chunk, code, node, problem)
+        for (code, node), problem in problems.items()
+        if code in codes and not chunk.suppressed(node, code)
+    ]
 
 
 def _finding(chunk: Chunk, code: str, node: ast.AST, problem: Problem) -> Finding:
-    where, line, column = _place(chunk, node)
-    lines = chunk.text.splitlines()
-    first, last = _lines(node)
-    end = getattr(node, "end_col_offset", 0)
-    indent = " " * chunk.indent
-    related = tuple(Related(*_place(chunk, other), message) for other, message in problem.related)
-    return Finding(
-        where,
-        code,
-        problem.message,
-        problem.remedy,
-        line,
-        column,
-        line + last - first,
-        _characters(lines[last - 1], end) + chunk.indent + 1,
-        indent + lines[first - 1].rstrip(),
-        related,
-    )
-
-
-def _lines(node: ast.AST) -> tuple[int, int]:
-    first = getattr(node, "lineno", 1)
-    return first, getattr(node, "end_lineno", None) or first
-
-
-def _place(chunk: Chunk, node: ast.AST) -> tuple[str, int, int]:
-    first, _ = _lines(node)
-    where, line = chunk.locate(first)
-    text = chunk.text.splitlines()[first - 1]
-    return where, line, _characters(text, getattr(node, "col_offset", 0)) + chunk.indent + 1
-
-
-def _characters(line: str, offset: int) -> int:
-    """Turn an offset in UTF-8 bytes into one in characters."""
-    return len(line.encode("utf-8", "surrogatepass")[:offset].decode("utf-8", "ignore"))
+    where, line, column, *end = chunk.span(node)
+    related = tuple(Related(*chunk.span(other)[:3], told) for other, told in problem.related)
+    told = where, code, problem.message, problem.remedy
+    return Finding(*told, line, column, end[0], end[1], chunk.line_of(node), related)

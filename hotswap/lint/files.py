@@ -12,6 +12,7 @@ import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 SUFFIXES = (".py", ".ipynb", ".md")
@@ -23,11 +24,16 @@ _ADAPTER = re.compile(
 _NOQA = re.compile(
     r"#\s*noqa(?::\s*(?P<codes>[A-Z]+[0-9]+(?:[,\s]+[A-Z]+[0-9]+)*))?", re.IGNORECASE
 )
-_FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<mark>```+|~~~+)\s*\{?\.?(?P<info>[\w+-]*)[^`\n]*$")
+_FENCE = re.compile(
+    r"^[ \t>]*(?P<mark>```+|~~~+)[ \t]*\{?\.?(?P<info>[\w+-]*)[^`\n]*\n"
+    r"(?P<body>.*?)(?:^[ \t>]*(?P=mark)[`~]*[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+_PYTHON = ("python", "py", "python3", "pycon")
 _PLACEHOLDER = re.compile(r"<(?P<inside>[\w./ -]+)>")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """One program: its tree, the text it was parsed from, and where its lines stand."""
 
@@ -48,16 +54,42 @@ class Chunk:
         name = f"{self.path}::cell {cell}" if self.cells else str(self.path)
         return name, line - start + 1
 
-    def suppressed(self, first: int, last: int, code: str) -> bool:
-        """Tell whether a ``noqa`` comment on the first or last of these lines covers the code."""
-        lines = self.text.splitlines()
-        for number in {first, last}:
-            found = _NOQA.search(lines[number - 1]) if number <= len(lines) else None
+    def span(self, node: ast.AST) -> tuple[str, int, int, int, int]:
+        """Return where a node stands: the path, first line and column, last line, column after it."""
+        first, last = _lines_of(node)
+        where, line = self.locate(first)
+        start = self._column(first, getattr(node, "col_offset", 0))
+        end = self._column(last, getattr(node, "end_col_offset", 0))
+        return where, line, start, line + last - first, end
+
+    def line_of(self, node: ast.AST) -> str:
+        """Return the line on which a node begins, as it stands in the file."""
+        return " " * self.indent + self.lines[_lines_of(node)[0] - 1].rstrip()
+
+    def _column(self, line: int, offset: int) -> int:
+        """Turn an offset in UTF-8 bytes into a column in characters, from 1."""
+        text = self.lines[line - 1].encode("utf-8", "surrogatepass")[:offset]
+        return len(text.decode("utf-8", "ignore")) + self.indent + 1
+
+    def suppressed(self, node: ast.AST, code: str) -> bool:
+        """Tell whether a ``noqa`` comment on the node's first or last line covers the code."""
+        for number in set(_lines_of(node)):
+            found = _NOQA.search(self.lines[number - 1])
             if found is not None:
                 codes = re.split(r"[,\s]+", (found["codes"] or code).upper())
                 if any(code.startswith(prefix) for prefix in codes):
                     return True
         return False
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines of the text, as the parser counts them."""
+        return self.text.split("\n")
+
+
+def _lines_of(node: ast.AST) -> tuple[int, int]:
+    first = getattr(node, "lineno", 1)
+    return first, getattr(node, "end_lineno", None) or first
 
 
 def find(paths: Iterable[str | Path]) -> Iterator[Path]:
@@ -156,26 +188,11 @@ def _plain(source: str) -> str:
 
 
 def _markdown(text: str, path: Path) -> Iterator[Chunk]:
-    lines = text.split("\n")
-    number = 0
-    while number < len(lines):
-        opened = _FENCE.match(lines[number])
-        number += 1
-        if opened is None:
-            continue
-        start = number
-        mark = opened["mark"]
-        while number < len(lines) and not re.match(
-            rf"^[ \t>]*{mark[0]}{{{len(mark)},}}\s*$", lines[number]
-        ):
-            number += 1
-        body = lines[start:number]
-        number += 1
-        if opened["info"].lower() in ("python", "py", "python3", "pycon") and concerns(
-            "\n".join(body).encode()
-        ):
-            code, tree, indent = _block(body)
+    for fence in _FENCE.finditer(text):
+        if fence["info"].lower() in _PYTHON and concerns(fence["body"].encode()):
+            code, tree, indent = _block(fence["body"].removesuffix("\n").split("\n"))
             if tree is not None:
+                start = text.count("\n", 0, fence.start("body"))
                 ast.increment_lineno(tree, start)
                 yield Chunk(path, "\n" * start + code, tree, indent=indent)
 

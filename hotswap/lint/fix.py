@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from hotswap.lint.check import check_source
 from hotswap.lint.files import parse
 
 FIXABLE = "HSW201"
+_PREPARES = re.compile(r"(?:[\w.]+\.)?(?:prepare|prepare_model_for_compiled_hotswap)\((\w+)[,)]")
+_COMPILES = re.compile(r"(\w+)(?: = [\w.]+\.compile\(\1[,)]|\.compile\()")
 
 
 def fix(findings: Sequence[Finding]) -> list[Path]:
@@ -19,19 +23,18 @@ def fix(findings: Sequence[Finding]) -> list[Path]:
     Only ``HSW201``, only within one block, and only if no statement between the compile and the
     preparation mentions the model; a file is written only if the finding is then gone.
     """
+    places: dict[Path, set[int]] = defaultdict(set)
+    for finding in findings:
+        if finding.code == FIXABLE and finding.line and finding.where.endswith(".py"):
+            places[Path(finding.where)].add(finding.line)
     changed = []
-    for name in sorted(
-        {f.where for f in findings if f.code == FIXABLE and f.where.endswith(".py")}
-    ):
-        path = Path(name)
+    for path, lines in sorted(places.items()):
         before = path.read_bytes()
-        lines = {f.line for f in findings if f.where == name and f.code == FIXABLE}
-        after = _moved(before, path, {line for line in lines if line is not None})
+        after = _moved(before, path, lines)
         if after is None:
             continue
         path.write_bytes(after)
-        left = [f for f in check_source(path) if f.code == FIXABLE]
-        if len(left) < len(lines):
+        if sum(f.code == FIXABLE for f in check_source(path)) < len(lines):
             changed.append(path)
         else:
             path.write_bytes(before)
@@ -56,63 +59,35 @@ def _moves(tree: ast.Module, lines: set[int]) -> Iterator[tuple[int, int, int]]:
     for node in ast.walk(tree):
         for _, block in ast.iter_fields(node):
             if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
-                yield from _moves_in(block, lines)
+                for index, statement in enumerate(block):
+                    goal = _goal(block, index) if statement.lineno in lines else None
+                    if goal is not None and _alone(statement, block) and _alone(goal, block):
+                        yield goal.lineno, statement.lineno, statement.end_lineno or 0
 
 
-def _moves_in(block: list[ast.stmt], lines: set[int]) -> Iterator[tuple[int, int, int]]:
-    for index, statement in enumerate(block):
-        model = _prepared(statement) if statement.lineno in lines else None
-        if model is None or not _alone(statement, block):
-            continue
-        for before in range(index - 1, -1, -1):
-            if _compiled(block[before]) == model:
-                if _alone(block[before], block):
-                    last = statement.end_lineno or statement.lineno
-                    yield block[before].lineno, statement.lineno, last
-                break
-            names = {n.id for n in ast.walk(block[before]) if isinstance(n, ast.Name)}
-            if model in names or not isinstance(block[before], ast.Assign | ast.Expr):
-                break
-            if (
-                names
-                & _stored(block[before])
-                & {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
-            ):
-                break
+def _goal(block: list[ast.stmt], index: int) -> ast.stmt | None:
+    """Return the compile of the model before which the preparation can stand."""
+    model, needed = _model(_PREPARES, block[index]), _names(block[index], ast.expr_context)
+    for earlier in reversed(block[:index]) if model else ():
+        if _model(_COMPILES, earlier) == model:
+            return earlier
+        simple = isinstance(earlier, ast.Assign | ast.Expr)
+        if not simple or model in _names(earlier, ast.expr_context):
+            return None
+        if needed & _names(earlier, ast.Store):
+            return None
+    return None
 
 
-def _prepared(statement: ast.stmt) -> str | None:
-    """Return the name of the model that the statement prepares, if that is all it does."""
-    call = statement.value if isinstance(statement, ast.Expr) else None
-    if not isinstance(call, ast.Call) or not call.args or not isinstance(call.args[0], ast.Name):
-        return None
-    func = call.func
-    name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
-    known = name in ("prepare_model_for_compiled_hotswap", "prepare")
-    return call.args[0].id if known else None
+def _model(what: re.Pattern[str], statement: ast.stmt) -> str | None:
+    """Return the name of the model to which the statement does that and nothing else."""
+    call = isinstance(statement, ast.Assign | ast.Expr) and isinstance(statement.value, ast.Call)
+    found = what.match(ast.unparse(statement)) if call else None
+    return found[1] if found else None
 
 
-def _compiled(statement: ast.stmt) -> str | None:
-    """Return the name of the model in ``m = torch.compile(m)`` or ``m.compile()``."""
-    call = statement.value if isinstance(statement, ast.Assign | ast.Expr) else None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
-        return None
-    if call.func.attr != "compile" or not isinstance(call.func.value, ast.Name):
-        return None
-    if isinstance(statement, ast.Expr):
-        return call.func.value.id
-    target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-    if not call.args or not isinstance(call.args[0], ast.Name) or not isinstance(target, ast.Name):
-        return None
-    return target.id if call.args[0].id == target.id else None
-
-
-def _stored(statement: ast.stmt) -> set[str]:
-    return {
-        n.id
-        for n in ast.walk(statement)
-        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    }
+def _names(node: ast.stmt, context: type[ast.expr_context]) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
 
 
 def _alone(statement: ast.stmt, block: list[ast.stmt]) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hotswap.lint.check import check_text, chosen, findings_in
 from hotswap.lint.files import concerns, find, parse
-from hotswap.lint.interpreter.relevance import Relevance
+from hotswap.lint.relevance import Relevance
 from tests.support.lint_samples import PROGRAMS, SAMPLES
 
 NAMES = st.sampled_from(["pipe", "model", "m", "self", "x", "paths"])

@@ -1,1 +1,1 @@
-"""Run a program on abstract values, and follow each model through it."""
+"""What a Python program does, followed on abstract values along every path; what libraries do, it asks."""

@@ -1,4 +1,4 @@
-"""Qualified names: what an imported name stands for, and what a class makes."""
+"""Qualified names: what a name stands for, and which functions of others leave models alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator
-
-from hotswap.lint.interpreter.typestate import Kind
 
 _KNOWN = {
     "AutoPeftModel": "peft.AutoPeftModel",
@@ -23,15 +21,14 @@ _KNOWN = {
 }
 """Names that mean one thing even in a snippet that leaves out the import."""
 
-_MODEL = re.compile(r"^Auto\w*Model|For[A-Z]\w*$|LMHeadModel$|Model$")
-_COMPONENT = re.compile(r"UNet|Transformer")
-_UNMISTAKABLE = re.compile(
+UNMISTAKABLE = re.compile(
     r"^(Auto)?PeftModel|Pipeline$|^AutoPipelineFor|^AutoModelFor|^UNet2D\w*Model$|Transformer2DModel$"
 )
+"""Names of classes that make models, wherever they are imported from."""
 HARMLESS = frozenset(
     {
-        *dir(builtins), "accelerate", "bitsandbytes", "collections", "copy", "datasets", "diffusers",
-        "gc", "gradio", "itertools", "json", "logging", "matplotlib", "numpy", "os", "optimum",
+        *dir(builtins), "accelerate", "argparse", "bitsandbytes", "collections", "copy", "datasets",
+        "diffusers", "gc", "gradio", "itertools", "json", "logging", "matplotlib", "numpy", "os", "optimum",
         "pathlib", "peft", "PIL", "pprint", "random", "re", "safetensors", "streamlit", "sys",
         "tempfile", "time", "torch", "torchao", "torchinfo", "tqdm", "transformers", "warnings",
         "weakref",
@@ -62,25 +59,6 @@ def unimported(name: str) -> str | None:
     """Return the qualified name of a name that was never bound, where there is no doubt about it."""
     if name in _KNOWN:
         return _KNOWN[name]
-    if _UNMISTAKABLE.search(name) or hasattr(builtins, name):
+    if UNMISTAKABLE.search(name) or hasattr(builtins, name) or name in ("exit", "quit"):
         return name
-    return None
-
-
-def made_by(name: str) -> Kind | None:
-    """Say what kind of model the class of that qualified name makes; None for anything else."""
-    root, last = name.split(".")[0], name.rsplit(".", 1)[-1]
-    if last.startswith(("PeftModel", "AutoPeftModel", "PeftMixedModel")):
-        return "peft"
-    if root == "torch":
-        return "module" if ".nn." in name and last[:1].isupper() else None
-    if root != "transformers" and (last.endswith("Pipeline") or last.startswith("AutoPipeline")):
-        return "pipeline"
-    if root == "diffusers" or _UNMISTAKABLE.search(last):
-        if _COMPONENT.search(last):
-            return "component"
-        if root == "diffusers":
-            return "module" if last.endswith("Model") or last.startswith("Autoencoder") else None
-    if root in ("transformers", last) and _MODEL.search(last):
-        return "transformers"
     return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hotswap.lint.interpreter.typestate import Facts, joined
 from hotswap.lint.interpreter.values import Obj, Value
+from hotswap.lint.typestate import Facts, Guards, joined
 
 MOST_PATHS = 6
 Exit = Literal["return", "break", "continue", "raise"]
@@ -57,6 +57,8 @@ class State:
     grad: tuple[str, ...] = ()
     muted: int = 0
     """Above 0 inside ``pytest.raises`` and in exception handlers: nothing is reported."""
+    guards: Guards = field(default_factory=dict)
+    """The conditions that nobody could evaluate and that led onto this path; replaced, never written to."""
     exit: Exit | None = None
     result: Value | None = None
 
@@ -69,6 +71,7 @@ class State:
             dict(self.assumed),
             self.grad,
             self.muted,
+            self.guards,
             self.exit,
             self.result,
         )
@@ -151,6 +154,7 @@ def _unite(into: State, other: State, fresh: Any) -> None:
         for name, a, b in _differences(frame.names, twin.names):
             if a != b:
                 frame.bind(name, _united(a, b, fresh))
+    into.guards = {k: g for k, g in into.guards.items() if other.guards.get(k) == g}
     into.assumed = {k: v for k, v in into.assumed.items() if other.assumed.get(k) == v}
     if into.result != other.result:
         into.result = _united(into.result, other.result, fresh)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from hotswap.lint.interpreter.typestate import Shape
+from hotswap.lint.typestate import Shape
+
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +21,14 @@ class Const:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """A Python number of unknown value, such as ``alpha / rank``."""
+class Sort:
+    """Something of which only the sort is known: a number, a tensor, a gradient mode."""
+
+    name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor, as opposed to a Python number."""
+NUMBER = Sort("number")
+TENSOR = Sort("tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +70,10 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A bound method or another attribute of a value."""
-
-    owner: Value
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Func:
     """A function or lambda of this file; ``owner`` is what ``self`` is, ``frame`` where it was defined."""
 
-    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    node: Function
     owner: Value | None = None
     frame: int = 0
 
@@ -102,13 +97,6 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
-class GradMode:
-    """A context manager or decorator that sets the gradient mode."""
-
-    mode: str
-
-
-@dataclass(frozen=True, slots=True)
 class Opaque:
     """Something unknown; the same identity is the same thing."""
 
@@ -116,35 +104,58 @@ class Opaque:
 
 
 Value: TypeAlias = (
-    Const
-    | Number
-    | Tensor
-    | Seq
-    | Dict
-    | Ref
-    | Obj
-    | Part
-    | Method
-    | Func
-    | Class
-    | Partial
-    | Shape
-    | GradMode
-    | Opaque
+    Const | Sort | Seq | Dict | Ref | Obj | Part | Func | Class | Partial | Shape | Opaque
 )
+
+
+@dataclass(slots=True)
+class Args:
+    """The evaluated arguments of one call."""
+
+    node: ast.Call
+    positional: list[Value]
+    keywords: dict[str, Value]
+    starred: bool = False
+    """Whether more arguments may come out of ``*`` or ``**`` of something unknown."""
+
+    def get(self, index: int | None, name: str) -> Value | None:
+        """Return the argument of that position or name, None if it is not given."""
+        if name in self.keywords:
+            return self.keywords[name]
+        if index is not None and index < len(self.positional):
+            return self.positional[index]
+        return None
+
+    def all(self) -> Iterator[Value]:
+        """Yield every argument."""
+        yield from self.positional
+        yield from self.keywords.values()
+
+
+def text_of(value: Value | None) -> str | None:
+    """Return the text that the value is known to be."""
+    return value.value if isinstance(value, Const) and isinstance(value.value, str) else None
+
+
+def whole_of(value: Value | None) -> int | None:
+    """Return the whole number that the value is known to be."""
+    return value.value if isinstance(value, Const) and type(value.value) is int else None
+
+
+def is_number(value: Value | None) -> bool:
+    """Tell whether the value is a Python number, known or not."""
+    if isinstance(value, Const):
+        return isinstance(value.value, int | float) and not isinstance(value.value, bool)
+    return value == NUMBER
 
 
 def truth(value: Value) -> bool | None:
     """Tell whether the value is true in a condition; None if that is unknown."""
     if isinstance(value, Const):
         return bool(value.value)
-    if isinstance(value, Seq):
+    if isinstance(value, Seq | Dict):
         return bool(value.items)
-    if isinstance(value, Dict):
-        return bool(value.items)
-    if isinstance(value, Opaque | Number | Tensor | Method | Part | Ref):
-        return None
-    return True
+    return None if isinstance(value, Opaque | Sort | Part | Ref) else True
 
 
 def key_of(value: Value) -> Any:
@@ -157,6 +168,22 @@ def key_of(value: Value) -> Any:
         return value.name
     if isinstance(value, Part):
         return (value.owner.oid, value.path)
-    if isinstance(value, Method) and (owner := key_of(value.owner)) is not None:
-        return (owner, value.name)
+    return None
+
+
+def path_key(value: Value | None) -> Any:
+    """Return what identifies a path: a text without its last slash, or the identity of something unknown."""
+    if isinstance(value, Const):
+        return str(value.value).rstrip("/") if isinstance(value.value, str) else None
+    return key_of(value) if value is not None else None
+
+
+def elements(value: Value | None) -> list[Value] | None:
+    """Return the elements of an iterable, None if they are not known."""
+    if isinstance(value, Seq):
+        return list(value.items)
+    if isinstance(value, Dict):
+        return [Const(key) for key in value.items]
+    if isinstance(value, Part):
+        return [Part(value.owner, f"{value.path}[]")]
     return None

@@ -7,13 +7,23 @@ the file does not show, so nothing is concluded from what was not seen.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 Node: TypeAlias = ast.AST
 Kind = Literal["pipeline", "component", "transformers", "peft", "module", "instance", "unknown"]
 How = Literal["wrapper", "in place", "forward", "blocks"]
+Guards: TypeAlias = "Mapping[Node, Guard]"
 By = Literal["peft", "diffusers", "transformers", "hotswap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A branch that was taken although its condition is unknown, and which models had adapters then."""
+
+    branch: bool
+    loaded: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,8 @@ class Adapter:
     where: Node
     shape: Shape = Shape()
     prepared: Prepared | None = None
+    token: Any = None
+    """What identifies a name that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +88,14 @@ class Deferred:
 
     code: str
     where: Node
-    until: Literal["run", "compile"]
     problem: Problem
-    turn: tuple[Any, ...] = ()
+    turn: tuple[Any, ...]
+    guards: Guards = field(compare=False)
+
+    @property
+    def until(self) -> Literal["now", "run", "compile"]:
+        """What makes it one."""
+        return self.problem.until
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +123,10 @@ class Facts:
     ran: Ran | None = None
     merged: Node | None = None
     swapped: Node | None = None
+    undone: Prepared | None = None
+    """A preparation that went with the adapters that were removed."""
+    told: frozenset[str] = frozenset()
+    """The codes of what was found to be wrong with the model on this path."""
     deferred: tuple[Deferred, ...] = field(default=())
 
     @property
@@ -122,13 +143,19 @@ class Facts:
     @property
     def intends_to_swap(self) -> bool:
         """Whether anything was done to the model that only hot-swapping needs."""
-        return bool(self.enabled or self.prepared or self.swapped)
+        return bool(self.enabled or self.prepared or self.swapped or self.undone)
 
     def adapter(self, name: str | None) -> Adapter | None:
         """Return the adapter of that name; with None, the only one there is."""
         if name is None:
             return self.adapters[0] if len(self.adapters) == 1 else None
         return next((a for a in self.adapters if a.name == name), None)
+
+    def named(self, name: str | None, token: Any) -> Adapter | None:
+        """Return the adapter that has the name, known or not."""
+        if name is not None:
+            return self.adapter(name)
+        return next((a for a in self.adapters if token is not None and a.token == token), None)
 
 
 def loaded(facts: Facts, adapter: Adapter) -> Facts:
@@ -151,7 +178,17 @@ def unloaded(facts: Facts, names: tuple[str | None, ...] | None = None) -> Facts
     deferred = facts.deferred if kept else tuple(d for d in facts.deferred if d.until != "run")
     active = tuple(a.name for a in kept if a.name in facts.active)
     merged = facts.merged if kept else None
-    return replace(facts, adapters=kept, active=active, deferred=deferred, merged=merged)
+    undone = None if any(a.prepared for a in kept) else facts.prepared or facts.undone
+    return replace(
+        facts, adapters=kept, active=active, deferred=deferred, merged=merged, undone=undone
+    )
+
+
+def swapped(facts: Facts, name: str | None, where: Node) -> Facts:
+    """Swap an adapter in; where that raises, go on as if the mistake were mended."""
+    if not facts.adapters and not facts.open:
+        facts = loaded(facts, Adapter(name, where))
+    return replace(facts, swapped=where, merged=None)
 
 
 def compiled(facts: Facts, how: Compiled) -> Facts:
@@ -177,6 +214,8 @@ def joined(a: Facts, b: Facts) -> Facts:
         ran=a.ran if b.ran else None,
         merged=a.merged if b.merged else None,
         swapped=a.swapped or b.swapped,
+        undone=a.undone or b.undone,
+        told=a.told | b.told,
         auto_swap=a.auto_swap and b.auto_swap,
         enabled=a.enabled if b.enabled else None,
         deferred=tuple(d for d in a.deferred if d in b.deferred),
@@ -199,6 +238,7 @@ class Event:
     hotswap: bool | None = False
     shape: Shape = Shape()
     prepared: Prepared | None = None
+    token: Any = None
     names: tuple[str | None, ...] | None = None
     value: str = ""
     swaps_elsewhere: bool = False

@@ -9,14 +9,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hotswap.lint.interpreter.evaluate import TooLongError
-from hotswap.lint.interpreter.relevance import Relevance
+from hotswap.lint.apis.classes import kind_made_by, make
+from hotswap.lint.apis.functions import call_imported
+from hotswap.lint.apis.methods import call_inside, kind_with, set_item
+from hotswap.lint.interpreter.calls import CALLABLES
+from hotswap.lint.interpreter.expressions import EXPRESSIONS
+from hotswap.lint.interpreter.functions import call_from_outside
+from hotswap.lint.interpreter.objects import read_attribute
+from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
-from hotswap.lint.interpreter.typestate import Facts, Problem, Ran
-from hotswap.lint.interpreter.values import Class, Func, Obj
-from hotswap.lint.interpreter.walk import Walker
+from hotswap.lint.interpreter.statements import STATEMENTS
+from hotswap.lint.interpreter.values import Class, Func, Obj, Part, Ref
+from hotswap.lint.judge import Judge
+from hotswap.lint.relevance import Relevance
+from hotswap.lint.typestate import Facts, Problem, Ran
 
 _CALL = re.compile(r"\b(\w+)\(")
+_CALLABLES: Callables = {**CALLABLES, Part: call_inside, Ref: call_imported}
+_LANGUAGE = Language(EXPRESSIONS, STATEMENTS, _CALLABLES, make, kind_with, kind_made_by, set_item)
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -24,33 +34,31 @@ def analyse(
     tree: ast.Module, text: str, folder: Path | None = None
 ) -> dict[tuple[str, ast.AST], Problem]:
     """Return every problem in a module by rule code and place."""
-    program = _Program(Walker(folder), tree, text)
-    with contextlib.suppress(TooLongError, RecursionError):
-        program.run(tree)
-    return program.walker.problems
+    matters = Relevance(tree, text)
+    judge = Judge(file_swaps=matters.touches(tree, "swap"))
+    run = Run(_LANGUAGE, judge, matters.touches, folder)
+    if matters.applies:
+        with contextlib.suppress(TooLongError, RecursionError):
+            _Program(run, matters, text).execute(tree)
+    return judge.problems
 
 
 class _Program:
-    def __init__(self, walker: Walker, tree: ast.Module, text: str) -> None:
-        self.walker = walker
-        self.matters = walker.matters = Relevance(tree, text)
-        walker.file_swaps = self.matters.touches(tree, "swap")
+    def __init__(self, run: Run, matters: Relevance, text: str) -> None:
+        self.run, self.judge, self.matters = run, run.judge, matters
         self.lines = text.splitlines()
-        self.runs = 0
+        self.entered = 0
         self._names: dict[Def, set[str]] = {}
 
-    def run(self, tree: ast.Module) -> None:
+    def execute(self, tree: ast.Module) -> None:
         """Run the body, then the functions that set globals, then everything that was not called."""
-        matters = self.matters
-        if not matters.applies:
-            return
         functions = list(_functions(tree.body))
         paths = self._body(tree)
-        free = [node for node, cls in functions if cls is None and matters.touches(node)]
+        free = [node for node, cls in functions if cls is None and self.matters.touches(node)]
         for node in free:
-            if node not in self.walker.executed and self._sets_up(node, None):
+            if node not in self.run.executed and self._sets_up(node, None):
                 paths = self._enter(paths, _named(paths, node))
-        later = [n for n in free if n not in self.walker.executed]
+        later = [n for n in free if n not in self.run.executed]
         self._entries(
             paths, [_named(paths, node) for node in later if not self._called_by(node, later)]
         )
@@ -60,12 +68,12 @@ class _Program:
                 self._class(statement, paths)
 
     def _body(self, tree: ast.Module) -> list[State]:
-        ends = self.walker.block(tree.body, State([Frame(-1)], grad=("grad",)))
-        self.walker.finish(ends)
+        ends = self.run.block(tree.body, State([Frame(-1)], grad=("grad",)))
+        self.run.finish(ends)
         alive = [end for end in ends if end.exit != "raise"] or ends
         for end in alive:
             end.exit = end.result = None
-        return merge(alive, self.walker.fresh)
+        return merge(alive, self.run.fresh)
 
     def _called_by(self, node: Def, others: list[Def]) -> bool:
         return any(node.name in self._calls(other) for other in others if other is not node)
@@ -82,30 +90,30 @@ class _Program:
         """Run a class: ``__init__``, then the methods that set it up, then each of the others."""
         cls = paths[0].frames[0].names.get(node.name)
         left = [n for n in _methods(node) if self.matters.touches(n)]
-        left = [m for m in left if m not in self.walker.executed]
+        left = [m for m in left if m not in self.run.executed]
         if not isinstance(cls, Class) or not left:
             return
         inherited = [
             m for base in cls.bases if isinstance(base, Class) for m in _methods(base.node)
         ]
         paths = _copies(paths)
-        obj = Obj(self.walker.fresh().oid)
+        obj = Obj(self.run.fresh().oid)
         for state in paths:
             state.put(obj.oid, Facts(kind="instance"))
             state.put((obj.oid, "__class__"), cls)
         for name in ("__init__", "__post_init__"):
-            self.walker.s = paths[0]
-            init = self.walker.read_attribute(obj, name)
+            self.run.s = paths[0]
+            init = read_attribute(self.run, obj, name)
             if isinstance(init, Func):
                 paths = self._enter(paths, init)
         own = {m.name for m in left}
-        setups = [m for m in left if m not in self.walker.executed]
+        setups = [m for m in left if m not in self.run.executed]
         setups += [m for m in inherited if m.name not in own and m.name != "__init__"]
         setups = [m for m in setups if self._sets_up(m, "self")]
         for method in setups:
             if not self._called_by(method, setups):
                 paths = self._enter(paths, Func(method, obj))
-        later = [m for m in left if m not in self.walker.executed]
+        later = [m for m in left if m not in self.run.executed]
         self._entries(paths, [Func(m, obj) for m in later if not self._called_by(m, later)])
         self._entries(paths, [Func(m, obj) for m in later])
 
@@ -132,15 +140,15 @@ class _Program:
             isinstance(f, Facts) and f.compiled for state in paths for f in state.heap.values()
         )
         for func in entries:
-            if func is None or func.node in self.walker.executed:
+            if func is None or func.node in self.run.executed:
                 continue
             if not self._can_matter(func.node, compiled=compiled):
                 continue
-            self.walker.log.clear()
-            self.walker.entries.add(func.node)
+            self.judge.log.clear()
+            self.judge.entries.add(func.node)
             for end in self._enter(_copies(paths), func):
                 ran |= {k for k, f in end.heap.items() if isinstance(f, Facts) and f.ran}
-            if compiled and not self.walker.log & {"create", "prepare", "enable", "compile"}:
+            if compiled and not self.judge.log & {"create", "prepare", "enable", "compile"}:
                 again.append(func)
         for func in again:
             used = _copies(paths)
@@ -156,22 +164,22 @@ class _Program:
         touches = self.matters.touches
         if touches(node, "swap") or (compiled and touches(node, "run", "change")):
             return True
-        return touches(node, "change") and (self.walker.file_swaps or touches(node, "compile"))
+        return touches(node, "change") and (self.judge.file_swaps or touches(node, "compile"))
 
     def _enter(self, paths: list[State], func: Func | None) -> list[State]:
         """Call a function with unknown arguments on every path; return the states after it."""
         if func is None:
             return paths
-        w = self.walker
-        before = _copies(paths)
-        self.runs += 1
-        w.turn, w.steps = (func.node, self.runs), 0
+        run, before = self.run, _copies(paths)
+        self.entered += 1
+        run.turn, run.steps = (func.node, self.entered), 0
         try:
-            ends = w.call_from_outside(func, paths)
+            ends = call_from_outside(run, func, paths)
         except TooLongError:
-            w.leave_all()
+            run.running.clear()
+            run.defined.clear()
             return before
-        w.finish(ends)
+        run.finish(ends)
         return ends
 
 

@@ -7,22 +7,28 @@ import bisect
 import re
 from typing import Any, Literal
 
-from hotswap.lint.interpreter.methods import METHODS
+from hotswap.lint.apis.methods import METHODS
+from hotswap.lint.interpreter.objects import last_name
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Feature = Literal["make", "swap", "compile", "change", "run"]
-
-_PREPARES = frozenset(
-    {
+_MAKES = {"from_pretrained", "from_single_file", "from_pipe", "get_peft_model"}
+_COMPILES = {"compile", "compile_repeated_blocks", "optimize"}
+_SCALES = {"scale_layer", "scaling", "set_scale", "unscale_layer"}
+_NAMES: dict[Feature, set[str]] = {
+    "make": _MAKES,
+    "swap": {
         "enable_lora_hotswap", "enable_peft_hotswap", "hotswap_adapter",
         "hotswap_adapter_from_state_dict", "prepare_model_for_compiled_hotswap",
-    }
-)  # fmt: skip
-_SCALES = frozenset({"scale_layer", "set_scale", "unscale_layer"})
-_COMPILES = frozenset({"compile", "compile_repeated_blocks", "optimize"})
-_MAKES = frozenset({"from_pretrained", "from_single_file", "from_pipe", "get_peft_model"})
-_CHANGES = (METHODS.keys() | _MAKES | _SCALES | {"inject_adapter_in_model"}) - (
-    _COMPILES | {"modules", "named_modules", "save_pretrained"}
-)
+    },
+    "compile": _COMPILES,
+    "change": (METHODS.keys() | _MAKES | _SCALES | {"inject_adapter_in_model"})
+    - (_COMPILES | {"modules", "named_modules", "save_pretrained"}),
+}  # fmt: skip
+_FEATURES: dict[str, list[Feature]] = {
+    name: [feature for feature in _NAMES if name in _NAMES[feature]]
+    for name in set().union(*_NAMES.values())
+}
 _OWN = frozenset({"load", "prepare", "swap"})
 _RUNS = re.compile(
     r"(?:pipe\w*|model\w*|unet|transformer|compiled\w*|generate|forward)\(|_orig_mod"
@@ -46,19 +52,12 @@ class Relevance:
     """The lines that matter, by what they do to models; the callers of a function do what it does."""
 
     def __init__(self, tree: ast.Module, text: str) -> None:
-        self._lines: dict[Feature, list[int]] = {
-            "make": [],
-            "swap": [],
-            "compile": [],
-            "change": [],
-            "run": [],
-        }
+        self._lines: dict[Feature, list[int]] = {feature: [] for feature in (*_NAMES, "run")}
         self._named: dict[str, list[int]] = {}
         """Name → the lines of code on which it stands; not those of comments and docstrings."""
         definitions = self._read(tree)
-        self.applies = bool(
-            self._lines["swap"] or (self._lines["compile"] and self._lines["change"])
-        )
+        lines = self._lines
+        self.applies = bool(lines["swap"] or (lines["compile"] and lines["change"]))
         """Whether any rule can apply to what the program calls."""
         if self.applies:
             self._spread(definitions, text)
@@ -71,8 +70,8 @@ class Relevance:
         last = getattr(node, "end_lineno", 0) or first
         return any(_between(self._lines[f], first, last) for f in features or self._lines)
 
-    def _read(self, tree: ast.Module) -> list[ast.stmt]:
-        definitions: list[ast.stmt] = []
+    def _read(self, tree: ast.Module) -> list[Definition]:
+        definitions: list[Definition] = []
         own: list[int] = []
         imported = False
         named = self._named
@@ -90,50 +89,38 @@ class Relevance:
                 elif inside.__class__ not in _LEAVES:
                     waiting.append(inside)
             if isinstance(node, ast.Call):
-                func = node.func
-                name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
-                self._note(name, node.lineno, [k.arg for k in node.keywords])
-                if name in _OWN:
-                    own.append(node.lineno)
+                name = last_name(node.func)
+                self._note(name, node.lineno)
+                own += [node.lineno] if name in _OWN else []
+                if "change" in _FEATURES.get(name, ()) and any(
+                    keyword.arg == "hotswap" for keyword in node.keywords
+                ):
+                    self._lines["swap"].append(node.lineno)
             elif isinstance(node, ast.Attribute):
                 named.setdefault(node.attr, []).append(node.end_lineno or node.lineno)
-                if node.attr == "scaling":
-                    self._lines["change"].append(node.lineno)
-                else:
-                    self._note(node.attr, node.lineno, [])
+                self._note(node.attr, node.lineno)
             elif isinstance(node, ast.alias):
                 imported = imported or node.name == "hotswap"
             elif isinstance(node, ast.ImportFrom):
                 imported = imported or node.module == "hotswap"
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 definitions.append(node)
-        if imported:
-            self._lines["swap"] += own
+        self._lines["swap"] += own if imported else ()
         return definitions
 
-    def _note(self, name: str, line: int, keywords: list[str | None]) -> None:
-        if name in _PREPARES or (name in _CHANGES and "hotswap" in keywords):
-            self._lines["swap"].append(line)
-        if name in _MAKES:
-            self._lines["make"].append(line)
-        if name in _CHANGES:
-            self._lines["change"].append(line)
-        elif name in _COMPILES:
-            self._lines["compile"].append(line)
+    def _note(self, name: str, line: int) -> None:
+        for feature in _FEATURES.get(name, ()):
+            self._lines[feature].append(line)
 
-    def _spread(self, definitions: list[ast.stmt], text: str) -> None:
+    def _spread(self, definitions: list[Definition], text: str) -> None:
         starts = [0, *(m.end() for m in _NEWLINE.finditer(text))]
-
-        def line_of(match: re.Match[str]) -> int:
-            return bisect.bisect_right(starts, match.start())
-
-        self._lines["run"] = [line_of(m) for m in _RUNS.finditer(text)]
+        self._lines["run"] = [bisect.bisect_right(starts, m.start()) for m in _RUNS.finditer(text)]
         for feature, lines in self._lines.items():
             self._lines[feature] = _reaching(sorted(lines), definitions, self._named)
 
 
 def _reaching(
-    lines: list[int], definitions: list[ast.stmt], places: dict[str, list[int]]
+    lines: list[int], definitions: list[Definition], places: dict[str, list[int]]
 ) -> list[int]:
     """Add the lines on which a function is named that does it, and so on."""
     waiting = definitions
@@ -142,14 +129,10 @@ def _reaching(
         if not found:
             return lines
         waiting = [d for d in waiting if d not in found]
-        more = {n for d in found for n in places.get(_name(d), ())} - {d.lineno for d in found}
+        more = {n for d in found for n in places.get(d.name, ())} - {d.lineno for d in found}
         lines = sorted({*lines, *more})
 
 
 def _between(lines: list[int], first: int, last: int) -> bool:
     at = bisect.bisect_left(lines, first)
     return at < len(lines) and lines[at] <= last
-
-
-def _name(node: ast.stmt) -> str:
-    return str(getattr(node, "name", ""))

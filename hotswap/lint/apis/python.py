@@ -1,0 +1,165 @@
+"""What functions of Python and its libraries do to values, by their qualified names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.assign import set_attribute
+from hotswap.lint.interpreter.conditions import holds
+from hotswap.lint.interpreter.expressions import joined_path
+from hotswap.lint.interpreter.objects import read_attribute
+from hotswap.lint.interpreter.run import Run
+
+MOST_NUMBERS = 8
+Effect = Callable[[Run, v.Args], v.Value]
+
+
+def _first(run: Run, args: v.Args) -> v.Value:
+    return args.positional[0] if args.positional else run.fresh()
+
+
+def _extreme(pick: Callable[..., Any]) -> Effect:
+    def call(run: Run, args: v.Args) -> v.Value:
+        values = args.positional
+        if len(values) == 1:
+            values = v.elements(values[0]) or []
+        numbers = [n for each in values if (n := v.whole_of(each)) is not None]
+        if not numbers or len(numbers) < len(values):
+            return run.fresh()
+        return v.Const(pick(numbers), tuple(numbers))
+
+    return call
+
+
+def _enumerate(run: Run, args: v.Args) -> v.Value:
+    first = v.whole_of(args.get(1, "start")) or 0
+    over = v.elements(_first(run, args))
+    if over is None:
+        over = [run.fresh(), v.Const(first + 1)]
+    return v.Seq(tuple(v.Seq((v.Const(first + i), e)) for i, e in enumerate(over)))
+
+
+def _range(run: Run, args: v.Args) -> v.Value:
+    ends = [n for each in args.positional if (n := v.whole_of(each)) is not None]
+    if ends and len(ends) == len(args.positional):
+        return v.Seq(tuple(v.Const(i) for i in range(*ends)[:MOST_NUMBERS]))
+    return v.Seq((v.Const(0), v.Const(1))) if len(args.positional) == 1 else run.fresh()
+
+
+def _zip(run: Run, args: v.Args) -> v.Value:
+    columns = [v.elements(each) for each in args.positional]
+    length = min((len(c) for c in columns if c is not None), default=2)
+    rows = (
+        v.Seq(tuple(c[i] if c is not None else run.fresh() for c in columns)) for i in range(length)
+    )
+    return v.Seq(tuple(rows))
+
+
+def _sequence(run: Run, args: v.Args) -> v.Value:
+    over = v.elements(args.positional[0]) if args.positional else []
+    return run.fresh() if over is None else v.Seq(tuple(over))
+
+
+def _dict(run: Run, args: v.Args) -> v.Value:
+    base = args.positional[0] if args.positional else v.Dict({})
+    if not isinstance(base, v.Dict) or args.starred:
+        return run.fresh()
+    return v.Dict({**base.items, **args.keywords})
+
+
+def _bool(run: Run, args: v.Args) -> v.Value:
+    value = args.get(0, "") or v.Const(False)
+    known = holds(run, value)
+    return value if known is None else v.Const(known)
+
+
+def _length(run: Run, args: v.Args) -> v.Value:
+    value = _first(run, args)
+    over = None if isinstance(value, v.Part) else v.elements(value)
+    if over is not None:
+        return v.Const(len(over))
+    key = v.key_of(value)
+    return run.fresh() if key is None else run.memo(("len", key))
+
+
+def _getattr(run: Run, args: v.Args) -> v.Value:
+    name = v.text_of(args.get(1, "name"))
+    return run.fresh() if name is None else read_attribute(run, args.positional[0], name)
+
+
+def _setattr(run: Run, args: v.Args) -> v.Value:
+    if len(args.positional) == 3 and (name := v.text_of(args.positional[1])) is not None:
+        set_attribute(run, args.positional[0], name, args.positional[2])
+    return v.Const(None)
+
+
+def _hasattr(run: Run, args: v.Args) -> v.Value:
+    keys = tuple(v.key_of(each) for each in args.positional)
+    if len(keys) != 2 or None in keys:
+        return run.fresh()
+    owner, name = args.positional[0], v.text_of(args.positional[1])
+    if isinstance(owner, v.Obj):
+        facts = run.facts(owner)
+        if name == "_orig_mod" and not facts.open:
+            return v.Const(owner.wrapped)
+        if facts.kind == "instance" and (owner.oid, name) in run.s.heap:
+            return v.Const(True)
+    return run.memo(("hasattr", *keys))
+
+
+def _copy(run: Run, args: v.Args) -> v.Value:
+    value = _first(run, args)
+    if isinstance(value, v.Obj):
+        twin = run.new("unknown")
+        run.put(twin, replace(run.facts(value), deferred=()))
+        return twin
+    return value
+
+
+def _leave(run: Run, args: v.Args) -> v.Value:
+    """Do not return."""
+    run.s.exit = "raise"
+    return v.Const(None)
+
+
+FUNCTIONS: dict[str, Effect] = {
+    "argparse.ArgumentParser": lambda run, args: v.Ref("argparse.ArgumentParser()"),
+    "argparse.ArgumentParser().error": _leave,
+    "argparse.ArgumentParser().exit": _leave,
+    "bool": _bool,
+    "copy.deepcopy": _copy,
+    "dict": _dict,
+    "enumerate": _enumerate,
+    "exit": _leave,
+    "float": lambda run, args: v.NUMBER,
+    "functools.partial": lambda run, args: v.Partial(
+        _first(run, args), tuple(args.positional[1:]), args.keywords
+    ),
+    "getattr": _getattr,
+    "hasattr": _hasattr,
+    "len": _length,
+    "list": _sequence,
+    "max": _extreme(max),
+    "min": _extreme(min),
+    "os._exit": _leave,
+    "os.abort": _leave,
+    "os.path.join": lambda run, args: joined_path(run, args.positional),
+    "pathlib.Path": lambda run, args: joined_path(run, args.positional),
+    "pytest.exit": _leave,
+    "pytest.fail": _leave,
+    "pytest.skip": _leave,
+    "quit": _leave,
+    "range": _range,
+    "setattr": _setattr,
+    "sorted": _sequence,
+    "str": _first,
+    "sys.exit": _leave,
+    "tqdm": _first,
+    "tqdm.auto.tqdm": _first,
+    "tqdm.tqdm": _first,
+    "tuple": _sequence,
+    "zip": _zip,
+}

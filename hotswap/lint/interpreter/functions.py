@@ -1,0 +1,182 @@
+"""The program's own functions and classes, called by executing their bodies."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.objects import class_of, last_name, narrow, read_attribute, reveal
+from hotswap.lint.interpreter.run import GRAD_MODES, Run
+from hotswap.lint.interpreter.state import Frame, State, Table, merge
+
+DEEPEST = 8
+
+
+def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
+    """Call a function of this file by executing its body."""
+    node = func.node
+    run.executed.add(node)
+    if len(run.running) >= DEEPEST or any(node is other for other, _ in run.running):
+        for value in args.all():
+            reveal(run, value)
+        return run.done(run.fresh())
+    marks = [] if isinstance(node, ast.Lambda) else [last_name(d) for d in node.decorator_list]
+    memo: Any = None
+    if any("cache" in mark for mark in marks):
+        memo = ("memo", node, tuple(v.key_of(each) for each in args.positional))
+        if memo in run.s.heap:
+            return run.done(run.s.heap[memo])
+    grad, depth, turn = run.s.grad, len(run.s.frames), run.turn
+    run.s.grad = (*grad, *(mark for mark in marks if mark in GRAD_MODES))
+    names = _bound(run, node.args, func, args)
+    run.s.frames.append(Frame(min(func.frame, depth - 1), Table(names)))
+    run.running.append((node, func.owner))
+    run.turn = (*turn, args.node)
+    run.defined.append([])
+    ends = run.block(_body(run, node, marks), run.s)
+    _call_later(run, run.defined.pop(), ends)
+    run.turn = turn
+    run.running.pop()
+    returned = [end for end in ends if end.exit != "raise"]
+    for end in returned or ends[:1]:
+        del end.frames[depth:]
+        end.grad = grad
+        if returned:
+            end.exit = None
+            if memo is not None and end.result is not None:
+                end.put(memo, end.result)
+        else:  # it raises on every path: what follows is not reached
+            end.result = None
+    returned = returned or ends[:1]
+    run.s = returned[0]
+    return merge(returned, run.fresh)
+
+
+def _body(run: Run, node: v.Function, marks: list[str]) -> list[ast.stmt]:
+    """Return what a function does; a context manager only enters: what follows its yield comes later."""
+    if isinstance(node, ast.Lambda):
+        if ("body", node) not in run.cache:
+            run.cache["body", node] = [ast.copy_location(ast.Return(node.body), node.body)]
+        return run.cache["body", node]  # type: ignore[no-any-return]
+    if "contextmanager" in marks or "asynccontextmanager" in marks:
+        for index, statement in enumerate(node.body):
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Yield):
+                entered = ast.copy_location(ast.Return(statement.value.value), statement)
+                return [*node.body[:index], entered]
+    return node.body
+
+
+def _call_later(run: Run, defined: list[v.Func], ends: list[State]) -> None:
+    """Run the functions that a function defined and did not call: somebody calls them afterwards."""
+    for func in defined:
+        if func.node in run.executed or not run.matters(func.node):
+            continue
+        for end in [end for end in ends if end.exit != "raise"]:
+            state = end.copy()
+            state.exit = state.result = None
+            run.finish(call_from_outside(run, func, call_from_outside(run, func, [state])))
+
+
+def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]:
+    """Call a function with unknown arguments on every path."""
+    call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
+    ends = []
+    for run.s in paths:
+        run.s.grad = ()
+        ends += inline(run, func, v.Args(call, [], {}, starred=True))
+    for end in ends:
+        end.exit = end.result = None
+    return merge(ends, run.fresh)
+
+
+def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[str, v.Value]:
+    """Bind a function's parameters."""
+    positional = [*spec.posonlyargs, *spec.args]
+    values = list(args.positional)
+    if func.owner is not None:
+        values.insert(0, func.owner)
+    bound = dict(zip((p.arg for p in positional), values, strict=False))
+    defaults = dict(zip(reversed(positional), reversed(spec.defaults), strict=False))
+    defaults |= {p: d for p, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if d}
+    parameters = {p.arg: p for p in (*positional, *spec.kwonlyargs)}
+    bound |= {name: value for name, value in args.keywords.items() if name in parameters}
+    if spec.vararg:
+        rest = v.Seq(tuple(values[len(positional) :]))
+        bound[spec.vararg.arg] = run.fresh() if args.starred else rest
+    if spec.kwarg:
+        extra = v.Dict({n: each for n, each in args.keywords.items() if n not in parameters})
+        bound[spec.kwarg.arg] = run.fresh() if args.starred else extra
+    for name, parameter in parameters.items():
+        if name not in bound:
+            default = defaults.get(parameter)
+            given = default is not None and not args.starred
+            bound[name] = run.ev(default) if given else _unknown_of(run, parameter)
+    return bound
+
+
+def _unknown_of(run: Run, parameter: ast.arg) -> v.Value:
+    annotation = parameter.annotation
+    if isinstance(annotation, ast.Name) and annotation.id == "float":
+        return v.NUMBER
+    named = isinstance(annotation, ast.Name | ast.Attribute)
+    return narrow(run, run.fresh(), run.ev(annotation)) if named else run.fresh()
+
+
+def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
+    """Create an instance of a class of this file."""
+    made = make(run, cls, args)
+    if isinstance(made, v.Obj):
+        return run.done(made)
+    obj = run.new("instance")
+    run.s.put((obj.oid, "__class__"), cls)
+    init = read_attribute(run, obj, "__init__")
+    if not isinstance(init, v.Func):
+        for key, value in args.keywords.items():
+            run.s.put((obj.oid, key), value)
+        return run.done(obj)
+    ends = inline(run, init, args)
+    for end in ends:
+        end.result = obj
+    return ends
+
+
+def make(run: Run, cls: v.Class, args: v.Args) -> v.Value | None:
+    """Create a model of a class of this file that derives from a class of models."""
+    for base in cls.bases:
+        if (
+            isinstance(base, v.Ref)
+            and (made := run.language.make(run, base.name, args)) is not None
+        ):
+            if isinstance(made, v.Obj):
+                run.s.put((made.oid, "__class__"), cls)
+            return made
+    return None
+
+
+def is_module(run: Run, obj: v.Obj) -> bool:
+    """Tell whether the object is an instance of a class of this file that derives from a ``Module``."""
+    cls = class_of(run, obj)
+    return cls is not None and any(last_name(base) == "Module" for base in cls.node.bases)
+
+
+def line_of(cls: v.Class) -> Iterator[v.Class]:
+    """Yield a class and the classes of this file that it derives from."""
+    yield cls
+    for base in cls.bases:
+        if isinstance(base, v.Class):
+            yield from line_of(base)
+
+
+def inherited(run: Run, name: str) -> v.Func | None:
+    """Return the method that ``super().name`` stands for in the method that is running."""
+    node, owner = run.running[-1] if run.running else (None, None)
+    cls = class_of(run, owner)
+    line = list(line_of(cls)) if cls is not None else []
+    defines = [i for i, c in enumerate(line) if node in c.node.body]
+    for base in line[defines[0] + 1 :] if defines else ():
+        found = run.s.heap.get((base.oid, name))
+        if isinstance(found, v.Func):
+            return v.Func(found.node, owner, found.frame)
+    return None

@@ -1,0 +1,223 @@
+"""One run of a program on abstract values: the path that it is on, and what it asks of others."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.state import Frame, State, join, merge
+from hotswap.lint.judge import Judge
+from hotswap.lint.typestate import Deferred, Event, Facts, Kind
+
+MOST_STEPS = 1500
+"""Statements that one way into the program may take, over all of its paths; its body may take more."""
+GRAD_MODES = ("grad", "inference_mode", "no_grad")
+MOST_OF_BODY = 10_000
+
+
+Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]]]"
+"""How each kind of value is called; a method of a model is a part of it."""
+
+
+class TooLongError(Exception):
+    """The program is larger than the budget; what is not analysed is not reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What Python does, and what libraries do with models."""
+
+    expressions: Mapping[type[ast.AST], Callable[[Run, Any], v.Value]]
+    statements: Mapping[type[ast.AST], Callable[[Run, Any], list[State]]]
+    callables: Callables
+    make: Callable[[Run, str, v.Args], v.Value | None]
+    """Create a model by the qualified name of its class; None for a class that makes none."""
+    kind_with: Callable[[str, v.Args], Kind | None]
+    """Say what something unknown is if that method of it is called."""
+    kind_of: Callable[[str], Kind | None]
+    """Say what kind of model a class makes, by its qualified name."""
+    set_item: Callable[[Run, v.Part, ast.AST, v.Value], None]
+    """Assign to an element of something inside a model."""
+
+
+class Run:
+    """Follows a program; ``s`` is the state of the path that is followed now."""
+
+    def __init__(
+        self,
+        language: Language,
+        judge: Judge,
+        matters: Callable[[ast.AST], bool],
+        folder: Path | None,
+    ) -> None:
+        self.s = State([])
+        self.language, self.judge = language, judge
+        self.matters, self.folder = matters, folder
+        self.turn: tuple[Any, ...] = ()
+        """Which calls and which turns of loops are running: what is compared between paths."""
+        self.steps = 0
+        self.executed: set[ast.AST] = set()
+        self.running: list[tuple[ast.AST, v.Value | None]] = []
+        """The functions that are running, each with what ``self`` is."""
+        self.defined: list[list[v.Func]] = []
+        """The functions that each running function has defined."""
+        self.memos: dict[Any, v.Value] = {}
+        """What unknown things are made of: the same attribute of the same thing is the same."""
+        self.cache: dict[Any, Any] = {}
+        """What was found out about a node once and for all."""
+        self._ids = itertools.count(1)
+
+    # -- Python ---------------------------------------------------------------------------------
+
+    def ev(self, node: ast.expr | None) -> v.Value:
+        """Evaluate an expression in the current state."""
+        if node is None:
+            return v.Const(None)
+        handler = self.language.expressions.get(type(node))
+        if handler is not None:
+            return self.known(handler(self, node))
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                self.ev(child)
+        return self.fresh()
+
+    def block(self, nodes: Sequence[ast.stmt], state: State) -> list[State]:
+        """Execute statements; return the states in which they end, on every path."""
+        live, done = [state], list[State]()
+        for node in nodes:
+            after: list[State] = []
+            for one in live:
+                for end in self.statement(node, one):
+                    (done if end.exit else after).append(end)
+            live = merge(after, self.fresh)
+            if not live:
+                break
+        return live + done
+
+    def statement(self, node: ast.stmt, state: State) -> list[State]:
+        """Execute one statement."""
+        self.steps += 1
+        if self.steps > (MOST_STEPS if self.turn else MOST_OF_BODY):
+            raise TooLongError
+        self.s = state
+        handler = self.language.statements.get(type(node))
+        return [state] if handler is None else handler(self, node)
+
+    def invoke(self, func: v.Value, args: v.Args) -> list[State]:
+        """Call a value; each outcome is a state with its ``result``."""
+        func = self.known(func)
+        return self.language.callables[type(func)](self, func, args)
+
+    def invoke_one(self, func: v.Value, args: v.Args) -> v.Value:
+        """Call a value, uniting the outcomes."""
+        return self.united(self.invoke(func, args))
+
+    def united(self, outcomes: list[State]) -> v.Value:
+        """Unite the outcomes of a call; return its result."""
+        self.s = join(outcomes, self.fresh)
+        result, self.s.result = self.s.result, None
+        return result if result is not None else v.Const(None)
+
+    def done(self, value: v.Value | None) -> list[State]:
+        """Return the current state with the result of a call."""
+        self.s.result = value
+        return [self.s]
+
+    # -- values ---------------------------------------------------------------------------------
+
+    def fresh(self) -> v.Opaque:
+        """Return something unknown that is like nothing else."""
+        return v.Opaque(next(self._ids))
+
+    def memo(self, key: Any) -> v.Value:
+        """Return the value that the key stands for on this path, or an unknown one, always the same."""
+        found = self.s.heap.get(key)
+        if found is None:
+            found = self.memos.get(key)
+        if found is None:
+            found = self.memos[key] = self.fresh()
+        return found
+
+    def known(self, value: v.Value) -> v.Value:
+        """Return what an unknown value has turned out to be."""
+        if isinstance(value, v.Opaque):
+            found = self.s.heap.get(("is", value.oid))
+            if isinstance(found, v.Obj):
+                return found
+        return value
+
+    def frame_of(self, name: str) -> Frame | None:
+        """Return the frame in which the running function finds the name."""
+        frame = self.s.frames[-1]
+        if name in frame.outer:
+            frame = self.s.frames[frame.outer[name]]
+        while name not in frame.names:
+            if frame.parent < 0:
+                return None
+            frame = self.s.frames[frame.parent]
+        return frame
+
+    @property
+    def grad(self) -> str | None:
+        """The gradient mode on this path."""
+        return self.s.grad[-1] if self.s.grad else None
+
+    # -- models ---------------------------------------------------------------------------------
+
+    def new(self, kind: Kind, *, history_unknown: bool = False) -> v.Obj:
+        """Create an object."""
+        obj = v.Obj(next(self._ids))
+        self.put(obj, Facts(kind=kind, open=history_unknown))
+        return obj
+
+    def facts(self, obj: v.Obj) -> Facts:
+        """Return what is known of the object."""
+        found = self.s.heap.get(obj.oid)
+        return found if isinstance(found, Facts) else Facts(open=True)
+
+    def put(self, obj: v.Obj, facts: Facts) -> None:
+        """Replace what is known of the object."""
+        self.s.put(obj.oid, facts)
+
+    def emit(self, obj: v.Obj, event: Event) -> str | None:
+        """Show a step to the judge; return the code of what is wrong with it, if anything is.
+
+        A problem that depends on what comes next waits with the object.
+        """
+        state = self.s
+        found = self.judge.look(obj.oid, event, self.turn, state.guards, muted=state.muted > 0)
+        if found is None:
+            return None
+        facts = self.facts(obj)
+        facts = replace(facts, told=facts.told | {found.code})
+        if found.until == "now":
+            self.judge.report(obj.oid, found)
+        else:
+            facts = replace(facts, deferred=(*facts.deferred, found))
+        self.put(obj, facts)
+        return found.code
+
+    def flush(self, obj: v.Obj, until: Literal["run", "compile"]) -> None:
+        """Report what waited for the model to run or to be compiled."""
+        facts = self.facts(obj)
+        if facts.deferred:
+            left: list[Deferred] = []
+            for wait in facts.deferred:
+                if wait.until == until:
+                    self.judge.report(obj.oid, wait)
+                else:
+                    left.append(wait)
+            self.put(obj, replace(facts, deferred=tuple(left)))
+
+    def finish(self, ends: list[State]) -> None:
+        """Report what still waits for a run: the model is there to be run."""
+        for end in ends:
+            self.s = end
+            for oid, facts in list(end.heap.items()):
+                if isinstance(facts, Facts) and facts.deferred:
+                    self.flush(v.Obj(oid), "run")

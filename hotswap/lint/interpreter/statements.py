@@ -1,0 +1,295 @@
+"""Statements, branches and loops, executed on every path."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.assign import assign
+from hotswap.lint.interpreter.conditions import assume, holds
+from hotswap.lint.interpreter.names import imported
+from hotswap.lint.interpreter.objects import last_name
+from hotswap.lint.interpreter.outcomes import branches, guard, outcomes
+from hotswap.lint.interpreter.patterns import captured, matches
+from hotswap.lint.interpreter.run import GRAD_MODES, Run
+from hotswap.lint.interpreter.state import Exit, State, merge
+
+MOST_TURNS = 8
+_RAISES = frozenset(
+    {"raises", "assertRaises", "assertRaisesRegex", "assertWarns", "warns", "assertWarnsRegex"}
+)
+_EXITS: dict[type[ast.stmt], Exit] = {
+    ast.Break: "break",
+    ast.Continue: "continue",
+    ast.Raise: "raise",
+}
+_LEAVES_OR_BINDS = (*_EXITS, ast.Return, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+Block = TypeVar("Block", bound=ast.stmt)
+
+
+def _passed_by(
+    execute: Callable[[Run, Block], list[State]],
+) -> Callable[[Run, Block], list[State]]:
+    """Pass by a block that neither leaves nor does anything that matters; what it assigns is unknown."""
+
+    def execute_or_pass(run: Run, node: Block) -> list[State]:
+        if run.matters(node):
+            return execute(run, node)
+        if node not in run.cache:
+            inside = list(ast.walk(node))
+            leaves = any(isinstance(n, _LEAVES_OR_BINDS) for n in inside)
+            run.cache[node] = None if leaves else [n for n in inside if _is_stored(n)]
+        if run.cache[node] is None:
+            return execute(run, node)
+        for target in run.cache[node]:
+            assign(run, target, run.fresh())
+        return [run.s]
+
+    return execute_or_pass
+
+
+def _is_stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store)
+
+
+def _expression(run: Run, node: ast.Expr) -> list[State]:
+    if isinstance(node.value, ast.Constant):
+        return [run.s]
+    return [after for after, _ in outcomes(run, node.value)]
+
+
+def _assign(run: Run, node: ast.Assign | ast.AnnAssign) -> list[State]:
+    ends = []
+    for state, value in outcomes(run, node.value) if node.value is not None else ():
+        run.s = state
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            assign(run, target, value)
+        ends.append(run.s)
+    return ends or [run.s]
+
+
+def _augmented(run: Run, node: ast.AugAssign) -> list[State]:
+    operation = ast.BinOp(node.target, node.op, node.value)
+    result = run.ev(ast.copy_location(operation, node))
+    if isinstance(node.target, ast.Name | ast.Attribute):
+        assign(run, node.target, result)
+    return [run.s]
+
+
+def _return(run: Run, node: ast.Return) -> list[State]:
+    ends = []
+    for state, value in outcomes(run, node.value):
+        state.exit, state.result = state.exit or "return", value
+        ends.append(state)
+    return ends
+
+
+def _leave(run: Run, node: ast.Break | ast.Continue | ast.Raise) -> list[State]:
+    if isinstance(node, ast.Raise) and node.exc is not None:
+        run.ev(node.exc)
+    run.s.exit = _EXITS[type(node)]
+    return [run.s]
+
+
+def _assert(run: Run, node: ast.Assert) -> list[State]:
+    run.ev(node.test)
+    assume(run, node.test, True)
+    return [run.s]
+
+
+@_passed_by
+def _if(run: Run, node: ast.If) -> list[State]:
+    ends = []
+    for outcome, state in branches(run, node.test):
+        ends += run.block(node.body if outcome else node.orelse, state)
+    return ends
+
+
+@_passed_by
+def _for(run: Run, node: ast.For | ast.AsyncFor) -> list[State]:
+    over = run.ev(node.iter)
+    values = v.elements(over)
+    if values is None:
+        values = [run.fresh(), run.fresh()]
+    elif isinstance(over, v.Part):
+        values = values[:1]
+    return _turns(run, node, values[:MOST_TURNS], node.target)
+
+
+@_passed_by
+def _while(run: Run, node: ast.While) -> list[State]:
+    if holds(run, run.ev(node.test)) is False:
+        return run.block(node.orelse, run.s)
+    return _turns(run, node, [None, None], None)
+
+
+def _turns(
+    run: Run,
+    loop: ast.For | ast.AsyncFor | ast.While,
+    values: Sequence[v.Value | None],
+    target: ast.expr | None,
+) -> list[State]:
+    live, left, broken = [run.s], list[State](), list[State]()
+    turn = run.turn
+    for number, value in enumerate(values):
+        run.turn = (*turn, loop.body[0], number)
+        after: list[State] = []
+        for run.s in live:
+            if target is not None and value is not None:
+                assign(run, target, value)
+            for end in run.block(loop.body, run.s):
+                stays = {None: after, "continue": after, "break": broken}.get(end.exit, left)
+                if stays is not left:
+                    end.exit = None
+                stays.append(end)
+        live = merge(after, run.fresh)
+    run.turn = turn
+    finished = [end for state in live for end in run.block(loop.orelse, state)]
+    return merge(finished + broken, run.fresh) + left
+
+
+@_passed_by
+def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
+    grad = run.s.grad
+    for item in node.items:
+        value = run.ev(item.context_expr)
+        if isinstance(value, v.Sort) and value.name in GRAD_MODES:
+            run.s.grad = (*run.s.grad, value.name)
+        if item.optional_vars is not None:
+            assign(run, item.optional_vars, value)
+    if any(last_name(item.context_expr) in _RAISES for item in node.items):
+        before = run.s.copy()
+        run.s.muted += 1
+        run.block(node.body, run.s)
+        return [before]
+    ends = run.block(node.body, run.s)
+    for end in ends:
+        end.grad = grad
+    return ends
+
+
+@_passed_by
+def _try(run: Run, node: ast.Try) -> list[State]:
+    before = run.s.copy()
+    if node.handlers:
+        guard(run.s, node, True)
+        guard(before, node, False)
+    ends = []
+    for end in run.block(node.body, run.s):
+        ends += [end] if end.exit else run.block(node.orelse, end)
+    for handler in node.handlers:
+        state = before.copy()
+        state.muted += 1
+        if handler.name:
+            state.frames[-1].bind(handler.name, run.fresh())
+        for end in run.block(handler.body, state):
+            end.muted -= 1
+            ends.append(end)
+    finished: list[State] = []
+    for end in merge(ends, run.fresh):
+        exit_, result = end.exit, end.result
+        end.exit = end.result = None
+        for last in run.block(node.finalbody, end):
+            if last.exit is None:
+                last.exit, last.result = exit_, result
+            finished.append(last)
+    return finished
+
+
+@_passed_by
+def _match(run: Run, node: ast.Match) -> list[State]:
+    subject = ast.Name(f"subject of line {node.lineno}", ast.Load())
+    run.s.frames[-1].bind(subject.id, run.ev(node.subject))
+    live, ends = [run.s], list[State]()
+    for case in node.cases:
+        test = matches(subject, case.pattern)
+        after: list[State] = []
+        for state in live:
+            run.s = state
+            for outcome, path in branches(run, test) if test is not None else [(True, state)]:
+                if not outcome:
+                    after.append(path)
+                    continue
+                for name in captured(case.pattern):
+                    path.frames[-1].bind(name, run.fresh())
+                run.s = path
+                for fits, end in branches(run, case.guard) if case.guard else [(True, path)]:
+                    if fits:
+                        ends += run.block(case.body, end)
+                    else:
+                        after.append(end)
+        live = merge(after, run.fresh)
+    return live + ends
+
+
+def _import(run: Run, node: ast.Import | ast.ImportFrom) -> list[State]:
+    for name, qualified in imported(node):
+        run.s.frames[-1].bind(name, v.Ref(qualified))
+    return [run.s]
+
+
+def _declare(run: Run, node: ast.Global | ast.Nonlocal) -> list[State]:
+    frame = run.s.frames[-1]
+    home = 0 if isinstance(node, ast.Global) else max(frame.parent, 0)
+    frame.outer |= dict.fromkeys(node.names, home)
+    return [run.s]
+
+
+def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[State]:
+    func = v.Func(node, None, len(run.s.frames) - 1)
+    run.s.frames[-1].bind(node.name, func)
+    if run.defined and all(node is not other.node for other in run.defined[-1]):
+        run.defined[-1].append(func)
+    return [run.s]
+
+
+def _class(run: Run, node: ast.ClassDef) -> list[State]:
+    cls = v.Class(run.fresh().oid, node, tuple(run.ev(base) for base in node.bases))
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            run.s.put((cls.oid, child.name), v.Func(child, None, len(run.s.frames) - 1))
+        elif isinstance(child, ast.Assign | ast.AnnAssign) and child.value:
+            target = child.targets[0] if isinstance(child, ast.Assign) else child.target
+            if isinstance(target, ast.Name):
+                run.s.put((cls.oid, target.id), run.ev(child.value))
+    run.s.frames[-1].bind(node.name, cls)
+    return [run.s]
+
+
+def _delete(run: Run, node: ast.Delete) -> list[State]:
+    for target in node.targets:
+        if isinstance(target, ast.Name):
+            run.s.frames[-1].bind(target.id, v.Const(None))
+    return [run.s]
+
+
+STATEMENTS: dict[type[ast.AST], Callable[[Run, Any], list[State]]] = {
+    ast.AnnAssign: _assign,
+    ast.Assert: _assert,
+    ast.Assign: _assign,
+    ast.AsyncFor: _for,
+    ast.AsyncFunctionDef: _function,
+    ast.AsyncWith: _with,
+    ast.AugAssign: _augmented,
+    ast.Break: _leave,
+    ast.ClassDef: _class,
+    ast.Continue: _leave,
+    ast.Delete: _delete,
+    ast.Expr: _expression,
+    ast.For: _for,
+    ast.FunctionDef: _function,
+    ast.Global: _declare,
+    ast.If: _if,
+    ast.Import: _import,
+    ast.ImportFrom: _import,
+    ast.Match: _match,
+    ast.Nonlocal: _declare,
+    ast.Raise: _leave,
+    ast.Return: _return,
+    ast.Try: _try,
+    ast.TryStar: _try,
+    ast.While: _while,
+    ast.With: _with,
+}

@@ -1,0 +1,125 @@
+"""The judge: shows each step of a program to the rules, and keeps what they find."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from hotswap.lint.rules.rule import FINE, rules_on
+from hotswap.lint.typestate import Deferred, Event, Guards, Problem
+
+_MADE_GOOD_BY = {
+    "HSW202": ("load",),
+    "HSW205": ("prepare", "enable"),
+    "HSW208": ("load",),
+    "HSW209": ("load",),
+}
+"""What, done earlier, makes up for what a rule misses."""
+_SETS_UP, _USES = {"prepare", "enable", "compile"}, {"load", "run", "swap", "toggle"}
+_SAID_BY = {"HSW216": "HSW206", "HSW210": "HSW212"}
+"""Rules that have nothing to add where another one has spoken."""
+_CAUSES = {
+    "HSW205": frozenset({"HSW202", "HSW205", "HSW213"}),
+    "HSW208": frozenset({"HSW202"}),
+    "HSW209": frozenset({"HSW202"}),
+}
+"""Problems of a model after which another has nothing to add: the cause is told once."""
+Turn: TypeAlias = tuple[Any, ...]
+Place: TypeAlias = tuple[str, ast.AST, Turn]
+
+
+class Judge:
+    """Keeps what the rules say of every path until all paths are known."""
+
+    def __init__(self, *, file_swaps: bool) -> None:
+        self.file_swaps = file_swaps
+        self.entries: set[ast.AST] = set()
+        """The functions that are called from outside, in an order that is not known."""
+        self.log: set[str] = set()
+        """The kinds of steps since it was last cleared."""
+        self._done: dict[ast.AST | None, set[tuple[str, int]]] = defaultdict(set)
+        """What was done to each model, by the way into the program; with None, by the body."""
+        self._under: dict[tuple[ast.AST, bool, int], set[str]] = defaultdict(set)
+        """What was done to a model behind each branch of a condition that nobody could evaluate."""
+        self._first: set[tuple[ast.AST, bool, int]] = set()
+        """The branches that a model has gone through without an adapter."""
+        self._found: dict[Place, tuple[int, Deferred]] = {}
+        self._fine: set[Place] = set()
+        self._swapping: set[int] = set()
+
+    def look(
+        self, oid: int, event: Event, turn: Turn, guards: Guards, *, muted: bool
+    ) -> Deferred | None:
+        """Show a step to the rules; return what the first that objects says."""
+        self.log.add(event.kind)
+        self._done[turn[0] if turn else None].add((event.kind, oid))
+        for node, guard in guards.items():
+            self._under[node, guard.branch, oid].add(event.kind)
+            if oid not in guard.loaded:
+                self._first.add((node, guard.branch, oid))
+        if event.facts.intends_to_swap or event.kind in ("prepare", "enable", "swap"):
+            self._swapping.add(oid)
+        elif event.kind in ("load", "toggle"):
+            elsewhere = oid in self._swapping
+            event = replace(event, swaps_elsewhere=elsewhere, file_swaps=self.file_swaps)
+        said: Deferred | None = None
+        for rule in rules_on(event.kind):
+            outcome = rule.check(event)
+            if event.facts.told & _CAUSES.get(rule.code, frozenset()):
+                continue
+            if outcome is FINE:
+                self._fine.add((rule.code, event.node, turn))
+            elif isinstance(outcome, Problem) and said is None and not muted:
+                where = outcome.where or event.node
+                said = Deferred(rule.code, where, outcome, turn, guards)
+        return said
+
+    def report(self, oid: int, found: Deferred) -> None:
+        """Keep a problem."""
+        self._found.setdefault((found.code, found.where, found.turn), (oid, found))
+
+    @property
+    def problems(self) -> dict[tuple[str, ast.AST], Problem]:
+        """What was found, except where another path of the same turn, or another entry, makes it good."""
+        kept = {
+            (code, where): found.problem
+            for (code, where, turn), (oid, found) in self._found.items()
+            if (code, where, turn) not in self._fine
+            and not self._made_good(found, oid)
+            and not self._told(found, oid)
+        }
+        return {
+            (code, where): problem
+            for (code, where), problem in kept.items()
+            if (_SAID_BY.get(code), where) not in kept
+        }
+
+    def _made_good(self, found: Deferred, oid: int) -> bool:
+        """Tell whether a function that may have been called before does what is missing here.
+
+        Behind a condition that nobody could evaluate, anything in the program may do it.
+        """
+        entry = found.turn[0] if found.turn else None
+        others = self._done.keys() if found.guards else self.entries - {entry} if entry else ()
+        missing = _MADE_GOOD_BY.get(found.code, ())
+        return any((kind, oid) in self._done[other] for other in others for kind in missing)
+
+    def _told(self, found: Deferred, oid: int) -> bool:
+        """Tell whether a condition that nobody could evaluate rules out what the problem takes for granted.
+
+        One branch loads and the other swaps, or only one sets the model up that the other uses: then the
+        condition asks whether that was done, and of each branch only what agrees with it is believed.
+        """
+        for node, guard in found.guards.items():
+            here, there = (self._under[node, b, oid] for b in (guard.branch, not guard.branch))
+            loaded = oid in guard.loaded
+            if ("swap" in here and "load" in there - here and not loaded) or (
+                "load" in here and "swap" in there - here and loaded
+            ):
+                return True
+            sets_up = here & _SETS_UP and there & _USES and not there & _SETS_UP
+            if loaded and sets_up and (node, guard.branch, oid) in self._first:
+                return True
+        return False

@@ -79,12 +79,12 @@ def watched_call(item: pytest.Item) -> Iterator[None]:
         finally:
             _record(item, **log.as_dict())
             if failed:
-                _add_section(item, log)
+                item.add_report_section("call", "hotswap", str(log))
     if marker is not None:
         allowed = marker.kwargs.get("max_recompiles", 0)
         verdict = log.verdict(max_recompiles=allowed, allow_first_compiles=True)
         if verdict.outcome != "passed":
-            _add_section(item, log)
+            item.add_report_section("call", "hotswap", str(log))
             pytest.fail(
                 f"@pytest.mark.hotswap(max_recompiles={allowed}) {verdict.outcome}: "
                 + "; ".join(verdict.reasons),
@@ -96,10 +96,6 @@ def _record(item: pytest.Item, **counts: float) -> None:
     named = {f"{PREFIX}{key}": value for key, value in counts.items()}
     kept = [(key, value) for key, value in item.user_properties if key not in named]
     item.user_properties[:] = [*kept, *named.items()]  # a rerun counts anew
-
-
-def _add_section(item: pytest.Item, log: CompileLog) -> None:
-    item.add_report_section("call", "hotswap", str(log))
 
 
 def _drop_trace_capture() -> None:

@@ -45,7 +45,9 @@ def adapter_descriptions(
         alpha=alphas(),
         use_rslora=st.booleans(),
         seed=st.integers(0, 2**16),
-        without=st.lists(one, max_size=max(len(names) - 1, 0), unique=True).map(_sorted),
+        without=st.lists(one, max_size=max(len(names) - 1, 0), unique=True).map(
+            lambda left: tuple(sorted(left))
+        ),
         rank_pattern=_pattern(one, ranks(max_value=max_rank), names),
         alpha_pattern=_pattern(one, alphas(), names),
     )
@@ -98,10 +100,6 @@ def broken_adapters(
 def register() -> None:
     """Let ``st.from_type(AdapterSpec)`` draw adapter_specs(); Hypothesis calls this by its entry point."""
     st.register_type_strategy(AdapterSpec, adapter_specs())
-
-
-def _sorted(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(names))
 
 
 def _pattern(

@@ -92,7 +92,7 @@ def write_adapter(
 ) -> Path:
     """Write the PEFT folder of a description on the plan's linear, embedding and convolution modules.
 
-    Ranks are kept within the plan. The weights are normal, about 0.3 over the root of the fan-in.
+    Ranks are kept within the plan. The weights are normal, over the root of the fan-in.
     """
     import torch
     from safetensors.torch import save_file

@@ -66,10 +66,9 @@ class HotswapContract:
             if plugin_is_loaded(metafunc.config):
                 paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
             metafunc.parametrize("adapter", paths, ids=[path.name for path in paths])
-        if "defect" in metafunc.fixturenames:
-            metafunc.parametrize("defect", DEFECTS)
-        if "style" in metafunc.fixturenames:
-            metafunc.parametrize("style", list(STYLES))
+        for name, cases in (("defect", DEFECTS), ("style", STYLES)):
+            if name in metafunc.fixturenames:
+                metafunc.parametrize(name, list(cases))
 
     @pytest.fixture
     def deployment(self, hotswap_deployment: Deployment) -> Deployment:

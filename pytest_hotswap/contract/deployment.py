@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,19 @@ class Deployment:
             return True
         return False
 
-    def run(self, model: Any = None, *, copies: int = 1) -> Any:
-        """Run a model, by default the compiled one, on a batch that is so many times the subject's."""
-        inputs = self.inputs
-        if copies > 1:
-            inputs = {
-                name: torch.cat([value] * copies)
-                if torch.is_tensor(value) and value.ndim
-                else value
-                for name, value in inputs.items()
-            }
-        return self.subject.run(self.compiled if model is None else model, inputs)
+    def run(self, model: Any = None, *, inputs: Mapping[str, Any] | None = None) -> Any:
+        """Run a model, by default the compiled one, by default on the subject's inputs."""
+        model = self.compiled if model is None else model
+        return self.subject.run(model, self.inputs if inputs is None else inputs)
+
+    def batch(self, copies: int) -> Mapping[str, Any]:
+        """The subject's inputs in a batch that is ``copies`` times as large."""
+        if copies == 1:
+            return self.inputs
+        return {
+            name: torch.cat([value] * copies) if torch.is_tensor(value) and value.ndim else value
+            for name, value in self.inputs.items()
+        }
 
     def fingerprint(self, model: Any = None) -> Snapshot:
         """A model, by default the compiled one, as it is now, bit for bit."""
@@ -170,7 +172,7 @@ class Deployment:
         key = (adapter, scale, copies)
         if key not in self._expected:
             model = self.base if adapter is None else self.fresh(adapter, scale)
-            self._expected[key] = self.run(model, copies=copies)
+            self._expected[key] = self.run(model, inputs=self.batch(copies))
         self._expected.move_to_end(key)
         while len(self._expected) > KEPT:
             self._expected.popitem(last=False)
@@ -180,7 +182,7 @@ class Deployment:
         self, adapter: Path | None, *, model: Any = None, scale: float = 1.0, copies: int = 1
     ) -> Comparison:
         """Compare a model's outputs, by default the compiled one's, with the oracle's."""
-        actual = self.run(model, copies=copies)
+        actual = self.run(model, inputs=self.batch(copies))
         return compare(actual, self.expected(adapter, scale, copies=copies))
 
     def blame(self, adapter: Path | None, *, model: Any = None) -> str:
@@ -206,11 +208,7 @@ class Deployment:
             name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
             for name, value in self.inputs.items()
         }
-
-        def run(model: Any) -> Any:
-            return self.subject.run(model, inputs)
-
-        near = TOLERANCES["widened"]
+        run, near = partial(self.run, inputs=inputs), TOLERANCES["widened"]
         with torch.compiler.set_stance("force_eager"):
             # the oracle first: where it fails, the model is at fault and not the subject
             try:

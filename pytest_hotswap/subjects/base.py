@@ -132,7 +132,7 @@ class Subject:
 
     def models(self, model: Any) -> list[Any]:
         """The modules to fingerprint and to name at fault."""
-        from hotswap.engine.layout.slots import unwrap
+        from hotswap.compiler.regions import unwrap
 
         return [unwrap(model)]
 

@@ -30,10 +30,7 @@ def resolve_subject(config: pytest.Config) -> Subject:
     Raises pytest.UsageError when they name neither a subject nor a base model, or when the subject
     cannot be loaded or built.
     """
-    built = config.stash.setdefault(_BUILT, {})
-    if None not in built:
-        built[None] = _build(config)
-    subject: Subject = built[None]
+    subject: Subject = _once(config, None, lambda: _build(config))
     return subject
 
 
@@ -48,10 +45,7 @@ def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
     own = _override(node)
     if own is None:
         return resolve_subject(node.config)
-    built = node.config.stash.setdefault(_BUILT, {})
-    if own not in built:
-        built[own] = _called(own, node.config)
-    return built[own]
+    return _once(node.config, own, lambda: _called(own, node.config))
 
 
 def subject_at_run(cls: Any, request: pytest.FixtureRequest) -> Any:
@@ -93,6 +87,13 @@ def told(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
             if file not in reaching
         ]
     return lines
+
+
+def _once(config: pytest.Config, key: Any, build: Callable[[], Any]) -> Any:
+    built = config.stash.setdefault(_BUILT, {})
+    if key not in built:
+        built[key] = build()
+    return built[key]
 
 
 def _build(config: pytest.Config) -> Subject:

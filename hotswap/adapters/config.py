@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,18 @@ def check_config(where: str | Path, config: Mapping[str, Any]) -> None:
 
 def rank_of(config: Mapping[str, Any], module: str) -> int:
     """The rank that the config gives a module: the first matching rank_pattern, else ``r``."""
-    rank: int = _first_match(config.get("rank_pattern"), module, config.get("r", 8))
-    return rank
+    return int(_first_match(config.get("rank_pattern"), module, config.get("r", 8)))
 
 
 def alpha_of(config: Mapping[str, Any], module: str) -> float:
     """The alpha that the config gives a module: the first alpha_pattern, else lora_alpha."""
     return float(_first_match(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+
+
+def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    # as PEFT's get_pattern_key (peft/utils/other.py), which takes the first match
+    found = (value for key, value in (patterns or {}).items() if matches(key, module))
+    return next(found, default)
 
 
 def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -120,10 +125,9 @@ def saved_module(config: Mapping[str, Any], tensor: str) -> bool:
 
     As PEFT does (``_set_trainable`` in peft/utils/other.py), a module whose path ends with an entry counts.
     """
-    entries = config.get("modules_to_save") or ()
-    parts = tensor.split(".")[:-1]
-    paths = [".".join(parts[: end + 1]) for end in range(len(parts))] if entries else []
-    return any(path.endswith(str(entry)) for path in paths for entry in entries)
+    entries = config.get("modules_to_save")
+    paths = [*accumulate(tensor.split(".")[:-1], "{}.{}".format)] if entries else []
+    return any(path.endswith(str(entry)) for path in paths for entry in entries or ())
 
 
 def token_indices(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
@@ -136,12 +140,9 @@ def token_indices(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
 
 def target_parameters(config: Mapping[str, Any], module: str) -> tuple[str, ...]:
     """Name the parameters of a module that the adapter targets directly (target_parameters), sorted."""
-    found = set()
-    for entry in config.get("target_parameters") or ():
-        parent, _, name = str(entry).rpartition(".")
-        if not parent or module == parent or module.endswith(f".{parent}"):
-            found.add(name)
-    return tuple(sorted(found))
+    entries = [str(entry).rpartition(".") for entry in config.get("target_parameters") or ()]
+    ours = {name for parent, _, name in entries if f".{module}".endswith(parent and f".{parent}")}
+    return tuple(sorted(ours))
 
 
 def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -157,14 +158,6 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
             text = f"PEFT's LoraLayer.{name}_init changes the base weights"
             found.append(f"init_lora_weights={_brief(init)}: {text}")
     return tuple(found)
-
-
-def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    # as PEFT's get_pattern_key (peft/utils/other.py), which takes the first match
-    for key, value in (patterns or {}).items():
-        if matches(key, module):
-            return value
-    return default
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,8 @@ WEIGHTS = "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PICKLE = "adapter_model.bin"
 PICKLED = "the weights are a pickle, which can run code when it is loaded and is not read"
+_FETCH_AGAIN = "save or download the file again"
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # else a pipe waits for a writer
 MAX_HEADER = 25_000_000
 """Bytes; a hundred times what adapters have, and a quarter of what the safetensors library reads."""
 
@@ -26,9 +28,7 @@ def unreadable(where: str | Path, code: str, message: str, remedy: str) -> Unrea
     return UnreadableAdapterError([Finding(str(where), code, message, remedy)])
 
 
-def damaged(
-    where: str, message: str, remedy: str = "save or download the file again"
-) -> UnreadableAdapterError:
+def damaged(where: str, message: str, remedy: str = _FETCH_AGAIN) -> UnreadableAdapterError:
     """The error for weights that are no safetensors file (HSW005)."""
     return unreadable(where, "HSW005", message, remedy)
 
@@ -72,20 +72,17 @@ def open_weights(path: str | Path) -> BufferedReader:
 def open_regular(path: str | Path) -> BufferedReader:
     """Open a regular file, never waiting for a pipe; raises OSError or UnreadableAdapterError (HSW007)."""
     try:
-        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))  # noqa: SIM115
     except OSError as error:
-        if error.errno not in (errno.ENXIO, errno.EISDIR):
+        kind = {errno.ENXIO: "socket", errno.EISDIR: "folder"}.get(error.errno or 0)
+        if kind is None:
             raise
-        raise _special(path, "socket" if error.errno == errno.ENXIO else "folder") from error
+        raise _special(path, kind) from error
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode):
         file.close()
         raise _special(path, "pipe" if stat.S_ISFIFO(mode) else "device")
     return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for a writer
 
 
 def unchanged(file: BufferedReader, before: os.stat_result) -> None:

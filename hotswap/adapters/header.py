@@ -22,6 +22,7 @@ _SHORTEST = 25  # characters of half an entry: "":{"dtype":"F4","shape":[],"data
 _METADATA = re.compile(r'\{"__metadata__": ?')
 _HEAD = re.compile(r'\}, ?"([^"\\]*)": ?\{"dtype": ?"(\w+)", ?"shape": ?')
 _OFFSETS = re.compile(r'(, ?"data_offsets": ?\[)0(, ?)\d+')
+_DECODER = json.JSONDecoder(object_pairs_hook=unique)
 _T = TypeVar("_T")
 
 BITS: dict[str, int] = {
@@ -91,7 +92,12 @@ def _parse(where: str, header: bytes, size: int) -> tuple[dict[str, TensorInfo],
     metadata = raw.pop("__metadata__", None) or {}
     if not _is_metadata(metadata):
         raise damaged(where, "the header's __metadata__ is not an object of texts")
-    tensors = {name: _tensor(where, name, entry) for name, entry in raw.items()}
+    tensors = {}
+    for name, entry in raw.items():
+        problem = _name_problem(name) or _entry_problem(entry)
+        if problem:
+            raise damaged(where, f"tensor {name[:200]!a}: {problem}")
+        tensors[name] = TensorInfo(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
     problem = _layout_problem(tensors, size)
     if problem:
         raise damaged(where, problem)
@@ -158,18 +164,8 @@ def for_names(judge: _lru_cache_wrapper[_T], names: tuple[str, ...]) -> _T:
     return judge(names) if len(names) <= _MOST_NAMES else judge.__wrapped__(names)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=unique)
-
-
 def _is_metadata(value: Any) -> bool:
     return isinstance(value, dict) and all(type(text) is str for text in value.values())
-
-
-def _tensor(where: str, name: str, entry: Any) -> TensorInfo:
-    problem = _name_problem(name) or _entry_problem(entry)
-    if problem:
-        raise damaged(where, f"tensor {name[:200]!a}: {problem}")
-    return TensorInfo(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
 
 
 def _name_problem(name: str) -> str | None:

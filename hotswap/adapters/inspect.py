@@ -131,18 +131,15 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
     known = set(map(str, targets))
     if known == for_names(_last_parts, tuple(spec.modules)):
         return  # as it is for most
-    ends = tuple(f".{target}" for target in targets)
-    bare = {name.replace(".base_layer", "") for name in spec.modules}
-    missing = [t for t in known if t not in bare and not any(n.endswith(f".{t}") for n in bare)]
+    bare = [f".{name}".replace(".base_layer", "") for name in spec.modules]
+    missing = [target for target in known if not any(n.endswith(f".{target}") for n in bare)]
     if missing:
         text = f"target_modules has {ascii(min(missing))[:80]}, for which there are no weights"
         remedy = "correct target_modules, or save the adapter again"
         yield Finding(spec.path, "HSW118", text, remedy)
-    extra = [
-        name
-        for name, module in spec.modules.items()
-        if module.kind != "parameter" and name not in known and not name.endswith(ends)
-    ]
+    ends = tuple(f".{target}" for target in known)
+    layers = [name for name, module in spec.modules.items() if module.kind != "parameter"]
+    extra = [name for name in layers if not f".{name}".endswith(ends)]
     if extra:
         text = f"has weights for {min(extra)}, which target_modules does not name"
         remedy = "add it to target_modules: PEFT leaves these weights out when it loads the adapter"
@@ -158,9 +155,10 @@ def _links(path: str, weights: str) -> Iterator[Finding]:
     """Files that lie elsewhere, except in the hub's cache, where they all are links to its blobs."""
     parent, name = os.path.split(weights)
     for file in (name, CONFIG):
-        if not os.path.islink(os.path.join(parent, file)):
+        place = os.path.join(parent, file)
+        if not os.path.islink(place):
             continue
-        folder, target = os.path.realpath(parent), os.path.realpath(os.path.join(parent, file))
+        folder, target = os.path.realpath(parent), os.path.realpath(place)
         blobs = os.path.join(os.path.dirname(os.path.dirname(folder)), "blobs")
         if not target.startswith((folder + os.sep, blobs + os.sep)):
             text = f"{file} is a link to a file out of the folder: {ascii(target)[:120]}"

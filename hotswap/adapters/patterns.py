@@ -26,12 +26,11 @@ def matches(key: str, module: str) -> bool:
 def pattern_problem(key: str) -> str | None:
     """What is wrong with a key: no regular expression, or one that can take exponential time."""
     try:
-        tree = parser.parse(rf"(.*\.)?({key})$")
+        depths = _depths(key)
         re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
         return f"is not a regular expression: {str(error) or type(error).__name__}"
-    depths = list(_repeats(tree, 0))
-    if max(depths, default=0) > 1 or sum(depth > 0 for depth in depths) > MOST_REPEATS + 1:
+    if max(depths, default=0) > 1 or len(depths) > MOST_REPEATS + 1:
         return (
             f"has nested repeats or more than {MOST_REPEATS}, expected a module's name or a pattern "
             "that can be matched quickly"
@@ -42,15 +41,17 @@ def pattern_problem(key: str) -> str | None:
 def steps(keys: Iterable[str], modules: Iterable[str]) -> int:
     """The most steps that matching keys of several repeats takes: each repeat may end anywhere."""
     repeats = [n for n in map(_open_repeats, keys) if n > 2]
-    if not repeats:
-        return 0
-    lengths = [len(name) for name in modules]
+    lengths = [len(name) for name in modules] if repeats else []
     return sum(length**n // math.factorial(n) for n in repeats for length in lengths)
 
 
 @lru_cache(maxsize=4096)
 def _open_repeats(key: str) -> int:
-    return sum(depth > 0 for depth in _repeats(parser.parse(rf"(.*\.)?({key})$"), 0))
+    return len(_depths(key))
+
+
+def _depths(key: str) -> list[int]:
+    return [*_repeats(parser.parse(rf"(.*\.)?({key})$"), 0)]
 
 
 @lru_cache(maxsize=4096)

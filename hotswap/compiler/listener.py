@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hotswap.compiler.guards import modules_read
@@ -11,21 +11,6 @@ from hotswap.compiler.reasons import Cause, Reason
 from hotswap.compiler.regions import Names, Place, Region
 
 Kind = Literal["first", "recompile", "backward", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """One compile; what comes after ``broken_at`` is known when it has ended.
-
-    ``raw`` is torch's text of what did not fit, or of the error.
-    """
-
-    kind: Kind
-    region: Region
-    reasons: tuple[Reason, ...] = ()
-    broken_at: str = ""
-    raw: str = ""
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +54,14 @@ class Listener:
         self.cudagraphs_heard = 0
         self.resets_heard = 0
 
-    def heard_compile(self, heard: Heard) -> None:
-        """Write down a compile that ended."""
-        place = self._place(heard.region)
-        if place is None:
+    def heard_compile(self, kind: Kind, region: Region, found: Compile, broken_at: str) -> None:
+        """Write down a compile that ended, its region and modules as the watch names them."""
+        if (place := self._place(region)) is None:
             return
-        reasons = tuple(reason.inside(place.prefix) for reason in heard.reasons)
-        self._compiles[heard.kind].append(Compile(place.label, reasons, heard.raw, heard.seconds))
-        if heard.broken_at:
-            self._graph_breaks[f"{place.label}: the graph breaks in {heard.broken_at}"] = None
+        reasons = tuple(reason.inside(place.prefix) for reason in found.reasons)
+        self._compiles[kind].append(replace(found, region=place.label, reasons=reasons))
+        if broken_at:
+            self._graph_breaks[f"{place.label}: the graph breaks in {broken_at}"] = None
 
     def heard_eager(self, region: Region, why: str) -> None:
         """Note why a call missed every variant and ran eagerly."""

@@ -21,7 +21,7 @@ from torch import nn
 from hotswap.compiler import private
 from hotswap.compiler.compiled import ignored_hooks
 from hotswap.compiler.guards import nearest
-from hotswap.compiler.listener import Heard, Kind, Listener
+from hotswap.compiler.listener import Compile, Kind, Listener
 from hotswap.compiler.reasons import Reason
 from hotswap.compiler.regions import Region, Regions, graph_break
 from hotswap.compiler.rules import Guarded, explain
@@ -50,7 +50,7 @@ class Observer:
         self._last: Any = None
         self._missed: dict[int, tuple[Region, str]] = {}  # by thread
         self._why: dict[tuple[Region, str], str] = {}
-        self._starts: dict[str, Heard] = {}
+        self._starts: dict[str, tuple[Region, tuple[Reason, ...], str]] = {}
 
     def add(self, listener: Listener) -> None:
         """Start to tell a listener what happens; install if it is the first."""
@@ -163,7 +163,7 @@ class Observer:
             reasons = _first_call(owner, reasons)
         broken = graph_break(call.code) if call.code else None
         broken_at = f"{broken[0]}, line {broken[1]}" if broken else ""
-        self._starts[compile_id] = Heard("first", region, reasons, broken_at)
+        self._starts[compile_id] = (region, reasons, broken_at)
 
     def _why_eager(self, region: Region, frame: FrameType) -> str:
         """Say why a miss will not be followed by a compile, where that is certain already."""
@@ -209,27 +209,29 @@ class Observer:
         new = list(itertools.takewhile(lambda record: record is not self._last, records))
         self._last = new[0] if new else self._last
         for record in reversed(new):
-            if not record.is_runtime and (heard := self._heard(record)) is not None:
-                for listener in self._listeners:
-                    listener.heard_compile(heard)
+            if not record.is_runtime:
+                self._tell_compile(record)
 
-    def _heard(self, record: Any) -> Heard | None:
+    def _tell_compile(self, record: Any) -> None:
         raw = record.recompile_reason or ""
         if record.fail_type and record.co_name is None and raw:
-            return None  # the recompile limit: the miss that led to it is counted
+            return  # the recompile limit: the miss that led to it is counted
         start = self._starts.get(record.compile_id)
         if start is None:
-            start = Heard("first", self.regions.of(None, record.co_name or "?", None))
+            start = (self.regions.of(None, record.co_name or "?", None), (), "")
+        region, reasons, broken_at = start
         kind: Kind = "recompile" if raw or (record.cache_size or 0) > 0 else "first"
         if record.fail_type:
             kind, raw = "failed", f"{record.fail_type}: {record.fail_reason}"
         elif record.is_forward is False:
             kind = "backward"
-        reasons: tuple[Reason, ...] = ()
-        if kind == "recompile":
-            reasons = start.reasons or ((explain(Guarded.guess(raw)),) if raw else ())
-        seconds = (record.duration_us or 0) / 1e6
-        return replace(start, kind=kind, reasons=reasons, raw=raw, seconds=seconds)
+        if kind != "recompile":
+            reasons = ()
+        elif raw and not reasons:
+            reasons = (explain(Guarded.guess(raw)),)
+        found = Compile("", reasons, raw, (record.duration_us or 0) / 1e6)
+        for listener in self._listeners:
+            listener.heard_compile(kind, region, found, broken_at)
 
 
 def _first_call(owner: nn.Module, reasons: tuple[Reason, ...]) -> tuple[Reason, ...]:

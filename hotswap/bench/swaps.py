@@ -29,7 +29,7 @@ from torch import nn
 
 import hotswap
 from hotswap.bench.models import inputs_of, llama, pretrained, write_adapter
-from hotswap.bench.timing import TimingRow, default_backend, seconds_of
+from hotswap.bench.timing import TimingRow, bank_and_copy, default_backend, sampled, seconds_of
 from hotswap.bench.timing import measure as measure_serving
 from hotswap.engine.layout.registry import placement_of
 
@@ -295,10 +295,11 @@ def _copy(fleet: _Fleet, runs: int) -> Row:
     if placement.arena is None:
         raise RuntimeError("the model was moved after prepare()")
     arena, images = placement.arena, [placement.layout.new(), placement.layout.new()]
+    *sources, target = torch.zeros((3, arena.bytes), dtype=torch.uint8)
     return _compare(
         "bank: the copy itself",
         lambda turn: arena.copy(images[turn]),
-        _plain_copy(arena.bytes),
+        lambda turn: target.copy_(sources[turn]),
         runs,
         bar=1.10,
         aim=1.05,
@@ -307,22 +308,8 @@ def _copy(fleet: _Fleet, runs: int) -> Row:
 
 
 def _using(name: str, fleet: _Fleet, runs: int, bar: float) -> Row:
-    bank = hotswap.AdapterBank(fleet.model)
-    for index, path in enumerate(fleet.paths):
-        bank.add(str(index), path)
-
-    def use(turn: int) -> None:
-        with bank.using(str(turn)):
-            pass
-
-    plain = _plain_copy(bank.bytes // 2)
+    use, plain = bank_and_copy(fleet.model, fleet.paths)
     return _compare(name, use, plain, runs, bar=bar, aim=1.2, faster=False)
-
-
-def _plain_copy(size: int) -> Callable[[int], object]:
-    """A copy of as many bytes, from one of two places in turn."""
-    *sources, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(3))
-    return lambda turn: target.copy_(sources[turn])
 
 
 def _forwards(
@@ -361,24 +348,20 @@ def _padding(fleet: _Fleet, runs: int, backend: str) -> Iterator[Padding]:
     for rank, model in models.items():
         hotswap.prepare(model, target_rank=rank)
     torch.compiler.reset()
-    runners = [_runner(model, fleet.inputs, backend) for model in models.values()]
-    times: list[list[float]] = [[] for _ in runners]
-    for _ in range(runs):
-        for own_times, run in zip(times, runners, strict=True):
-            own_times.append(seconds_of(run))
-    for (rank, model), own_times in zip(models.items(), times, strict=True):
-        low, middle, high = statistics.quantiles(own_times, n=4)
-        yield Padding(rank, middle, (low, high), _held(model))
+    runs_of = {rank: _runner(model, fleet.inputs, backend) for rank, model in models.items()}
+    for rank, times in sampled(runs_of, runs).items():
+        low, middle, high = statistics.quantiles(times, n=4)
+        yield Padding(rank, middle, (low, high), _held(models[rank]))
 
 
-def _runner(model: Any, inputs: dict[str, Any], backend: str) -> Callable[..., object]:
+def _runner(model: Any, inputs: dict[str, Any], backend: str) -> Callable[[Any], object]:
     compiled: Any = torch.compile(model, backend=backend)
 
-    def run(*_: Any) -> object:
+    def run(_: Any) -> object:
         with torch.inference_mode():
             return compiled(**inputs)
 
-    run()
+    run(None)
     return run
 
 

@@ -11,15 +11,15 @@ compiles.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import math
 import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +33,7 @@ PREPARED = "compiled, prepared"
 ROWS = ("no compile", "compiled, unprepared", PREPARED)
 BY_PEFT = "compiled, prepared by PEFT"
 """The row that is there only where latencies are wanted: it costs another compile."""
+SERIES = {PREPARED: "hotswap", BY_PEFT: "PEFT"}
 SAMPLES, MOST_SECONDS = 100, 10.0
 """Samples of each latency, unless they take longer than this."""
 
@@ -118,36 +119,36 @@ def _measure_row(
 
     import hotswap
 
-    model: Any
-    swap: Callable[[str], object]
-    if row == PREPARED:
-        model = hotswap.load(base, hotswap.plan(paths), paths[0])
-    else:
-        model = PeftModel.from_pretrained(base, paths[0])
+    peft: Any = None if row == PREPARED else PeftModel.from_pretrained(base, paths[0])
     if row == BY_PEFT:
-        prepare_model_for_compiled_hotswap(model, target_rank=hotswap.plan(paths).target_rank)
-    model.eval()
+        prepare_model_for_compiled_hotswap(peft, target_rank=hotswap.plan(paths).target_rank)
+    model = peft or hotswap.load(base, hotswap.plan(paths), paths[0])
     compiles = row != "no compile"
-    served: Any = torch.compile(model, backend=backend) if compiles else model
-    if row == PREPARED:
-        swap = partial(hotswap.swap, served)
-    else:
-        swap = partial(hotswap_adapter, served, adapter_name="default", torch_device="cpu")
+    served: Any = torch.compile(model.eval(), backend=backend) if compiles else model.eval()
 
-    def swap_and_run(path: str) -> None:
-        swap(path)
+    def swap(turn: int) -> None:
+        path = paths[(turn + 1) % len(paths)]
+        if peft is None:
+            hotswap.swap(served, path)
+        else:
+            hotswap_adapter(served, path, adapter_name="default", torch_device="cpu")
+
+    def forward(_: int) -> None:
         served(**inputs)
 
     with torch.no_grad():
-        first = seconds_of(served, **inputs)
-        round_trip = [*paths[1:], paths[0]]
+        first = seconds_of(forward, 0)
         with hotswap.watch_compiles(served) if compiles else nullcontext() as log:
-            times = [seconds_of(swap_and_run, path) for path in round_trip]
-        if latency and row in (PREPARED, BY_PEFT):
-            name = "PEFT" if row == BY_PEFT else "hotswap"
-            samples |= _sampled(name, swap, partial(served, **inputs), round_trip)
+            swaps = sampled({"swap": swap, "forward": forward}, len(paths)).values()
+        if latency and row in SERIES:
+            name = SERIES[row]
+            both = {f"{name}, swap": swap, f"{name}, first forward after it": forward}
+            samples |= sampled(both, SAMPLES, MOST_SECONDS)
         if latency and row == PREPARED:
-            samples |= _sampled_bank(served, paths)
+            use, copy = bank_and_copy(served, paths[:2])
+            staged = {"hotswap, swap from the bank": use, "a plain copy of the bytes": copy}
+            samples |= sampled(staged, SAMPLES, MOST_SECONDS)
+    times = [sum(pair) for pair in zip(*swaps, strict=True)]
     return TimingRow(
         row,
         first_inference=first,
@@ -158,50 +159,45 @@ def _measure_row(
     )
 
 
-def _sampled(
-    name: str, swap: Callable[[str], object], forward: Callable[[], object], paths: Sequence[str]
-) -> dict[str, list[float]]:
-    """Sample swaps from a folder, round the fleet, and the forward that follows each."""
-    swaps: list[float] = []
-    forwards: list[float] = []
-    end = time.perf_counter() + MOST_SECONDS
-    for path in itertools.islice(itertools.cycle(paths), SAMPLES):
-        swaps.append(seconds_of(swap, path))
-        forwards.append(seconds_of(forward))
-        if time.perf_counter() > end:
-            break
-    return {f"{name}, swap": swaps, f"{name}, first forward after it": forwards}
-
-
-def _sampled_bank(model: Any, paths: Sequence[str]) -> dict[str, list[float]]:
-    """Sample swaps of adapters that are staged in memory, and plain copies of as many bytes."""
+def bank_and_copy(
+    model: Any, paths: Sequence[str | Path]
+) -> tuple[Callable[[int], object], Callable[[int], object]]:
+    """Stage adapters in memory; give a swap to one of them, by its number, and a copy of as many bytes."""
     import torch
 
     import hotswap
 
     bank = hotswap.AdapterBank(model)
-    for path in paths[:2]:
-        bank.add(path, path)
-    names = itertools.cycle(paths[:2])
-    size = bank.bytes // len(paths[:2])
-    source, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(2))
+    for number, path in enumerate(paths):
+        bank.add(str(number), path)
+    shape = (len(paths) + 1, bank.bytes // len(paths))
+    *sources, target = torch.zeros(shape, dtype=torch.uint8)
 
-    def use() -> None:
-        with bank.using(next(names)):
+    def use(turn: int) -> None:
+        with bank.using(str(turn % len(paths))):
             pass
 
-    banked: list[float] = []
-    copied: list[float] = []
-    for _ in range(SAMPLES):
-        banked.append(seconds_of(use))
-        copied.append(seconds_of(target.copy_, source))
-    return {"hotswap, swap from the bank": banked, "a plain copy of the bytes": copied}
+    return use, lambda turn: target.copy_(sources[turn % len(paths)])
 
 
-def seconds_of(action: Callable[..., object], *args: Any, **kwargs: Any) -> float:
+def sampled(
+    actions: Mapping[Any, Callable[[int], object]], most: int, seconds: float = math.inf
+) -> dict[Any, list[float]]:
+    """Call all in turn, with the number of the turn, and give the seconds of each call."""
+    times: dict[Any, list[float]] = {name: [] for name in actions}
+    end = time.perf_counter() + seconds
+    for turn in range(most):
+        for name, action in actions.items():
+            times[name].append(seconds_of(action, turn))
+        if time.perf_counter() > end:
+            break
+    return times
+
+
+def seconds_of(action: Callable[[Any], object], argument: Any) -> float:
     """Call it and say how long it took."""
     start = time.perf_counter()
-    action(*args, **kwargs)
+    action(argument)
     return time.perf_counter() - start
 
 

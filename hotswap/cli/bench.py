@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import option
 
 from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.folders import adapter_folders
@@ -23,27 +24,25 @@ ONE, FIVE, RATIO = click.IntRange(min=1), click.IntRange(min=5), click.FloatRang
 
 
 @click.command(cls=Command)
-@click.option("--base", metavar="PATH", help="Your own base model: a folder or a hub id.")
-@click.option(
+@option("--base", metavar="PATH", help="Your own base model: a folder or a hub id.")
+@option(
     "--adapters", multiple=True, metavar="PATTERN", help="Two or more adapters of it (repeatable)."
 )
-@click.option(
-    "--runs", type=FIVE, default=30, help="Alternating runs of each side of a comparison."
-)
-@click.option("--swaps", type=ONE, default=10_000, help="Swaps after which growth is measured.")
-@click.option("--threads", type=ONE, default=2, help="Threads of torch.")
-@click.option(
+@option("--runs", type=FIVE, default=30, help="Alternating runs of each side of a comparison.")
+@option("--swaps", type=ONE, default=10_000, help="Swaps after which growth is measured.")
+@option("--threads", type=ONE, default=2, help="Threads of torch.")
+@option(
     "--forward/--no-forward", default=True, help="Compile and time forwards too (some minutes)."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--output", "-o", type=FILE, metavar="FILE", help="Write the JSON there.")
-@click.option(
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--output", "-o", type=FILE, help="Write the JSON there.")
+@option(
     "--compare",
     type=FILE,
     metavar="OLD",
     help="Print ratios to an earlier JSON; exit with 1 past it.",
 )
-@click.option(
+@option(
     "--threshold", type=RATIO, default=1.25, help="How many times slower a row may be than in OLD."
 )
 def bench(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import click
+from click.exceptions import Exit as Exit
 
-Exit = click.exceptions.Exit
-FILE = click.Path(path_type=Path)
+FILE, FOLDER = click.Path(path_type=Path), click.Path(path_type=Path)
+FILE.name, FOLDER.name = "file", "folder"  # as the help calls them
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click import option
 
-from hotswap.cli.command import FILE, SETTINGS, Command, Exit
+from hotswap.cli.command import FILE, FOLDER, SETTINGS, Command, Exit
 from hotswap.cli.terminal import say
 from hotswap.cli.verify.command import exit_code, fail_on_option, write_report
 from hotswap.report.document import merge as merge_documents
@@ -21,9 +22,7 @@ def report() -> None:
 
 @report.command(cls=Command, arguments=[("REPORT", "Folders of reports, or report.json.")])
 @click.argument("reports", type=FILE, metavar="REPORT...", nargs=-1, required=True)
-@click.option(
-    *("--output", "-o"), type=FILE, required=True, metavar="FOLDER", help="Where the report goes."
-)
+@option("--output", "-o", type=FOLDER, required=True, help="Where the report goes.")
 @fail_on_option
 def merge(reports: tuple[Path, ...], output: Path, fail_on: str) -> None:
     """Join the reports of shards into one; its verdict is on the last line, its exit code verify's.

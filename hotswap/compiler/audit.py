@@ -22,6 +22,34 @@ from hotswap.findings import Finding
 _PINNED = re.compile(r"\.scaling\[.* == ([-\d.e+]+)")
 _RANK = re.compile(r"lora_(?:embedding_)?A.*size=\[(\d+),")
 _NEARLY = 2
+_TOLD = {
+    "HSW301": (
+        "the scaling alpha / rank = {} is compiled in as a constant: an adapter with another one recompiles",
+        "call hotswap.prepare(model, target_rank=...) before torch.compile",
+    ),
+    "HSW302": (
+        "it is compiled for rank {}, and the plan has rank {}",
+        "call hotswap.prepare(model, plan=plan) before torch.compile",
+    ),
+    "HSW303": (
+        "the plan has an adapter for it, but compiled code has no LoRA layer there",
+        "load the model with hotswap.load(base_model, plan, adapter) before torch.compile",
+    ),
+    "HSW305": (
+        "{} variants are compiled, and recompile_limit={}: past it every other call runs eagerly",
+        "warm up with fewer shapes, mark them dynamic, or raise torch._dynamo.config.recompile_limit",
+    ),
+    "HSW306": (
+        "it and {} more share one code object that is compiled for each of them, and "
+        "recompile_limit={}: the others run eagerly",
+        "call layer.compile(isolate_recompiles=True) for each layer, or use_cache=False",
+    ),
+    "HSW307": (
+        "its forward hook was added after torch.compile, and compiled code never calls it",
+        "add it before torch.compile",
+    ),
+}
+"""Code → message and remedy."""
 
 
 def audit_guards(compiled_model: nn.Module, plan: SwapPlan | None = None) -> list[Finding]:
@@ -40,32 +68,24 @@ def audit_guards(compiled_model: nn.Module, plan: SwapPlan | None = None) -> lis
         prefix = f"{path}." if path else ""
         found += _unfit(path or "the model", part)
         found += _guarded(prefix, part, plan)
-        found += [
-            Finding(
-                prefix + module,
-                "HSW307",
-                "its forward hook was added after torch.compile, and compiled code never calls it",
-                "add it before torch.compile",
-            )
-            for module in ignored_hooks(part.module)
-        ]
+        found += [_finding(prefix + name, "HSW307") for name in ignored_hooks(part.module)]
     return sorted(set(found))
 
 
+def _finding(where: str, code: str, *values: object) -> Finding:
+    message, remedy = _TOLD[code]
+    return Finding(where, code, message.format(*values), remedy)
+
+
 def _unfit(path: str, part: CompiledModule) -> Iterator[Finding]:
-    if part.variants:
-        return
-    if not part.misfits:
+    if part.misfits and not part.variants:
+        why = min(part.misfits, key=len)
+        reasons = "; also ".join(reason.message for reason in why)
+        message = f"no compiled code fits it as it stands: {reasons}"
+        yield Finding(path, "HSW304", message, why[0].remedy or "run it once more")
+    elif not part.variants:
         message = "it is to be compiled, but was not called yet"
         yield Finding(path, "HSW308", message, "run it once before the audit")
-        return
-    why = min(part.misfits, key=len)
-    yield Finding(
-        path,
-        "HSW304",
-        f"no compiled code fits it as it stands: {'; also '.join(reason.message for reason in why)}",
-        why[0].remedy or "run it once more",
-    )
 
 
 def _guarded(prefix: str, part: CompiledModule, plan: SwapPlan | None) -> Iterator[Finding]:
@@ -75,32 +95,14 @@ def _guarded(prefix: str, part: CompiledModule, plan: SwapPlan | None) -> Iterat
         for guard in of_module(variant, code):
             name = prefix + where(guard.source)
             if pinned := _PINNED.search(guard.text):
-                yield Finding(
-                    name,
-                    "HSW301",
-                    f"the scaling alpha / rank = {pinned[1]} is compiled in as a constant: "
-                    "an adapter with another one recompiles",
-                    "call hotswap.prepare(model, target_rank=...) before torch.compile",
-                )
+                yield _finding(name, "HSW301", pinned[1])
             if rank := _RANK.search(guard.text):
                 ranks[name] = int(rank[1])
     for name, planned in plan.modules.items() if plan is not None and part.variants else ():
-        if not name.startswith(prefix):
-            continue
-        if name not in ranks:
-            yield Finding(
-                name,
-                "HSW303",
-                "the plan has an adapter for it, but compiled code has no LoRA layer there",
-                "load the model with hotswap.load(base_model, plan, adapter) before torch.compile",
-            )
-        elif ranks[name] < planned.rank:
-            yield Finding(
-                name,
-                "HSW302",
-                f"it is compiled for rank {ranks[name]}, and the plan has rank {planned.rank}",
-                "call hotswap.prepare(model, plan=plan) before torch.compile",
-            )
+        if name.startswith(prefix) and name not in ranks:
+            yield _finding(name, "HSW303")
+        elif name.startswith(prefix) and ranks[name] < planned.rank:
+            yield _finding(name, "HSW302", ranks[name], planned.rank)
 
 
 def _shared(parts: dict[str, CompiledModule]) -> Iterator[Finding]:
@@ -111,25 +113,12 @@ def _shared(parts: dict[str, CompiledModule]) -> Iterator[Finding]:
             by_code[part.code].append(path)
     limit = private.recompile_limit()
     for code, paths in by_code.items():
-        variants = private.variants(code)
+        count = len(private.variants(code))
         fits = [{id(variant) for variant, _ in parts[path].variants} for path in paths]
         if len(paths) > limit and any(one != fits[0] for one in fits):
-            yield Finding(
-                paths[0],
-                "HSW306",
-                f"it and {len(paths) - 1} more share one code object that is compiled for each of "
-                f"them, and recompile_limit={limit}: the others run eagerly",
-                "call layer.compile(isolate_recompiles=True) for each layer, or use_cache=False",
-            )
-        elif limit - _NEARLY <= len(variants):
-            yield Finding(
-                paths[0] or "the model",
-                "HSW305",
-                f"{len(variants)} variants are compiled, and recompile_limit={limit}: "
-                "past it every other call runs eagerly",
-                "warm up with fewer shapes, mark them dynamic, or raise "
-                "torch._dynamo.config.recompile_limit",
-            )
+            yield _finding(paths[0], "HSW306", len(paths) - 1, limit)
+        elif limit - _NEARLY <= count:
+            yield _finding(paths[0] or "the model", "HSW305", count, limit)
 
 
 def would_recompile(

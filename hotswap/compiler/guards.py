@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import CodeType
 from typing import Any, get_args
 
@@ -41,12 +42,12 @@ def failing(variant: Any, values: dict[str, Any]) -> list[str]:
 def _failing(
     variant: Any, guards: Iterable[private.Guard], values: dict[str, Any]
 ) -> Iterator[tuple[private.Guard, str]]:
-    outer, inner = private.scope(variant, values)
+    names = private.scope(variant, values)
     for guard in guards:
         if guard.text.startswith("___check_global_state"):
             continue  # it is the first guard, and only torch's own text says what changed
         try:
-            value = eval(guard.source, outer, inner)  # noqa: S307 (torch's own text)
+            value = eval(guard.source, *names)  # noqa: S307 (torch's own text)
             holds = guard.check(value)
         except Exception:  # noqa: S112 (not to be evaluated alone: the first failure stands for it)
             continue
@@ -67,14 +68,11 @@ def modules_read(module: nn.Module) -> Iterator[nn.Module]:
         return
     values = private.state_of(call.owner, call.code, call.closure)
     for variant in private.variants(call.code):
-        outer, inner = private.scope(variant, values)
+        names = private.scope(variant, values)
         for source in {guard.source for guard in private.guards(variant)}:
-            try:
-                value = eval(source, outer, inner)  # noqa: S307 (torch's own text)
-            except Exception:  # noqa: S112 (an argument: it holds no module that is watched)
-                continue
-            if isinstance(value, nn.Module):
-                yield value
+            with suppress(Exception):  # an argument: it holds no module that is watched
+                if isinstance(value := eval(source, *names), nn.Module):  # noqa: S307 (torch's text)
+                    yield value
 
 
 def module_reasons(variant: Any, code: CodeType, owner: nn.Module) -> tuple[Reason, ...]:
@@ -170,30 +168,19 @@ def _tensor_mismatch(text: str, tensor: Any) -> str | None:
     if str(tensor.dtype) != expected["dtype"]:
         found.append(f"dtype mismatch. expected {expected['dtype']}, actual {tensor.dtype}")
     was_on = next((kind for kind in _DEVICES if re.search(rf"\b{kind}\b", expected["keys"])), "")
-    if was_on.lower() != tensor.device.type or expected["device"] not in (
-        "None",
-        str(tensor.device.index),
-    ):
-        index = "" if expected["device"] == "None" else f":{expected['device']}"
-        old = was_on.lower() + index
+    old = was_on.lower() + ("" if expected["device"] == "None" else f":{expected['device']}")
+    if old != (str(tensor.device) if ":" in old else tensor.device.type):
         found.append(f"device mismatch. expected {old}, actual {tensor.device}")
     if len(size) != tensor.ndim:
         found.append(f"rank mismatch. expected {len(size)}, actual {tensor.ndim}")
     else:
         found += [
-            f"size mismatch at index {axis}. expected {old}, actual {new}"
-            for axis, (old, new) in enumerate(zip(size, tensor.shape, strict=True))
-            if old is not None and old != new
+            f"size mismatch at index {axis}. expected {size[axis]}, actual {tensor.shape[axis]}"
+            for axis in _changed(size, tensor.shape)
         ]
     if not found and str(tensor.requires_grad) != expected["grad"]:
         found.append(f"requires_grad mismatch. expected requires_grad={expected['grad']}")
-    if (
-        not found
-        and len(stride) == tensor.ndim
-        and any(
-            old is not None and old != new for old, new in zip(stride, tensor.stride(), strict=True)
-        )
-    ):
+    if not found and _changed(stride, tensor.stride()):
         found.append(f"stride mismatch. expected {list(stride)}, actual {list(tensor.stride())}")
     if not found:
         keys = private.tensor_keys(tensor)
@@ -201,6 +188,12 @@ def _tensor_mismatch(text: str, tensor: Any) -> str | None:
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             found.append(MADE_IN_INFERENCE)
     return f"tensor '{source}' {'; '.join(found)}"
+
+
+def _changed(old: Sequence[int | None], new: Sequence[int]) -> list[int]:
+    """The axes that differ; None stands for any number."""
+    pairs = enumerate(zip(old, new, strict=False))
+    return [axis for axis, (one, other) in pairs if one is not None and one != other]
 
 
 def _numbers(text: str) -> list[int | None]:

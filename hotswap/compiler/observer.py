@@ -7,12 +7,13 @@ touches no stance, config, logger or counter, and leaves nothing installed.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any
 from weakref import WeakSet
 
 from torch import nn
@@ -20,58 +21,10 @@ from torch import nn
 from hotswap.compiler import private
 from hotswap.compiler.compiled import ignored_hooks
 from hotswap.compiler.guards import nearest
+from hotswap.compiler.listener import Compile, Kind, Listener
 from hotswap.compiler.reasons import Reason
 from hotswap.compiler.regions import Region, Regions, graph_break
 from hotswap.compiler.rules import Guarded, explain
-
-Kind = Literal["first", "recompile", "backward", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """One compile as it ended; ``error`` is torch's text where it failed."""
-
-    kind: Kind
-    region: Region
-    reasons: tuple[Reason, ...] = ()
-    raw: str = ""
-    seconds: float = 0.0
-    error: str = ""
-    broken_at: str = ""
-
-
-class Listener(Protocol):
-    """What a watch hears."""
-
-    def heard_compile(self, heard: Heard) -> None:
-        """A compile ended."""
-
-    def heard_eager(self, region: Region, why: str) -> None:
-        """A call missed every variant and ran eagerly."""
-
-    def heard_cudagraph(self) -> None:
-        """A CUDA graph is being recorded."""
-
-    def heard_reset(self) -> None:
-        """``torch._dynamo.reset()`` was called."""
-
-    def heard_ignored_hook(self, region: Region, module: str) -> None:
-        """A module inside the region has a forward hook that compiled code does not call."""
-
-    def heard_problem(self, text: str) -> None:
-        """Something cannot be observed."""
-
-    def close(self) -> None:
-        """Nothing more will be heard, and what was counted is about to be forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What was known when a compile started."""
-
-    region: Region
-    reasons: tuple[Reason, ...]
-    broken_at: str
 
 
 class Observer:
@@ -97,7 +50,7 @@ class Observer:
         self._last: Any = None
         self._missed: dict[int, tuple[Region, str]] = {}  # by thread
         self._why: dict[tuple[Region, str], str] = {}
-        self._starts: dict[str, _Start] = {}
+        self._starts: dict[str, tuple[Region, tuple[Reason, ...], str]] = {}
 
     def add(self, listener: Listener) -> None:
         """Start to tell a listener what happens; install if it is the first."""
@@ -145,7 +98,10 @@ class Observer:
                 running.discard(threading.get_ident())
                 for thread in self._missed.keys() - running:  # another one may be about to compile
                     self._settle(thread)
-                self._check_reset()
+                if self._start_hook not in self._callbacks:  # torch._dynamo.reset() was called
+                    self._callbacks.append(self._start_hook)
+                    for listener in self._listeners:
+                        listener.resets_heard += 1
 
     def counts(self) -> dict[Region, tuple[int, int]]:
         """Hits and eager misses of every region since the observer was installed."""
@@ -153,15 +109,11 @@ class Observer:
             self.flush()
             return {region: (region.hits(), region.eager) for region in self.regions}
 
-    # ---- what torch calls ---------------------------------------------------------------------
-
     def _new_guard_hook(self, previous: private.GuardHook | None) -> private.GuardHook:
         def on_guard(hit: bool) -> bool:
             if previous is not None:
                 hit = previous(hit)
-            if (
-                self._guard_hook is not on_guard
-            ):  # of an earlier watch, and called by another's hook
+            if self._guard_hook is not on_guard:  # an earlier watch's, which another's hook calls
                 return hit
             frame = sys._getframe(1)
             owner = frame.f_locals.get("self")  # the quick way, for every call of a module
@@ -189,7 +141,7 @@ class Observer:
                 trigger = arguments.callback_trigger.name
                 if trigger == "CUDAGRAPH_RECORDING":
                     for listener in self._listeners:
-                        listener.heard_cudagraph()
+                        listener.cudagraphs_heard += 1
                 elif trigger == "DYNAMO":
                     self._missed.pop(threading.get_ident(), None)
                     self._note_start(str(arguments.compile_id))
@@ -198,34 +150,31 @@ class Observer:
                     listener.heard_problem(str(error))
 
     def _note_start(self, compile_id: str) -> None:
-        frame = sys._getframe(2)
-        found = private.compiling(frame)
+        found = private.compiling(sys._getframe(2))
         if found is None:
             return
-        region = self.regions.of(*private.callee(found.caller), found.caller)
+        caller, call, variants = found
+        region = self.regions.of(*private.callee(caller), caller)
         owner = region.owner()
         known = region.compiled or region.hits() > 0 or owner in self._met
         region.compiled = True
-        reasons = nearest(found.variants, found.call)
+        reasons = nearest(variants, call)
         if owner is not None and not known and private.was_traced(owner) is False:
             reasons = _first_call(owner, reasons)
-        broken = graph_break(found.call.code) if found.call.code else None
+        broken = graph_break(call.code) if call.code else None
         broken_at = f"{broken[0]}, line {broken[1]}" if broken else ""
-        self._starts[compile_id] = _Start(region, reasons, broken_at)
-
-    # ---- what it means ------------------------------------------------------------------------
+        self._starts[compile_id] = (region, reasons, broken_at)
 
     def _why_eager(self, region: Region, frame: FrameType) -> str:
         """Say why a miss will not be followed by a compile, where that is certain already."""
         try:
             stance, limit = private.stance(), private.recompile_limit()
             key = (region, stance)
-            if (
-                key in self._why
-            ):  # to explain takes milliseconds, and a miss may come with every call
+            if key in self._why:  # explaining takes milliseconds, and every call may be a miss
                 return self._why[key]
             call = private.called_from(frame)
-            codes = [call.code] if call is not None else private.resumed_from(frame)
+            resumed = private.resumed(frame.f_code, frame.f_globals) if call is None else ()
+            codes = resumed if call is None else [call.code]
             found = [private.variants(code) for code in codes if code is not None]
             variants = max(found, key=len, default=[])
             if stance != "default":
@@ -248,12 +197,6 @@ class Observer:
             for listener in self._listeners:
                 listener.heard_eager(region, why)
 
-    def _check_reset(self) -> None:
-        if self._start_hook not in self._callbacks:
-            self._callbacks.append(self._start_hook)
-            for listener in self._listeners:
-                listener.heard_reset()
-
     def _look_for_ignored_hooks(self) -> None:
         for region in self.regions:
             if region.hits() and (owner := region.owner()) is not None:
@@ -262,42 +205,33 @@ class Observer:
                         listener.heard_ignored_hook(region, module)
 
     def _read_records(self) -> None:
-        new = []
-        for record in reversed(private.compile_records()):
-            if record is self._last:
-                break
-            new.append(record)
-        if new:
-            self._last = new[0]
+        records = reversed(private.compile_records())
+        new = list(itertools.takewhile(lambda record: record is not self._last, records))
+        self._last = new[0] if new else self._last
         for record in reversed(new):
-            if not record.is_runtime and (heard := self._heard(record)) is not None:
-                for listener in self._listeners:
-                    listener.heard_compile(heard)
+            if not record.is_runtime:
+                self._tell_compile(record)
 
-    def _heard(self, record: Any) -> Heard | None:
+    def _tell_compile(self, record: Any) -> None:
         raw = record.recompile_reason or ""
         if record.fail_type and record.co_name is None and raw:
-            return None  # the recompile limit: the miss that led to it is counted
+            return  # the recompile limit: the miss that led to it is counted
         start = self._starts.get(record.compile_id)
         if start is None:
-            region = self.regions.of(None, record.co_name or "?", None)
-            start = _Start(region, (explain(Guarded.guess(raw)),) if raw else (), "")
+            start = (self.regions.of(None, record.co_name or "?", None), (), "")
+        region, reasons, broken_at = start
         kind: Kind = "recompile" if raw or (record.cache_size or 0) > 0 else "first"
         if record.fail_type:
-            kind = "failed"
+            kind, raw = "failed", f"{record.fail_type}: {record.fail_reason}"
         elif record.is_forward is False:
             kind = "backward"
-        return Heard(
-            kind,
-            start.region,
-            (start.reasons or ((explain(Guarded.guess(raw)),) if raw else ()))
-            if kind == "recompile"
-            else (),
-            raw,
-            (record.duration_us or 0) / 1e6,
-            f"{record.fail_type}: {record.fail_reason}" if record.fail_type else "",
-            start.broken_at,
-        )
+        if kind != "recompile":
+            reasons = ()
+        elif raw and not reasons:
+            reasons = (explain(Guarded.guess(raw)),)
+        found = Compile("", reasons, raw, (record.duration_us or 0) / 1e6)
+        for listener in self._listeners:
+            listener.heard_compile(kind, region, found, broken_at)
 
 
 def _first_call(owner: nn.Module, reasons: tuple[Reason, ...]) -> tuple[Reason, ...]:

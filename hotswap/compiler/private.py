@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType, FrameType
@@ -34,55 +34,51 @@ def _observing(what: str) -> Iterator[None]:
         ) from error
 
 
+@_observing("cache hits")
 def set_guard_hook(hook: GuardHook | None) -> GuardHook | None:
     """Install the function called after each guard evaluation of a compiled frame; return the old one.
 
     True: compiled code is about to run; False: cache miss. torch's guard collectives use the same hook.
     """
-    with _observing("cache hits"):
-        from torch._C._dynamo.eval_frame import set_guard_complete_hook
+    from torch._C._dynamo.eval_frame import set_guard_complete_hook
+
     previous: GuardHook | None = set_guard_complete_hook(hook)  # type: ignore[arg-type]
     return previous
 
 
-_RECORD_FIELDS = ("compile_id", "co_name", "recompile_reason", "fail_type", "is_forward")
-
-
+@_observing("compiles")
 def compile_records() -> list[Any]:
     """torch's own records of the last compiles, oldest first (at most 64)."""
-    with _observing("compiles"):
-        from torch._dynamo.utils import CompilationMetrics, get_compilation_metrics
+    from torch._dynamo.utils import CompilationMetrics, get_compilation_metrics
 
-        for field in _RECORD_FIELDS:
-            CompilationMetrics.__dataclass_fields__[field]
+    for name in ("compile_id", "co_name", "recompile_reason", "fail_type", "is_forward"):
+        CompilationMetrics.__dataclass_fields__[name]
     return list(get_compilation_metrics())
 
 
+@_observing("resets")
 def start_callbacks() -> list[Any]:
     """The live list of functions called when a compile starts; ``torch._dynamo.reset()`` empties it."""
-    with _observing("resets"):
-        from torch._dynamo.callback import callback_handler
+    from torch._dynamo.callback import callback_handler
 
-        callbacks: list[Any] = callback_handler.start_callbacks
+    callbacks: list[Any] = callback_handler.start_callbacks
     return callbacks
 
 
+@_observing("the compiler stance")
 def stance() -> str:
     """The name of the stance of ``torch.compiler.set_stance`` that is in force."""
-    with _observing("the compiler stance"):
-        from torch._dynamo import eval_frame
+    from torch._dynamo import eval_frame
 
-        name: str = eval_frame._stance.stance
-    return name
+    return eval_frame._stance.stance
 
 
+@_observing("the recompile limit")
 def recompile_limit() -> int:
     """How many variants of one code object torch compiles before it runs eagerly."""
-    with _observing("the recompile limit"):
-        from torch._dynamo import config
+    from torch._dynamo import config
 
-        limit: int = config.recompile_limit
-    return limit
+    return config.recompile_limit
 
 
 def was_traced(module: nn.Module) -> bool | None:
@@ -213,9 +209,8 @@ def called_from(frame: FrameType) -> Call | None:
     None where only torch knows: inside code that it compiled.
     """
     values = frame.f_locals
-    target = {"_call_impl": values.get("self"), "compile_wrapper": values.get("fn")}.get(
-        frame.f_code.co_name
-    )
+    held = {"_call_impl": "self", "compile_wrapper": "fn"}.get(frame.f_code.co_name, "")
+    target = values.get(held)
     if target is None:
         return None
     return call_of(target, values.get("args", ()), values.get("kwargs", {}))
@@ -252,17 +247,8 @@ def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     return Call(owner if isinstance(owner, nn.Module) else None, code, values, closure)
 
 
-@dataclass(frozen=True, slots=True)
-class Compiling:
-    """What torch is about to compile: the frame that calls it, the call, the variants there are."""
-
-    caller: FrameType
-    call: Call
-    variants: list[Any]
-
-
-def compiling(frame: FrameType | None) -> Compiling | None:
-    """Find what torch compiles on the stack of a start callback."""
+def compiling(frame: FrameType | None) -> tuple[FrameType, Call, list[Any]] | None:
+    """Find what torch compiles on the stack of a start callback: caller, call, variants there are."""
     while frame is not None and not (
         frame.f_code.co_name == "_compile" and "_dynamo" in frame.f_code.co_filename
     ):
@@ -278,30 +264,27 @@ def compiling(frame: FrameType | None) -> Compiling | None:
         entries = inside.get("cache_entries_for_reasons", inside.get("cache_entries"))
     owner, _ = callee(caller)
     known = variants(code) if entries is None else list(entries)
-    return Compiling(caller, Call(owner, code, lambda: values), known)
+    return caller, Call(owner, code, lambda: values), known
 
 
+@_observing("graph breaks")
 def continuations(variant: Any) -> list[CodeType]:
     """The code that goes on after each graph break of a variant."""
-    with _observing("graph breaks"):
-        outer = variant.guard_manager.global_scope or {}
-        return _resumed(variant.code, outer.get("G", outer))
+    outer = variant.guard_manager.global_scope or {}
+    return resumed(variant.code, outer.get("G", outer))
 
 
-def resumed_from(frame: FrameType) -> list[CodeType]:
-    """The code that goes on after each graph break of the compiled code that a frame runs."""
-    return _resumed(frame.f_code, frame.f_globals)
+def resumed(code: CodeType, names: dict[str, Any]) -> list[CodeType]:
+    """The code that goes on after each graph break of compiled code, of the globals that it runs in."""
+    functions = (names.get(name) for name in code.co_names if name.startswith("__resume_at"))
+    return [function.__code__ for function in functions if function is not None]
 
 
-def _resumed(code: CodeType, names: dict[str, Any]) -> list[CodeType]:
-    resumed = (names.get(name) for name in code.co_names if name.startswith("__resume_at"))
-    return [function.__code__ for function in resumed if function is not None]
-
-
+@_observing("compiled variants")
 def variants(code: CodeType) -> list[Any]:
     """The compiled variants of a code object, most recently used first."""
-    with _observing("compiled variants"):
-        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
     return list(_debug_get_cache_entry_list(code))
 
 
@@ -318,38 +301,35 @@ class Guard:
     check: Callable[[Any], bool]
 
 
+@_observing("guards")
 def guards(variant: Any) -> list[Guard]:
     """List the guards that read one value each; relations between values are not among them."""
-    with _observing("guards"):
-        root = getattr(variant.guard_manager, "root", None)
-        if root is None:  # the variant was invalidated
-            return []
-        return [
-            Guard(manager.get_source(), part, leaf)
-            for manager in _managers(root)
-            for leaf in manager.get_leaf_guards()
-            if not any(kind in type(leaf).__name__ for kind in _RELATIONAL)
-            if (parts := leaf.verbose_code_parts()) and (part := parts[0])
-        ]
+    root = getattr(variant.guard_manager, "root", None)
+    return [
+        Guard(manager.get_source(), part, leaf)
+        for manager in (_managers(root) if root is not None else ())  # None: it was invalidated
+        for leaf in manager.get_leaf_guards()
+        if not any(kind in type(leaf).__name__ for kind in _RELATIONAL)
+        if (parts := leaf.verbose_code_parts()) and (part := parts[0])
+    ]
 
 
 def _managers(root: Any) -> Iterator[Any]:
     yield root
-    for child in root.get_child_managers():
-        yield from _managers(child)
+    children = list(root.get_child_managers())
     if hasattr(root, "get_key_value_managers"):
-        for pair in root.get_key_value_managers().values():
-            for child in pair:
-                if child is not None:
-                    yield from _managers(child)
+        children += [one for pair in root.get_key_value_managers().values() for one in pair]
+    for child in children:
+        if child is not None:
+            yield from _managers(child)
 
 
+@_observing("guards")
 def scope(variant: Any, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The globals and locals in which a guard's source can be evaluated."""
-    with _observing("guards"):
-        manager = variant.guard_manager
-        outer = dict(manager.global_scope or {})
-        return outer, {"L": values, "G": outer.get("G", outer), **(manager.closure_vars or {})}
+    manager = variant.guard_manager
+    outer = dict(manager.global_scope or {})
+    return outer, {"L": values, "G": outer.get("G", outer), **(manager.closure_vars or {})}
 
 
 def first_failure(variant: Any, values: dict[str, Any]) -> str | None:
@@ -366,20 +346,15 @@ def first_failure(variant: Any, values: dict[str, Any]) -> str | None:
         return str(parts[0])
     outer, inner = scope(variant, values)
     for part in parts:
-        try:
+        with suppress(Exception):  # it cannot be evaluated alone
             if not eval(part, outer, inner):  # noqa: S307 (torch's own text, as torch does)
                 return str(part)
-        except Exception:  # noqa: S112 (a part that cannot be evaluated alone)
-            continue
     return "; ".join(map(str, parts)) or "a guard failed"
 
 
+@_observing("dispatch keys")
 def tensor_keys(tensor: Tensor) -> str:
     """The dispatch keys of a tensor in the present mode, as guards spell them."""
-    with _observing("dispatch keys"):
-        c = torch._C
-        included, excluded = (
-            c._dispatch_tls_local_include_set(),
-            c._dispatch_tls_local_exclude_set(),
-        )
-        return str((c._dispatch_keys(tensor) | included) - excluded)
+    c = torch._C
+    keys = c._dispatch_keys(tensor) | c._dispatch_tls_local_include_set()
+    return str(keys - c._dispatch_tls_local_exclude_set())

@@ -151,25 +151,16 @@ remedy "-" for what ``_keys`` says.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    reads: Reads | Literal["anything"]
-    cause: Cause
-    pattern: str
-    sentence: str
-    remedy: str
-
-
-def _parsed(table: str) -> Iterator[_Rule]:
-    reads: Any = None
-    cause: Any = None
+def _parsed(table: str) -> Iterator[tuple[Any, Any, str, str, str]]:
+    """What a guard reads, the cause, pattern, sentence and remedy of each rule."""
+    reads, cause = "", ""
     lines = iter(table.strip().splitlines())
     for line in lines:
         if not line.startswith(" "):
             reads, cause = line.split(": ")
         else:
             pattern = line[2:].replace("MISMATCH", _MISMATCH)
-            yield _Rule(reads, cause, pattern, next(lines).strip(), next(lines).strip())
+            yield reads, cause, pattern, next(lines).strip(), next(lines).strip()
 
 
 _PARSED = tuple(_parsed(_RULES))
@@ -200,19 +191,19 @@ def explain(guarded: Guarded) -> Reason:
     What is not understood is quoted, under the cause ``unknown``.
     """
     text = guarded.text
-    for rule in _PARSED:
-        if rule.reads not in ("anything", guarded.reads):
+    for reads, cause, pattern, sentence, remedy in _PARSED:
+        if reads not in ("anything", guarded.reads) or not (
+            found := re.search(pattern, text, re.S)
+        ):
             continue
-        if (found := re.search(rule.pattern, text, re.S)) is None:
-            continue
-        if rule.remedy == "-":
+        if remedy == "-":
             return _keys(found["old"], found["new"], guarded)
         groups = {key: (value or "").strip() for key, value in found.groupdict().items()}
         groups["what"] = groups.get("what", "").lstrip(".")
         groups = {"new": "...", "root": guarded.root, **groups}
-        modules = _modules(guarded) if rule.cause == "swap" else ()
-        told = rule.sentence.format(**groups), rule.remedy.format(**groups)
-        return Reason(rule.cause, *told, modules, (text,))
+        modules = _modules(guarded) if cause == "swap" else ()
+        told = sentence.format(**groups), remedy.format(**groups)
+        return Reason(cause, *told, modules, (text,))
     return Reason("unknown", f"a guard failed: {text[:300]}", "", (), (text,))
 
 

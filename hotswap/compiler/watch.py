@@ -11,39 +11,11 @@ from typing import Literal
 from torch import nn
 
 from hotswap.compiler import private
-from hotswap.compiler.guards import modules_read
-from hotswap.compiler.observer import OBSERVER, Heard
-from hotswap.compiler.reasons import Cause, Reason, group, some
-from hotswap.compiler.regions import Names, Place, Region
+from hotswap.compiler.listener import Compile, Kind, Listener
+from hotswap.compiler.observer import OBSERVER
+from hotswap.compiler.reasons import group, some
+from hotswap.compiler.regions import Names
 from hotswap.errors import RecompileError
-
-
-@dataclass(frozen=True, slots=True)
-class Compile:
-    """One compile: the region, why its compiled code did not fit, torch's own words, seconds."""
-
-    region: str
-    reasons: tuple[Reason, ...]
-    raw: str
-    seconds: float
-
-    @property
-    def cause(self) -> Cause | Literal[""]:
-        """Whose fault it is: the worst cause of all reasons; empty for a first compile."""
-        return self.reasons[0].cause if self.reasons else ""
-
-    @property
-    def sentence(self) -> str:
-        """What changed and what to do, for every reason."""
-        return "; also ".join(str(reason) for reason in self.reasons)
-
-    @property
-    def swapped(self) -> bool:
-        """Whether a swap is to blame, or nobody knows."""
-        return self.cause in {"swap", "unknown"}
-
-    def __str__(self) -> str:
-        return f"{self.region}: {self.sentence}" if self.sentence else self.region
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +35,7 @@ class Verdict:
         return "\n  ".join([f"{self.outcome}: {self.shown}".rstrip(), *self.reasons, *self.notes])
 
 
-class CompileLog:
+class CompileLog(Listener):
     """What happened in a scope; reading it inside the scope gives what happened until then.
 
     An eager miss is a call that found no compiled code and got none: past ``recompile_limit`` torch
@@ -71,67 +43,14 @@ class CompileLog:
     """
 
     def __init__(self, names: Names) -> None:
-        self._names = names
-        self._places: dict[Region, Place | None] = {}
-        self._compiles: dict[str, list[Compile]] = {}
+        super().__init__(names)
         self._before = OBSERVER.counts()
         self._counts: tuple[dict[str, int], dict[str, int]] | None = None  # once the scope is over
-        self._why: dict[str, str] = {}
-        self._graph_breaks: dict[str, None] = {}
-        self._resets = 0
-        self._cudagraph_records = 0
-        self._problems: dict[str, None] = {}
-
-    # ---- what the observer tells --------------------------------------------------------------
-
-    def heard_compile(self, heard: Heard) -> None:
-        """Write a compile down."""
-        place = self._place(heard.region)
-        if place is None:
-            return
-        reasons = tuple(reason.inside(place.prefix) for reason in heard.reasons)
-        found = Compile(place.label, reasons, heard.error or heard.raw, heard.seconds)
-        self._compiles.setdefault(heard.kind, []).append(found)
-        if heard.broken_at:
-            self._graph_breaks[f"{place.label}: the graph breaks in {heard.broken_at}"] = None
-
-    def heard_eager(self, region: Region, why: str) -> None:
-        """Note why a call ran eagerly."""
-        if why and (place := self._place(region)) is not None:
-            self._why[place.label] = why
-
-    def heard_cudagraph(self) -> None:
-        """Count a CUDA graph."""
-        self._cudagraph_records += 1
-
-    def heard_reset(self) -> None:
-        """Count a reset of Dynamo."""
-        self._resets += 1
-
-    def heard_ignored_hook(self, region: Region, module: str) -> None:
-        """Write down a hook that compiled code does not call."""
-        if (place := self._place(region)) is not None:
-            self.heard_problem(
-                f"{place.prefix}{module}: a forward hook was added after torch.compile, and compiled "
-                "code never calls it; add it before torch.compile"
-            )
-
-    def heard_problem(self, text: str) -> None:
-        """Write down what could not be observed."""
-        self._problems[text] = None
 
     def close(self) -> None:
         """Count for the last time, and let go of the models."""
         self._counts = self._count()
-        self._names = Names((), {})
-
-    def _place(self, region: Region) -> Place | None:
-        if region not in self._places:
-            place, owner = self._names.of(region), region.owner()
-            if place is None and owner is not None and self._names.any_of(modules_read(owner)):
-                place = region.place
-            self._places[region] = place
-        return self._places[region]
+        super().close()
 
     def _count(self) -> tuple[dict[str, int], dict[str, int]]:
         """Hits and eager misses since the scope began, per region."""
@@ -146,11 +65,9 @@ class CompileLog:
                 eager[place.label] += now[1] - before[1]
         return dict(+hits), dict(+eager)
 
-    # ---- what happened ------------------------------------------------------------------------
-
-    def _of(self, kind: str) -> list[Compile]:
+    def _of(self, kind: Kind) -> list[Compile]:
         OBSERVER.flush()
-        return self._compiles.setdefault(kind, [])
+        return self._compiles[kind]
 
     @property
     def first_compiles(self) -> list[Compile]:
@@ -196,13 +113,13 @@ class CompileLog:
     @property
     def cudagraph_records(self) -> int:
         """How many CUDA graphs were recorded, whatever model they belong to."""
-        return self._cudagraph_records
+        return self.cudagraphs_heard
 
     @property
     def resets(self) -> int:
         """How often ``torch._dynamo.reset()`` was called."""
         OBSERVER.flush()
-        return self._resets
+        return self.resets_heard
 
     @property
     def problems(self) -> list[str]:
@@ -292,20 +209,15 @@ class CompileLog:
         }
 
 
-def _summaries(compiles: Iterable[Compile]) -> list[str]:
+def _summaries(compiles: Iterable[Compile]) -> Iterator[str]:
     """Say once what several regions have in common."""
     same: defaultdict[tuple[tuple[str, str], ...], list[Compile]] = defaultdict(list)
     for found in compiles:
         same[tuple((reason.message, reason.remedy) for reason in found.reasons)].append(found)
-    return [
-        str(
-            replace(
-                found[0], region=some(dict.fromkeys(one.region for one in found)), reasons=joined
-            )
-        )
-        for found in same.values()
-        for joined in [group(reason for one in found for reason in one.reasons)]
-    ]
+    for alike in same.values():
+        joined = group(reason for one in alike for reason in one.reasons)
+        regions = some(dict.fromkeys(one.region for one in alike))
+        yield str(replace(alike[0], region=regions, reasons=joined))
 
 
 def _nothing_ran() -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click import Choice, option
 
 from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
-from hotswap.cli.command import FILE, Command, Exit
+from hotswap.cli.command import FILE, FOLDER, Command, Exit
 from hotswap.cli.fleet import Fleet, adapter_entry, memory_curve, read_fleet, shard
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
@@ -44,9 +45,9 @@ verified; 130, Ctrl-C, after what was found until then.
 """
 
 
-fail_on_option = click.option(
+fail_on_option = option(
     "--fail-on",
-    type=click.Choice(get_args(Level)),
+    type=Choice(get_args(Level)),
     default="error",
     help="Exit with 1 at an error only, or at a warning too.",
 )
@@ -58,53 +59,39 @@ fail_on_option = click.option(
     epilog=EPILOG,
 )
 @click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
-@click.option("--base", metavar="PATH", help="Base model: a folder, or a hub id.")
-@click.option(
-    "--demo", is_flag=True, help="Write a small model and four adapters, and verify them."
-)
-@click.option(
-    "--plan",
-    type=FILE,
-    metavar="FILE",
-    help="Plan to hold the adapters to; their own if not given.",
-)
-@click.option(
+@option("--base", metavar="PATH", help="Base model: a folder, or a hub id.")
+@option("--demo", is_flag=True, help="Write a small model and four adapters, and verify them.")
+@option("--plan", type=FILE, help="Plan to hold the adapters to; their own if not given.")
+@option(
     "--subject",
     metavar="SUBJECT",
     help="Code that loads, prepares, compiles and swaps, as module:Class or file.py:Class;"
     " hotswap's own if not given.",
 )
-@click.option(
-    "--report",
-    type=FILE,
-    metavar="FOLDER",
-    help="Write report.html, report.json and junit.xml into this folder.",
+@option(
+    "--report", type=FOLDER, help="Write report.html, report.json and junit.xml into this folder."
 )
-@click.option(
+@option(
     "--backend",
-    type=click.Choice(get_args(Backend)),
+    type=Choice(get_args(Backend)),
     help="Backend of torch.compile; inductor, as in production, if not given.",
 )
-@click.option("--compile-mode", metavar="MODE", help="Mode of torch.compile: max-autotune, …")
-@click.option("--regional", is_flag=True, help="Compile the repeated blocks instead of the model.")
-@click.option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
-@click.option(
-    "--dtype", type=click.Choice(get_args(Dtype)), help="Cast the base model to this dtype."
-)
-@click.option(
-    "--inputs", type=FILE, metavar="FILE", help="Arguments of a forward, as a .safetensors file."
-)
-@click.option(
+@option("--compile-mode", metavar="MODE", help="Mode of torch.compile: max-autotune, …")
+@option("--regional", is_flag=True, help="Compile the repeated blocks instead of the model.")
+@option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
+@option("--dtype", type=Choice(get_args(Dtype)), help="Cast the base model to this dtype.")
+@option("--inputs", type=FILE, help="Arguments of a forward, as a .safetensors file.")
+@option(
     "--time-budget", metavar="TIME", help="Start no test after 90s, 10m or 2h; the rest is not run."
 )
-@click.option(
+@option(
     "--shard", metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."
 )
-@click.option("-n", "processes", metavar="N", help="Spread over processes: a number, auto.")
+@option("-n", "processes", metavar="N", help="Spread over processes: a number, auto.")
 @fail_on_option
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--no-timing", is_flag=True, help="Leave out the timing table.")
-@click.option("--verbose", is_flag=True, help="Show what pytest prints.")
+@option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@option("--no-timing", is_flag=True, help="Leave out the timing table.")
+@option("--verbose", is_flag=True, help="Show what pytest prints.")
 @click.pass_obj
 def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any) -> None:
     """Prove that a fleet of adapters can be hot-swapped.

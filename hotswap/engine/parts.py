@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ def parts_of(deployment: Any) -> list[Part]:
     return found
 
 
-def plans_of(parts: list[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
+def plans_of(parts: Sequence[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
     """The part of a plan that is of each part, with the names that its modules have in the model.
 
     Raises TargetRankError for modules of no component.
@@ -95,7 +95,7 @@ def plans_of(parts: list[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
     return found
 
 
-def _only_component(parts: list[Part], plan: SwapPlan) -> str | None:
+def _only_component(parts: Sequence[Part], plan: SwapPlan) -> str | None:
     """The component that a plan is of when its names are without one: that which has its modules."""
     keys = {part.key for part in parts}
     if not plan.modules or any(name.partition(".")[0] in keys for name in plan.modules):

@@ -90,7 +90,7 @@ def _check_compiled(model: nn.Module, walked: Walked, check_compiled: CheckCompi
     )
     if check_compiled == "error":
         raise AlreadyCompiledError(text)
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=5)
 
 
 def _check_supported(model: nn.Module, walked: Walked, adapters: dict[str, AdapterSlots]) -> None:

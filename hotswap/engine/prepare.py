@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from hotswap.engine.layout.registry import entry_of
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import LayerState
-from hotswap.engine.parts import TargetRankError, parts_of, plans_of
+from hotswap.engine.parts import Part, TargetRankError, parts_of, plans_of
 from hotswap.engine.preparable import (
     CheckCompiled,
     Preparable,
@@ -29,7 +30,7 @@ from hotswap.engine.preparable import (
     check_preparable,
     own_rank,
 )
-from hotswap.engine.transaction import Changes
+from hotswap.engine.transaction import Changes, exclusive
 from hotswap.errors import UnsupportedLayerError
 
 
@@ -63,35 +64,56 @@ def prepare(
     Raises AlreadyCompiledError, NoAdapterError, UnsupportedLayerError or TargetRankError (each a
     ValueError) before anything is changed.
     """
-    check_options(target_rank, plan, check_compiled)
     parts = parts_of(model)
+    with exclusive(parts, nested=True), Changes() as changes:
+        return prepare_parts(
+            parts,
+            changes,
+            target_rank=target_rank,
+            plan=plan,
+            adapter_name=adapter_name,
+            check_compiled=check_compiled,
+        )
+
+
+def prepare_parts(
+    parts: Sequence[Part],
+    changes: Changes,
+    *,
+    target_rank: int | None = None,
+    plan: SwapPlan | None = None,
+    adapter_name: str | None = None,
+    check_compiled: CheckCompiled = "error",
+) -> PrepareReport:
+    """Prepare parts that are held, as ``prepare`` does; the changes take all of it back."""
+    check_options(target_rank, plan, check_compiled)
     plans = plans_of(parts, plan) if plan is not None else {}
     if plan is not None and (lacking := [part.key for part in parts if part.key not in plans]):
         raise TargetRankError(
             f"{lacking[0]} carries an adapter, but the plan has no modules of it; "
             "plan the fleet together with the adapter that is loaded"
         )
-    found = [
-        check_preparable(
-            part.given,
-            target_rank=target_rank,
-            plan=plans.get(part.key),
-            adapter_name=adapter_name,
-            check_compiled=check_compiled,
+    found = []
+    for part in parts:
+        found.append(
+            check_preparable(
+                part.given,
+                target_rank=target_rank,
+                plan=plans.get(part.key),
+                adapter_name=adapter_name,
+                check_compiled=check_compiled,
+            )
         )
-        for part in parts
-    ]
     padded = held = 0
     ranks: dict[str, int] = {}
-    with Changes() as changes:
-        for part, each in zip(parts, found, strict=True):
-            padded += _prepare_part(each, plans.get(part.key), changes)
-            placements = entry_of(each.model).placements
-            held += sum(placements[name].layout.bytes for name in each.adapters)
-            for adapter in each.adapters.values():
-                for module, slots in adapter.of_layer.items():
-                    key = part.named(module)
-                    ranks[key] = max(ranks.get(key, 0), slots[0].rank or 0)
+    for part, each in zip(parts, found, strict=True):
+        padded += _prepare_part(each, plans.get(part.key), changes)
+        placements = entry_of(each.model).placements
+        held += sum(placements[name].layout.bytes for name in each.adapters)
+        for adapter in each.adapters.values():
+            for module, slots in adapter.of_layer.items():
+                key = part.named(module)
+                ranks[key] = max(ranks.get(key, 0), slots[0].rank or 0)
     return PrepareReport(padded, held, ranks)
 
 
@@ -115,8 +137,11 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
         changes.set(tuner, "__class__", prepared_tuner(cls))
     placements = entry_of(model, layers=found.layers).placements
     for adapter, arena in arenas:
+        old = known.get(adapter.name)
+        if old is not None:
+            changes.callback(setattr, old.shared, "owner", old)
         placement = Placement.of(model, adapter, arena)
-        placement.label = known[adapter.name].label if adapter.name in known else adapter.name
+        placement.label = old.label if old is not None else adapter.name
         changes.keep(placements, adapter.name)
         placements[adapter.name] = placement
     return padded

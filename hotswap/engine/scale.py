@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor
 
 from hotswap.engine.layout.dora import norm_of
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.layout.slots import slots
 from hotswap.engine.parts import parts_of
-from hotswap.engine.transaction import exclusive, name_of
+from hotswap.engine.transaction import Changes, exclusive, name_of
 
 
 def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> None:
@@ -25,26 +26,37 @@ def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> N
     if not math.isfinite(scale):
         raise ValueError(f"scale is {scale!r}; expected a finite number")
     parts = parts_of(model)
-    with exclusive(parts, nested=True):
+    with exclusive(parts, nested=True), Changes() as changes:
         for part in parts:
-            placement = placement_of(part.model, name_of(part, adapter_name))
-            for layer in placement.layers.values():
-                layer.scaling[placement.name] = scale * _own_scaling(layer, placement.name)
-            _renormalize(placement)
+            _rescale(placement_of(part.model, name_of(part, adapter_name)), scale, changes)
 
 
 @torch.no_grad()
-def _renormalize(placement: Placement) -> None:
-    """Let DoRA layers go on computing plain LoRA where that is what the adapter in place is."""
-    name = placement.name
-    for slot in placement.slots:
-        layer = placement.layers.get(slot.module)
-        if slot.role != "magnitude" or layer is None:
-            continue
-        state = layer.scaling.states[name]
-        if state is None or not state.dora:
+def _rescale(placement: Placement, scale: float, changes: Changes) -> None:
+    """Set every scaling, and let DoRA layers go on computing plain LoRA where that is in place."""
+    name, layers = placement.name, placement.layers
+    magnitudes = [
+        (layers[slot.module], slot.tensor)
+        for slot in placement.slots
+        if slot.role == "magnitude" and slot.module in layers
+    ]
+    plain = [(la, t) for la, t in magnitudes if not getattr(la.scaling.states[name], "dora", False)]
+    targets = [*(layer.scaling[name] for layer in layers.values()), *(t for _, t in plain)]
+    known = placement.staged is not None and placement.holds(placement.staged)
+    with torch.inference_mode(any(target.is_inference() for target in targets)):
+        changes.callback(_write, targets, [target.clone() for target in targets])
+        for layer in layers.values():
+            layer.scaling[name] = scale * _own_scaling(layer, name)
+        for layer, magnitude in plain:
             tensors = {one.key: one.tensor for one in slots(layer, name)}
-            slot.tensor.copy_(norm_of(layer, name, tensors, layer.scaling[name]))
+            magnitude.copy_(norm_of(layer, name, tensors, layer.scaling[name]))
+    placement.rescaled(known)
+
+
+@torch.no_grad()
+def _write(targets: list[Tensor], values: list[Tensor]) -> None:
+    with torch.inference_mode(any(target.is_inference() for target in targets)):
+        torch._foreach_copy_(targets, values)
 
 
 def user_scale(placement: Placement) -> float | None:

@@ -16,7 +16,7 @@ from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.parts import Part, parts_of
 from hotswap.engine.scale import user_scale
-from hotswap.engine.transaction import commit, exclusive, name_of, ready, stage_parts
+from hotswap.engine.transaction import Changes, commit, exclusive, name_of, ready, stage_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,12 @@ def swap(
     """
     start = time.perf_counter()
     parts = parts_of(model)
-    with exclusive(parts, timeout=timeout):
+    name = name_of(parts[0], adapter_name)
+    with exclusive(parts, timeout=timeout, name=name), Changes() as changes:
         places = [ready(part, adapter_name) for part in parts]
         incoming = read_parts(model, parts, adapter, config)
         label = label_of(adapter) if adapter is not None else None
-        return exchange(parts, places, incoming, label, start)
+        return exchange(parts, places, incoming, label, start, changes)
 
 
 def exchange(
@@ -90,19 +91,19 @@ def exchange(
     incoming: Mapping[str, IncomingAdapter],
     label: str | None,
     start: float,
+    changes: Changes,
 ) -> SwapReport:
     """Validate, stage and commit an adapter that was read; the parts are held. See ``swap``."""
     staged = stage_parts(parts, places, incoming, label)
     scales = [None if place.untouched else user_scale(place) for place in places]
-    commit(places, staged)
-    return SwapReport(
-        label,
-        sum(place.layout.bytes for place in places),
-        time.perf_counter() - start,
-        "fallback" if any(place.arena is None for place in places) else "arena",
-        next((scale for scale in scales if scale is not None), None),
-        tuple(staged),
+    scale = next((scale for scale in scales if scale is not None), None)
+    size = sum(place.layout.bytes for place in places)
+    path: Literal["arena", "fallback"] = (
+        "fallback" if any(place.arena is None for place in places) else "arena"
     )
+    commit(places, staged, changes)
+    seconds = time.perf_counter() - start
+    return SwapReport(label, size, seconds, path, scale, tuple(staged))
 
 
 def active(model: Any, *, adapter_name: str | None = None) -> str | None:

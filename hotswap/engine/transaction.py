@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -12,10 +12,10 @@ from hotswap.engine.incoming.stage import stage
 from hotswap.engine.incoming.validate import validate
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.placement import Placement, StagedAdapter
-from hotswap.engine.layout.registry import Entry, entry_of, placement_of
+from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
+from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.parts import Part
-from hotswap.errors import BusyError
 
 
 class Changes(ExitStack):
@@ -40,7 +40,7 @@ class Changes(ExitStack):
         self.callback(lambda: setattr(owner, attribute, old))
         setattr(owner, attribute, value)
 
-    def keep(self, holder: dict[Any, Any], key: Any) -> None:
+    def keep(self, holder: MutableMapping[Any, Any], key: Any) -> None:
         """Note what a dict has under a key, which is about to change."""
         if key in holder:
             old = holder[key]
@@ -51,34 +51,39 @@ class Changes(ExitStack):
 
 @contextmanager
 def exclusive(
-    parts: Sequence[Part], *, timeout: float | None = None, nested: bool = False
+    parts: Sequence[Part],
+    *,
+    timeout: float | None = None,
+    name: str | None = None,
+    nested: bool = False,
 ) -> Iterator[None]:
     """Hold the adapters of every part; raises BusyError after ``timeout`` seconds, or within one's own use.
 
-    ``nested`` allows the latter, for what does not exchange the adapter.
+    Within a use of another adapter ``name`` it is allowed, and always with ``nested``, for what does not
+    exchange the adapter.
     """
-    held: list[Entry] = []
-    try:
+    with ExitStack() as held:
         for part in parts:
-            entry = entry_of(part.model)
-            if not entry.mine:
-                held.append(entry)
-                entry.acquire(timeout)
-            elif not nested:
-                raise BusyError(
-                    "this thread is inside AdapterBank.using() of the same model; swap after its end"
-                )
+            uses = entry_of(part.model).uses
+            if not (nested and uses.mine()):
+                uses.take(held_until_end(held, uses, Use(name)), timeout)
         yield
-    finally:
-        for entry in reversed(held):
-            entry.release()
+
+
+def held_until_end(held: ExitStack, uses: Uses, use: Use) -> Use:
+    """End a use when the scope ends, also if an interrupt lands in the first attempt."""
+    held.callback(uses.end, use)
+    held.callback(uses.end, use)
+    return use
 
 
 def name_of(part: Part, adapter_name: str | None) -> str:
     """The name itself; of None, that of the only adapter, or "default"."""
     if adapter_name is not None:
         return adapter_name
-    known = list(entry_of(part.model).placements) or adapter_names(part.model)
+    placements = entry_of(part.model).placements
+    known = [name for name, place in placements.items() if not place.detached]
+    known = known or adapter_names(part.model)
     return known[0] if len(known) == 1 else "default"
 
 
@@ -112,8 +117,7 @@ def stage_parts(
     return staged
 
 
-def commit(places: Sequence[Placement], staged: Sequence[StagedAdapter]) -> None:
-    """Put staged adapters in place, all or nothing: on any exception everything is as it was."""
-    with Changes() as changes:
-        for place, each in zip(places, staged, strict=True):
-            place.put(each, changes.callback)
+def commit(places: Sequence[Placement], staged: Sequence[StagedAdapter], changes: Changes) -> None:
+    """Put staged adapters in place; the changes take all of it back."""
+    for place, each in zip(places, staged, strict=True):
+        place.put(each, changes.callback)

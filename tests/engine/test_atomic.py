@@ -24,6 +24,7 @@ from hotswap.engine.layout import placement
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import lora_layers
+from hotswap.engine.layout.uses import Use, _mine
 from hotswap.errors import AdapterError
 from tests.support.models import (
     Around,
@@ -166,10 +167,7 @@ class Interrupt:
 
     def call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
         code = frame.f_code
-        # a signal is delivered at calls, never between the lines of what takes the lock
-        lock = code.co_name in {"exclusive", "acquire", "release"}
-        engine = code.co_filename.startswith(ENGINE) and not lock
-        return self.line if engine else None
+        return self.line if code.co_filename.startswith(ENGINE) else None
 
     def line(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
         place = (frame.f_code.co_filename, frame.f_lineno)
@@ -327,24 +325,22 @@ def test_a_file_that_is_exchanged_before_it_is_read_changes_nothing(
     assert same_bits(before, bits(model))
 
 
-def test_an_interrupt_while_the_lock_is_taken_releases_it(
-    base: Any, fleet: Any, model: Any
-) -> None:
+def test_an_interrupt_while_it_waits_leaves_the_queue(base: Any, fleet: Any, model: Any) -> None:
     before = state(model)
-    entry = entry_of(model)
-    real = entry._lock
+    uses = entry_of(model).uses
+    other = Use("default")
+    uses.take(other)
 
-    class Interrupted:
-        release = real.release
+    def take(*_: Any, **__: Any) -> bool:
+        raise KeyboardInterrupt
 
-        def acquire(self, **options: Any) -> bool:
-            real.acquire(**options)
-            raise KeyboardInterrupt
-
-    entry._lock = Interrupted()
-    with pytest.raises(KeyboardInterrupt):
-        hotswap.swap(model, fleet["large"])
-    entry._lock = real
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Event, "wait", take)
+        _mine.set(())  # as another request
+        with pytest.raises(KeyboardInterrupt):
+            hotswap.swap(model, fleet["large"])
+    assert uses.waiting == 0
+    uses.end(other)
     others = threading.Thread(target=lambda: hotswap.swap(model, fleet["large"], timeout=5))
     others.start()
     others.join()

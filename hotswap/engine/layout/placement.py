@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
+from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import states_of
@@ -47,7 +48,7 @@ class StagedAdapter:
         return self._digest
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Placement:
     """The slots of one adapter name in a layout; ``arena`` is None where they are not views of one.
 
@@ -71,11 +72,12 @@ class Placement:
     _reported: weakref.WeakSet[StagedAdapter] = field(default_factory=weakref.WeakSet)
     _envelope: SwapPlan | None = None
     _undo: Arena | None = None
-    _written: int | None = None
+    _written: tuple[int, int] | None = None
     _moves: list[int] = field(default_factory=lambda: [0])
     _moves_then: int = 0
     _parameters: list[tuple[dict[str, Any], str, object]] = field(default_factory=list)
     _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
+    _links: list[tuple[dict[str, Any], str, nn.Module]] = field(default_factory=list)
     _versioned: list[Tensor] = field(default_factory=list)
     _merged: list[list[str]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
@@ -92,14 +94,15 @@ class Placement:
         states = map(states_of, adapter.auxiliary)
         moves: list[int] = scalings[0].moves if scalings else [0]
         with_dora = {slot.module for slot in slots if slot.role == "magnitude"}
-        return cls(
+        shared = States.share([*(each.states for each in scalings), *states], name)
+        shared.owner = made = cls(
             adapter,
             slots,
             layout,
             arena,
             getattr(model, "peft_config", {}).get(name),
             label=name,
-            shared=States.share([*(each.states for each in scalings), *states], name),
+            shared=shared,
             _parameters=[
                 (slot.holder, slot.state_key.rpartition(".")[2], slot.tensor)
                 for slot in slots
@@ -118,7 +121,9 @@ class Placement:
                 layers[module].lora_magnitude_vector[name]._dora_cache
                 for module in with_dora.intersection(layers)
             ],
+            _links=_links(model, layers.values()),
         )
+        return made
 
     @property
     def name(self) -> str:
@@ -171,9 +176,28 @@ class Placement:
         return addresses != self.arena.addresses[: len(addresses)]
 
     @property
+    def detached(self) -> bool:
+        """Whether a layer is no part of the model any more, looking at every module above it."""
+        for children, key, module in self._links:
+            found = children.get(key)
+            if found is not module and (found is None or unwrap(found) is not module):
+                return True
+        return False
+
+    def unnamed(self, model: nn.Module) -> bool:
+        """Whether the model has another config under the adapter's name, or none, as after an unload."""
+        return getattr(model, "peft_config", {}).get(self.name) is not self.config
+
+    @property
     def in_place(self) -> bool:
         """Whether every tensor that the model holds is the arena's view that is written here."""
-        return not (self.replaced or self.remade or self.moved or self.reassigned)
+        return not (self.replaced or self.remade or self.moved or self.reassigned or self.detached)
+
+    def holds(self, staged: StagedAdapter) -> bool:
+        """Whether an adapter is in place and nobody wrote its weights since; its scale may differ."""
+        if self.staged is not staged or self._written is None:
+            return self.staged is staged
+        return self._written[0] == sum([tensor._version for tensor in self._versioned])
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if an adapter is merged into a base weight."""
@@ -243,24 +267,30 @@ class Placement:
             self._reported.add(staged)
         self._write(staged.image)
         if self.arena is not None and writes is not None:  # each of them was written once
-            self._written = writes + len(self._versioned) + len(self.arena.buffers)
+            self._written = writes[0] + len(self._versioned), writes[1] + len(self.arena.buffers)
 
     def forget(self) -> None:
         """Note that something else has written the tensors, so what is in place is not known."""
         self.staged = self._written = None
+
+    def rescaled(self, known: bool) -> None:
+        """Note that tensors were written for another scale; ``known``: the adapter was in place as staged."""
+        writes = self._writes()
+        if known and writes is not None and self._written is not None:
+            self._written = writes[0], self._written[1]
 
     @property
     def untouched(self) -> bool:
         """Whether nobody wrote a tensor or scaling since ``staged`` was put in place."""
         return self._written is not None and self._written == self._writes()
 
-    def _writes(self) -> int | None:
-        """How often autograd counted a write in place, but for one through ``.data``: it only grows."""
+    def _writes(self) -> tuple[int, int] | None:
+        """How often autograd counted a write to a weight, and to a scaling; not those through ``.data``."""
         if self.arena is None or len(self._versioned) < len(self.slots):
             return None
         # the scalings are views of the buffers, and share their counters
         buffers = sum([buffer._version for buffer in self.arena.buffers.values()])
-        return buffers + sum([tensor._version for tensor in self._versioned])
+        return sum([tensor._version for tensor in self._versioned]), buffers
 
     def _copy(self) -> Arena:
         """Copy the bytes in place, to put them back if need be."""
@@ -286,6 +316,26 @@ class Placement:
         torch.autograd.graph.increment_version(self._versioned)
         for cache in self._caches:
             cache.clear()
+
+
+def _links(
+    model: nn.Module, layers: Iterable[LoraLayer]
+) -> list[tuple[dict[str, Any], str, nn.Module]]:
+    """Where each of the layers, and each module above one, hangs in the model."""
+    found: list[tuple[dict[str, Any], str, nn.Module]] = []
+    leading = {id(layer): True for layer in layers}
+
+    def leads(module: nn.Module) -> bool:
+        if id(module) not in leading:
+            leading[id(module)] = False
+            for key, child in module._modules.items():
+                if child is not None and leads(inner := unwrap(child)):
+                    found.append((module._modules, key, inner))
+                    leading[id(module)] = True
+        return leading[id(module)]
+
+    leads(model)
+    return found
 
 
 def _tell(config: LoraConfig, staged: StagedAdapter) -> None:

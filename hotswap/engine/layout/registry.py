@@ -1,11 +1,9 @@
-"""The registry of prepared models: the placements of each, and the lock of whoever uses its adapters."""
+"""The registry of prepared models: the placements of each, and who uses its adapters."""
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
@@ -15,7 +13,8 @@ from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import lora_layers
-from hotswap.errors import BusyError, NoAdapterError, NotPreparedError
+from hotswap.engine.layout.uses import Uses
+from hotswap.errors import NoAdapterError, NotPreparedError
 
 
 class Entry:
@@ -25,31 +24,11 @@ class Entry:
     """
 
     def __init__(self) -> None:
-        self.placements: dict[str, Placement] = {}
+        # the layers keep them: what was unloaded or deleted takes its placement along
+        self.placements: weakref.WeakValueDictionary[str, Placement] = weakref.WeakValueDictionary()
         self.moves = [0]
         self.on_the_fly = False
-        self._lock = threading.RLock()
-        self._owner: int | None = None
-
-    @property
-    def mine(self) -> bool:
-        """Whether this thread holds the model's adapters."""
-        return self._owner == threading.get_ident()
-
-    def acquire(self, timeout: float | None) -> None:
-        """Hold the model's adapters; raises BusyError after ``timeout`` seconds."""
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
-            raise BusyError(f"the model's adapters were in use for {timeout} s; raise timeout=")
-        self._owner = threading.get_ident()
-
-    def release(self) -> None:
-        """Let go of what ``acquire`` took, however far it got."""
-        if self.mine:
-            self._owner = None
-        with suppress(
-            RuntimeError
-        ):  # an RLock knows whether this thread got it, interrupted or not
-            self._lock.release()
+        self.uses = Uses()
 
 
 _entries: weakref.WeakKeyDictionary[nn.Module, Entry] = weakref.WeakKeyDictionary()
@@ -89,9 +68,9 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
     root = unwrap(model)
     placements = entry_of(root).placements
     known = placements.get(name)
-    if at_once and known is not None and not (known.replaced or known.moved):
+    if at_once and known is not None and not (known.replaced or known.moved or known.unnamed(root)):
         return known
-    if known is None or known.replaced or known.remade:
+    if known is None or known.replaced or known.remade or known.detached:
         require_prepared(root, name)
         known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
     elif known.arena is not None and not known.in_place:
@@ -103,7 +82,7 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
 
 def forget_adapters(model: nn.Module) -> None:
     """Note that something else has written a model's adapters, so what is in place is not known."""
-    for placement in entry_of(model).placements.values():
+    for placement in list(entry_of(model).placements.values()):
         placement.forget()
 
 

@@ -17,10 +17,17 @@ class LayerState(NamedTuple):
 
 
 class Shared:
-    """The list that the layers of a placement look into, each at its own place."""
+    """The list that the layers of a placement look into, each at its own place.
+
+    ``owner`` is the placement, which lives as long as a layer looks here. A copy has none.
+    """
 
     def __init__(self, values: list[Any]) -> None:
         self.values = values
+        self.owner: object = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"values": self.values, "owner": None}
 
 
 class States(MutableMapping[str, Any]):

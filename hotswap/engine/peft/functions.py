@@ -22,7 +22,6 @@ from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.compiler.compiled import compiled_parts
-from hotswap.compiler.regions import unwrap
 from hotswap.engine.incoming.source import IncomingAdapter, read
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.registry import entry_of
@@ -30,7 +29,7 @@ from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.parts import Part
 from hotswap.engine.preparable import CheckCompiled, why_unsupported
-from hotswap.engine.prepare import prepare
+from hotswap.engine.prepare import prepare, prepare_parts
 from hotswap.engine.swap import exchange
 from hotswap.engine.transaction import Changes, exclusive, ready
 from hotswap.errors import (
@@ -150,25 +149,23 @@ def without_name(key: str, name: str) -> str:
 def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], IncomingAdapter]) -> None:
     """Swap in an adapter as PEFT would, whether the model is prepared or not."""
     start = time.perf_counter()
-    model = unwrap(wrapped)
-    part = Part("", model)
-    with exclusive([part]):
-        known = entry_of(model).placements.get(name)
-        layers = lora_layers(model, name) if known is None or known.replaced else known.layers
+    source, part = source_of(), Part("", wrapped)
+    model = part.model
+    with exclusive([part], name=name), Changes() as changes:
+        layers = lora_layers(model, name)
         if not layers:
             raise NoAdapterError(
                 f"the model carries no LoRA adapter named {name!r}; load the first one before a swap"
             )
-        source = _whole(source_of(), layers)
+        source = _whole(source, layers)
         bare = any(not isinstance(layer.scaling, Scalings) for layer in layers.values())
         if bare and _as_it_is(model, layers, source.spec, name):
             with _unprepared:
-                _overwrite(model, layers, source, name)
+                _overwrite(model, layers, source, name, changes)
             return
         if bare or entry_of(model).on_the_fly:
-            _make_room(wrapped, layers, source.spec, name)
-    with exclusive([part]):  # a model that is prepared only now had no entry before
-        exchange([part], [ready(part, name)], {"": source}, source.label, start)
+            _make_room(part, layers, source.spec, name, changes)
+        exchange([part], [ready(part, name)], {"": source}, source.label, start, changes)
 
 
 def _whole(source: IncomingAdapter, layers: dict[str, LoraLayer]) -> IncomingAdapter:
@@ -227,7 +224,11 @@ def _as_it_is(model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec,
 
 @torch.no_grad()
 def _overwrite(
-    model: nn.Module, layers: dict[str, LoraLayer], source: IncomingAdapter, name: str
+    model: nn.Module,
+    layers: dict[str, LoraLayer],
+    source: IncomingAdapter,
+    name: str,
+    changes: Changes,
 ) -> None:
     """Overwrite the tensors of an unprepared model where they are, all or nothing."""
     adapter = AdapterSlots.of(model, name, layers=layers)
@@ -259,31 +260,31 @@ def _overwrite(
     config = getattr(model, "peft_config", {}).get(name)
     if config is not None:
         notes += [(vars(config), field, getattr(source.config, field)) for field in _FIELDS]
-    with Changes() as changes:
-        changes.callback(torch._foreach_copy_, targets, [target.clone() for target in targets])
-        torch._foreach_copy_(targets, values)
-        for holder, key, value in notes:
-            changes.keep(holder, key)
-            holder[key] = value
+    changes.callback(torch._foreach_copy_, targets, [target.clone() for target in targets])
+    torch._foreach_copy_(targets, values)
+    for holder, key, value in notes:
+        changes.keep(holder, key)
+        holder[key] = value
     torch.autograd.graph.increment_version([slot.tensor for slot in slots])
 
 
 def _make_room(
-    model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str
+    part: Part, layers: dict[str, LoraLayer], spec: AdapterSpec, name: str, changes: Changes
 ) -> None:
     """Prepare the model, or widen what was prepared on the fly, so that the adapter fits."""
+    model = part.model
     room = AdapterSlots.of(model, name, layers=layers).envelope
     wider = {key: _wider(place, spec.modules.get(key)) for key, place in room.modules.items()}
     _refuse(fits(replace(room, modules=wider), spec))
     if wider == room.modules and entry_of(model).on_the_fly:
         return
-    if parts := compiled_parts(model):
+    if parts := compiled_parts(part.given):
         raise NotPreparedError(
             f"{parts[0]}, and the adapter has another rank or scaling than the one in place; "
             "call prepare_model_for_compiled_hotswap(model, target_rank=...) before torch.compile"
         )
-    prepare(model, plan=SwapPlan(wider), adapter_name=name)
-    entry_of(model).on_the_fly = True
+    prepare_parts([part], changes, plan=SwapPlan(wider), adapter_name=name)
+    changes.set(entry_of(model), "on_the_fly", True)
 
 
 def _wider(place: ModulePlan, module: ModuleSpec | None) -> ModulePlan:

@@ -46,8 +46,8 @@ def instances(walked: Walked, cls: type) -> Walked:
 def compiled_parts(model: nn.Module, *, walked: Walked | None = None) -> list[str]:
     """Describe each compiled part of a model, empty when there is none.
 
-    Seen are ``torch.compile(module)`` wrappers, ``module.compile()`` and a ``forward`` replaced by a
-    compiled one, on the model and on every submodule. A wrapper or a function that holds the model
+    Seen are ``torch.compile(module)`` wrappers, ``module.compile()``, a ``forward`` replaced by a
+    compiled one, and what transformers' ``generate()`` compiled, on the model and on every submodule. A wrapper or a function that holds the model
     from outside cannot be seen.
     """
     parts = _parts(walk(model) if walked is None else walked)
@@ -68,6 +68,8 @@ def _parts(walked: Walked) -> Iterator[tuple[str, str, nn.Module]]:
             yield name, "is wrapped by torch.compile", module
         elif own.get("_compiled_call_impl") is not None:
             yield name, "was compiled in place by .compile()", module
+        elif own.get("_compiled_call") is not None:
+            yield name, "was compiled by its own generate()", module
         elif ("forward" in own or type(module) in compiled) and _is_compiled(module.forward):
             yield name, "has a compiled forward", module
 

@@ -217,11 +217,12 @@ async def _take(uses: Uses, use: Use, timeout: float | None) -> None:
     """Wait as a task until a use has its turn; whoever ends the one before may be a thread."""
     import anyio
 
-    granted = anyio.Event()
-    with anyio.move_on_after(timeout):
-        if not uses.ask(use, _setter(granted), wait=timeout is not None):
-            await granted.wait()
-    uses.require(use, timeout)
+    if not uses.ask(use, wait=timeout is not None):
+        turn = anyio.Event()
+        with anyio.move_on_after(timeout):
+            if not use.wakes(_setter(turn)):
+                await turn.wait()
+        uses.require(use, timeout)
 
 
 def _setter(event: Any) -> Callable[[], Any]:

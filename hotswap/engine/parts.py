@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from hotswap.errors import HotswapError, NoAdapterError
 class Part:
     """One module tree that carries an adapter: ``key`` is a component's name, "" for a model by itself.
 
-    ``given`` may be a wrapper of ``torch.compile``.
+    ``given`` may be a wrapper of ``torch.compile``, or a module of one's own around the model.
     """
 
     key: str
@@ -27,8 +27,12 @@ class Part:
 
     @property
     def model(self) -> nn.Module:
-        """The module tree without the wrapper."""
-        return unwrap(self.given)
+        """The model that carries the adapter, under whose names its files speak."""
+        model = unwrap(self.given)
+        if getattr(model, "peft_config", None):
+            return model
+        inside = list(_adapted(model))
+        return inside[0] if len(inside) == 1 else model
 
     def named(self, module: str) -> str:
         """The name that a report gives to a module of this part."""
@@ -42,6 +46,16 @@ class Part:
 
 class TargetRankError(HotswapError, ValueError):
     """The target rank or plan does not fit the adapters that the model carries."""
+
+
+def _adapted(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost models inside a module that carry adapters."""
+    for child in module.children():
+        inner = unwrap(child)
+        if isinstance(getattr(inner, "peft_config", None), dict):
+            yield inner
+        else:
+            yield from _adapted(inner)
 
 
 def models_of(deployment: Any) -> list[Part]:

@@ -12,13 +12,12 @@ from torch import nn
 from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.compiled import Walked, compiled_parts, walk
-from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.auxiliary import unsupported_wrappers
 from hotswap.engine.layout.dora import why_misread
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot, lora_layers
-from hotswap.engine.parts import TargetRankError
+from hotswap.engine.parts import Part, TargetRankError
 from hotswap.errors import AlreadyCompiledError, NoAdapterError, UnsupportedLayerError
 
 CheckCompiled = Literal["error", "warn", "ignore"]
@@ -52,16 +51,17 @@ def check_options(
 
 
 def check_preparable(
-    model: nn.Module,
+    part: Part,
     *,
     target_rank: int | None,
     plan: SwapPlan | None = None,
     adapter_name: str | None,
     check_compiled: CheckCompiled,
 ) -> Preparable:
-    """Raise what prepare() raises for a model (or its compiled wrapper), and change nothing."""
-    walked = walk(model)
-    _check_compiled(model, walked, check_compiled)
+    """Raise what prepare() raises for a part, and change nothing."""
+    model, whole = part.model, walk(part.given)
+    _check_compiled(part.given, whole, check_compiled)
+    walked = whole if model is part.given else walk(model)
     layers = lora_layers(model, walked=walked)
     loaded = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
     names = loaded if adapter_name is None else [adapter_name]
@@ -71,7 +71,6 @@ def check_preparable(
             f"the model carries no LoRA layer with {wanted} (found: {loaded}); "
             "load the first adapter before prepare()"
         )
-    model = unwrap(model)
     adapters = {name: AdapterSlots.of(model, name, walked=walked, layers=layers) for name in names}
     _check_supported(model, walked, adapters)
     ranks = _target_ranks(adapters, target_rank, plan)

@@ -97,7 +97,7 @@ def prepare_parts(
     for part in parts:
         found.append(
             check_preparable(
-                part.given,
+                part,
                 target_rank=target_rank,
                 plan=plans.get(part.key),
                 adapter_name=adapter_name,

@@ -45,6 +45,11 @@ class Use:
         self.granted = True
         self._wake()
 
+    def wakes(self, wake: Callable[[], Any]) -> bool:
+        """Have this called when it is this one's turn; tell whether it is already."""
+        self._wake = wake
+        return self.granted
+
 
 def _in_event_loop() -> bool:
     try:
@@ -79,25 +84,26 @@ class Uses:
         then, without a timeout, BusyError comes at once, as it does in an event loop of which another
         task has the adapters.
         """
-        granted = threading.Event()
-        if not self.ask(use, granted.set, wait=timeout is not None):
-            if _in_event_loop() and use.thread in self._threads():
-                self.end(use)
-                raise BusyError(
-                    "another task of this event loop uses the model's adapters, and waiting here would "
-                    "stop it; write: async with bank.using(name)"
-                )
-            granted.wait(timeout)
+        if self.ask(use, wait=timeout is not None):
+            return
+        if _in_event_loop() and use.thread in self._threads():
+            self.end(use)
+            raise BusyError(
+                "another task of this event loop uses the model's adapters, and waiting here would "
+                "stop it; write: async with bank.using(name)"
+            )
+        turn = threading.Event()
+        if not use.wakes(turn.set):
+            turn.wait(timeout)
         self.require(use, timeout)
 
     def _threads(self) -> set[int]:
         return {use.thread for ref in [*self._holders.values()] if (use := ref()) is not None}
 
-    def ask(self, use: Use, wake: Callable[[], Any], *, wait: bool = True) -> bool:
-        """Queue a use; tell whether it has its turn already, else ``wake`` is called when it has."""
+    def ask(self, use: Use, *, wait: bool = True) -> bool:
+        """Queue a use; tell whether it has its turn already."""
         own = self.mine()
         with self._lock:
-            use._wake = wake
             if own and self._within(use, own):
                 self._holders[id(use)] = weakref.ref(use, self._ended(id(use)))
                 use.grant()

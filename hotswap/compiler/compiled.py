@@ -47,8 +47,8 @@ def compiled_parts(model: nn.Module, *, walked: Walked | None = None) -> list[st
     """Describe each compiled part of a model, empty when there is none.
 
     Seen are ``torch.compile(module)`` wrappers, ``module.compile()``, a ``forward`` replaced by a
-    compiled one, and what transformers' ``generate()`` compiled, on the model and on every submodule. A wrapper or a function that holds the model
-    from outside cannot be seen.
+    compiled one, and what transformers' ``generate()`` compiled, on the model and on every submodule. A
+    wrapper or a function that holds the model from outside cannot be seen.
     """
     parts = _parts(walk(model) if walked is None else walked)
     return [f"{name or 'the model'} {how}" for name, how, _ in parts]

@@ -133,6 +133,8 @@ class AdapterBank:
         for place in places:
             place.require_unmerged()
         if not _in_place(places, staged):
+            for place in places:
+                place.require_resident()
             _require_layout(name, places, staged)
             with Changes() as changes:
                 commit(places, staged, changes)

@@ -15,6 +15,7 @@ from hotswap.compiler.compiled import Walked, compiled_parts, walk
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.auxiliary import unsupported_wrappers
 from hotswap.engine.layout.dora import why_misread
+from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot, lora_layers
 from hotswap.engine.parts import Part, TargetRankError
@@ -93,7 +94,7 @@ def _check_compiled(model: nn.Module, walked: Walked, check_compiled: CheckCompi
 
 
 def _check_supported(model: nn.Module, walked: Walked, adapters: dict[str, AdapterSlots]) -> None:
-    refused: dict[str, str] = {}
+    refused = {name: why for name, module in walked if (why := why_elsewhere(module))}
     configs = getattr(model, "peft_config", {})
     for name, adapter in adapters.items():
         refused |= unsupported_wrappers(walked, name, adapter.auxiliary)

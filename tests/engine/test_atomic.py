@@ -25,6 +25,7 @@ from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.layout.uses import Use, _mine
+from hotswap.engine.peft.functions import hotswap_adapter
 from hotswap.errors import AdapterError
 from tests.support.models import (
     Around,
@@ -179,16 +180,20 @@ class Interrupt:
         return self.line
 
 
-def interrupts(failure: type, action: Callable[[], Any]) -> Iterator[BaseException]:
-    """Run an action again and again, interrupted at each line of the engine in turn."""
+def interrupts(failure: type, action: Callable[[], Any]) -> Iterator[int]:
+    """Run an action again and again, interrupted at each line of the engine in turn.
+
+    What is raised has been dealt with, and its traceback is gone, when the turn is given.
+    """
     for at in range(1, 10_000):
         try:
             with Interrupt(at, failure):
                 action()
-        except failure as error:
-            yield error
+        except failure:
+            pass
         else:
             return
+        yield at
 
 
 @pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
@@ -259,6 +264,64 @@ def unprepared(model: Any) -> tuple[dict[str, torch.Tensor], Any]:
         (type(module), sorted(set(vars(module))), len(module._state_dict_hooks))
         for module in model.modules()
     ]
+
+
+@pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("how", ["set_scale", "using", "PEFT's function"])
+def test_what_else_changes_a_model_is_all_or_nothing_at_any_line(
+    how: str, failure: type, base: Any, fleet: Any, model: Any
+) -> None:
+    bank = hotswap.AdapterBank(model)
+    for name, folder in fleet.items():
+        bank.add(name, folder)
+
+    def use() -> None:
+        with bank.using("dora"):
+            pass
+
+    action: Callable[[], Any] = {
+        "set_scale": lambda: hotswap.set_scale(model, 0.5),
+        "using": use,
+        "PEFT's function": lambda: hotswap_adapter(model, fleet["dora"], "default"),
+    }[how]
+    old = state(model)
+    action()
+    new = state(model)
+    hotswap.swap(model, fleet["small"])
+    assert not same(old, new)
+    untouched = done = 0
+    for _ in interrupts(failure, action):
+        free = threading.Thread(target=lambda: hotswap.set_scale(model, 1.0))
+        if same(old, state(model)):
+            untouched += 1
+        else:
+            assert same(new, state(model))
+            done += 1
+            hotswap.swap(model, fleet["small"], timeout=1)
+        free.start()
+        free.join(5)
+        assert not free.is_alive()  # no lock stays taken
+        assert same(old, state(model))
+    assert untouched > 20
+    assert done < 20
+
+
+def test_a_model_that_peft_functions_prepare_on_the_fly_is_as_it_was_when_the_swap_fails(
+    base: Any, fleet: Any
+) -> None:
+    model = fresh(base, fleet["small"])
+    before = unprepared(model)
+    count = 0
+    for _ in interrupts(MemoryError, lambda: hotswap_adapter(model, fleet["large"], "default")):
+        after = unprepared(model)
+        if type(lora_layers(model)["first"].scaling) is not dict:
+            break  # interrupted after it was done
+        count += 1
+        assert before[1] == after[1]
+        assert same_bits(before[0], after[0])
+    assert count > 50
+    hotswap_adapter(model, fleet["large"], "default")
+    torch.testing.assert_close(run(model), run(fresh(base, fleet["large"])))
 
 
 def test_a_bad_tensor_at_any_position_changes_nothing(

@@ -20,6 +20,7 @@ import hotswap
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS as WEIGHTS
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
+from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.parts import parts_of
 from hotswap.errors import (
     AdapterError,
@@ -214,6 +215,31 @@ def test_prepare_refuses_a_compiled_component_before_any_changes(
     with pytest.raises(AlreadyCompiledError):
         hotswap.prepare(pipeline, target_rank=8)
     assert_same(before, bits(pipeline), exact=True)
+
+
+def test_a_pipeline_is_prepared_as_a_whole_or_not_at_all(
+    make: Make, fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = loaded(make, fleet["small"])
+    before, made = bits(pipeline), Placement.of
+    calls = iter(range(100))
+
+    def failing(*args: Any) -> Placement:
+        if next(calls) == 1:
+            raise MemoryError
+        return made(*args)
+
+    monkeypatch.setattr(Placement, "of", failing)
+    with pytest.raises(MemoryError):
+        hotswap.prepare(pipeline, target_rank=8)
+    monkeypatch.setattr(Placement, "of", made)
+    assert_same(before, bits(pipeline), exact=True)
+    assert {
+        type(la.scaling) for part in parts_of(pipeline) for la in lora_layers(part.model).values()
+    } == {dict}
+    hotswap.prepare(pipeline, target_rank=8)
+    hotswap.swap(pipeline, fleet["large"])
+    assert_same(outputs(pipeline), outputs(loaded(make, fleet["large"])))
 
 
 @pytest.mark.parametrize("fail_at", [0, 1])

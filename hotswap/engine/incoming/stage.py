@@ -14,7 +14,7 @@ from hotswap.engine.incoming.file_reader import FileReader, dtype_of
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.incoming.validate import refuse
 from hotswap.engine.layout.arena import Arena
-from hotswap.engine.layout.dora import norm_of
+from hotswap.engine.layout.dora import base_mark, norm_of
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.states import LayerState
 from hotswap.findings import Finding
@@ -42,7 +42,7 @@ class CopyPlan:
         self.copied: list[tuple[int, str]] = []
         self.rows: list[tuple[int, list[int]]] = []
         self.later: list[int] = []
-        self.norms: dict[int, Tensor] = {}
+        self.norms: dict[int, tuple[Any, Tensor]] = {}
         self.given = given
         self.from_file = not isinstance(source.values, list)
         for index, slot in enumerate(placement.slots):
@@ -166,12 +166,13 @@ def _fill(placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: 
         view = views[index]
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
     for index in plan.later:
+        mark = base_mark(placement.layers[slots[index].module])
         known = plan.norms.get(index)
-        if known is None:
-            known = _magnitude(placement, index, image)
-            if slots[index].module not in plan.modules:
+        if known is None or known[0] != mark:
+            known = mark, _magnitude(placement, index, image)
+            if mark is not None and slots[index].module not in plan.modules:
                 plan.norms[index] = known  # of the base weight alone
-        views[index].copy_(known)
+        views[index].copy_(known[1])
 
 
 def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:

@@ -93,6 +93,7 @@ def hook(slot: Slot, adapter_name: str) -> None:
     if slot.owner is not None and STATES not in slot.owner.__dict__:
         save = _save_rows if slot.role == "tokens" else _save_if_there
         slot.owner.register_state_dict_post_hook(save)  # type: ignore[no-untyped-call]
+        slot.owner.register_load_state_dict_pre_hook(_load_what_was_left_out)  # type: ignore[no-untyped-call]
     states_of(slot).setdefault(adapter_name, slot.rows if slot.role == "tokens" else True)
 
 
@@ -101,11 +102,13 @@ def unhook(slot: Slot) -> Callable[[], None]:
     owner = slot.owner
     if owner is None:
         raise TypeError(f"{slot.name} hangs in no wrapped module")
-    hooks, known = dict(owner._state_dict_hooks), set(vars(owner).get(STATES, ()))
+    holders = owner._state_dict_hooks, owner._load_state_dict_pre_hooks
+    before, known = [dict(hooks) for hooks in holders], set(vars(owner).get(STATES, ()))
 
     def undo() -> None:
-        owner._state_dict_hooks.clear()
-        owner._state_dict_hooks.update(hooks)
+        for hooks, then in zip(holders, before, strict=True):
+            hooks.clear()
+            hooks.update(then)
         for name in set(vars(owner).get(STATES, ())) - known:
             del vars(owner)[STATES][name]
         if not known:
@@ -120,6 +123,15 @@ def _save_if_there(module: Any, state: dict[str, Any], prefix: str, _: Any) -> N
     for key in [key for key in state if key.startswith(prefix)]:
         if not isinstance(state[key], nn.Parameter):  # a state dict of the live tensors stays whole
             del state[key]
+
+
+def _load_what_was_left_out(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Accept a state dict in which the tensors are missing that the adapter in place does not have."""
+    if any(module.__dict__.get(STATES, {}).values()):
+        return
+    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            state.setdefault(f"{prefix}{key}", tensor.detach().clone())
 
 
 def _save_rows(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:

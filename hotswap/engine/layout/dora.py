@@ -96,6 +96,14 @@ def norm_of(
     return norm.detach()  # type: ignore[no-any-return]
 
 
+def base_mark(layer: LoraLayer) -> tuple[int, int] | None:
+    """What changes when the base weight does: address and counted writes; None where nobody counts."""
+    weight = layer.get_base_layer()._parameters.get("weight")
+    if weight is None or weight.is_inference():
+        return None
+    return weight.data_ptr(), weight._version
+
+
 def _base_weight(base: nn.Module) -> Tensor:
     """The weight as a plain tensor, if need be dequantised."""
     from peft.utils.integrations import dequantize_module_weight

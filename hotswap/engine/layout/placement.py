@@ -18,6 +18,7 @@ from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import states_of
+from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import Shared, States
 from hotswap.errors import HotswapError, MergedAdapterError
@@ -78,6 +79,7 @@ class Placement:
     _parameters: list[tuple[dict[str, Any], str, object]] = field(default_factory=list)
     _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
     _links: list[tuple[dict[str, Any], str, nn.Module]] = field(default_factory=list)
+    _owners: list[nn.Module] = field(default_factory=list)  # of the tensors, and those above
     _versioned: list[Tensor] = field(default_factory=list)
     _merged: list[list[str]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
@@ -123,6 +125,8 @@ class Placement:
             ],
             _links=_links(model, layers.values()),
         )
+        made._owners = [model, *(module for _, _, module in made._links)]
+        made._owners += [slot.owner for slot in slots if slot.owner is not None]
         return made
 
     @property
@@ -210,7 +214,13 @@ class Placement:
         )
 
     def require_resident(self) -> None:
-        """Raise HotswapError if a tensor is on the meta device, where a copy does nothing."""
+        """Raise HotswapError if a tensor that is written here is not the one that the forward uses."""
+        for owner in self._owners:
+            if why := why_elsewhere(owner):
+                raise HotswapError(
+                    f"{why}, so a swap would not be served: swap before enable_group_offload(), or "
+                    "offload without offload_to_disk_path and use_stream"
+                )
         if self.arena is not None:
             return  # its tensors are where they were when it was made
         away = next((slot.name for slot in self.slots if slot.tensor.is_meta), None)
@@ -241,7 +251,6 @@ class Placement:
 
         What is in place is copied first where nobody else has it.
         """
-        self.require_resident()
         old, label, writes = self.staged, self.label, self._writes()
         untouched = writes is not None and writes == self._written
         image = old.image if old is not None and untouched else self._copy()

@@ -1,0 +1,23 @@
+"""Hooks that bring weights back from elsewhere, so that what is written into a model is not what serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def why_elsewhere(module: nn.Module) -> str | None:
+    """Say where the weights that a module's forward uses come from, or None when they are its own.
+
+    Group offloading with a disk path or a stream keeps copies and puts them back before every forward
+    (diffusers/hooks/group_offloading.py); without either it moves the very tensors.
+    """
+    registry: Any = module.__dict__.get("_diffusers_hook")
+    hooks = registry.hooks if registry is not None else {}
+    group = getattr(hooks.get("group_offloading"), "group", None)
+    if getattr(group, "offload_to_disk_path", None) is not None:
+        return "group offloading puts its weights back from files before every forward"
+    if getattr(group, "stream", None) is not None:
+        return "group offloading with a stream puts copies of its weights back before every forward"
+    return None

@@ -72,20 +72,22 @@ def describe_modules(
     alike = not any(map(config.get, ("rank_pattern", "alpha_pattern", "target_parameters")))
     forms = [*map(itemgetter(0, 1), tensors.values())]
     for parts, (owners, columns) in names.modules.items():
-        known: dict[tuple[_Form, ...], tuple[ModuleSpec | list[Finding], int]] = {}
+        known: dict[tuple[_Form, ...], tuple[ModuleSpec, int]] = {}
         rows = zip(*[map(forms.__getitem__, column) for column in columns], strict=True)
         for name, row in zip(owners, rows, strict=True):
-            found, own = known.get(row, ([], 0))  # of a layer like one before
-            if not alike or isinstance(found, list):
-                given = dict(zip(parts, row, strict=True))
-                found = _module(f"{where}::{name}", name, config, given)
+            same = known.get(row) if alike else None  # a layer like one before
+            if same is None:
+                found = _module(
+                    f"{where}::{name}", name, config, dict(zip(parts, row, strict=True))
+                )
                 own = sum(starmap(bytes_of, row))
-                known[row] = found, own
-            size += own
-            if isinstance(found, list):
-                findings += found
-            else:
-                modules[name] = found
+                if isinstance(found, list):
+                    findings += found
+                    size += own
+                    continue
+                same = known[row] = found, own
+            modules[name] = same[0]
+            size += same[1]
     if len(names.modules) > 1:
         modules = dict(sorted(modules.items()))
     return modules, size, findings

@@ -100,6 +100,7 @@ def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
     Several components of a pipeline become one spec, in which module names start with the component's.
     """
     parts = components_of(texts, layout)
+    names = tuple(name for name in parts if name)
     if len(parts) == 1:
         (part,) = parts.values()
         spec = AdapterSpec.from_tensors(texts.path, *part)
@@ -109,7 +110,7 @@ def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
             for name, part in parts.items()
         }
         spec = _joined(texts.path, specs)
-    return replace(spec, components=tuple(name for name in parts if name))
+    return replace(spec, components=names) if names else spec
 
 
 def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from hotswap.adapters.config import lora_config
+from pathlib import Path
+
+from hotswap.adapters.config import CONFIG, lora_config
 from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout
-from hotswap.adapters.texts import Texts, config_path
+from hotswap.adapters.texts import Texts, folder_of
 
 
 def matches(texts: Texts, layout: FileLayout) -> bool:
@@ -16,5 +18,7 @@ def matches(texts: Texts, layout: FileLayout) -> bool:
 def components(texts: Texts, layout: FileLayout) -> dict[str, Component]:
     """The whole file is one component; raises UnreadableAdapterError (HSW003/101)."""
     return {
-        "": Component(lora_config(config_path(texts.path), texts.config or b""), layout.tensors)
+        "": Component(
+            lora_config(folder_of(Path(texts.path)) / CONFIG, texts.config or b""), layout.tensors
+        )
     }

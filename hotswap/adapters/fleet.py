@@ -44,11 +44,9 @@ def judge(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
     fleet = []
-    for done, one in enumerate(
-        _inspections(paths, Inspector(plan, base, weights=weights), jobs), 1
-    ):
+    for one in _inspections(paths, Inspector(plan, base, weights), jobs):
         fleet.append(one)
-        progress(done)
+        progress(len(fleet))
     findings = {finding for one in fleet for finding in one.findings}
     findings.update(_name_findings(fleet), _base_findings(fleet, base.name if base else ""))
     if "HSW116" in codes:  # for which weights are read

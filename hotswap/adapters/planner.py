@@ -106,17 +106,11 @@ def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
 
 def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:
     modules = spec.modules.values()
-    return AdapterSummary(
-        name=spec.name,
-        path=spec.path,
-        ranks=tuple(sorted({module.rank for module in modules})),
-        alphas=tuple(sorted({module.alpha for module in modules})),
-        modules=len(modules),
-        bytes=spec.bytes,
-        lacks=tuple(
-            name for name, _ in families((name, "") for name in union if name not in spec.modules)
-        ),
-    )
+    ranks = tuple(sorted({module.rank for module in modules}))
+    alphas = tuple(sorted({module.alpha for module in modules}))
+    lacks = families((name, "") for name in union if name not in spec.modules)
+    names = tuple(name for name, _ in lacks)
+    return AdapterSummary(spec.name, spec.path, ranks, alphas, len(modules), spec.bytes, names)
 
 
 def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:

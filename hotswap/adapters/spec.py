@@ -100,16 +100,14 @@ def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
     Several components of a pipeline become one spec, in which module names start with the component's.
     """
     parts = components_of(texts, layout)
+    specs = {
+        name: AdapterSpec.from_tensors(
+            texts.path if len(parts) == 1 else f"{texts.path}::{name}", *part
+        )
+        for name, part in parts.items()
+    }
     names = tuple(name for name in parts if name)
-    if len(parts) == 1:
-        (part,) = parts.values()
-        spec = AdapterSpec.from_tensors(texts.path, *part)
-    else:
-        specs = {
-            name: AdapterSpec.from_tensors(f"{texts.path}::{name}", *part)
-            for name, part in parts.items()
-        }
-        spec = _joined(texts.path, specs)
+    spec = _joined(texts.path, specs) if len(specs) > 1 else next(iter(specs.values()))
     return replace(spec, components=names) if names else spec
 
 

@@ -17,8 +17,5 @@ def matches(texts: Texts, layout: FileLayout) -> bool:
 
 def components(texts: Texts, layout: FileLayout) -> dict[str, Component]:
     """The whole file is one component; raises UnreadableAdapterError (HSW003/101)."""
-    return {
-        "": Component(
-            lora_config(folder_of(Path(texts.path)) / CONFIG, texts.config or b""), layout.tensors
-        )
-    }
+    where = folder_of(Path(texts.path)) / CONFIG
+    return {"": Component(lora_config(where, texts.config or b""), layout.tensors)}

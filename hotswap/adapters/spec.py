@@ -157,7 +157,7 @@ def _describe_rest(
         info, module = tensors[key], name.removesuffix(f".{TOKENS}")
         indices = token_indices(config, module) if module != name else ()
         if indices:
-            rows = TokenRows(indices, info.shape[-1], info.dtype)
+            rows = TokenRows(indices, info.shape[-1] if info.shape else 0, info.dtype)
             found["tokens"][module] = rows
             size += bytes_of(*info[:2])
             if info.shape != (len(indices), rows.dimension):

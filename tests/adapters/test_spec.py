@@ -194,6 +194,13 @@ def test_whole_modules_and_token_rows_are_read(tmp_path: Path) -> None:
     assert codes(AdapterSpec.read(write_adapter(tmp_path, extra=extra))) == ["HSW108", "HSW108"]
 
 
+def test_token_rows_without_a_shape_are_a_finding(tmp_path: Path) -> None:
+    rows = "base_model.model.embed.token_adapter.trainable_tokens_delta"
+    config = {"trainable_token_indices": [4]}
+    spec = AdapterSpec.read(write_adapter(tmp_path, extra={rows: ("F32", ())}, config=config))
+    assert codes(spec) == ["HSW104"]
+
+
 def test_an_empty_token_tensor_is_none(tmp_path: Path) -> None:
     rows = "base_model.model.embed.token_adapter.trainable_tokens_delta"
     spec = AdapterSpec.read(write_adapter(tmp_path, extra={rows: ("F32", (0, 6))}))

@@ -73,7 +73,11 @@ class Inspector:
 
     def _judge(self, opened: Opened) -> Inspection:
         spec = opened.spec
-        findings = [] if opened.mark in self._good else self._text_findings(opened)
+        findings: list[Finding] = []
+        if opened.mark not in self._good:  # texts that were good are good again
+            findings += fits(self.plan, spec) if self.plan is not None else spec.findings
+            findings += belongs(self.base, spec) if self.base is not None else ()
+            findings += _remarks(self.plan, spec, opened.layout)
         if not findings and opened.mark and len(self._good) < _MOST_GOOD:
             self._good.add(opened.mark)
         if opened.file is not None:
@@ -83,14 +87,6 @@ class Inspector:
         base = str(spec.config.get("base_model_name_or_path") or "")
         kept = (spec.rank, len(spec.modules), opened.mark, spec.bytes, base)
         return Inspection(spec.path, merge_alike(findings), *kept)
-
-    def _text_findings(self, opened: Opened) -> list[Finding]:
-        """What the texts say; an adapter with the texts of a good one needs no second look."""
-        spec = opened.spec
-        findings = list(fits(self.plan, spec) if self.plan is not None else spec.findings)
-        if self.base is not None:
-            findings += belongs(self.base, spec)
-        return [*findings, *_remarks(self.plan, spec, opened.layout)]
 
 
 def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:

@@ -51,7 +51,9 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
     tokens: dict[str, TokenRows] = {}
     for spec in specs:
         for name, module in spec.modules.items():
-            modules[name] = _widen(modules.get(name), module)
+            place = modules.get(name)
+            if place is None or not same(place, module):
+                modules[name] = _wider(place, module)
         for name, info in spec.saved.items():
             saved.setdefault(name, SavedTensor(info.shape, info.dtype))
         for name, rows in spec.tokens.items():
@@ -87,10 +89,6 @@ def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]
     if findings:
         raise UnreadableAdapterError(findings)
     return specs
-
-
-def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
-    return place if place is not None and same(place, module) else _wider(place, module)
 
 
 @lru_cache(maxsize=1024)  # the layers of a model are alike

@@ -10,12 +10,9 @@ from hotswap.adapters.header import FileLayout
 from hotswap.adapters.texts import Texts, folder_of
 
 
-def matches(texts: Texts, layout: FileLayout) -> bool:
-    """Tell whether there is a config."""
-    return texts.config is not None
-
-
-def components(texts: Texts, layout: FileLayout) -> dict[str, Component]:
-    """The whole file is one component; raises UnreadableAdapterError (HSW003/101)."""
-    where = folder_of(Path(texts.path)) / CONFIG
-    return {"": Component(lora_config(where, texts.config or b""), layout.tensors)}
+def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
+    """The file is one component, where there is a config; raises UnreadableAdapterError (HSW003/101)."""
+    if texts.config is None:
+        return None
+    config = lora_config(folder_of(Path(texts.path)) / CONFIG, texts.config)
+    return {"": Component(config, layout.tensors)}

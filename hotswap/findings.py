@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -143,3 +143,16 @@ class Finding:
 def has_code(findings: Iterable[Finding], code: str) -> bool:
     """Tell whether any of the findings carries the code."""
     return any(f.code == code for f in findings)
+
+
+def chosen(select: Sequence[str], ignore: Sequence[str]) -> frozenset[str]:
+    """Return the codes that apply; raises ValueError for one that does not exist."""
+    wanted = {code for word in select for code in _matching(word)} if select else set(RULES)
+    return frozenset(wanted - {code for word in ignore for code in _matching(word)})
+
+
+def _matching(word: str) -> list[str]:
+    found = [code for code, name in RULES.items() if name == word or code.startswith(word.upper())]
+    if not found or not word:
+        raise ValueError(f"no rule matches {word!r}; `hotswap explain` lists the codes and names")
+    return found

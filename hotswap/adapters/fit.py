@@ -19,7 +19,6 @@ _PLAN_AGAIN = (
     "load the model with hotswap.load(base_model, plan) and a plan that includes this adapter"
 )
 _OTHER_BASE = "use an adapter that was trained for the same base model"
-
 _FORM = ("kind", "in_features", "out_features", "kernel", "groups", "experts", "parameters")
 _VERBS = {"kind": "is of", "parameters": "targets"}  # of others: has
 _T = TypeVar("_T")

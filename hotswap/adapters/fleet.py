@@ -12,19 +12,13 @@ from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.weights import content_digest
 from hotswap.errors import HotswapError, UnreadableAdapterError
-from hotswap.findings import RULES, Finding
+from hotswap.findings import Finding
 
 LONGEST_NAME = 128
 """Characters of a name that are compared with other names."""
 _CHUNK = 64  # adapters that a process is given at a time
 _MOST_JOBS = 61  # Windows waits for no more
 _inspector: Inspector | None = None  # of a worker process
-
-
-def chosen(select: Sequence[str], ignore: Sequence[str]) -> frozenset[str]:
-    """Return the codes that apply; raises ValueError for one that does not exist."""
-    wanted = {code for word in select for code in _matching(word)} if select else set(RULES)
-    return frozenset(wanted - {code for word in ignore for code in _matching(word)})
 
 
 def judge(
@@ -44,11 +38,9 @@ def judge(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
     fleet = []
-    for done, one in enumerate(
-        _inspections(paths, Inspector(plan, base, weights=weights), jobs), 1
-    ):
+    for one in _inspections(paths, Inspector(plan, base, weights), jobs):
         fleet.append(one)
-        progress(done)
+        progress(len(fleet))
     findings = {finding for one in fleet for finding in one.findings}
     findings.update(_name_findings(fleet), _base_findings(fleet, base.name if base else ""))
     if "HSW116" in codes:  # for which weights are read
@@ -85,13 +77,6 @@ def _inspect(path: str) -> Inspection:
     if _inspector is None:
         raise RuntimeError("the worker process was not started")
     return _inspector(path)
-
-
-def _matching(word: str) -> list[str]:
-    found = [code for code, name in RULES.items() if name == word or code.startswith(word.upper())]
-    if not found or not word:
-        raise ValueError(f"no rule matches {word!r}; `hotswap explain` lists the codes and names")
-    return found
 
 
 def _name_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:

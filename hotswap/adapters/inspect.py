@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
@@ -50,15 +50,15 @@ class Inspection:
         return path.name or path.resolve().name
 
 
+@dataclass(slots=True)
 class Inspector:
     """Inspects one adapter after the other; each gives its findings, never an exception."""
 
-    def __init__(
-        self, plan: SwapPlan | None = None, base: BaseModel | None = None, *, weights: bool = False
-    ) -> None:
-        self.plan, self.base, self.weights = plan, base, weights
-        self._reader = SpecReader()
-        self._good: set[bytes] = set()
+    plan: SwapPlan | None = None
+    base: BaseModel | None = None
+    weights: bool = False
+    _reader: SpecReader = field(default_factory=SpecReader)
+    _good: set[bytes] = field(default_factory=set)
 
     def __call__(self, path: str) -> Inspection:
         """Judge a folder, a file or a hub id."""
@@ -73,30 +73,20 @@ class Inspector:
 
     def _judge(self, opened: Opened) -> Inspection:
         spec = opened.spec
-        findings = [] if opened.mark in self._good else self._text_findings(opened)
+        findings: list[Finding] = []
+        if opened.mark not in self._good:  # texts that were good are good again
+            findings += fits(self.plan, spec) if self.plan is not None else spec.findings
+            findings += belongs(self.base, spec) if self.base is not None else ()
+            findings += _remarks(self.plan, spec, opened.layout)
         if not findings and opened.mark and len(self._good) < _MOST_GOOD:
             self._good.add(opened.mark)
         if opened.file is not None:
             findings += _links(spec.path, str(opened.file.name))
             if self.weights:
                 findings += value_findings(spec.path, opened.file, opened.layout)
-        return Inspection(
-            spec.path,
-            merge_alike(findings),
-            spec.rank,
-            len(spec.modules),
-            opened.mark,
-            spec.bytes,
-            str(spec.config.get("base_model_name_or_path") or ""),
-        )
-
-    def _text_findings(self, opened: Opened) -> list[Finding]:
-        """What the texts say; an adapter with the texts of a good one needs no second look."""
-        spec = opened.spec
-        findings = list(fits(self.plan, spec) if self.plan is not None else spec.findings)
-        if self.base is not None:
-            findings += belongs(self.base, spec)
-        return [*findings, *_remarks(self.plan, spec, opened.layout)]
+        base = str(spec.config.get("base_model_name_or_path") or "")
+        kept = (spec.rank, len(spec.modules), opened.mark, spec.bytes, base)
+        return Inspection(spec.path, merge_alike(findings), *kept)
 
 
 def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:
@@ -105,10 +95,10 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
     names = list(spec.modules)
     if config.get("target_parameters"):
         names += [f"{n}.{p}" for n, module in spec.modules.items() for p in module.parameters]
-    for field in ("rank_pattern", "alpha_pattern"):
-        for key in config.get(field) or ():
+    for patterns in ("rank_pattern", "alpha_pattern"):
+        for key in config.get(patterns) or ():
             if names and not any(matches(key, name) for name in names):
-                text = f"{field} has {ascii(key)[:80]}, which matches no module with weights"
+                text = f"{patterns} has {ascii(key)[:80]}, which matches no module with weights"
                 remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
                 yield Finding(path, "HSW111", text, remedy)
     dtypes = {*map(itemgetter(0), layout.tensors.values())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
 from operator import itemgetter
@@ -72,20 +72,22 @@ def describe_modules(
     alike = not any(map(config.get, ("rank_pattern", "alpha_pattern", "target_parameters")))
     forms = [*map(itemgetter(0, 1), tensors.values())]
     for parts, (owners, columns) in names.modules.items():
-        known: dict[tuple[_Form, ...], tuple[ModuleSpec | list[Finding], int]] = {}
+        known: dict[tuple[_Form, ...], tuple[ModuleSpec, int]] = {}
         rows = zip(*[map(forms.__getitem__, column) for column in columns], strict=True)
         for name, row in zip(owners, rows, strict=True):
-            found, own = known.get(row, ([], 0))  # of a layer like one before
-            if not alike or isinstance(found, list):
-                given = dict(zip(parts, row, strict=True))
-                found = _module(f"{where}::{name}", name, config, given)
+            same = known.get(row) if alike else None  # a layer like one before
+            if same is None:
+                found = _module(
+                    f"{where}::{name}", name, config, dict(zip(parts, row, strict=True))
+                )
                 own = sum(starmap(bytes_of, row))
-                known[row] = found, own
-            size += own
-            if isinstance(found, list):
-                findings += found
-            else:
-                modules[name] = found
+                if isinstance(found, list):
+                    findings += found
+                    size += own
+                    continue
+                same = known[row] = found, own
+            modules[name] = same[0]
+            size += same[1]
     if len(names.modules) > 1:
         modules = dict(sorted(modules.items()))
     return modules, size, findings
@@ -118,10 +120,9 @@ def _module(
     wrong = _shape_problem(rank * experts, a, b)
     if wrong is not None:
         return [Finding(where, "HSW104", *wrong)]
-    vectors = [part for part in (BIAS, MAGNITUDE) if part in parts]
-    found = [_vector_problem(config, part, parts[part][1], b) for part in vectors]
-    if any(found):
-        return [Finding(where, *problem) for problem in found if problem is not None]
+    problems = [*_vector_problems(where, config, parts, b)]
+    if problems:
+        return problems
     kind: Kind = "embedding" if embedding else "linear" if len(a) == 2 else "conv"
     return ModuleSpec(
         kind="parameter" if targets else kind,
@@ -163,19 +164,19 @@ def _shape_problem(rank: int, a: _Shape, b: _Shape) -> tuple[str, str] | None:
     return text, remedy
 
 
-def _vector_problem(
-    config: Mapping[str, Any], part: str, found: _Shape, b: _Shape
-) -> tuple[str, str, str] | None:
-    """What is wrong with a bias or a magnitude: code, text and remedy."""
-    switch = "use_dora" if part == MAGNITUDE else "lora_bias"
-    conv = part == MAGNITUDE and len(b) > 2
-    shape = (1, b[0], *b[2:]) if conv else (b[0],)
-    if not config.get(switch):
-        text = f"the tensor {part} is there, but the config says {switch}=false"
-        return "HSW108", text, f"set {switch} in adapter_config.json or remove the tensor"
-    if found != shape:
-        return "HSW005", f"{part} is {list(found)}, expected {list(shape)}", SAVE_AGAIN
-    return None
+def _vector_problems(
+    where: str, config: Mapping[str, Any], parts: Mapping[str, _Form], b: _Shape
+) -> Iterator[Finding]:
+    """What is wrong with a bias and a magnitude."""
+    magnitude = (1, b[0], *b[2:]) if len(b) > 2 else (b[0],)
+    for part, switch, shape in ((BIAS, "lora_bias", (b[0],)), (MAGNITUDE, "use_dora", magnitude)):
+        if part in parts and not config.get(switch):
+            text = f"the tensor {part} is there, but the config says {switch}=false"
+            remedy = f"set {switch} in adapter_config.json or remove the tensor"
+            yield Finding(where, "HSW108", text, remedy)
+        elif part in parts and parts[part][1] != shape:
+            text = f"{part} is {list(parts[part][1])}, expected {list(shape)}"
+            yield Finding(where, "HSW005", text, SAVE_AGAIN)
 
 
 def bytes_of(dtype: str, shape: _Shape) -> int:

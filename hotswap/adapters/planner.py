@@ -51,7 +51,9 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
     tokens: dict[str, TokenRows] = {}
     for spec in specs:
         for name, module in spec.modules.items():
-            modules[name] = _widen(modules.get(name), module)
+            place = modules.get(name)
+            if place is None or not same(place, module):
+                modules[name] = _wider(place, module)
         for name, info in spec.saved.items():
             saved.setdefault(name, SavedTensor(info.shape, info.dtype))
         for name, rows in spec.tokens.items():
@@ -89,10 +91,6 @@ def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]
     return specs
 
 
-def _widen(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
-    return place if place is not None and same(place, module) else _wider(place, module)
-
-
 @lru_cache(maxsize=1024)  # the layers of a model are alike
 def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
     own = ModulePlan(*[getattr(module, field.name) for field in fields(ModulePlan)])
@@ -106,17 +104,11 @@ def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
 
 def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:
     modules = spec.modules.values()
-    return AdapterSummary(
-        name=spec.name,
-        path=spec.path,
-        ranks=tuple(sorted({module.rank for module in modules})),
-        alphas=tuple(sorted({module.alpha for module in modules})),
-        modules=len(modules),
-        bytes=spec.bytes,
-        lacks=tuple(
-            name for name, _ in families((name, "") for name in union if name not in spec.modules)
-        ),
-    )
+    ranks = tuple(sorted({module.rank for module in modules}))
+    alphas = tuple(sorted({module.alpha for module in modules}))
+    lacks = families((name, "") for name in union if name not in spec.modules)
+    names = tuple(name for name, _ in lacks)
+    return AdapterSummary(spec.name, spec.path, ranks, alphas, len(modules), spec.bytes, names)
 
 
 def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:

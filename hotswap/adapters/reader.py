@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader
-from typing import Generic, TypeVar
+from typing import Any
 
 import xxhash
 
@@ -15,8 +15,7 @@ from hotswap.adapters.header import FileLayout
 from hotswap.adapters.spec import AdapterSpec, describe
 from hotswap.adapters.texts import Texts, open_texts
 
-_T = TypeVar("_T")
-_KEPT = 128
+_KEPT = 256
 _LONGEST_KEPT = 1_000_000  # bytes of a header
 
 
@@ -37,8 +36,7 @@ class SpecReader:
     """Reads adapters; what it made of equal texts or of an equal header before is used again."""
 
     def __init__(self) -> None:
-        self._specs = _Kept[Opened]()
-        self._layouts = _Kept[FileLayout]()
+        self._kept: OrderedDict[bytes, Any] = OrderedDict()  # Opened or FileLayout, by a digest
 
     @contextmanager
     def open(self, path: str) -> Iterator[Opened]:
@@ -48,7 +46,8 @@ class SpecReader:
         """
         with open_texts(path) as texts:
             known = self._described(texts)
-            yield replace(known, spec=replace(known.spec, path=path), file=texts.file)
+            spec = known.spec if known.spec.path == path else replace(known.spec, path=path)
+            yield Opened(spec, known.layout, texts.file, known.mark)
 
     def spec(self, path: str) -> AdapterSpec:
         """Describe an adapter; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
@@ -61,31 +60,22 @@ class SpecReader:
         header = digest.digest()
         digest.update(texts.config or b"")
         mark = digest.digest()
-        keep = len(texts.header) <= _LONGEST_KEPT
-        found = self._specs.get(mark)
+        found: Opened | None = self._kept.get(mark)
         if found is None:
-            layout = self._layouts.get(header) or texts.layout()
+            layout = self._kept.get(header) or texts.layout()
             found = Opened(describe(texts, layout), layout, None, mark if texts.file else b"")
-            if keep:
-                self._layouts.keep(header, layout)
-        if keep and not found.spec.findings:  # they name the file
-            self._specs.keep(mark, found)
+            self._keep(texts, header, layout)
+        if not found.spec.findings:  # they name the file
+            self._keep(texts, mark, found)
         return found
 
+    def _keep(self, texts: Texts, key: bytes, value: Opened | FileLayout) -> None:
+        """Remember a value as the last one used, and forget the one that was not used for longest.
 
-class _Kept(Generic[_T]):
-    """The values that were used last.
-
-    The first time only a key is kept: a fleet in which no two are equal costs no memory.
-    """
-
-    def __init__(self) -> None:
-        self._values: OrderedDict[bytes, _T | None] = OrderedDict()
-        self.get = self._values.get
-
-    def keep(self, key: bytes, value: _T) -> None:
-        """Remember a value as the last one used, and forget the one that was not used for longest."""
-        self._values[key] = value if key in self._values else None
-        self._values.move_to_end(key)
-        if len(self._values) > _KEPT:
-            self._values.popitem(last=False)
+        The first time only its key is kept: a fleet in which no two are equal costs no memory.
+        """
+        if len(texts.header) <= _LONGEST_KEPT:
+            self._kept[key] = value if key in self._kept else None
+            self._kept.move_to_end(key)
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)

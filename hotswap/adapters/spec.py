@@ -100,16 +100,15 @@ def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
     Several components of a pipeline become one spec, in which module names start with the component's.
     """
     parts = components_of(texts, layout)
-    if len(parts) == 1:
-        (part,) = parts.values()
-        spec = AdapterSpec.from_tensors(texts.path, *part)
-    else:
-        specs = {
-            name: AdapterSpec.from_tensors(f"{texts.path}::{name}", *part)
-            for name, part in parts.items()
-        }
-        spec = _joined(texts.path, specs)
-    return replace(spec, components=tuple(name for name in parts if name))
+    specs = {
+        name: AdapterSpec.from_tensors(
+            texts.path if len(parts) == 1 else f"{texts.path}::{name}", *part
+        )
+        for name, part in parts.items()
+    }
+    names = tuple(name for name in parts if name)
+    spec = _joined(texts.path, specs) if len(specs) > 1 else next(iter(specs.values()))
+    return replace(spec, components=names) if names else spec
 
 
 def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
@@ -158,7 +157,7 @@ def _describe_rest(
         info, module = tensors[key], name.removesuffix(f".{TOKENS}")
         indices = token_indices(config, module) if module != name else ()
         if indices:
-            rows = TokenRows(indices, info.shape[-1], info.dtype)
+            rows = TokenRows(indices, info.shape[-1] if info.shape else 0, info.dtype)
             found["tokens"][module] = rows
             size += bytes_of(*info[:2])
             if info.shape != (len(indices), rows.dimension):

@@ -55,7 +55,7 @@ def open_texts(path: str) -> Iterator[Texts]:
         return
     location = Path(path)
     weights = weights_of(location)
-    config = None if weights is not None else config_text(config_path(path).parent)
+    config = None if weights is not None else config_text(folder_of(location))
     try:
         with open_weights(weights or location) as file:
             before = os.fstat(file.fileno())
@@ -64,7 +64,7 @@ def open_texts(path: str) -> Iterator[Texts]:
             yield Texts(path, file.name, config, header, size, file)
             unchanged(file, before)
     except UnreadableAdapterError as error:
-        findings = _config_findings(path, config)
+        findings = _config_findings(location, config)
         if not has_code(findings, "HSW101"):  # of another kind than LoRA, only that
             findings += error.findings
         raise UnreadableAdapterError(tuple(dict.fromkeys(findings))) from error
@@ -81,17 +81,15 @@ def weights_of(path: Path) -> Path | None:
     return file
 
 
-def config_path(path: str) -> Path:
-    """Where the config of an adapter stands, given its folder or its weights file."""
-    place = Path(path)
-    alone = place.suffix == ".safetensors" and not place.is_dir()
-    return (place.parent if alone else place) / CONFIG
+def folder_of(path: Path) -> Path:
+    """The folder of an adapter, given itself or its weights file."""
+    return path.parent if path.suffix == ".safetensors" and not path.is_dir() else path
 
 
-def _config_findings(path: str, config: bytes | None) -> tuple[Finding, ...]:
+def _config_findings(path: Path, config: bytes | None) -> tuple[Finding, ...]:
     try:
         if config is not None:
-            lora_config(config_path(path), config)
+            lora_config(folder_of(path) / CONFIG, config)
     except UnreadableAdapterError as error:
         return error.findings
     return ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hotswap.adapters.fleet import chosen, judge
+from hotswap.adapters.fleet import judge
 from hotswap.adapters.plan import SwapPlan
-from hotswap.findings import Finding
+from hotswap.findings import Finding, chosen
 
 
 def check_adapters(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import hotswap
-from hotswap.adapters.fleet import chosen, judge
+from hotswap.adapters.fit import BaseModel
+from hotswap.adapters.fleet import judge
+from hotswap.adapters.inspect import Inspection
 from hotswap.adapters.output import write_atomically
 from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
@@ -18,13 +20,9 @@ from hotswap.cli.options import Form, Ignore, Output, Select
 from hotswap.cli.pyproject import read_settings
 from hotswap.cli.terminal import progress_bar, say
 from hotswap.errors import HotswapError
+from hotswap.findings import Finding, chosen
 from hotswap.report.findings import FORMATS, render
 from hotswap.report.text import table
-
-if TYPE_CHECKING:
-    from hotswap.adapters.fit import BaseModel
-    from hotswap.adapters.inspect import Inspection
-    from hotswap.findings import Finding
 
 MOST_ROWS = 40
 """Adapters in the table; of a larger fleet it shows those with findings."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from hotswap.adapters.files import damaged
 from hotswap.adapters.formats import diffusers, peft
@@ -10,28 +10,22 @@ from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.texts import Texts
 
+FORMATS: tuple[Callable[[Texts, FileLayout], dict[str, Component] | None], ...] = (
+    peft.components,
+    diffusers.components,
+)
+"""Config and tensors in PEFT's names of each component of a pipeline ("" for a model by itself).
 
-class Format(Protocol):
-    """What a file of this folder offers."""
-
-    def matches(self, texts: Texts, layout: FileLayout) -> bool:
-        """Tell whether an adapter is of this format, and say nothing of what is wrong with it."""
-
-    def components(self, texts: Texts, layout: FileLayout) -> dict[str, Component]:
-        """Config and tensors of each component of a pipeline, in PEFT's names; "" is a model by itself.
-
-        Raises UnreadableAdapterError (HSW003/004/005/101).
-        """
-
-
-FORMATS: tuple[Format, ...] = (peft, diffusers)
-"""The first that matches is taken."""
+Each gives None for an adapter of another format, and raises UnreadableAdapterError for a damaged one
+of its own. The first that knows an adapter is taken.
+"""
 
 
 def components_of(texts: Texts, layout: FileLayout) -> dict[str, Component]:
     """Config and tensors of each component of an adapter; raises UnreadableAdapterError."""
-    for form in FORMATS:
-        if form.matches(texts, layout):
-            return form.components(texts, layout)
+    for components in FORMATS:
+        found = components(texts, layout)
+        if found is not None:
+            return found
     remedy = "load it with the pipeline's load_lora_weights and save it again"
     raise damaged(texts.weights, "has tensors with names other than PEFT's", remedy)

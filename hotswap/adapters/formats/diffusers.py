@@ -9,26 +9,17 @@ from hotswap.adapters.header import FileLayout, TensorInfo
 from hotswap.adapters.texts import Texts
 
 METADATA = "lora_adapter_metadata"
-COMPONENTS = (
-    "transformer",
-    "transformer_2",
-    "unet",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-)
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+COMPONENTS = ("transformer", "transformer_2", "unet", *_TEXT_ENCODERS)
 
 
-def matches(texts: Texts, layout: FileLayout) -> bool:
-    """Tell whether all tensors have PEFT's names, and no config stands beside them."""
-    return texts.config is None and all(".lora_" in name for name in layout.tensors)
-
-
-def components(texts: Texts, layout: FileLayout) -> dict[str, Component]:
-    """Config and tensors of each component; that of a model which was saved by itself is named "".
+def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
+    """Config and tensors of each component, where no config stands beside tensors with PEFT's names.
 
     Without metadata alpha is the rank, as in diffusers. Raises UnreadableAdapterError (HSW003/004).
     """
+    if texts.config is not None or not all(".lora_" in name for name in layout.tensors):
+        return None
     if not layout.tensors:
         text, remedy = "the adapter has no LoRA weights", "save the adapter after it was trained"
         raise unreadable(texts.weights, "HSW004", text, remedy)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from hotswap.adapters.config import lora_config
+from pathlib import Path
+
+from hotswap.adapters.config import CONFIG, lora_config
 from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout
-from hotswap.adapters.texts import Texts, config_path
+from hotswap.adapters.texts import Texts, folder_of
 
 
-def matches(texts: Texts, layout: FileLayout) -> bool:
-    """Tell whether there is a config."""
-    return texts.config is not None
-
-
-def components(texts: Texts, layout: FileLayout) -> dict[str, Component]:
-    """The whole file is one component; raises UnreadableAdapterError (HSW003/101)."""
-    return {
-        "": Component(lora_config(config_path(texts.path), texts.config or b""), layout.tensors)
-    }
+def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
+    """The file is one component, where there is a config; raises UnreadableAdapterError (HSW003/101)."""
+    if texts.config is None:
+        return None
+    config = lora_config(folder_of(Path(texts.path)) / CONFIG, texts.config)
+    return {"": Component(config, layout.tensors)}

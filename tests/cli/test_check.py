@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +25,6 @@ from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.rules import DOCUMENTATION, table
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.cli.main import main
-from hotswap.cli.terminal import progress_bar
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import RULES, WARNINGS
 from tests.support.adapter_files import lora_tensors, raw_safetensors, write_adapter
@@ -428,22 +425,6 @@ def test_a_plan_is_saved_whole_or_not_at_all(
 
 def test_warnings_are_codes() -> None:
     assert set(RULES) >= WARNINGS
-
-
-@pytest.mark.parametrize(("terminal", "seconds", "shown"), [(1, 2, 1), (1, 0.5, 0), (0, 2, 0)])
-def test_a_terminal_shows_a_bar_past_the_first_second(
-    monkeypatch: pytest.MonkeyPatch, terminal: int, seconds: float, shown: int
-) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(stream, "isatty", lambda: bool(terminal))
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(
-        "hotswap.cli.terminal.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
-    )
-    with progress_bar(4) as progress:
-        progress(2)
-    assert ("adapters" in stream.getvalue()) == bool(shown)
-    assert ("50%" in stream.getvalue()) == bool(shown)
 
 
 def test_the_files_of_a_folder_are_one_adapter(

@@ -55,7 +55,7 @@ fail_on_option = option(
 
 @click.command(
     cls=Command,
-    arguments=[("ADAPTER", "Adapter folders, or patterns like 'adapters/*'.")],
+    arguments={"ADAPTER": "Adapter folders, or patterns like 'adapters/*'."},
     epilog=EPILOG,
 )
 @click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)

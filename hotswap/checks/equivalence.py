@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,11 +42,10 @@ def tensors_of(output: Any) -> list[Tensor]:
     """List the floating tensors of a model's output (tensor, sequence or mapping), in order."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in tensors_of(value)]
-    if isinstance(output, list | tuple):
-        return [tensor for value in output for tensor in tensors_of(value)]
-    return []
+    values = output.values() if isinstance(output, Mapping) else output
+    if not isinstance(output, Mapping | list | tuple):
+        return []
+    return [tensor for value in values for tensor in tensors_of(value)]
 
 
 def compare(
@@ -57,9 +57,8 @@ def compare(
     """
     ours, theirs = tensors_of(actual), tensors_of(expected)
     if not theirs or len(ours) != len(theirs):
-        return Comparison(
-            False, float("inf"), 0.0, f"{len(ours)} output tensors, expected {len(theirs)}"
-        )
+        counts = f"{len(ours)} output tensors, expected {len(theirs)}"
+        return Comparison(False, float("inf"), 0.0, counts)
     worst = Comparison(True, 0.0, 0.0, "")
     for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         found = _compare(one, other, index, tolerances)
@@ -117,14 +116,9 @@ def _outputs(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Any
 
         return hook
 
-    handles = [
-        module.register_forward_hook(keep(canonical(name)))
-        for name, module in model.named_modules()
-        if "lora_" not in name
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if "lora_" not in name:
+                hooks.enter_context(module.register_forward_hook(keep(canonical(name))))
         run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen

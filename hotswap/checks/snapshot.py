@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ _PLACES = ("_parameters", "_buffers")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One tensor: where it hangs, the object, an alias of its storage, a copy of its values."""
+    """One tensor: where it hangs, the object, an alias of its storage, copies of values and identity."""
 
     name: str
     holder: dict[str, Any]
@@ -29,12 +30,8 @@ class _Entry:
     tensor: Tensor
     alias: Tensor
     values: Tensor
-    requires_grad: bool
     kind: type
-
-    def storage(self) -> dict[str, Any]:
-        found = _storage(self.alias)
-        return found | {"type": self.kind.__name__, "requires_grad": self.requires_grad}
+    then: dict[str, Any]
 
 
 def _storage(tensor: Tensor) -> dict[str, Any]:
@@ -86,17 +83,36 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(a, b)
 
 
+def _differs(now: Any, then: Any) -> bool:
+    """Whether something else is in a dict or list; tensors are entries of their own."""
+    if isinstance(then, list):
+        return bool(now != then)
+    keys = then.keys() | now.keys()
+    return any(not isinstance(then.get(k), Tensor) and then.get(k) != now.get(k) for k in keys)
+
+
+def _fill(now: Any, then: Any) -> None:
+    """Let a mapping or list, which others may hold, have in it what it had; in place."""
+    if isinstance(now, list):
+        now[:] = then
+        return
+    for key in [*now]:
+        if key not in then or isinstance(now, dict):  # of a dict the order comes back too
+            del now[key]
+    now.update(then)
+
+
 class Snapshot:
     """Every parameter, buffer and LoRA scaling of some models, with the flags that a swap may touch."""
 
     def __init__(self, models: tuple[nn.Module, ...]) -> None:
         self._models = models
         self._entries: list[_Entry] = []
-        self._holders: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._flags: list[tuple[str, LoraLayer, str, Any]] = []
+        self._held: list[
+            tuple[str, Callable[[], Any], Any]
+        ] = []  # mappings and lists, and contents
         self._active: list[tuple[str, LoraLayer, str | list[str]]] = []
-        self._numbers: list[tuple[str, MutableMapping[str, Any], dict[str, Any]]] = []
-        self._configs: list[tuple[str, dict[str, Any], str, Any, dict[str, Any]]] = []
+        self._configs: list[tuple[dict[str, Any], str, Any, dict[str, Any]]] = []
         seen: set[int] = set()
         for model in models:
             for path, module in model.named_modules():
@@ -112,10 +128,9 @@ class Snapshot:
         if configs and id(configs) not in seen:
             seen.add(id(configs))
             for name, config in configs.items():
-                self._configs.append((name, configs, name, config, copy.deepcopy(vars(config))))
+                self._configs.append((configs, name, config, copy.deepcopy(vars(config))))
         for place in (*_PLACES, "_modules"):
-            holder = getattr(module, place)
-            self._holders.append((holder, dict(holder)))
+            self._hold("", getattr(module, place))
         for place in _PLACES:
             for key, tensor in getattr(module, place).items():
                 if tensor is not None and id(tensor) not in seen:
@@ -124,23 +139,25 @@ class Snapshot:
         if not isinstance(module, LoraLayer):
             return
         if isinstance(module.scaling, dict):
-            self._numbers.append((f"{path}.scaling", module.scaling, dict(module.scaling)))
+            self._hold(f"{path}.scaling", module.scaling)
             for key, value in module.scaling.items():
                 if isinstance(value, Tensor):
                     self._take_tensor(f"{path}.scaling.{key}", module.scaling, key, value)
         else:
-            states = module.scaling.states
-            self._numbers.append((f"{path}.scaling.states", states, dict(states)))
-        self._flags += [(path, module, flag, copy.copy(getattr(module, flag))) for flag in _FLAGS]
+            self._hold(f"{path}.scaling.states", module.scaling.states)
+        for flag in _FLAGS:
+            now = partial(getattr, module, flag)
+            self._held.append((f"{path}.{flag}", now, copy.copy(now())))
         self._active.append((path, module, copy.copy(module._active_adapter)))
 
+    def _hold(self, name: str, mapping: MutableMapping[str, Any]) -> None:
+        """Note what is in a mapping; without a name it is no part of the fingerprint."""
+        self._held.append((name, lambda: mapping, dict(mapping)))
+
     def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:
-        alias = tensor.data
-        self._entries.append(
-            _Entry(
-                name, holder, key, tensor, alias, alias.clone(), tensor.requires_grad, type(tensor)
-            )
-        )
+        alias, then = tensor.data, _storage(tensor)
+        entry = _Entry(name, holder, key, tensor, alias, alias.clone(), type(tensor), then)
+        self._entries.append(entry)
 
     def changes(self, *, values: bool = True, storage: bool = True) -> list[str]:
         """Say what changed since: values and flags bit for bit, and what compiled code is guarded on."""
@@ -155,63 +172,37 @@ class Snapshot:
                 continue
             if values and not _same_bits(now, entry.values):
                 found.append(f"{entry.name} changed its values")
-            if storage and (moved := _moved(entry.storage(), _storage(now))):
+            if storage and (moved := _moved(entry.then, _storage(now))):
                 found.append(f"{entry.name} {moved}")
-        if values:
-            found += self._changed_flags()
-        return found
+        return [*found, *self._changed_flags()] if values else found
 
-    def _changed_flags(self) -> list[str]:
-        found = [
-            f"{path}.{flag} changed: {then} to {getattr(layer, flag)}"
-            for path, layer, flag, then in self._flags
-            if getattr(layer, flag) != then
-        ]
-        found += [
-            f"{name} changed: {then} to {now}"
-            for name, now, then in self._numbers
-            if any(
-                not isinstance(then.get(key), Tensor) and then.get(key) != now.get(key)
-                for key in then.keys() | now.keys()
-            )
-        ]
-        found += [
-            f"{path} has {layer._active_adapter} active, not {then}"
-            for path, layer, then in self._active
-            if layer._active_adapter != then
-        ]
-        for name, holder, key, config, fields in self._configs:
-            if holder.get(key) is not config or vars(config) != fields:
-                found.append(f"peft_config[{name!r}] changed")
-        return found
+    def _changed_flags(self) -> Iterator[str]:
+        for name, holder, then in self._held:
+            if name and _differs(holder(), then):
+                yield f"{name} changed: {then} to {holder()}"
+        for path, layer, active in self._active:
+            if layer._active_adapter != active:
+                yield f"{path} has {layer._active_adapter} active, not {active}"
+        for configs, name, config, fields in self._configs:
+            if configs.get(name) is not config or vars(config) != fields:
+                yield f"peft_config[{name!r}] changed"
 
     @torch.no_grad()
     def restore(self) -> None:
         """Bring everything back in place: the same objects, storages and bits."""
         for model in self._models:
             forget_adapters(model)
-        for holder, entries in self._holders:
-            holder.clear()
-            holder.update(entries)
-        for _, numbers, then in self._numbers:
-            for name in [*numbers]:
-                if name not in then:
-                    del numbers[name]
-            numbers.update(then)
+        for _, holder, then in self._held:
+            _fill(holder(), then)
         for entry in self._entries:
             entry.holder[entry.key] = entry.tensor
             entry.tensor.__class__ = entry.kind  # PEFT's growth exchanges it by swap_tensors
             entry.tensor.data = entry.alias
-            entry.tensor.requires_grad_(entry.requires_grad)
+            entry.tensor.requires_grad_(entry.then["requires_grad"])
             entry.alias.copy_(entry.values)
-        for _, layer, flag, then in self._flags:
-            now = getattr(layer, flag)  # a dict or a list, which others may hold
-            now.clear()
-            now.update(then) if isinstance(now, dict) else now.extend(then)
         for _, layer, active in self._active:
             if layer._active_adapter != active:  # compiled code is guarded on a list that stays
                 layer._active_adapter = copy.copy(active)
-        for _, holder, key, config, fields in self._configs:
-            holder[key] = config
-            vars(config).clear()
-            vars(config).update(copy.deepcopy(fields))
+        for configs, name, config, fields in self._configs:
+            configs[name] = config
+            _fill(vars(config), copy.deepcopy(fields))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+
+import click
+from click import option
 
 import hotswap
 from hotswap.adapters.fit import BaseModel
@@ -14,9 +16,9 @@ from hotswap.adapters.inspect import Inspection
 from hotswap.adapters.output import write_atomically
 from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
-from hotswap.cli.command import Argument, Exit, Option
+from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.folders import adapter_paths
-from hotswap.cli.options import Form, Ignore, Output, Select
+from hotswap.cli.options import finding_options
 from hotswap.cli.pyproject import read_settings
 from hotswap.cli.terminal import progress_bar, say
 from hotswap.errors import HotswapError
@@ -37,33 +39,32 @@ Exit codes: 0, a swap accepts every adapter (warnings do not count, unless --str
 """
 
 
+@click.command(
+    cls=Command,
+    arguments={
+        "ADAPTER": "Adapter folders, .safetensors files, hub ids, or patterns like 'adapters/*'."
+    },
+    epilog=EPILOG,
+)
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
+@option("--plan", type=FILE, help="The plan that the model is prepared with.")
+@option("--base", metavar="PATH", help="Folder, config.json or id of the base model.")
+@option("--weights", is_flag=True, help="Read the values too: NaN, infinity, all zeros.")
+@finding_options
+@option("--strict", is_flag=True, help="Exit with 1 on warnings too.")
+@option("--jobs", "-j", default=1, metavar="N", help="Processes; 0: one for each core.")
 def check(
-    adapters: Annotated[
-        list[str],
-        Argument(
-            metavar="ADAPTER",
-            help="Adapter folders, .safetensors files, hub ids, or patterns like 'adapters/*'.",
-        ),
-    ],
-    plan: Annotated[
-        Path | None,
-        Option("--plan", metavar="FILE", help="The plan that the model is prepared with."),
-    ] = None,
-    base: Annotated[
-        str | None,
-        Option("--base", metavar="PATH", help="Folder, config.json or id of the base model."),
-    ] = None,
-    weights: Annotated[
-        bool, Option("--weights", help="Read the values too: NaN, infinity, all zeros.")
-    ] = False,
-    form: Form = "text",
-    output: Output = None,
-    select: Select = None,
-    ignore: Ignore = None,
-    strict: Annotated[bool, Option("--strict", help="Exit with 1 on warnings too.")] = False,
-    jobs: Annotated[
-        int, Option("--jobs", "-j", metavar="N", help="Processes; 0: one for each core.")
-    ] = 1,
+    *,
+    adapters: Sequence[str],
+    plan: Path | None,
+    base: str | None,
+    weights: bool,
+    form: str,
+    output: Path | None,
+    select: Sequence[str],
+    ignore: Sequence[str],
+    strict: bool,
+    jobs: int,
 ) -> None:
     """Judge adapters from their files alone: would a swap accept them.
 
@@ -164,5 +165,5 @@ def _count(fleet: Sequence[Inspection], findings: Sequence[Finding]) -> str:
     return ", ".join(parts)
 
 
-def _words(given: list[str] | None) -> list[str]:
-    return [word for part in given or [] for word in part.split(",") if word]
+def _words(given: Sequence[str]) -> list[str]:
+    return [word for part in given for word in part.split(",") if word]

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+
+import click
+from click import option
 
 import hotswap
 from hotswap.adapters.rules import DOCUMENTATION as ADAPTER_RULES
 from hotswap.adapters.rules import table as adapter_table
-from hotswap.cli.command import Argument, Exit, Option
-from hotswap.cli.options import Form, Ignore, Output, Select
+from hotswap.cli.command import FILE, Command, Exit
+from hotswap.cli.options import finding_options
 from hotswap.cli.terminal import say
 from hotswap.findings import RULES as NAMES
 from hotswap.report.findings import FORMATS, render
 
 
+@click.command(cls=Command, arguments={"PATH": "Files or folders: .py, .ipynb, .md."})
+@click.argument("paths", type=FILE, metavar="PATH...", nargs=-1, required=True)
+@finding_options
+@option("--fix", is_flag=True, help="Move prepare() before compile() where that is safe.")
 def lint(
-    paths: Annotated[
-        list[Path], Argument(metavar="PATH", help="Files or folders: .py, .ipynb, .md.")
-    ],
-    form: Form = "text",
-    output: Output = None,
-    select: Select = None,
-    ignore: Ignore = None,
-    fix: Annotated[
-        bool, Option("--fix", help="Move prepare() before compile() where that is safe.")
-    ] = False,
+    paths: tuple[Path, ...],
+    form: str,
+    output: Path | None,
+    select: Sequence[str],
+    ignore: Sequence[str],
+    fix: bool,
 ) -> None:
     """Find misuse of adapter hot-swapping around torch.compile, without running the code.
 
@@ -68,17 +71,11 @@ def lint(
     raise Exit(1 if findings else 0)
 
 
-def explain(
-    code: Annotated[
-        str | None, Argument(metavar="CODE", help="A code such as HSW201, or a name.")
-    ] = None,
-    markdown: Annotated[
-        bool, Option("--markdown", help="Print the table of the linter's rules instead.")
-    ] = False,
-    adapters: Annotated[
-        bool, Option("--adapters", help="Of the rules of adapter files, with --markdown.")
-    ] = False,
-) -> None:
+@click.command(cls=Command, arguments={"CODE": "A code such as HSW201, or a name."})
+@click.argument("code", metavar="[CODE]", required=False)
+@option("--markdown", is_flag=True, help="Print the table of the linter's rules instead.")
+@option("--adapters", is_flag=True, help="Of the rules of adapter files, with --markdown.")
+def explain(code: str | None, markdown: bool, adapters: bool) -> None:
     """Explain a rule, with bad and good code; without CODE, list the codes."""
     from hotswap.lint.rules import RULES, table
 
@@ -99,8 +96,8 @@ def explain(
         say("", ADAPTER_RULES[found])
 
 
-def _words(given: list[str] | None) -> list[str]:
-    return [word for part in given or [] for word in part.split(",") if word]
+def _words(given: Sequence[str]) -> list[str]:
+    return [word for part in given for word in part.split(",") if word]
 
 
 def _count(number: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 import hotswap
-from hotswap.cli.command import SETTINGS, command
+from hotswap.cli.command import SETTINGS
 from hotswap.cli.terminal import say
 from hotswap.errors import AdapterError, HotswapError
 
@@ -38,11 +38,7 @@ def app(called: str) -> click.Group:
         if name != called:
             made.add_command(click.Command(name, help=line))
             continue
-        module = importlib.import_module(f"hotswap.cli.{place}")
-        found = getattr(module, name)
-        if not isinstance(found, click.Command):
-            found = command(found, epilog=getattr(module, "EPILOG", None))
-        made.add_command(found)
+        made.add_command(getattr(importlib.import_module(f"hotswap.cli.{place}"), name))
     return made
 
 

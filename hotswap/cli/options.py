@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable
 
-from hotswap.cli.command import Option
+from click import option
+
+from hotswap.cli.command import FILE
 from hotswap.report.findings import FORMATS
 
-Form = Annotated[str, Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")]
-Output = Annotated[
-    Path | None, Option("--output", "-o", metavar="FILE", help="Write there instead.")
-]
-Select = Annotated[
-    list[str] | None,
-    Option(metavar="CODES", help="Only these rules: codes, prefixes or names."),
-]
-Ignore = Annotated[list[str] | None, Option(metavar="CODES", help="Not these rules.")]
+OPTIONS = (
+    option(
+        "--format", "form", default="text", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}."
+    ),
+    option("--output", "-o", type=FILE, help="Write there instead."),
+    option(
+        "--select",
+        multiple=True,
+        metavar="CODES",
+        help="Only these rules: codes, prefixes or names.",
+    ),
+    option("--ignore", multiple=True, metavar="CODES", help="Not these rules."),
+)
+
+
+def finding_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Declare ``form``, ``output``, ``select`` and ``ignore``."""
+    for declare in reversed(OPTIONS):
+        function = declare(function)
+    return function

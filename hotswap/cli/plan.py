@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+
+import click
+from click import option
 
 from hotswap.adapters.planner import plan as plan_fleet
 from hotswap.cli import plot as picture
-from hotswap.cli.command import Argument, Exit, Option
+from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.plan_text import sections
 from hotswap.cli.terminal import progress_bar, say
@@ -23,21 +25,16 @@ Exit codes: 0, every adapter fits; 1, one cannot be read or does not fit the oth
 """
 
 
-def plan(
-    adapters: Annotated[
-        list[str],
-        Argument(metavar="ADAPTER", help="Adapter folders, files, hub ids, or patterns."),
-    ],
-    output: Annotated[
-        Path | None,
-        Option("--output", "-o", metavar="FILE", help="Save the plan (hotswap-plan.json)."),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        Option("--plot", metavar="FILE", help="Draw the curve: FILE.svg or FILE.png."),
-    ] = None,
-    as_json: Annotated[bool, Option("--json", help="Print the plan as JSON.")] = False,
-) -> None:
+@click.command(
+    cls=Command,
+    arguments={"ADAPTER": "Adapter folders, files, hub ids, or patterns."},
+    epilog=EPILOG,
+)
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
+@option("--output", "-o", type=FILE, help="Save the plan (hotswap-plan.json).")
+@option("--plot", type=FILE, help="Draw the curve: FILE.svg or FILE.png.")
+@option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(adapters: tuple[str, ...], output: Path | None, plot: Path | None, as_json: bool) -> None:
     """Find what a fleet of adapters needs to be hot-swapped.
 
     Says the target rank to prepare for, whether preparation is needed and why, which adapter to load

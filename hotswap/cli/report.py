@@ -20,7 +20,7 @@ def report() -> None:
     """Work with the reports of hotswap verify."""
 
 
-@report.command(cls=Command, arguments=[("REPORT", "Folders of reports, or report.json.")])
+@report.command(cls=Command, arguments={"REPORT": "Folders of reports, or report.json."})
 @click.argument("reports", type=FILE, metavar="REPORT...", nargs=-1, required=True)
 @option("--output", "-o", type=FOLDER, required=True, help="Where the report goes.")
 @fail_on_option

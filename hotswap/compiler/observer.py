@@ -1,4 +1,4 @@
-"""The process-wide listener behind every watch. PYTEST_DONT_REWRITE
+"""The process-wide observer, and the listeners that it tells. PYTEST_DONT_REWRITE
 
 It chains into torch's guard hook (a hit or a miss at every compiled frame), is told when a compile
 starts, and reads torch's compile records; a miss that is followed by no compile ran eagerly. It
@@ -10,21 +10,103 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 from torch import nn
 
 from hotswap.compiler import private
 from hotswap.compiler.compiled import ignored_hooks
-from hotswap.compiler.guards import nearest
-from hotswap.compiler.listener import Compile, Kind, Listener
-from hotswap.compiler.reasons import Reason
-from hotswap.compiler.regions import Region, Regions, graph_break
+from hotswap.compiler.guards import modules_read, nearest
+from hotswap.compiler.reasons import Cause, Reason
+from hotswap.compiler.regions import Names, Place, Region, Regions, graph_break
 from hotswap.compiler.rules import Guarded, explain
+
+Kind = Literal["first", "recompile", "backward", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """One compile: the region, why its compiled code did not fit, torch's own words, seconds."""
+
+    region: str
+    reasons: tuple[Reason, ...]
+    raw: str
+    seconds: float
+
+    @property
+    def cause(self) -> Cause | Literal[""]:
+        """Whose fault it is: the worst cause of all reasons; empty for a first compile."""
+        return self.reasons[0].cause if self.reasons else ""
+
+    @property
+    def sentence(self) -> str:
+        """What changed and what to do, for every reason."""
+        return "; also ".join(str(reason) for reason in self.reasons)
+
+    @property
+    def swapped(self) -> bool:
+        """Whether a swap is to blame, or nobody knows."""
+        return self.cause in {"swap", "unknown"}
+
+    def __str__(self) -> str:
+        return f"{self.region}: {self.sentence}" if self.sentence else self.region
+
+
+class Listener:
+    """What was heard; regions that have nothing to do with the models are left out."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._places: dict[Region, Place | None] = {}
+        self._compiles: defaultdict[Kind, list[Compile]] = defaultdict(list)
+        self._why: dict[str, str] = {}
+        self._graph_breaks: dict[str, None] = {}
+        self._problems: dict[str, None] = {}
+        self.cudagraphs_heard = 0
+        self.resets_heard = 0
+
+    def heard_compile(self, kind: Kind, region: Region, found: Compile, broken_at: str) -> None:
+        """Write down a compile that ended, its region and modules as the watch names them."""
+        if (place := self._place(region)) is None:
+            return
+        reasons = tuple(reason.inside(place.prefix) for reason in found.reasons)
+        self._compiles[kind].append(replace(found, region=place.label, reasons=reasons))
+        if broken_at:
+            self._graph_breaks[f"{place.label}: the graph breaks in {broken_at}"] = None
+
+    def heard_eager(self, region: Region, why: str) -> None:
+        """Note why a call missed every variant and ran eagerly."""
+        if why and (place := self._place(region)) is not None:
+            self._why[place.label] = why
+
+    def heard_ignored_hook(self, region: Region, module: str) -> None:
+        """Write down a module inside the region whose forward hook compiled code does not call."""
+        if (place := self._place(region)) is not None:
+            self.heard_problem(
+                f"{place.prefix}{module}: a forward hook was added after torch.compile, and compiled "
+                "code never calls it; add it before torch.compile"
+            )
+
+    def heard_problem(self, text: str) -> None:
+        """Write down what cannot be observed."""
+        self._problems[text] = None
+
+    def close(self) -> None:
+        """Let go of the models: nothing more will be heard, and what was counted will be forgotten."""
+        self._names = Names((), {})
+
+    def _place(self, region: Region) -> Place | None:
+        if region not in self._places:
+            place, owner = self._names.of(region), region.owner()
+            if place is None and owner is not None and self._names.any_of(modules_read(owner)):
+                place = region.place
+            self._places[region] = place
+        return self._places[region]
 
 
 class Observer:

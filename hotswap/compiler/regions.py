@@ -73,7 +73,7 @@ class Regions:
 
     def __init__(self) -> None:
         self.known: dict[int | CodeType | str, Region] = {}  # a module is known by its id
-        self._all: list[Region] = []  # a dead module's id may be another one's by now
+        self._all: dict[Region, None] = {}  # a dead module's id may be another one's by now
 
     def __iter__(self) -> Iterator[Region]:
         return iter(list(self._all))
@@ -84,8 +84,7 @@ class Regions:
         region = self.known.get(key)
         if region is None or region.owner() is not owner:
             region = self.known[key] = self._new(owner, code, frame)
-            if region not in self._all:
-                self._all.append(region)
+            self._all[region] = None
         return region
 
     def _new(
@@ -93,9 +92,8 @@ class Regions:
     ) -> Region:
         if owner is None:
             place = Place(_function_label(code))
-            same = (
-                region for region in self if region.owner is _no_module and region.place == place
-            )
+            functions = (region for region in self if region.owner is _no_module)
+            same = (region for region in functions if region.place == place)
             return next(same, None) or Region(place, None)
         path = _path_on_stack(owner, frame)
         label = path or type(owner).__name__
@@ -118,14 +116,11 @@ def _path_on_stack(owner: nn.Module, frame: FrameType | None) -> str:
     """A module's path in the outermost module that is being called; empty if that is itself."""
     outermost = owner
     while frame is not None:
-        if frame.f_code.co_name == "_call_impl":
-            candidate = frame.f_locals.get("self")
-            if isinstance(candidate, nn.Module):
-                outermost = candidate
+        called = frame.f_locals.get("self") if frame.f_code.co_name == "_call_impl" else None
+        outermost = called if isinstance(called, nn.Module) else outermost
         frame = frame.f_back
-    return next(
-        (canonical(path) for path, module in outermost.named_modules() if module is owner), ""
-    )
+    paths = (path for path, module in outermost.named_modules() if module is owner)
+    return canonical(next(paths, ""))
 
 
 class Names:
@@ -135,19 +130,15 @@ class Names:
         self._models: list[nn.Module] = []
         self._places: dict[int, Place] = {}
         unnamed = [unwrap(model) for model in models]
-        alone = len(unnamed) + len(named) == 1
-        for model in unnamed:
-            name = type(model).__name__
-            self._add(model, name, "" if alone else f"{name}.")
-        for name, model in named.items():
-            self._add(unwrap(model), name, f"{name}.")
-
-    def _add(self, model: nn.Module, name: str, prefix: str) -> None:
-        self._models.append(model)
-        for path, module in model.named_modules():
-            path = prefix + canonical(path)
-            place = Place(name, prefix) if module is model else Place(path, f"{path}.")
-            self._places.setdefault(id(module), place)
+        pairs = [(type(model).__name__, model) for model in unnamed]
+        pairs += [(name, unwrap(model)) for name, model in named.items()]
+        for name, model in pairs:
+            self._models.append(model)
+            prefix = "" if unnamed and len(pairs) == 1 else f"{name}."
+            for path, module in model.named_modules():
+                path = prefix + canonical(path)
+                place = Place(name, prefix) if module is model else Place(path, f"{path}.")
+                self._places.setdefault(id(module), place)
 
     def of(self, region: Region) -> Place | None:
         """What a region is called; None for a module that has nothing to do with the models.

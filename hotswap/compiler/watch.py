@@ -11,8 +11,7 @@ from typing import Literal
 from torch import nn
 
 from hotswap.compiler import private
-from hotswap.compiler.listener import Compile, Kind, Listener
-from hotswap.compiler.observer import OBSERVER
+from hotswap.compiler.observer import OBSERVER, Compile, Kind, Listener
 from hotswap.compiler.reasons import group, some
 from hotswap.compiler.regions import Names
 from hotswap.errors import RecompileError

@@ -63,6 +63,8 @@ def derive(gathered: Mapping[str, Any]) -> Document:
         _adapter(a, rows.get(a["name"]), times.get(a["name"], ()), failed.get(a["name"]))
         for a in gathered["adapters"] or [_UNDESCRIBED | {"name": name} for name in accepted]
     ]
+    environments = (r["environment"] for r in results.records if r.get("environment"))
+    samples = (gathered["timing"] or {}).get("samples") or {}
     laws = law_rows(results)
     warnings = [*gathered["warnings"], *_warnings(adapters, laws, gathered["timing"])]
     return {
@@ -71,14 +73,18 @@ def derive(gathered: Mapping[str, Any]) -> Document:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "verdict": verdict(gathered, results, accepted, warnings),
         "request": gathered["request"],
-        "environment": _environments(results.records),
+        "environment": [json.loads(told) for told in dict.fromkeys(environments)],
         "plan": gathered["plan"],
         "curve": gathered["curve"],
         "adapters": adapters,
         "laws": laws,
         "swaps": results.swaps,
         "recompiles": results.recompiles,
-        "latency": _latency(gathered["timing"]),
+        "latency": [
+            {"series": name, **percentiles(some), "samples": some}
+            for name, some in samples.items()
+            if some
+        ],
         "timing": gathered["timing"],
         "compiles": _compiles(results.records),
         "shards": gathered["shards"],
@@ -227,17 +233,6 @@ def _compiles(records: Iterable[Record]) -> list[dict[str, Any]]:
                 found.append({"at": round(at, 3), **one, "wanted": wanted, "test": test})
                 at += one["seconds"]
     return sorted(found, key=lambda one: one["at"])
-
-
-def _environments(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """The distinct environments of the processes; one, unless machines differ."""
-    told = dict.fromkeys(r["environment"] for r in records if r.get("environment"))
-    return [json.loads(environment) for environment in told]
-
-
-def _latency(timing: Record | None) -> list[dict[str, Any]]:
-    series = ((timing or {}).get("samples") or {}).items()
-    return [{"series": name, **percentiles(some), "samples": some} for name, some in series if some]
 
 
 def _finite(value: Any) -> Any:

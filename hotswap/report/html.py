@@ -34,7 +34,7 @@ def html(document: dict[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(ms=_milliseconds, size=_size, listed=_listed, sci=_scientific)
+    environment.filters.update(ms=_milliseconds, size=_size, listed=_listed)
     template = files("hotswap.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     pictures = {
         "ranks": charts.rank_map(document["adapters"]),
@@ -69,7 +69,3 @@ def _listed(values: list[float]) -> str:
     if len(values) > 3:
         return f"{min(values):g} to {max(values):g}"
     return ", ".join(f"{value:g}" for value in values) or "–"
-
-
-def _scientific(value: float | None) -> str:
-    return "–" if value is None else f"{float(value):.1e}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,12 @@ class Results:
     @classmethod
     def read(cls, path: Path) -> Results:
         """Read a file of records; a last line that was cut off in writing is left out."""
-        if not path.exists():
-            return cls()
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return cls.of(_parsed(line for line in lines if line.endswith("\n")))
+        written = path.read_text(encoding="utf-8") if path.exists() else ""
+        found = []
+        for line in written.splitlines(keepends=True):
+            with suppress(ValueError):
+                found += [json.loads(line)] if line.endswith("\n") else []
+        return cls.of(line for line in found if isinstance(line, dict))
 
     @classmethod
     def of(cls, lines: Iterable[Record]) -> Results:
@@ -109,13 +111,6 @@ def short(message: str, law: str) -> str:
     """Cut what pytest says of a failure down to what a table has room for."""
     told = message.removeprefix("AssertionError: ").removeprefix(f"{law}: ")
     return told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
-
-
-def _parsed(lines: Iterable[str]) -> Iterator[Record]:
-    for line in lines:
-        with suppress(ValueError):
-            if isinstance(value := json.loads(line), dict):
-                yield value
 
 
 def _adapter_row(name: str, own: Results) -> Record:

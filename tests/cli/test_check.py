@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import hotswap
 from hotswap.cli.main import main
-from hotswap.cli.terminal import progress_bar
 from hotswap.findings import RULES
 from tests.support.adapter_files import write_adapter
 from tests.support.adapter_samples import SAMPLES, WEIGHTS, adapter
@@ -117,22 +114,6 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
         "sys.exit(bool({'torch', 'peft', 'transformers', 'huggingface_hub', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(("terminal", "seconds", "shown"), [(1, 2, 1), (1, 0.5, 0), (0, 2, 0)])
-def test_a_terminal_shows_a_bar_past_the_first_second(
-    monkeypatch: pytest.MonkeyPatch, terminal: int, seconds: float, shown: int
-) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(stream, "isatty", lambda: bool(terminal))
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(
-        "hotswap.cli.terminal.time", SimpleNamespace(monotonic=iter([0, seconds]).__next__)
-    )
-    with progress_bar(4) as progress:
-        progress(2)
-    assert ("adapters" in stream.getvalue()) == bool(shown)
-    assert ("50%" in stream.getvalue()) == bool(shown)
 
 
 def test_the_files_of_a_folder_are_one_adapter(

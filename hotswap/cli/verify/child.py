@@ -48,7 +48,10 @@ def run(command: Sequence[str], output: Path, status: Callable[[], str]) -> Ende
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment()
         )
         try:
-            _wait(child, status)
+            with progress_line(status) as show:
+                while child.poll() is None:
+                    show()
+                    time.sleep(0.1)
         except KeyboardInterrupt as signalled:
             interrupted = True
             _stop(child, knows=not isinstance(signalled, Terminated))
@@ -78,13 +81,6 @@ def environment() -> dict[str, str]:
     """The environment without what would change the selection of tests behind the user's back."""
     leaks = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     return {key: value for key, value in os.environ.items() if key not in leaks}
-
-
-def _wait(child: subprocess.Popen[bytes], status: Callable[[], str]) -> None:
-    with progress_line(status) as show:
-        while child.poll() is None:
-            show()
-            time.sleep(0.1)
 
 
 def _stop(child: subprocess.Popen[bytes], *, knows: bool) -> None:

@@ -55,7 +55,7 @@ fail_on_option = option(
 
 @click.command(
     cls=Command,
-    arguments=[("ADAPTER", "Adapter folders, or patterns like 'adapters/*'.")],
+    arguments={"ADAPTER": "Adapter folders, or patterns like 'adapters/*'."},
     epilog=EPILOG,
 )
 @click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
@@ -110,13 +110,13 @@ def _answer(request: Request) -> int:
         return _refuse(problem)
     with child.stoppable(), tempfile.TemporaryDirectory(prefix="hotswap-verify-") as folder:
         try:
-            return _verify(request, Path(folder), time.time())
+            return _verify(request, Path(folder), time.time() + request.seconds)
         except KeyboardInterrupt:
             say("interrupted; nothing was verified", error=True)
             return INTERRUPTED
 
 
-def _verify(request: Request, folder: Path, start: float) -> int:
+def _verify(request: Request, folder: Path, deadline: float) -> int:
     notes = []
     if request.backend is None:
         request = replace(request, backend=default_backend())  # type: ignore[arg-type]
@@ -133,15 +133,14 @@ def _verify(request: Request, folder: Path, start: float) -> int:
     run = Run()
     accepted = [path for path in mine if path not in fleet.refused]
     if accepted or not request.adapters:
-        run = run_suite(request, fleet, mine, folder, start)
+        run = run_suite(request, fleet, mine, folder, deadline)
         tried = any(record.get("law") for record in run.results.records)
-        late = request.seconds is not None and time.time() > start + request.seconds
-        if not (tried or late or run.interrupted):
+        if not (tried or time.time() > deadline or run.interrupted):
             return _refuse_run(request, run)
         if run.results.exitstatus is None and not (run.interrupted or request.verbose):
             say(run.output.rstrip(), error=True)
         if not (request.no_timing or run.interrupted):
-            run = run_timing(request, run, accepted, folder, start)
+            run = run_timing(request, run, accepted, folder, deadline)
     document = derive(_gathered(request, fleet, mine, run, notes))
     if request.report is not None:
         write_report(document, request.report)

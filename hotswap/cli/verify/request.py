@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -45,9 +46,9 @@ class Request:
     pytest_args: tuple[str, ...] = ()
 
     @property
-    def seconds(self) -> float | None:
-        """The time budget."""
-        return None if self.time_budget is None else parse_duration(self.time_budget)
+    def seconds(self) -> float:
+        """The time budget; infinity without one."""
+        return math.inf if self.time_budget is None else parse_duration(self.time_budget)
 
     @property
     def part(self) -> tuple[int, int] | None:

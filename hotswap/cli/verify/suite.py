@@ -31,7 +31,7 @@ class Run:
 
 
 def run_suite(
-    request: Request, fleet: Fleet, mine: Sequence[str], folder: Path, start: float
+    request: Request, fleet: Fleet, mine: Sequence[str], folder: Path, deadline: float
 ) -> Run:
     """Run the contract; the plan is the whole fleet's, the adapters are this shard's."""
     plan = folder / "plan.json"
@@ -45,7 +45,7 @@ def run_suite(
         compile_mode=request.compile_mode,
         regional=request.regional,
         inputs=str(request.inputs.resolve()) if request.inputs else None,
-        deadline=None if request.seconds is None else start + request.seconds,
+        deadline=deadline,
         budget=request.time_budget or "",
         refused=tuple(refused),
     )
@@ -80,32 +80,25 @@ def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder:
 
 
 def run_timing(
-    request: Request, run: Run, accepted: Sequence[str], folder: Path, start: float
+    request: Request, run: Run, accepted: Sequence[str], folder: Path, deadline: float
 ) -> Run:
     """Measure in a child process; what goes wrong is said in the table, and changes no verdict."""
-    if not request.base or not accepted:
-        return replace(run, timing=_untimed("timing needs ADAPTER... and --base"))
-    if request.seconds is not None and time.time() > start + request.seconds:
-        return replace(run, timing=_untimed("the time budget was used up"))
     answer = folder / "timing.json"
-    command = [sys.executable, "-m", "hotswap.bench.timing", "--base", request.base]
-    command += ["--backend", str(request.backend), "--output", str(answer)]
-    if request.report is not None:
-        command.append("--latency")
-    ended = child.run(
-        [*command, "--", *accepted],
-        folder / "timing.txt",
-        lambda: "timing: no compile, compiled unprepared, compiled prepared",
-    )
-    if ended.interrupted:
-        return replace(run, timing=_untimed("interrupted"), interrupted=True)
-    if ended.code or not answer.exists():
-        return replace(run, timing=_untimed(ended.last_line))
-    return replace(run, timing=json.loads(answer.read_text(encoding="utf-8")))
-
-
-def _untimed(reason: str) -> dict[str, Any]:
-    return {"error": reason, "rows": [], "samples": {}}
+    if not request.base or not accepted:
+        problem = "timing needs ADAPTER... and --base"
+    elif time.time() > deadline:
+        problem = "the time budget was used up"
+    else:
+        command = [sys.executable, "-m", "hotswap.bench.timing", "--base", request.base]
+        command += ["--backend", str(request.backend), "--output", str(answer)]
+        command += ["--latency"] if request.report is not None else []
+        shown = "timing: no compile, compiled unprepared, compiled prepared"
+        ended = child.run([*command, "--", *accepted], folder / "timing.txt", lambda: shown)
+        if not (ended.interrupted or ended.code) and answer.exists():
+            return replace(run, timing=json.loads(answer.read_text(encoding="utf-8")))
+        run = replace(run, interrupted=ended.interrupted)
+        problem = "interrupted" if ended.interrupted else ended.last_line
+    return replace(run, timing={"error": problem, "rows": [], "samples": {}})
 
 
 def progress(report: Path) -> str:

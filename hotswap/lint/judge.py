@@ -39,6 +39,8 @@ class Judge:
         """The functions that are called from outside, in an order that is not known."""
         self.log: set[str] = set()
         """The kinds of steps since it was last cleared."""
+        self.steps = 0
+        """How many steps there were that are more than a call of a model."""
         self._done: dict[ast.AST | None, set[tuple[str, int]]] = defaultdict(set)
         """What was done to each model, by the way into the program; with None, by the body."""
         self._under: dict[tuple[ast.AST, bool, int], set[str]] = defaultdict(set)
@@ -54,6 +56,7 @@ class Judge:
     ) -> Deferred | None:
         """Show a step to the rules; return what the first that objects says."""
         self.log.add(event.kind)
+        self.steps += event.kind != "run"
         self._done[turn[0] if turn else None].add((event.kind, oid))
         for node, guard in guards.items():
             self._under[node, guard.branch, oid].add(event.kind)

@@ -34,7 +34,7 @@ def analyse(
     tree: ast.Module, text: str, folder: Path | None = None
 ) -> dict[tuple[str, ast.AST], Problem]:
     """Return every problem in a module by rule code and place."""
-    matters = Relevance(tree, text)
+    matters = Relevance(tree)
     judge = Judge(file_swaps=matters.touches(tree, "swap"))
     run = Run(_LANGUAGE, judge, matters.touches, folder)
     if matters.applies:
@@ -99,7 +99,7 @@ class _Program:
         paths = _copies(paths)
         obj = Obj(self.run.fresh().oid)
         for state in paths:
-            state.put(obj.oid, Facts(kind="instance"))
+            state.know(obj.oid, Facts(kind="instance"))
             state.put((obj.oid, "__class__"), cls)
         for name in ("__init__", "__post_init__"):
             self.run.s = paths[0]
@@ -136,9 +136,7 @@ class _Program:
         """Run what is called from outside: once each, and what may be called again a second time."""
         ran: set[int] = set()
         again = []
-        compiled = any(
-            isinstance(f, Facts) and f.compiled for state in paths for f in state.heap.values()
-        )
+        compiled = any(facts.compiled for state in paths for facts in state.models.values())
         for func in entries:
             if func is None or func.node in self.run.executed:
                 continue
@@ -147,16 +145,16 @@ class _Program:
             self.judge.log.clear()
             self.judge.entries.add(func.node)
             for end in self._enter(_copies(paths), func):
-                ran |= {k for k, f in end.heap.items() if isinstance(f, Facts) and f.ran}
+                ran |= {oid for oid, facts in end.models.items() if facts.ran}
             if compiled and not self.judge.log & {"create", "prepare", "enable", "compile"}:
                 again.append(func)
         for func in again:
             used = _copies(paths)
             for state in used:
                 for oid in ran:
-                    facts = state.heap.get(oid)
-                    if isinstance(facts, Facts) and facts.compiled and not facts.ran:
-                        state.put(oid, replace(facts, ran=Ran(facts.compiled.where, None)))
+                    facts = state.models.get(oid)
+                    if facts and facts.compiled and not facts.ran:
+                        state.know(oid, replace(facts, ran=Ran(facts.compiled.where, None)))
             self._enter(self._enter(used, func), func)
 
     def _can_matter(self, node: ast.AST, *, compiled: bool) -> bool:

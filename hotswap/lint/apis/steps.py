@@ -38,6 +38,8 @@ def compile_value(run: Run, value: v.Value, node: ast.AST, how: ts.How) -> v.Val
         elif _LAYERS.search(value.path):
             _compile(run, value.owner, node, "blocks")
         return value
+    if isinstance(value, v.Func):
+        return replace(value, compiler=node)
     obj = become(run, value, "unknown")
     if obj is None:
         return value
@@ -62,6 +64,9 @@ def compile_in_place(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
 def call_model(run: Run, obj: v.Obj, node: ast.AST, *, grad: str | None) -> None:
     """Call the model; a pipeline calls its denoiser."""
     facts = run.facts(obj)
+    if run.s.compiler is not None and facts.compiled is None and facts.kind != "pipeline":
+        _compile(run, obj, run.s.compiler, "function")
+        facts = run.facts(obj)
     if facts.kind == "pipeline":
         for model in denoisers(run, obj):
             call_model(run, model, node, grad=None)

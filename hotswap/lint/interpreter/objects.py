@@ -98,8 +98,9 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     if isinstance(owner, v.Opaque):
         if name in DENOISERS and (pipe := become(run, owner, "pipeline")):
             return component(run, pipe, name)
-        if name == "app" and name in run.s.frames[0].names:  # request.app, of a web framework
-            return run.known(run.s.frames[0].names[name])
+        if name == "app":  # request.app, of a web framework
+            app = run.s.heap.get("web app") or run.s.frames[0].names.get(name)
+            return run.memo((owner.oid, name)) if app is None else run.known(app)
         return run.memo((owner.oid, name))
     key = v.key_of(owner)
     return run.fresh() if key is None else run.memo((key, name))

@@ -9,7 +9,7 @@ from hotswap.lint.interpreter.calls import call
 from hotswap.lint.interpreter.conditions import assume, holds, negation
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.typestate import Facts, Guard
+from hotswap.lint.typestate import Guard
 
 Outcomes = list[tuple[State, v.Value]]
 
@@ -93,7 +93,5 @@ def split(run: Run, state: State, value: v.Value, test: ast.expr) -> list[tuple[
 
 def guard(state: State, node: ast.AST, branch: bool) -> None:
     """Note that the path was taken without knowing whether it can be."""
-    loaded = {
-        key for key, facts in state.heap.items() if isinstance(facts, Facts) and facts.adapters
-    }
+    loaded = [oid for oid, facts in state.models.items() if facts.adapters]
     state.guards = {**state.guards, node: Guard(branch, frozenset(loaded))}

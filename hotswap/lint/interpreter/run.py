@@ -177,12 +177,11 @@ class Run:
 
     def facts(self, obj: v.Obj) -> Facts:
         """Return what is known of the object."""
-        found = self.s.heap.get(obj.oid)
-        return found if isinstance(found, Facts) else Facts(open=True)
+        return self.s.models.get(obj.oid) or Facts(open=True)
 
     def put(self, obj: v.Obj, facts: Facts) -> None:
         """Replace what is known of the object."""
-        self.s.put(obj.oid, facts)
+        self.s.know(obj.oid, facts)
 
     def emit(self, obj: v.Obj, event: Event) -> str | None:
         """Show a step to the judge; return the code of what is wrong with it, if anything is.
@@ -218,6 +217,6 @@ class Run:
         """Report what still waits for a run: the model is there to be run."""
         for end in ends:
             self.s = end
-            for oid, facts in list(end.heap.items()):
-                if isinstance(facts, Facts) and facts.deferred:
+            for oid, facts in list(end.models.items()):
+                if facts.deferred:
                     self.flush(v.Obj(oid), "run")

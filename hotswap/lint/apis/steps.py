@@ -224,6 +224,8 @@ def toggle(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     names = _names(args.get(0, "adapter_names") or args.get(0, "adapter_name"))
     run.emit(obj, Event("toggle", args.node, run.facts(obj), api, obj.wrapped, names=names))
     facts = run.facts(obj)
+    if not facts.adapters and not facts.open:
+        run.judge.log.add("absent")
     if api.startswith("delete_adapter"):
         facts = ts.unloaded(facts, names) if names else replace(facts, open=True)
     elif api.startswith("set_adapter") and names:
@@ -234,6 +236,8 @@ def toggle(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
 
 def scale(run: Run, obj: v.Obj, node: ast.AST, api: str, value: v.Value | None) -> None:
     """Write a number into a layer's scaling."""
+    if not run.facts(obj).adapters and not run.facts(obj).open:
+        run.judge.log.add("absent")
     text = "tensor" if value == v.TENSOR else "float" if v.is_number(value) else ""
     run.emit(obj, Event("scale", node, run.facts(obj), api, obj.wrapped, value=text))
 

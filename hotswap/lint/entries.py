@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,9 +10,10 @@ from hotswap.lint.interpreter.run import Run, TooLongError
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.interpreter.values import Func
 from hotswap.lint.judge import Found
-from hotswap.lint.relevance import Relevance
+from hotswap.lint.relevance import Feature, Relevance
 from hotswap.lint.typestate import Ran
 
+_STEPS: tuple[Feature, ...] = ("swap", "compile", "change", "run")
 MOST_OPENERS = 5
 _SETS_UP = ("create", "enable", "load", "prepare", "compile")
 """Steps that set a model up, in the order in which they have to be taken."""
@@ -79,7 +79,7 @@ class Entries:
         compiled = any(f.compiled for state in paths for f in state.models.values())
         attempts = []
         for func in functions:
-            if func.node not in self.run.executed and self._can_matter(func.node, compiled):
+            if func.node not in self.run.executed and self.matters.touches(func.node, *_STEPS):
                 self.judge.entries.add(func.node)
                 attempts.append(self._attempt(func, paths, keep=True))
         others = [self._attempt(func, paths) for func in openers]
@@ -110,7 +110,7 @@ class Entries:
         rest = [a for a in attempts if a.did.intersection(_SETS_UP) and _changes(paths, a.ends)]
         for attempt in sorted(rest, key=lambda a: a.rank)[:MOST_OPENERS]:
             only_loads = not attempt.did.intersection(_SETS_UP) - {"load"}
-            if only_loads and "load" in done:
+            if only_loads and ("load" in done or "run" in attempt.did):
                 continue
             opened = self._attempt(attempt.func, states[-1]) if chain else attempt
             if opened.clean:
@@ -126,9 +126,9 @@ class Entries:
     ) -> bool:
         """Tell whether an entry is fine before the model is all set up, and the rest of that then too.
 
-        A request that loads and runs the model comes again, so that it also comes afterwards.
+        What is no part of setting up also comes afterwards: a switch, a request that loads and runs.
         """
-        if {"load", "run"} <= attempt.did:
+        if not attempt.did.intersection(_SETS_UP) or {"load", "run"} <= attempt.did:
             return False
         for number, paths in enumerate(states[:-1]):
             trial = self._attempt(attempt.func, paths)
@@ -138,13 +138,6 @@ class Entries:
             if trial.clean:
                 return True
         return False
-
-    def _can_matter(self, node: ast.AST, compiled: bool) -> bool:
-        """Tell whether running the function can show a mistake, or a run of a model that is compiled."""
-        touches = self.matters.touches
-        if touches(node, "swap", "compile") or (compiled and touches(node, "run", "change")):
-            return True
-        return touches(node, "change") and (self.judge.file_swaps or touches(node, "compile"))
 
 
 def _changes(before: list[State], after: list[State]) -> bool:

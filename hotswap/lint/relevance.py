@@ -19,7 +19,7 @@ _SCALES = {"scale_layer", "scaling", "set_scale", "unscale_layer"}
 _NAMES: dict[Feature, set[str]] = {
     "make": _MAKES,
     "swap": {
-        "enable_lora_hotswap", "enable_peft_hotswap", "hotswap_adapter",
+        "AdapterBank", "enable_lora_hotswap", "enable_peft_hotswap", "hotswap_adapter",
         "hotswap_adapter_from_state_dict", "prepare_model_for_compiled_hotswap",
     },
     "compile": _COMPILES,

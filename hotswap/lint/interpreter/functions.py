@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
@@ -198,5 +199,5 @@ def inherited(run: Run, name: str) -> v.Func | None:
     for base in line[defines[0] + 1 :] if defines else ():
         found = run.s.heap.get((base.oid, name))
         if isinstance(found, v.Func):
-            return v.Func(found.node, owner, found.frame)
+            return replace(found, owner=owner)
     return None

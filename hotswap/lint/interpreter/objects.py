@@ -138,10 +138,10 @@ def _bound(run: Run, func: v.Func, cls: v.Class, owner: v.Value) -> v.Value:
         return func
     marks = {last_name(d) for d in func.node.decorator_list}
     if "classmethod" in marks:
-        return v.Func(func.node, cls, func.frame)
+        return replace(func, owner=cls)
     if "staticmethod" in marks or isinstance(owner, v.Class):
         return func
-    bound = v.Func(func.node, owner, func.frame)
+    bound = replace(func, owner=owner)
     if marks & {"property", "cached_property"}:
         call = ast.copy_location(ast.Call(ast.Name(func.node.name), [], []), func.node)
         return run.invoke_one(bound, v.Args(call, [], {}))

@@ -299,7 +299,7 @@ def _class(run: Run, node: ast.ClassDef) -> list[State]:
 def _delete(run: Run, node: ast.Delete) -> list[State]:
     for target in node.targets:
         if isinstance(target, ast.Name):
-            run.s.frames[-1].bind(target.id, v.Const(None))
+            assign(run, target, v.Const(None))
     return [run.s]
 
 

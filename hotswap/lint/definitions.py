@@ -37,7 +37,7 @@ class Definitions:
 
     def sets_up(self, node: Def, instance: str | None) -> bool:
         """Tell whether the function makes a model and keeps it, on the instance or outside of itself."""
-        if not self.matters.touches(node, "make"):
+        if not self.matters.touches(node, "make") or not self.matters.keeps(node):
             return False
         outer = {instance} if instance else _outer_names(node)
         stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]

@@ -141,10 +141,16 @@ class Entries:
 
 
 def _changes(before: list[State], after: list[State]) -> bool:
-    """Tell whether a call changed anything that is known of the models, or added one."""
-    known = before[0].models
-    now = (item for state in after for item in state.models.items())
-    return any(known.get(oid) != facts for oid, facts in now)
+    """Tell whether a call changed anything that outlasts it: a model, an attribute, a global name."""
+    start = before[0]
+    for state in after:
+        if any(state.models.get(oid) != facts for oid, facts in start.models.items()):
+            return True
+        if any(key not in start.heap and key[0] in start.models for key in state.heap):
+            return True
+        if state.frames[0].names != start.frames[0].names:
+            return True
+    return False
 
 
 def _after_a_run(state: State, ran: set[int]) -> State:

@@ -33,7 +33,7 @@ def analyse(
     """Return every problem in a module by rule code and place."""
     matters = Relevance(tree)
     judge = Judge(file_swaps=matters.touches(tree, "swap"))
-    run = Run(_LANGUAGE, judge, matters.touches, folder)
+    run = Run(_LANGUAGE, judge, matters, folder)
     if matters.applies:
         with contextlib.suppress(TooLongError, RecursionError):
             _Program(run, matters, Definitions(matters, text)).execute(tree)

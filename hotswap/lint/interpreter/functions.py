@@ -16,13 +16,15 @@ from hotswap.lint.interpreter.state import Frame, State, Table, merge
 DEEPEST = 8
 
 
-def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
-    """Call a function of this file by executing its body."""
+def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list[State]:
+    """Call a function of this file by executing its body; as an ``entry``, without what comes of nothing."""
     node = func.node
     run.executed.add(node)
     if len(run.running) >= DEEPEST or any(node is other for other, _ in run.running):
         for value in args.all():
             reveal(run, value)
+        return run.done(run.fresh())
+    if run.matters.negligible(node):
         return run.done(run.fresh())
     marks = [] if isinstance(node, ast.Lambda) else [last_name(d) for d in node.decorator_list]
     memo: Any = None
@@ -40,6 +42,8 @@ def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
     run.defined.append([])
     manages = "contextmanager" in marks or "asynccontextmanager" in marks
     body, given, rest = _body(run, node, manages)
+    if entry and rest is None:
+        body = _without_end(run, node, body)
     ends = run.block(body, run.s)
     _call_later(run, run.defined.pop(), ends)
     run.turn = turn
@@ -77,10 +81,18 @@ def _body(
     return run.cache["body", node]  # type: ignore[no-any-return]
 
 
+def _without_end(run: Run, node: v.Function, body: list[ast.stmt]) -> list[ast.stmt]:
+    """Leave out the last statements of a function if they do nothing to models."""
+    if ("entry", node) not in run.cache:
+        needed = [n for n, statement in enumerate(body, 1) if not run.matters.inert(statement)]
+        run.cache["entry", node] = body[: max(needed, default=0)]
+    return run.cache["entry", node]  # type: ignore[no-any-return]
+
+
 def _call_later(run: Run, defined: list[v.Func], ends: list[State]) -> None:
     """Run the functions that a function defined and did not call: somebody calls them afterwards."""
     for func in defined:
-        if func.node in run.executed or not run.matters(func.node):
+        if func.node in run.executed or not run.matters.touches(func.node):
             continue
         for end in [end for end in ends if end.exit != "raise"]:
             state = end.copy()
@@ -94,7 +106,7 @@ def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]
     ends = []
     for run.s in paths:
         run.s.grad = ()
-        ends += inline(run, func, v.Args(call, [], {}, starred=True))
+        ends += inline(run, func, v.Args(call, [], {}, starred=True), entry=True)
     for end in ends:
         end.exit = end.result = None
     return merge(ends, run.fresh)

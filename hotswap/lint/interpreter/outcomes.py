@@ -16,7 +16,7 @@ Outcomes = list[tuple[State, v.Value]]
 
 def outcomes(run: Run, node: ast.expr | None) -> Outcomes:
     """Evaluate an expression; calls of the program's functions and short circuits have several outcomes."""
-    if isinstance(node, ast.Await | ast.NamedExpr | ast.UnaryOp) and run.matters(node):
+    if isinstance(node, ast.Await | ast.NamedExpr | ast.UnaryOp) and run.matters.touches(node):
         return _wrapped(run, node)
     if isinstance(node, ast.IfExp):
         results: Outcomes = []
@@ -24,7 +24,7 @@ def outcomes(run: Run, node: ast.expr | None) -> Outcomes:
             run.s = state
             results += outcomes(run, node.body if chosen else node.orelse)
         return results
-    if isinstance(node, ast.BoolOp) and run.matters(node):
+    if isinstance(node, ast.BoolOp) and run.matters.touches(node):
         return _short_circuit(run, node)
     if not isinstance(node, ast.Call):
         value = run.ev(node)

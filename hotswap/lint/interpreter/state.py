@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hotswap.lint.interpreter.values import Obj, Value
 from hotswap.lint.typestate import Facts, Guards, joined
 
-MOST_PATHS = 6
+MOST_PATHS = 4
 Exit = Literal["return", "break", "continue", "raise"]
 
 

@@ -36,7 +36,7 @@ def _passed_by(
     """Pass by a block that neither leaves nor does anything that matters; what it assigns is unknown."""
 
     def execute_or_pass(run: Run, node: Block) -> list[State]:
-        if run.matters(node):
+        if run.matters.touches(node):
             return execute(run, node)
         if node not in run.cache:
             run.cache[node] = _stored_in(node)
@@ -70,12 +70,14 @@ def _stored_in(node: ast.AST) -> list[ast.expr] | None:
 
 
 def _expression(run: Run, node: ast.Expr) -> list[State]:
-    if isinstance(node.value, ast.Constant):
+    if isinstance(node.value, ast.Constant) or run.matters.idle(node):
         return [run.s]
     return [after for after, _ in outcomes(run, node.value)]
 
 
 def _assign(run: Run, node: ast.Assign | ast.AnnAssign) -> list[State]:
+    if run.matters.idle(node):
+        return [run.s]
     ends = []
     for state, value in outcomes(run, node.value) if node.value is not None else ():
         run.s = state
@@ -86,6 +88,8 @@ def _assign(run: Run, node: ast.Assign | ast.AnnAssign) -> list[State]:
 
 
 def _augmented(run: Run, node: ast.AugAssign) -> list[State]:
+    if run.matters.idle(node):
+        return [run.s]
     operation = ast.BinOp(node.target, node.op, node.value)
     result = run.ev(ast.copy_location(operation, node))
     if isinstance(node.target, ast.Name | ast.Attribute):
@@ -109,6 +113,8 @@ def _leave(run: Run, node: ast.Break | ast.Continue | ast.Raise) -> list[State]:
 
 
 def _assert(run: Run, node: ast.Assert) -> list[State]:
+    if run.matters.idle(node):
+        return [run.s]
     run.ev(node.test)
     assume(run, node.test, True)
     return [run.s]

@@ -22,12 +22,12 @@ _SAID_BY = {"HSW216": "HSW206", "HSW210": "HSW212"}
 """Rules that have nothing to add where another one has spoken."""
 _CAUSES = {
     "HSW205": frozenset({"HSW202", "HSW205", "HSW213"}),
-    "HSW208": frozenset({"HSW202"}),
     "HSW209": frozenset({"HSW202"}),
 }
 """Problems of a model after which another has nothing to add: the cause is told once."""
 Turn: TypeAlias = tuple[Any, ...]
 Place: TypeAlias = tuple[str, ast.AST, Turn]
+Found: TypeAlias = dict[Place, tuple[int, Deferred]]
 
 
 class Judge:
@@ -39,13 +39,15 @@ class Judge:
         """The functions that are called from outside, in an order that is not known."""
         self.log: set[str] = set()
         """The kinds of steps since it was last cleared."""
+        self.steps = 0
+        """How many steps there were that are more than a call of a model."""
         self._done: dict[ast.AST | None, set[tuple[str, int]]] = defaultdict(set)
         """What was done to each model, by the way into the program; with None, by the body."""
         self._under: dict[tuple[ast.AST, bool, int], set[str]] = defaultdict(set)
         """What was done to a model behind each branch of a condition that nobody could evaluate."""
         self._first: set[tuple[ast.AST, bool, int]] = set()
         """The branches that a model has gone through without an adapter."""
-        self._found: dict[Place, tuple[int, Deferred]] = {}
+        self._found: Found = {}
         self._fine: set[Place] = set()
         self._swapping: set[int] = set()
 
@@ -54,6 +56,7 @@ class Judge:
     ) -> Deferred | None:
         """Show a step to the rules; return what the first that objects says."""
         self.log.add(event.kind)
+        self.steps += event.kind != "run"
         self._done[turn[0] if turn else None].add((event.kind, oid))
         for node, guard in guards.items():
             self._under[node, guard.branch, oid].add(event.kind)
@@ -79,6 +82,16 @@ class Judge:
     def report(self, oid: int, found: Deferred) -> None:
         """Keep a problem."""
         self._found.setdefault((found.code, found.where, found.turn), (oid, found))
+
+    def take_back(self, turn: Turn) -> Found:
+        """Take back what was found in a turn, and say what it was, without what is fine on another path."""
+        taken = {place: said for place, said in self._found.items() if place[2][:2] == turn}
+        self._found = {p: said for p, said in self._found.items() if p not in taken}
+        return {place: said for place, said in taken.items() if place not in self._fine}
+
+    def keep(self, found: Found) -> None:
+        """Keep what was taken back."""
+        self._found |= found
 
     @property
     def problems(self) -> dict[tuple[str, ast.AST], Problem]:

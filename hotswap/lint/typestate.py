@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 Node: TypeAlias = ast.AST
 Kind = Literal["pipeline", "component", "transformers", "peft", "module", "instance", "unknown"]
-How = Literal["wrapper", "in place", "forward", "blocks"]
+How = Literal["wrapper", "in place", "forward", "blocks", "function"]
 Guards: TypeAlias = "Mapping[Node, Guard]"
 By = Literal["peft", "diffusers", "transformers", "hotswap"]
 

@@ -13,7 +13,7 @@ from hotswap.lint.interpreter.conditions import holds
 from hotswap.lint.interpreter.objects import become
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.typestate import By, Facts, Shape
+from hotswap.lint.typestate import By, Shape
 
 
 def _compile(run: Run, args: v.Args) -> v.Value:
@@ -30,10 +30,10 @@ def _compile(run: Run, args: v.Args) -> v.Value:
 
 def _reset(run: Run, args: v.Args) -> v.Value:
     """Forget what was compiled: the next call compiles again."""
-    for key, facts in list(run.s.heap.items()):
-        if isinstance(facts, Facts) and facts.compiled:
+    for oid, facts in list(run.s.models.items()):
+        if facts.compiled:
             left = tuple(d for d in facts.deferred if d.until != "run")
-            run.s.put(key, replace(facts, ran=None, deferred=left))
+            run.s.know(oid, replace(facts, ran=None, deferred=left))
     return v.Const(None)
 
 
@@ -52,6 +52,16 @@ def _bank(run: Run, args: v.Args) -> v.Value:
         return run.fresh()
     steps.swap(run, obj, args, "hotswap.AdapterBank", path=99, name=None)
     return v.Part(steps.carrier(run, obj), "AdapterBank()")
+
+
+def _web_app(run: Run, args: v.Args) -> v.Value:
+    """Make an application; its lifespan runs up to the yield before anything is asked of it."""
+    app = run.new("instance")
+    run.s.put("web app", app)
+    lifespan = args.get(None, "lifespan")
+    if isinstance(lifespan, v.Func):
+        run.invoke_one(lifespan, v.Args(args.node, [app], {}))
+    return app
 
 
 def _load(run: Run, args: v.Args) -> v.Value:
@@ -100,11 +110,13 @@ PEFT: dict[str, Effect] = {
 }
 """Functions that PEFT exports from several modules, by their last name."""
 FUNCTIONS: dict[str, Effect] = {
+    "fastapi.FastAPI": _web_app,
     "hotswap.AdapterBank": _bank,
     "hotswap.load": _load,
     "hotswap.prepare": _prepare("hotswap"),
     "hotswap.swap": _swap("hotswap.swap", name=None),
     "isinstance": _isinstance,
+    "starlette.applications.Starlette": _web_app,
     "torch._dynamo.optimize": lambda run, args: v.Partial(v.Ref("torch.compile"), (), {}),
     "torch._dynamo.reset": _reset,
     "torch.compile": _compile,

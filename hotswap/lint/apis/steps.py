@@ -38,6 +38,8 @@ def compile_value(run: Run, value: v.Value, node: ast.AST, how: ts.How) -> v.Val
         elif _LAYERS.search(value.path):
             _compile(run, value.owner, node, "blocks")
         return value
+    if isinstance(value, v.Func):
+        return replace(value, compiler=node)
     obj = become(run, value, "unknown")
     if obj is None:
         return value
@@ -62,6 +64,9 @@ def compile_in_place(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
 def call_model(run: Run, obj: v.Obj, node: ast.AST, *, grad: str | None) -> None:
     """Call the model; a pipeline calls its denoiser."""
     facts = run.facts(obj)
+    if run.s.compiler is not None and facts.compiled is None and facts.kind != "pipeline":
+        _compile(run, obj, run.s.compiler, "function")
+        facts = run.facts(obj)
     if facts.kind == "pipeline":
         for model in denoisers(run, obj):
             call_model(run, model, node, grad=None)
@@ -219,6 +224,8 @@ def toggle(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     names = _names(args.get(0, "adapter_names") or args.get(0, "adapter_name"))
     run.emit(obj, Event("toggle", args.node, run.facts(obj), api, obj.wrapped, names=names))
     facts = run.facts(obj)
+    if not facts.adapters and not facts.open:
+        run.judge.log.add("absent")
     if api.startswith("delete_adapter"):
         facts = ts.unloaded(facts, names) if names else replace(facts, open=True)
     elif api.startswith("set_adapter") and names:
@@ -229,6 +236,8 @@ def toggle(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
 
 def scale(run: Run, obj: v.Obj, node: ast.AST, api: str, value: v.Value | None) -> None:
     """Write a number into a layer's scaling."""
+    if not run.facts(obj).adapters and not run.facts(obj).open:
+        run.judge.log.add("absent")
     text = "tensor" if value == v.TENSOR else "float" if v.is_number(value) else ""
     run.emit(obj, Event("scale", node, run.facts(obj), api, obj.wrapped, value=text))
 

@@ -18,7 +18,7 @@ def assign(run: Run, target: ast.expr, value: v.Value) -> None:
             frame = run.s.frames[frame.outer[target.id]]
         old = frame.names.get(target.id)
         frame.bind(target.id, value)
-        _put_back(run, old, value)
+        replaced(run, old, value)
     elif isinstance(target, ast.Attribute):
         set_attribute(run, run.ev(target.value), target.attr, value)
     elif isinstance(target, ast.Subscript):
@@ -47,20 +47,28 @@ def set_attribute(run: Run, owner: v.Value, name: str, value: v.Value) -> None:
         key = (owner.oid, component_key(name) if is_pipeline else name)
         old = run.s.heap.get(key)
         run.s.put(key, value)
-        _put_back(run, old, value)
+        replaced(run, old, value)
     elif isinstance(owner, v.Opaque | v.Class):
         run.s.put((owner.oid, name), value)
 
 
-def _put_back(run: Run, old: v.Value | None, new: v.Value) -> None:
-    """Forget that a model was compiled if it takes the place of the last reference to its wrapper."""
-    if not isinstance(old, v.Obj) or new != replace(old, wrapped=False) or not old.wrapped:
+def replaced(run: Run, old: v.Value | None, new: v.Value) -> None:
+    """Forget that a model was compiled once nothing refers to its wrapper any more."""
+    if not isinstance(old, v.Obj) or not old.wrapped or new == old:
         return
     names = (value for frame in run.s.frames for value in frame.names.values())
-    if old not in [*names, *run.s.heap.values()]:
-        facts = run.facts(old)
+    facts = run.facts(old)
+    if facts.compiled is None or facts.compiled.how != "wrapper":
+        return
+    if not any(_refers(value, old) for value in (*names, *run.s.heap.values())):
         left = tuple(d for d in facts.deferred if d.until != "run")
         run.put(old, replace(facts, compiled=None, ran=None, deferred=left))
+
+
+def _refers(value: v.Value, obj: v.Obj) -> bool:
+    inside = v.elements(value) if isinstance(value, v.Seq) else None
+    inside = [*value.items.values()] if isinstance(value, v.Dict) else inside
+    return value == obj or any(_refers(each, obj) for each in inside or ())
 
 
 def _set_item(run: Run, target: ast.Subscript, value: v.Value) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.managers import split_at_yield
 from hotswap.lint.interpreter.objects import class_of, last_name, narrow, read_attribute, reveal
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
@@ -14,13 +16,15 @@ from hotswap.lint.interpreter.state import Frame, State, Table, merge
 DEEPEST = 8
 
 
-def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
-    """Call a function of this file by executing its body."""
+def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list[State]:
+    """Call a function of this file by executing its body; as an ``entry``, without what comes of nothing."""
     node = func.node
     run.executed.add(node)
     if len(run.running) >= DEEPEST or any(node is other for other, _ in run.running):
         for value in args.all():
             reveal(run, value)
+        return run.done(run.fresh())
+    if run.matters.negligible(node):
         return run.done(run.fresh())
     marks = [] if isinstance(node, ast.Lambda) else [last_name(d) for d in node.decorator_list]
     memo: Any = None
@@ -28,21 +32,30 @@ def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
         memo = ("memo", node, tuple(v.key_of(each) for each in args.positional))
         if memo in run.s.heap:
             return run.done(run.s.heap[memo])
-    grad, depth, turn = run.s.grad, len(run.s.frames), run.turn
+    grad, depth, turn, compiler = run.s.grad, len(run.s.frames), run.turn, run.s.compiler
+    run.s.compiler = func.compiler or compiler
     run.s.grad = (*grad, *(mark for mark in marks if mark in GRAD_MODES))
     names = _bound(run, node.args, func, args)
     run.s.frames.append(Frame(min(func.frame, depth - 1), Table(names)))
     run.running.append((node, func.owner))
     run.turn = (*turn, args.node)
     run.defined.append([])
-    ends = run.block(_body(run, node, marks), run.s)
+    manages = "contextmanager" in marks or "asynccontextmanager" in marks
+    body, given, rest = _body(run, node, manages)
+    if entry and rest is None:
+        body = _without_end(run, node, body)
+    ends = run.block(body, run.s)
     _call_later(run, run.defined.pop(), ends)
     run.turn = turn
     run.running.pop()
     returned = [end for end in ends if end.exit != "raise"]
     for end in returned or ends[:1]:
+        if manages and rest is not None:
+            run.s = end
+            names = dict(end.frames[depth].names)
+            end.result = v.Entered(run.ev(given), None, tuple(rest), names, func.frame)
         del end.frames[depth:]
-        end.grad = grad
+        end.grad, end.compiler = grad, compiler
         if returned:
             end.exit = None
             if memo is not None and end.result is not None:
@@ -54,24 +67,32 @@ def inline(run: Run, func: v.Func, args: v.Args) -> list[State]:
     return merge(returned, run.fresh)
 
 
-def _body(run: Run, node: v.Function, marks: list[str]) -> list[ast.stmt]:
-    """Return what a function does; a context manager only enters: what follows its yield comes later."""
-    if isinstance(node, ast.Lambda):
-        if ("body", node) not in run.cache:
-            run.cache["body", node] = [ast.copy_location(ast.Return(node.body), node.body)]
-        return run.cache["body", node]  # type: ignore[no-any-return]
-    if "contextmanager" in marks or "asynccontextmanager" in marks:
-        for index, statement in enumerate(node.body):
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Yield):
-                entered = ast.copy_location(ast.Return(statement.value.value), statement)
-                return [*node.body[:index], entered]
-    return node.body
+def _body(
+    run: Run, node: v.Function, manages: bool
+) -> tuple[list[ast.stmt], ast.expr | None, list[ast.stmt] | None]:
+    """Return what a function does; a context manager only enters, and has a value and a rest."""
+    if ("body", node) not in run.cache:
+        split = None
+        if isinstance(node, ast.Lambda):
+            body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
+        else:
+            body, split = node.body, split_at_yield(node.body) if manages else None
+        run.cache["body", node] = split or (body, None, None)
+    return run.cache["body", node]  # type: ignore[no-any-return]
+
+
+def _without_end(run: Run, node: v.Function, body: list[ast.stmt]) -> list[ast.stmt]:
+    """Leave out the last statements of a function if they do nothing to models."""
+    if ("entry", node) not in run.cache:
+        needed = [n for n, statement in enumerate(body, 1) if not run.matters.inert(statement)]
+        run.cache["entry", node] = body[: max(needed, default=0)]
+    return run.cache["entry", node]  # type: ignore[no-any-return]
 
 
 def _call_later(run: Run, defined: list[v.Func], ends: list[State]) -> None:
     """Run the functions that a function defined and did not call: somebody calls them afterwards."""
     for func in defined:
-        if func.node in run.executed or not run.matters(func.node):
+        if func.node in run.executed or not run.matters.touches(func.node):
             continue
         for end in [end for end in ends if end.exit != "raise"]:
             state = end.copy()
@@ -85,7 +106,7 @@ def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]
     ends = []
     for run.s in paths:
         run.s.grad = ()
-        ends += inline(run, func, v.Args(call, [], {}, starred=True))
+        ends += inline(run, func, v.Args(call, [], {}, starred=True), entry=True)
     for end in ends:
         end.exit = end.result = None
     return merge(ends, run.fresh)
@@ -132,14 +153,26 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
     obj = run.new("instance")
     run.s.put((obj.oid, "__class__"), cls)
     init = read_attribute(run, obj, "__init__")
-    if not isinstance(init, v.Func):
-        for key, value in args.keywords.items():
-            run.s.put((obj.oid, key), value)
-        return run.done(obj)
-    ends = inline(run, init, args)
+    if isinstance(init, v.Func):
+        ends = inline(run, init, args)
+    else:
+        given = dict(zip(_fields(cls), args.positional, strict=False)) | args.keywords
+        for name, value in given.items():
+            run.s.put((obj.oid, name), value)
+        after = read_attribute(run, obj, "__post_init__")
+        ends = [run.s]
+        if isinstance(after, v.Func):
+            ends = inline(run, after, v.Args(args.node, [], {}))
     for end in ends:
         end.result = obj
     return ends
+
+
+def _fields(cls: v.Class) -> list[str]:
+    """Return the fields of a dataclass or named tuple, in order."""
+    bodies = [statement for each in reversed(list(line_of(cls))) for statement in each.node.body]
+    targets = [s.target for s in bodies if isinstance(s, ast.AnnAssign)]
+    return list(dict.fromkeys(t.id for t in targets if isinstance(t, ast.Name)))
 
 
 def make(run: Run, cls: v.Class, args: v.Args) -> v.Value | None:
@@ -178,5 +211,5 @@ def inherited(run: Run, name: str) -> v.Func | None:
     for base in line[defines[0] + 1 :] if defines else ():
         found = run.s.heap.get((base.oid, name))
         if isinstance(found, v.Func):
-            return v.Func(found.node, owner, found.frame)
+            return replace(found, owner=owner)
     return None

@@ -98,8 +98,9 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     if isinstance(owner, v.Opaque):
         if name in DENOISERS and (pipe := become(run, owner, "pipeline")):
             return component(run, pipe, name)
-        if name == "app" and name in run.s.frames[0].names:  # request.app, of a web framework
-            return run.known(run.s.frames[0].names[name])
+        if name == "app":  # request.app, of a web framework
+            app = run.s.heap.get("web app") or run.s.frames[0].names.get(name)
+            return run.memo((owner.oid, name)) if app is None else run.known(app)
         return run.memo((owner.oid, name))
     key = v.key_of(owner)
     return run.fresh() if key is None else run.memo((key, name))
@@ -137,10 +138,10 @@ def _bound(run: Run, func: v.Func, cls: v.Class, owner: v.Value) -> v.Value:
         return func
     marks = {last_name(d) for d in func.node.decorator_list}
     if "classmethod" in marks:
-        return v.Func(func.node, cls, func.frame)
+        return replace(func, owner=cls)
     if "staticmethod" in marks or isinstance(owner, v.Class):
         return func
-    bound = v.Func(func.node, owner, func.frame)
+    bound = replace(func, owner=owner)
     if marks & {"property", "cached_property"}:
         call = ast.copy_location(ast.Call(ast.Name(func.node.name), [], []), func.node)
         return run.invoke_one(bound, v.Args(call, [], {}))

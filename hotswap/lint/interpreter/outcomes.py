@@ -9,14 +9,14 @@ from hotswap.lint.interpreter.calls import call
 from hotswap.lint.interpreter.conditions import assume, holds, negation
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.typestate import Facts, Guard
+from hotswap.lint.typestate import Guard
 
 Outcomes = list[tuple[State, v.Value]]
 
 
 def outcomes(run: Run, node: ast.expr | None) -> Outcomes:
     """Evaluate an expression; calls of the program's functions and short circuits have several outcomes."""
-    if isinstance(node, ast.Await | ast.NamedExpr | ast.UnaryOp) and run.matters(node):
+    if isinstance(node, ast.Await | ast.NamedExpr | ast.UnaryOp) and run.matters.touches(node):
         return _wrapped(run, node)
     if isinstance(node, ast.IfExp):
         results: Outcomes = []
@@ -24,7 +24,7 @@ def outcomes(run: Run, node: ast.expr | None) -> Outcomes:
             run.s = state
             results += outcomes(run, node.body if chosen else node.orelse)
         return results
-    if isinstance(node, ast.BoolOp) and run.matters(node):
+    if isinstance(node, ast.BoolOp) and run.matters.touches(node):
         return _short_circuit(run, node)
     if not isinstance(node, ast.Call):
         value = run.ev(node)
@@ -81,6 +81,8 @@ def split(run: Run, state: State, value: v.Value, test: ast.expr) -> list[tuple[
     run.s = state
     known = holds(run, value)
     if known is not None or state.exit:
+        if v.truth(value) is None:  # known from another condition that nobody could evaluate
+            guard(state, test, bool(known))
         return [(bool(known), state)]
     found = []
     for outcome, path in ((True, state), (False, state.copy())):
@@ -93,7 +95,5 @@ def split(run: Run, state: State, value: v.Value, test: ast.expr) -> list[tuple[
 
 def guard(state: State, node: ast.AST, branch: bool) -> None:
     """Note that the path was taken without knowing whether it can be."""
-    loaded = {
-        key for key, facts in state.heap.items() if isinstance(facts, Facts) and facts.adapters
-    }
+    loaded = [oid for oid, facts in state.models.items() if facts.adapters]
     state.guards = {**state.guards, node: Guard(branch, frozenset(loaded))}

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.state import Frame, State, join, merge
@@ -26,6 +26,22 @@ Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]
 
 class TooLongError(Exception):
     """The program is larger than the budget; what is not analysed is not reported."""
+
+
+class Matters(Protocol):
+    """What a run need not do, for nothing about models comes of it."""
+
+    def touches(self, node: ast.AST) -> bool:
+        """Tell whether anything in the node's lines can matter."""
+
+    def idle(self, node: ast.stmt) -> bool:
+        """Tell whether a simple statement does nothing to a model, nor to what a step or condition needs."""
+
+    def inert(self, node: ast.AST) -> bool:
+        """Tell whether a statement does nothing to models, nor to what steps and conditions need."""
+
+    def negligible(self, node: ast.AST) -> bool:
+        """Tell whether a function is inert, and too long to be run for what it returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +68,7 @@ class Run:
         self,
         language: Language,
         judge: Judge,
-        matters: Callable[[ast.AST], bool],
+        matters: Matters,
         folder: Path | None,
     ) -> None:
         self.s = State([])
@@ -80,7 +96,8 @@ class Run:
             return v.Const(None)
         handler = self.language.expressions.get(type(node))
         if handler is not None:
-            return self.known(handler(self, node))
+            value = handler(self, node)
+            return self.known(value) if value.__class__ is v.Opaque else value
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
                 self.ev(child)
@@ -177,12 +194,11 @@ class Run:
 
     def facts(self, obj: v.Obj) -> Facts:
         """Return what is known of the object."""
-        found = self.s.heap.get(obj.oid)
-        return found if isinstance(found, Facts) else Facts(open=True)
+        return self.s.models.get(obj.oid) or Facts(open=True)
 
     def put(self, obj: v.Obj, facts: Facts) -> None:
         """Replace what is known of the object."""
-        self.s.put(obj.oid, facts)
+        self.s.know(obj.oid, facts)
 
     def emit(self, obj: v.Obj, event: Event) -> str | None:
         """Show a step to the judge; return the code of what is wrong with it, if anything is.
@@ -218,6 +234,6 @@ class Run:
         """Report what still waits for a run: the model is there to be run."""
         for end in ends:
             self.s = end
-            for oid, facts in list(end.heap.items()):
-                if isinstance(facts, Facts) and facts.deferred:
+            for oid, facts in list(end.models.items()):
+                if facts.deferred:
                     self.flush(v.Obj(oid), "run")

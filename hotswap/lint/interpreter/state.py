@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hotswap.lint.interpreter.values import Obj, Value
 from hotswap.lint.typestate import Facts, Guards, joined
 
-MOST_PATHS = 6
+MOST_PATHS = 4
 Exit = Literal["return", "break", "continue", "raise"]
 
 
@@ -51,10 +51,14 @@ class State:
     """Everything that differs between two paths; copied when a path forks."""
 
     frames: list[Frame]
+    models: Table = field(default_factory=Table)
+    """Object → Facts. Read it; write with ``know``."""
     heap: Table = field(default_factory=Table)
-    """Object → Facts; (object, attribute) → value. Read it; write with ``put``."""
+    """(object, attribute) → value. Read it; write with ``put``."""
     assumed: dict[Any, bool] = field(default_factory=dict)
     grad: tuple[str, ...] = ()
+    compiler: Any = None
+    """Where the function that is running was compiled, if it was."""
     muted: int = 0
     """Above 0 inside ``pytest.raises`` and in exception handlers: nothing is reported."""
     guards: Guards = field(default_factory=dict)
@@ -64,20 +68,32 @@ class State:
 
     def copy(self) -> State:
         """Return another path from here."""
-        self.heap.shared = True
+        self.heap.shared = self.models.shared = True
         return State(
             [frame.copy() for frame in self.frames],
+            self.models,
             self.heap,
             dict(self.assumed),
             self.grad,
+            self.compiler,
             self.muted,
             self.guards,
             self.exit,
             self.result,
         )
 
+    def snapshot(self) -> Table:
+        """Return what is known of every model now; it stays as it is."""
+        self.models.shared = True
+        return self.models
+
+    def know(self, oid: int, facts: Facts) -> None:
+        """Replace what is known of an object."""
+        self.models = _own(self.models)
+        self.models[oid] = facts
+
     def put(self, key: Any, value: Any) -> None:
-        """Store facts or an attribute."""
+        """Store an attribute."""
         self.heap = _own(self.heap)
         self.heap[key] = value
 
@@ -114,6 +130,8 @@ def join(states: list[State], fresh: Any) -> State:
 def _alike(a: State, b: State) -> bool:
     if len(a.frames) != len(b.frames) or a.grad != b.grad or a.muted != b.muted:
         return False
+    if any(_matters(x, y) for _, x, y in _differences(a.models, b.models)):
+        return False
     if any(_differs(x, y) for _, x, y in _differences(a.heap, b.heap)):
         return False
     return not any(
@@ -134,19 +152,22 @@ def _differences(a: Table, b: Table) -> list[tuple[Any, Any, Any]]:
     return found
 
 
-def _differs(a: Any, b: Any) -> bool:
-    """Tell whether the difference is one that matters: a model that exists in both but not alike."""
-    if a is None or b is None:
-        present = b if a is None else a
-        return isinstance(present, Facts) and bool(
-            present.adapters or present.compiled or present.enabled
-        )
-    if isinstance(a, Facts | Obj) or isinstance(b, Facts | Obj):
-        return bool(a != b)
-    return False
+def _matters(a: Facts | None, b: Facts | None) -> bool:
+    """Tell whether a difference matters: a model that exists on one path only may have nothing to it."""
+    one = b if a is None else a
+    if one is not None and (a is None or b is None):
+        return bool(one.adapters or one.compiled or one.enabled)
+    return a != b
+
+
+def _differs(a: Value | None, b: Value | None) -> bool:
+    both = a is not None and b is not None
+    return both and (isinstance(a, Obj) or isinstance(b, Obj)) and a != b
 
 
 def _unite(into: State, other: State, fresh: Any) -> None:
+    for oid, x, y in _differences(into.models, other.models):
+        into.know(oid, joined(x, y) if x and y else x or y)
     for key, a, b in _differences(into.heap, other.heap):
         if a != b:
             into.put(key, _united(a, b, fresh))
@@ -161,8 +182,6 @@ def _unite(into: State, other: State, fresh: Any) -> None:
 
 
 def _united(a: Any, b: Any, fresh: Any) -> Any:
-    if isinstance(a, Facts) and isinstance(b, Facts):
-        return joined(a, b)
     if isinstance(a, Obj) and isinstance(b, Obj) and a.oid == b.oid:
         return Obj(a.oid, wrapped=False)
     if a is None or b is None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import assign
 from hotswap.lint.interpreter.conditions import assume, holds
+from hotswap.lint.interpreter.managers import enter, leave
 from hotswap.lint.interpreter.names import imported
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.interpreter.outcomes import branches, guard, outcomes
@@ -35,32 +36,48 @@ def _passed_by(
     """Pass by a block that neither leaves nor does anything that matters; what it assigns is unknown."""
 
     def execute_or_pass(run: Run, node: Block) -> list[State]:
-        if run.matters(node):
+        if run.matters.touches(node):
             return execute(run, node)
         if node not in run.cache:
-            inside = list(ast.walk(node))
-            leaves = any(isinstance(n, _LEAVES_OR_BINDS) for n in inside)
-            run.cache[node] = None if leaves else [n for n in inside if _is_stored(n)]
-        if run.cache[node] is None:
+            run.cache[node] = _stored_in(node)
+        stored = run.cache[node]
+        if stored is None:
             return execute(run, node)
-        for target in run.cache[node]:
+        for target in stored:
             assign(run, target, run.fresh())
         return [run.s]
 
     return execute_or_pass
 
 
-def _is_stored(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store)
+def _stored_in(node: ast.AST) -> list[ast.expr] | None:
+    """Return what the statements of a block assign to; None if one of them leaves it or defines something."""
+    found: list[ast.expr] = []
+    waiting = [node]
+    while waiting:
+        inside = waiting.pop()
+        if isinstance(inside, _LEAVES_OR_BINDS):
+            return None
+        if isinstance(inside, ast.Assign):
+            found += inside.targets
+        elif isinstance(inside, ast.AugAssign | ast.AnnAssign | ast.For | ast.AsyncFor):
+            found.append(inside.target)
+        elif isinstance(inside, ast.With | ast.AsyncWith):
+            found += [item.optional_vars for item in inside.items if item.optional_vars]
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(inside, name, ())
+    return found
 
 
 def _expression(run: Run, node: ast.Expr) -> list[State]:
-    if isinstance(node.value, ast.Constant):
+    if isinstance(node.value, ast.Constant) or run.matters.idle(node):
         return [run.s]
     return [after for after, _ in outcomes(run, node.value)]
 
 
 def _assign(run: Run, node: ast.Assign | ast.AnnAssign) -> list[State]:
+    if run.matters.idle(node):
+        return [run.s]
     ends = []
     for state, value in outcomes(run, node.value) if node.value is not None else ():
         run.s = state
@@ -71,6 +88,8 @@ def _assign(run: Run, node: ast.Assign | ast.AnnAssign) -> list[State]:
 
 
 def _augmented(run: Run, node: ast.AugAssign) -> list[State]:
+    if run.matters.idle(node):
+        return [run.s]
     operation = ast.BinOp(node.target, node.op, node.value)
     result = run.ev(ast.copy_location(operation, node))
     if isinstance(node.target, ast.Name | ast.Attribute):
@@ -94,6 +113,8 @@ def _leave(run: Run, node: ast.Break | ast.Continue | ast.Raise) -> list[State]:
 
 
 def _assert(run: Run, node: ast.Assert) -> list[State]:
+    if run.matters.idle(node):
+        return [run.s]
     run.ev(node.test)
     assume(run, node.test, True)
     return [run.s]
@@ -135,8 +156,10 @@ def _turns(
     turn = run.turn
     for number, value in enumerate(values):
         run.turn = (*turn, loop.body[0], number)
+        known, steps = [state.snapshot() for state in live], run.judge.steps
         after: list[State] = []
-        for run.s in live:
+        for state in live:
+            run.s = state
             if target is not None and value is not None:
                 assign(run, target, value)
             for end in run.block(loop.body, run.s):
@@ -145,6 +168,12 @@ def _turns(
                     end.exit = None
                 stays.append(end)
         live = merge(after, run.fresh)
+        if steps == run.judge.steps and known == [state.models for state in live]:
+            for state in live:  # the other turns do no more
+                run.s = state
+                if target is not None:
+                    assign(run, target, run.fresh())
+            break
     run.turn = turn
     finished = [end for state in live for end in run.block(loop.orelse, state)]
     return merge(finished + broken, run.fresh) + left
@@ -152,10 +181,13 @@ def _turns(
 
 @_passed_by
 def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
-    grad = run.s.grad
+    grad, exits = run.s.grad, list[v.Entered]()
     for item in node.items:
-        value = run.ev(item.context_expr)
-        if isinstance(value, v.Sort) and value.name in GRAD_MODES:
+        value = enter(run, run.ev(item.context_expr))
+        if isinstance(value, v.Entered):
+            exits.append(value)
+            value = value.value
+        elif isinstance(value, v.Sort) and value.name in GRAD_MODES:
             run.s.grad = (*run.s.grad, value.name)
         if item.optional_vars is not None:
             assign(run, item.optional_vars, value)
@@ -165,6 +197,8 @@ def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
         run.block(node.body, run.s)
         return [before]
     ends = run.block(node.body, run.s)
+    for entered in reversed(exits):
+        ends = [end for state in ends for end in leave(run, entered, state)]
     for end in ends:
         end.grad = grad
     return ends
@@ -238,18 +272,28 @@ def _declare(run: Run, node: ast.Global | ast.Nonlocal) -> list[State]:
 
 
 def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[State]:
-    func = v.Func(node, None, len(run.s.frames) - 1)
+    func = v.Func(node, None, len(run.s.frames) - 1, _compiler(run, node))
     run.s.frames[-1].bind(node.name, func)
     if run.defined and all(node is not other.node for other in run.defined[-1]):
         run.defined[-1].append(func)
     return [run.s]
 
 
+def _compiler(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST | None:
+    """Return the decorator that compiles a function."""
+    for decorator in node.decorator_list:
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        if run.ev(called) in (v.Ref("torch.compile"), v.Ref("torch._dynamo.optimize")):
+            return decorator
+    return None
+
+
 def _class(run: Run, node: ast.ClassDef) -> list[State]:
     cls = v.Class(run.fresh().oid, node, tuple(run.ev(base) for base in node.bases))
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            run.s.put((cls.oid, child.name), v.Func(child, None, len(run.s.frames) - 1))
+            compiler = _compiler(run, child)
+            run.s.put((cls.oid, child.name), v.Func(child, None, len(run.s.frames) - 1, compiler))
         elif isinstance(child, ast.Assign | ast.AnnAssign) and child.value:
             target = child.targets[0] if isinstance(child, ast.Assign) else child.target
             if isinstance(target, ast.Name):
@@ -261,7 +305,7 @@ def _class(run: Run, node: ast.ClassDef) -> list[State]:
 def _delete(run: Run, node: ast.Delete) -> list[State]:
     for target in node.targets:
         if isinstance(target, ast.Name):
-            run.s.frames[-1].bind(target.id, v.Const(None))
+            assign(run, target, v.Const(None))
     return [run.s]
 
 

@@ -76,6 +76,19 @@ class Func:
     node: Function
     owner: Value | None = None
     frame: int = 0
+    compiler: ast.AST | None = None
+    """Where it is compiled, if it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What a ``with`` block is given, and what is done when the block is left."""
+
+    value: Value
+    exit: Value | None = None
+    rest: tuple[ast.stmt, ...] = ()
+    names: Mapping[str, Value] = field(default_factory=dict)
+    frame: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ class Opaque:
 
 
 Value: TypeAlias = (
-    Const | Sort | Seq | Dict | Ref | Obj | Part | Func | Class | Partial | Shape | Opaque
+    Const | Sort | Seq | Dict | Ref | Obj | Part | Func | Entered | Class | Partial | Shape | Opaque
 )
 
 

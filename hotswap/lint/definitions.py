@@ -1,0 +1,84 @@
+"""The functions and classes that a module defines: which call which, and which set models up."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+
+from hotswap.lint.relevance import Relevance
+
+Def = ast.FunctionDef | ast.AsyncFunctionDef
+_CALL = re.compile(r"\b(\w+)\(")
+
+
+class Definitions:
+    """What is known of a module's functions without running them."""
+
+    def __init__(self, matters: Relevance, text: str) -> None:
+        self.matters = matters
+        self._lines = text.split("\n")
+        self._calls: dict[Def, set[str]] = {}
+
+    def outermost(self, functions: Sequence[Def]) -> list[Def]:
+        """Return the functions that none of the others calls."""
+        return [
+            f
+            for f in functions
+            if not any(f.name in self._called_by(g) - {g.name} for g in functions)
+        ]
+
+    def _called_by(self, node: Def) -> set[str]:
+        """Return the names that stand before a parenthesis in the function's lines."""
+        if node not in self._calls:
+            text = "\n".join(self._lines[node.lineno : node.end_lineno])
+            self._calls[node] = set(_CALL.findall(text))
+        return self._calls[node]
+
+    def sets_up(self, node: Def, instance: str | None) -> bool:
+        """Tell whether the function makes a model and keeps it, on the instance or outside of itself."""
+        if not self.matters.touches(node, "make") or not self.matters.keeps(node):
+            return False
+        outer = {instance} if instance else _outer_names(node)
+        stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]
+        made = {n for n in stored if self.matters.touches(n, "make")}
+        local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
+        kept = [n for n in stored if n in made or local & _names_in(n.value)]
+        return any(
+            _root(target) in outer and (not instance or isinstance(target, ast.Attribute))
+            for n in kept
+            for target in n.targets
+        )
+
+
+def functions_of(body: list[ast.stmt]) -> Iterator[Def]:
+    """Yield the functions that statements define."""
+    for node in body:
+        if isinstance(node, Def):
+            yield node
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            yield from functions_of(node.body)
+
+
+def _outer_names(node: Def) -> set[str]:
+    """Return the names that a function does not bind itself."""
+    spec = node.args
+    bound = {a.arg for a in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)}
+    names: set[str] = set()
+    declared: set[str] = set()
+    for n in ast.walk(node):
+        if isinstance(n, ast.Global):
+            declared |= set(n.names)
+        elif isinstance(n, ast.Name):
+            (bound if isinstance(n.ctx, ast.Store) else names).add(n.id)
+    return (names - bound) | declared
+
+
+def _names_in(node: ast.expr) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _root(target: ast.expr) -> str:
+    while isinstance(target, ast.Attribute | ast.Subscript):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else ""

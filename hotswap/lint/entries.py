@@ -1,0 +1,163 @@
+"""Entries: what is called from outside, in an order that the program does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hotswap.lint.interpreter.functions import call_from_outside
+from hotswap.lint.interpreter.run import Run, TooLongError
+from hotswap.lint.interpreter.state import State
+from hotswap.lint.interpreter.values import Func
+from hotswap.lint.judge import Found
+from hotswap.lint.relevance import Feature, Relevance
+from hotswap.lint.typestate import Ran
+
+_STEPS: tuple[Feature, ...] = ("swap", "compile", "change", "run")
+MOST_OPENERS = 5
+_SETS_UP = ("create", "enable", "load", "prepare", "compile")
+"""Steps that set a model up, in the order in which they have to be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A call of an entry: the states after it, what it did, and what was wrong with it."""
+
+    func: Func
+    ends: list[State]
+    did: frozenset[str]
+    found: Found
+
+    @property
+    def clean(self) -> bool:
+        """Whether the entry can be called in that state."""
+        return not self.found and "absent" not in self.did
+
+    @property
+    def rank(self) -> int:
+        """When the entry comes among those that set the model up."""
+        return next(n for n, step in enumerate((*_SETS_UP, *self.did)) if step in self.did)
+
+
+class Entries:
+    """Calls what is called from outside on a run."""
+
+    def __init__(self, run: Run, matters: Relevance) -> None:
+        self.run, self.judge, self.matters = run, run.judge, matters
+        self._calls = 0
+
+    def call(self, func: Func, paths: list[State]) -> list[State]:
+        """Call a function with unknown arguments on every path; return the states after it."""
+        return self._attempt(func, paths, keep=True).ends
+
+    def _attempt(self, func: Func, paths: list[State], *, keep: bool = False) -> Attempt:
+        run, judge = self.run, self.judge
+        self._calls += 1
+        judge.log.clear()
+        run.turn, run.steps = (func.node, self._calls), 0
+        try:
+            ends = call_from_outside(run, func, [state.copy() for state in paths])
+            run.finish(ends)
+        except TooLongError:
+            run.running.clear()
+            run.defined.clear()
+            ends = [state.copy() for state in paths]
+        found = judge.take_back((func.node, self._calls))
+        if keep:
+            judge.keep(found)
+        return Attempt(func, ends, frozenset(judge.log), found)
+
+    def use(
+        self, paths: list[State], functions: Sequence[Func], openers: Sequence[Func] = ()
+    ) -> None:
+        """Call functions in every order that the program may have meant.
+
+        First each on its own. Then, after those that set the model up (the functions, or others that only
+        do that), each of the rest: what is wrong then is wrong whatever ran before, unless it can be
+        called earlier. What does not set up is called twice, as one request after another.
+        """
+        compiled = any(f.compiled for state in paths for f in state.models.values())
+        attempts = []
+        for func in functions:
+            if func.node not in self.run.executed and self.matters.touches(func.node, *_STEPS):
+                self.judge.entries.add(func.node)
+                attempts.append(self._attempt(func, paths, keep=True))
+        others = [self._attempt(func, paths) for func in openers]
+        chain, states = self._open(paths, [*attempts, *others])
+        again = [a for a in attempts if a.func not in chain]
+        if chain:
+            again = [self._attempt(a.func, states[-1]) for a in again]
+        elif not compiled:
+            return
+        ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}
+        used = [_after_a_run(state, ran) for state in states[-1]]
+        for before in again:
+            found = before.found if chain else {}
+            if not before.did.intersection(_SETS_UP) - {"load"} and before.did - {"run"}:
+                once = self._attempt(before.func, used)
+                twice = self._attempt(before.func, once.ends)
+                found = found | once.found | twice.found
+            if found and not (chain and self._can_come_earlier(before, chain, states)):
+                self.judge.keep(found)
+
+    def _open(
+        self, paths: list[State], attempts: list[Attempt]
+    ) -> tuple[list[Func], list[list[State]]]:
+        """Call one after another what sets the model up; return what it was, and the states in between."""
+        chain: list[Func] = []
+        states = [paths]
+        done: set[str] = set()
+        rest = [a for a in attempts if a.did.intersection(_SETS_UP) and _changes(paths, a.ends)]
+        for attempt in sorted(rest, key=lambda a: a.rank)[:MOST_OPENERS]:
+            only_loads = not attempt.did.intersection(_SETS_UP) - {"load"}
+            if only_loads and ("load" in done or "run" in attempt.did):
+                continue
+            opened = self._attempt(attempt.func, states[-1]) if chain else attempt
+            if opened.clean:
+                chain.append(attempt.func)
+                states.append(opened.ends)
+                done |= opened.did
+        if done & {"enable", "prepare", "compile"}:
+            return chain, states
+        return [], [paths]
+
+    def _can_come_earlier(
+        self, attempt: Attempt, chain: list[Func], states: list[list[State]]
+    ) -> bool:
+        """Tell whether an entry is fine before the model is all set up, and the rest of that then too.
+
+        What is no part of setting up also comes afterwards: a switch, a request that loads and runs.
+        """
+        if not attempt.did.intersection(_SETS_UP) or {"load", "run"} <= attempt.did:
+            return False
+        for number, paths in enumerate(states[:-1]):
+            trial = self._attempt(attempt.func, paths)
+            for func in chain[number:]:
+                if trial.clean:
+                    trial = self._attempt(func, trial.ends)
+            if trial.clean:
+                return True
+        return False
+
+
+def _changes(before: list[State], after: list[State]) -> bool:
+    """Tell whether a call changed anything that outlasts it: a model, an attribute, a global name."""
+    start = before[0]
+    for state in after:
+        if any(state.models.get(oid) != facts for oid, facts in start.models.items()):
+            return True
+        if any(key not in start.heap and key[0] in start.models for key in state.heap):
+            return True
+        if state.frames[0].names != start.frames[0].names:
+            return True
+    return False
+
+
+def _after_a_run(state: State, ran: set[int]) -> State:
+    """Return the path on which the models have been called since they were compiled."""
+    used = state.copy()
+    for oid in ran:
+        facts = used.models.get(oid)
+        if facts and facts.compiled and not facts.ran:
+            used.know(oid, replace(facts, ran=Ran(facts.compiled.where, None)))
+    return used

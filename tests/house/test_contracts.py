@@ -13,6 +13,8 @@ pytest.importorskip("importlinter")
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 ROOMS = ("adapters", "bench", "checks", "cli", "compiler", "engine", "lint", "report")
+ENGINE = ("bank", "incoming", "layout", "load", "parts", "peft", "preparable", "prepare")
+ENGINE += ("scale", "swap", "transaction")
 PLUGIN_ROOMS = ("adapters", "contract", "machine", "subjects", "suite")
 MODULES = ("evidence", "fixtures", "lint", "marker", "plugin", "reporting", "strategies")
 SOUND = {
@@ -21,6 +23,7 @@ SOUND = {
     "hotswap/findings.py": "",
     "hotswap/adapters/plan.py": "",
     **{f"hotswap/{room}/__init__.py": "" for room in ROOMS},
+    **{f"hotswap/engine/{module}/__init__.py": "" for module in ENGINE},
     "pytest_hotswap/__init__.py": "",
     **{f"pytest_hotswap/{room}/__init__.py": "" for room in PLUGIN_ROOMS},
     **{f"pytest_hotswap/{module}.py": "" for module in MODULES},
@@ -38,6 +41,10 @@ WRONG = {
     "what reads files and source code imports no torch, at no depth": (
         "hotswap/lint/check.py",
         "def f():\n    import torch\n",
+    ),
+    "the engine: verbs, transaction, what comes in, parts, layout": (
+        "hotswap/engine/layout/arena.py",
+        "from hotswap.engine import transaction\n",
     ),
     "a room of the plugin imports only what stands below it": (
         "pytest_hotswap/subjects/base.py",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         path.write_bytes(content)
         return
     target = Path(os.path.realpath(path))
-    new = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    new = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
     try:
         with new.open("xb") as file:
             file.write(content)

@@ -152,17 +152,14 @@ class SwapPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; target_rank and bytes are there to be read and are computed anew."""
+        sizes = {n: getattr(self, f"{n}_bytes") for n in ("unpadded", "padded", "uniform")}
         return {
             "version": VERSION,
             "target_rank": self.target_rank,
             "need": self.need,
             "reasons": list(self.reasons),
             "dtype": self.dtype,
-            "bytes": {
-                "unpadded": self.unpadded_bytes,
-                "padded": self.padded_bytes,
-                "uniform": self.uniform_bytes,
-            },
+            "bytes": sizes,
             "adapters": [_plain(adapter) for adapter in self.adapters],
             "modules": {name: _plain(module) for name, module in self.modules.items()},
             "saved": {name: _plain(tensor) for name, tensor in self.saved.items()},

@@ -42,8 +42,6 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
     can be read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
     """
     specs = _read_all([adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters)
-    if not specs:
-        raise HotswapError("no adapters to plan for; pass at least one adapter folder")
     if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
         specs = [spec.within(*spec.components) for spec in specs]
     modules: dict[str, ModulePlan] = {}
@@ -88,6 +86,8 @@ def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]
             findings += error.findings
     if findings:
         raise UnreadableAdapterError(findings)
+    if not specs:
+        raise HotswapError("no adapters to plan for; pass at least one adapter folder")
     return specs
 
 
@@ -119,7 +119,12 @@ def _need(specs: Sequence[AdapterSpec]) -> tuple[Need, list[str]]:
     for spec in specs:
         for name, module in spec.modules.items():
             by_module.setdefault(name, []).append(module)
-    kinds = [*(_differing(by_module, trait) for trait in _TRAITS), _trained(specs)]
+    kinds = [_differing(by_module, trait) for trait in _TRAITS]
+    if len({tuple(sorted(spec.saved)) for spec in specs}) > 1:
+        having = sum(bool(spec.saved) for spec in specs)
+        kinds.append([f"modules_to_save: in {having} of {len(specs)} adapters, or others"])
+    if len({tuple(sorted((n, r.indices) for n, r in s.tokens.items())) for s in specs}) > 1:
+        kinds.append(["trainable_token_indices: other tokens"])
     counts = families((n, len(own)) for n, own in by_module.items() if len(own) < len(specs))
     partly = [f"{name}: in {having} of {len(specs)} adapters" for name, having in counts]
     reasons = [line for lines in (*kinds, partly) for line in cut(lines)]
@@ -140,16 +145,6 @@ def _differing(by_module: Mapping[str, list[ModuleSpec]], trait: str) -> list[st
             union[family(name)] |= found
             differing.append((name, family(name)))
     return [f"{n}: {_TRAITS[trait]} {_listed(union[kind])}" for n, kind in families(differing)]
-
-
-def _trained(specs: Sequence[AdapterSpec]) -> list[str]:
-    lines = []
-    if len({tuple(sorted(spec.saved)) for spec in specs}) > 1:
-        having = sum(bool(spec.saved) for spec in specs)
-        lines.append(f"modules_to_save: in {having} of {len(specs)} adapters, or others")
-    if len({tuple(sorted((n, r.indices) for n, r in s.tokens.items())) for s in specs}) > 1:
-        lines.append("trainable_token_indices: other tokens")
-    return lines
 
 
 def _listed(values: Iterable[float]) -> str:

@@ -58,7 +58,9 @@ class SpecReader:
         digest = xxhash.xxh3_128(texts.header)
         digest.update(b"%d" % texts.size)
         header = digest.digest()
-        digest.update(texts.config or b"")
+        digest.update(
+            b"config" + (texts.config or b"")
+        )  # else the mark of a file alone is the same
         mark = digest.digest()
         found: Opened | None = self._kept.get(mark)
         if found is None:

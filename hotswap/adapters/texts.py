@@ -76,9 +76,8 @@ def weights_of(path: Path) -> Path | None:
     if os.path.exists(os.path.join(folder, CONFIG)):  # as most have
         return None
     file = path / DIFFUSERS_WEIGHTS if folder is path else path
-    if file.suffix != ".safetensors" or file.name == WEIGHTS or not file.exists():
-        return None
-    return file
+    alone = file.suffix == ".safetensors" and file.name != WEIGHTS and file.exists()
+    return file if alone else None
 
 
 def folder_of(path: Path) -> Path:

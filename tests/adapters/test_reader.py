@@ -11,7 +11,7 @@ from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.errors import UnreadableAdapterError
 from tests.support.adapter_files import write_adapter
-from tests.support.adapter_samples import WEIGHTS, adapter
+from tests.support.adapter_samples import WEIGHTS, adapter, diffusers_file
 
 
 def test_a_file_that_changes_while_it_is_read_is_a_finding(tmp_path: Path) -> None:
@@ -41,3 +41,14 @@ def test_equal_texts_are_described_alike_each_under_its_own_path(tmp_path: Path)
             marks.append(opened.mark)
     assert len({*marks}) == 2
     assert marks[3] != marks[0]
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_texts_of_files_alone_are_told_from_their_headers(rank: int, tmp_path: Path) -> None:
+    tensors = {"q.lora_A.weight": ("F32", (2, 8)), "q.lora_B.weight": ("F32", (8, 2))}
+    told = {"r": rank, "lora_alpha": 2}
+    files = [diffusers_file(tmp_path / f"{n}.safetensors", tensors, told) for n in range(4)]
+    reader = SpecReader()
+    for file in files:
+        assert reader.spec(str(file)) == AdapterSpec.read(file)
+        assert bool(reader.spec(str(file)).findings) == (rank == 3)

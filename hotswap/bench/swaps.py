@@ -12,7 +12,6 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from torch import nn
 
 import hotswap
 from hotswap.bench.models import inputs_of, llama, pretrained, write_adapter
-from hotswap.bench.timing import TimingRow, bank_and_copy, default_backend, sampled, seconds_of
+from hotswap.bench.timing import bank_and_copy, default_backend, sampled, seconds_of
 from hotswap.bench.timing import measure as measure_serving
 from hotswap.engine.layout.registry import placement_of
 
@@ -39,68 +38,7 @@ LAYERS, HIDDEN, INTERMEDIATE = 24, 512, 1024
 """A Llama whose LoRA adapters of rank 16 on all linear layers take 13.4 MB in 336 tensors."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One comparison: seconds of ours and of theirs (medians), and the ratio that is wanted.
-
-    ``faster`` says which way the ratio goes: how many times faster ours is, or how many times longer
-    it takes. ``spread`` is the interquartile range of the paired ratios. A row without a bar is there
-    to be known.
-    """
-
-    name: str
-    ours: float
-    theirs: float
-    faster: bool
-    bar: float | None
-    aim: float | None
-    spread: tuple[float, float]
-
-    @property
-    def ratio(self) -> float:
-        """Theirs over ours when ours is to be faster, else ours over theirs."""
-        return self.theirs / self.ours if self.faster else self.ours / self.theirs
-
-    @property
-    def holds(self) -> bool:
-        """Whether the ratio reaches the bar."""
-        if self.bar is None:
-            return True
-        return self.ratio >= self.bar if self.faster else self.ratio <= self.bar
-
-
-@dataclass(frozen=True, slots=True)
-class Padding:
-    """What room costs: a compiled forward and the bytes held, prepared for a target rank."""
-
-    target_rank: int
-    forward: float
-    spread: tuple[float, float]
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """All rows, the bytes that a prepared model holds and those the plan says, and growth in bytes.
-
-    ``serving`` is empty without forwards; ``notes`` say what could not be measured.
-    """
-
-    backend: str
-    serving: tuple[TimingRow, ...]
-    rows: tuple[Row, ...]
-    padding: tuple[Padding, ...]
-    notes: tuple[str, ...]
-    held: int
-    planned: int
-    growth: int
-    swaps: int
-    threads: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        rows = [{**asdict(row), "ratio": row.ratio, "holds": row.holds} for row in self.rows]
-        return {**asdict(self), "rows": rows}
+Row = dict[str, Any]
 
 
 def measure(
@@ -110,8 +48,15 @@ def measure(
     forward: bool = True,
     base: str | None = None,
     adapters: Sequence[str] = (),
-) -> Iterator[Row | Bench]:
-    """Measure every row, then give the whole; ``runs`` counts the alternations of a row.
+    told: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Measure everything and give it as JSON has it; ``told`` hears the name of each row that is there.
+
+    A row has seconds of ours and of theirs (medians), their ratio and the interquartile range of the
+    paired ratios; ``faster`` says which way it goes: how many times faster ours is, or how many times
+    longer it takes. A row without a bar is there to be known. ``runs`` counts the alternations of a row,
+    ``notes`` say what could not be measured. Beside rows there are the bytes that a prepared model holds
+    and those the plan says, growth in bytes, and with forwards what room costs and ways to serve.
 
     With ``base`` and ``adapters`` the model is that one and the rows about sizes fall away. Growth
     comes before anything is compiled: what earlier compiled models release must not hide it.
@@ -134,31 +79,27 @@ def measure(
         for measured in measures:
             try:
                 rows.append(measured())
-                yield rows[-1]
+                told(rows[-1]["name"])
             except Exception as error:  # PEFT's functions refuse what ours take: that is a result
                 notes.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        serving: tuple[TimingRow, ...] = ()
-        padding: tuple[Padding, ...] = ()
+        padding, serving = [], []
         if forward:
-            padding = tuple(_padding(fleet, runs, backend))
-            serving = measure_serving(
-                lambda: copy.deepcopy(fleet.base),
-                fleet.inputs,
-                fleet.paths[::-1],  # from the smaller rank to the larger: the swap that costs
-                backend=backend,
-            ).rows
-        yield Bench(
-            backend=backend,
-            serving=serving,
-            rows=tuple(rows),
-            padding=padding,
-            notes=tuple(notes),
-            held=held,
-            planned=fleet.plan.padded_bytes,
-            growth=growth,
-            swaps=swaps,
-            threads=torch.get_num_threads(),
-        )
+            padding = list(_padding(fleet, runs, backend))
+            slowest_last = fleet.paths[::-1]  # from the smaller rank to the larger: that swap costs
+            serve = partial(copy.deepcopy, fleet.base)
+            serving = measure_serving(serve, fleet.inputs, slowest_last, backend=backend)["rows"]
+        return {
+            "backend": backend,
+            "serving": serving,
+            "rows": rows,
+            "padding": padding,
+            "notes": notes,
+            "held": held,
+            "planned": fleet.plan.padded_bytes,
+            "growth": growth,
+            "swaps": swaps,
+            "threads": torch.get_num_threads(),
+        }
 
 
 class _Fleet:
@@ -286,8 +227,11 @@ def _compare(
             times[side].extend([spent] if count >= 2 else [])
     pairs = [b / a if faster else a / b for a, b in zip(*times, strict=True)]
     low, _, high = statistics.quantiles(pairs, n=4)
-    ours_median, theirs_median = map(statistics.median, times)
-    return Row(name, ours_median, theirs_median, faster, bar, aim, (low, high))
+    one, other = map(statistics.median, times)
+    ratio = other / one if faster else one / other
+    holds = bar is None or (ratio >= bar if faster else ratio <= bar)
+    row = {"name": name, "ours": one, "theirs": other, "faster": faster, "bar": bar, "aim": aim}
+    return {**row, "spread": [low, high], "ratio": ratio, "holds": holds}
 
 
 def _copy(fleet: _Fleet, runs: int) -> Row:
@@ -341,7 +285,7 @@ def _forwards(
     yield partial(_compare, name, forward, forward, runs, faster=False, ready=swapped)
 
 
-def _padding(fleet: _Fleet, runs: int, backend: str) -> Iterator[Padding]:
+def _padding(fleet: _Fleet, runs: int, backend: str) -> Iterator[dict[str, Any]]:
     """The second adapter in models that are prepared for its own rank, and for 2, 4 and 8 times it."""
     own = hotswap.AdapterSpec.read(fleet.paths[-1]).rank
     models = {own * factor: fleet.fresh(-1) for factor in PADDING_FACTORS}
@@ -351,7 +295,8 @@ def _padding(fleet: _Fleet, runs: int, backend: str) -> Iterator[Padding]:
     runs_of = {rank: _runner(model, fleet.inputs, backend) for rank, model in models.items()}
     for rank, times in sampled(runs_of, runs).items():
         low, middle, high = statistics.quantiles(times, n=4)
-        yield Padding(rank, middle, (low, high), _held(models[rank]))
+        held = _held(models[rank])
+        yield {"target_rank": rank, "forward": middle, "spread": [low, high], "bytes": held}
 
 
 def _runner(model: Any, inputs: dict[str, Any], backend: str) -> Callable[[Any], object]:

@@ -24,10 +24,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Any
 
 PREPARED = "compiled, prepared"
 ROWS = ("no compile", "compiled, unprepared", PREPARED)
@@ -55,15 +52,6 @@ class TimingRow:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """The rows, the backend they were compiled with, and seconds of single swaps by series."""
-
-    backend: str
-    rows: tuple[TimingRow, ...]
-    samples: dict[str, list[float]]
-
-
 def default_backend() -> str:
     """Choose inductor where a C++ compiler is found, else aot_eager, which generates no code."""
     compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
@@ -71,18 +59,18 @@ def default_backend() -> str:
 
 
 def measure(
-    base_model: Callable[[], nn.Module],
+    base_model: Callable[[], Any],
     inputs: dict[str, Any],
     adapters: Sequence[str | Path],
     *,
     backend: str,
     latency: bool = False,
-) -> Timing:
+) -> dict[str, Any]:
     """Measure every row on a model of its own; all compiled code is dropped before each row.
 
     The first adapter is the one with the most target modules: PEFT's own swap can only narrow them.
     A last swap goes back to the first adapter, so one adapter alone is a swap too. With ``latency``
-    single swaps are sampled too, beside PEFT's and a plain copy of the same bytes.
+    single swaps are sampled too, beside PEFT's and a plain copy of the same bytes: seconds by series.
     """
     import torch
 
@@ -101,12 +89,12 @@ def measure(
         except Exception as error:  # whatever it is, it is this row's result
             first = (str(error).splitlines() or [""])[0]
             rows.append(TimingRow(row, error=f"{type(error).__name__}: {first}"[:300]))
-    return Timing(backend, tuple(rows), samples)
+    return {"backend": backend, "rows": [asdict(row) for row in rows], "samples": samples}
 
 
 def _measure_row(
     row: str,
-    base: nn.Module,
+    base: Any,
     inputs: dict[str, Any],
     paths: Sequence[str],
     backend: str,
@@ -223,7 +211,7 @@ def main(argv: Sequence[str]) -> None:
                 backend=asked.backend,
                 latency=asked.latency,
             )
-    answer = json.dumps(asdict(timing))
+    answer = json.dumps(timing)
     if asked.output:
         Path(asked.output).write_text(answer, encoding="utf-8")
     else:

@@ -33,11 +33,8 @@ def read_base(base: str | Path) -> BaseModel:
 
 def describe(model: nn.Module, name: str) -> BaseModel:
     """Say of each module of a model what an adapter for it looks like."""
-    modules = {}
-    for key, module in model.named_modules():
-        place = _place(module)
-        if place is not None:
-            modules[key] = place
+    places = ((key, _place(module)) for key, module in model.named_modules())
+    modules = {key: place for key, place in places if place is not None}
     parameters = {key: tuple(p.shape) for key, p in model.named_parameters(remove_duplicate=False)}
     prefix = str(getattr(model, "base_model_prefix", "") or "")
     return BaseModel(name, modules, parameters, prefix)
@@ -54,11 +51,8 @@ def _build(path: Path, name: str) -> nn.Module:
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        known = getattr(config, "architectures", None) or []
-        kind = getattr(transformers, known[0], None) if known else None
-        if kind is None:
-            built: nn.Module = transformers.AutoModel.from_config(config)
-            return built
+        known = getattr(config, "architectures", None) or [""]
+        kind = getattr(transformers, known[0], transformers.AutoModel.from_config)
         return kind(config)  # type: ignore[no-any-return]
 
 
@@ -68,8 +62,7 @@ def _of_diffusers(fields: dict[str, Any]) -> nn.Module:
     except ImportError as error:
         raise MissingExtraError("--base of a diffusers model", "diffusers", "diffusers") from error
     kind = getattr(diffusers, str(fields["_class_name"]))
-    built: nn.Module = kind.from_config(fields)
-    return built
+    return kind.from_config(fields)  # type: ignore[no-any-return]
 
 
 def _place(module: nn.Module) -> ModulePlan | None:

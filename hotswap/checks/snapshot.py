@@ -47,22 +47,16 @@ def _storage(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-_USUAL = (
-    (("type", "shape"), "PEFT's swap of a rank above the prepared one replaces the parameter"),
-    (("dtype",), "model.to(dtype) or half() does this: cast before torch.compile"),
-    (("device",), "model.to(device) does this: move before torch.compile"),
-    (("shape",), "prepare() after the snapshot or a swap of another rank does this"),
-    (("stride",), "replacing .data by a transposed or contiguous copy does this: use copy_()"),
-    (
-        ("requires_grad",),
-        "requires_grad_() or PEFT's set_adapter() does this: call it before warm-up",
-    ),
-    (
-        ("address",),
-        "load_state_dict(assign=True), merge_adapter(safe_merge=True), or .to() there and back does "
-        "this: CUDA graphs are recorded again",
-    ),
-)
+_USUAL = {
+    "type shape": "PEFT's swap of a rank above the prepared one replaces the parameter",
+    "dtype": "model.to(dtype) or half() does this: cast before torch.compile",
+    "device": "model.to(device) does this: move before torch.compile",
+    "shape": "prepare() after the snapshot or a swap of another rank does this",
+    "stride": "replacing .data by a transposed or contiguous copy does this: use copy_()",
+    "requires_grad": "requires_grad_() or PEFT's set_adapter() does this: call it before warm-up",
+    "address": "load_state_dict(assign=True), merge_adapter(safe_merge=True), or .to() there and back "
+    "does this: CUDA graphs are recorded again",
+}
 """What changed together, the most telling first, and the call that typically does it."""
 
 
@@ -72,7 +66,7 @@ def _moved(then: dict[str, Any], now: dict[str, Any]) -> str:
     if not changed:
         return ""
     told = [key if key == "address" else f"{key}: {then[key]} to {now[key]}" for key in changed]
-    usual = next((call for keys, call in _USUAL if set(keys) <= set(changed)), "")
+    usual = next((call for keys, call in _USUAL.items() if set(keys.split()) <= set(changed)), "")
     return f"changed its {', '.join(told)}" + (f" ({usual})" if usual else "")
 
 

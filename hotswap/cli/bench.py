@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click import option
@@ -16,9 +14,6 @@ from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
 from hotswap.errors import HotswapError
 from hotswap.report import text
-
-if TYPE_CHECKING:
-    from hotswap.bench.swaps import Bench, Row
 
 ONE, FIVE, RATIO = click.IntRange(min=1), click.IntRange(min=5), click.FloatRange(min=1.0)
 
@@ -68,22 +63,18 @@ def bench(
         raise Exit(2)
     import torch
 
-    from hotswap.bench.swaps import Bench, measure
+    from hotswap.bench.swaps import measure
 
     torch.set_num_threads(threads)
-    for found in measure(**wanted):
-        if not isinstance(found, Bench):
-            print(f"measured: {found.name}", file=sys.stderr, flush=True)
-            continue
-        document = found.as_dict()
-        told = json.dumps(document, indent=2)
-        if output is not None:
-            output.write_text(f"{told}\n", encoding="utf-8")
-        say(told if as_json else _table(found))
-        if old is not None:
-            lines, slower = compared(old, document, threshold)
-            say("", *lines, error=as_json)
-            raise Exit(1 if slower else 0)
+    document = measure(**wanted, told=lambda name: say(f"measured: {name}", error=True))
+    told = json.dumps(document, indent=2)
+    if output is not None:
+        output.write_text(f"{told}\n", encoding="utf-8")
+    say(told if as_json else _table(document))
+    if old is not None:
+        lines, slower = compared(old, document, threshold)
+        say("", *lines, error=as_json)
+        raise Exit(1 if slower else 0)
 
 
 def compared(
@@ -116,44 +107,41 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise HotswapError(f"--compare {path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise HotswapError(
-            f"--compare {path}: is not what hotswap bench --json writes; give such a file"
-        ) from error
+        problem = "is not what hotswap bench --json writes; give such a file"
+        raise HotswapError(f"--compare {path}: {problem}") from error
     return document
 
 
-def _table(found: Bench) -> str:
+def _table(found: dict[str, Any]) -> str:
     head = ("", "hotswap", "compared with", "ratio", "quartiles", "bar", "aim")
-    title = f"Swaps ({found.threads} threads; medians of alternating runs)"
-    lines = [text.table(title, head, [_cells(row) for row in found.rows]), ""]
-    if found.padding:
-        title = f"Room for more: the smallest adapter over target rank (backend {found.backend})"
+    title = f"Swaps ({found['threads']} threads; medians of alternating runs)"
+    lines = [text.table(title, head, map(_cells, found["rows"])), ""]
+    backend, held, planned = found["backend"], found["held"], found["planned"]
+    if found["padding"]:
+        title = f"Room for more: the smallest adapter over target rank (backend {backend})"
         rows = []
-        for p in found.padding:
-            median, low, high = (f"{seconds * 1e3:.2f}" for seconds in (p.forward, *p.spread))
-            held = f"{p.bytes / 1e6:.1f} MB"
-            rows.append((str(p.target_rank), f"{median} ms", f"{low} to {high} ms", held))
+        for p in found["padding"]:
+            median, low, high = (f"{seconds * 1e3:.2f}" for seconds in (p["forward"], *p["spread"]))
+            size = f"{p['bytes'] / 1e6:.1f} MB"
+            rows.append((str(p["target_rank"]), f"{median} ms", f"{low} to {high} ms", size))
         lines += [text.table(title, ("target rank", "forward", "quartiles", "held"), rows), ""]
-    if found.serving:
-        serving = {"backend": found.backend, "rows": [asdict(row) for row in found.serving]}
-        lines += [text.timing_table(serving), ""]
-    same = "as planned" if found.held == found.planned else f"planned: {found.planned}"
-    lines.append(f"A prepared model holds {found.held} bytes for its adapter ({same}).")
-    lines.append(f"{found.swaps} swaps later tensors take {found.growth} bytes more.")
-    return "\n".join([*lines, *(f"not measured: {note}" for note in found.notes)])
+    if found["serving"]:
+        lines += [text.timing_table({"backend": backend, "rows": found["serving"]}), ""]
+    same = "as planned" if held == planned else f"planned: {planned}"
+    lines.append(f"A prepared model holds {held} bytes for its adapter ({same}).")
+    lines.append(f"{found['swaps']} swaps later tensors take {found['growth']} bytes more.")
+    return "\n".join([*lines, *(f"not measured: {note}" for note in found["notes"])])
 
 
-def _cells(row: Row) -> list[str]:
-    ours, theirs, ratio, *spread = (
-        f"{figure:.2f}" for figure in (row.ours * 1e3, row.theirs * 1e3, row.ratio, *row.spread)
-    )
-    sign, missed = ">=" if row.faster else "<=", "" if row.holds else " (not reached)"
+def _cells(row: dict[str, Any]) -> list[str]:
+    low, high = row["spread"]
+    sign, missed = ">=" if row["faster"] else "<=", "" if row["holds"] else " (not reached)"
     return [
-        row.name,
-        f"{ours} ms",
-        f"{theirs} ms",
-        f"{ratio} x{' faster' if row.faster else ''}",
-        " to ".join(spread),
-        "-" if row.bar is None else f"{sign} {row.bar:g}{missed}",
-        "-" if row.aim is None else f"{row.aim:g}",
+        row["name"],
+        f"{row['ours'] * 1e3:.2f} ms",
+        f"{row['theirs'] * 1e3:.2f} ms",
+        f"{row['ratio']:.2f} x{' faster' if row['faster'] else ''}",
+        f"{low:.2f} to {high:.2f}",
+        "-" if row["bar"] is None else f"{sign} {row['bar']:g}{missed}",
+        "-" if row["aim"] is None else f"{row['aim']:g}",
     ]

@@ -35,10 +35,10 @@ def app(called: str) -> click.Group:
     made = click.Group("hotswap", help=text, no_args_is_help=True, context_settings=SETTINGS)
     click.version_option(hotswap.__version__, message="hotswap %(version)s")(made)
     for name, (place, line) in COMMANDS.items():
-        if name != called:
+        if name == called:
+            made.add_command(getattr(importlib.import_module(f"hotswap.cli.{place}"), name))
+        else:
             made.add_command(click.Command(name, help=line))
-            continue
-        made.add_command(getattr(importlib.import_module(f"hotswap.cli.{place}"), name))
     return made
 
 

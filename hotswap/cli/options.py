@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from click import option
 
 from hotswap.cli.command import FILE
 from hotswap.report.findings import FORMATS
 
+CODES: dict[str, Any] = {"multiple": True, "metavar": "CODES"}
 OPTIONS = (
     option(
         "--format", "form", default="text", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}."
     ),
     option("--output", "-o", type=FILE, help="Write there instead."),
-    option(
-        "--select",
-        multiple=True,
-        metavar="CODES",
-        help="Only these rules: codes, prefixes or names.",
-    ),
-    option("--ignore", multiple=True, metavar="CODES", help="Not these rules."),
+    option("--select", **CODES, help="Only these rules: codes, prefixes or names."),
+    option("--ignore", **CODES, help="Not these rules."),
 )
 
 

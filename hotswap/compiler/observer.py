@@ -255,8 +255,7 @@ class Observer:
             if key in self._why:  # explaining takes milliseconds, and every call may be a miss
                 return self._why[key]
             call = private.called_from(frame)
-            resumed = private.resumed(frame.f_code, frame.f_globals) if call is None else ()
-            codes = resumed if call is None else [call.code]
+            codes = [call.code] if call else private.resumed(frame.f_code, frame.f_globals)
             found = [private.variants(code) for code in codes if code is not None]
             variants = max(found, key=len, default=[])
             if stance != "default":

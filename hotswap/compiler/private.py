@@ -87,9 +87,7 @@ def was_traced(module: nn.Module) -> bool | None:
     The mark outlives ``torch._dynamo.reset()``. None for a module without parameters.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    if not tensors:
-        return None
-    return any(hasattr(tensor, "_dynamo_static_input_type") for tensor in tensors)
+    return any(hasattr(t, "_dynamo_static_input_type") for t in tensors) if tensors else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +176,8 @@ def _place(code: CodeType) -> _Place:
 
 def _is_wrap_inline(code: Any) -> bool:
     """Whether it is the frame that torch puts around what it would not compile, such as nn.Sequential."""
-    return getattr(code, "co_name", "") == "inner" and code.co_filename.endswith(
-        "external_utils.py"
-    )
+    is_inner = getattr(code, "co_name", "") == "inner"
+    return is_inner and code.co_filename.endswith("external_utils.py")
 
 
 def receiver(code: CodeType) -> tuple[str, str]:

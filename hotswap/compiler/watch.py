@@ -164,7 +164,11 @@ class CompileLog(Listener):
             return Verdict("failed", tuple(reasons), notes)
         hits = self.hits
         if not hits or any(found.region not in hits for found in others):
-            return Verdict("vacuous", (notes or (_nothing_ran(),)))
+            stance = private.stance()
+            nothing = "no compiled code ran a second time; call the compiled model inside the scope"
+            if stance != "default":
+                nothing = f"no compiled code ran: torch.compiler.set_stance({stance!r}) is in force"
+            return Verdict("vacuous", notes or (nothing,))
         shown = f"{self.total_hits} call(s) ran compiled code in {some(hits)}"
         return Verdict("passed", (), notes, shown)
 
@@ -217,13 +221,6 @@ def _summaries(compiles: Iterable[Compile]) -> Iterator[str]:
         joined = group(reason for one in alike for reason in one.reasons)
         regions = some(dict.fromkeys(one.region for one in alike))
         yield str(replace(alike[0], region=regions, reasons=joined))
-
-
-def _nothing_ran() -> str:
-    stance = private.stance()
-    if stance != "default":
-        return f"no compiled code ran: torch.compiler.set_stance({stance!r}) is in force"
-    return "no compiled code ran a second time; call the compiled model inside the scope"
 
 
 @contextmanager

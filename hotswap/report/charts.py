@@ -50,7 +50,8 @@ def rank_map(adapters: Sequence[dict[str, Any]]) -> str:
             tone = "white" if rank - lowest < 0.6 * (highest - lowest) else "black"
             place = (column + 0.5, rows.index(row) + 0.5)
             axes.text(*place, str(rank), ha="center", va="center", color=tone, gid=CELL, size=8)
-    axes.set_yticks([n + 0.5 for n in range(len(rows))], [_shortened(row) for row in rows])
+    shown = [row if len(row) <= 40 else f"…{row[-39:]}" for row in rows]
+    axes.set_yticks([n + 0.5 for n in range(len(rows))], shown)
     if small:
         labelled = range(0, len(named), math.ceil(len(named) / MOST_LABELS))
         labels = [named[n]["name"] for n in labelled]
@@ -79,18 +80,15 @@ def memory_curve(curve: Sequence[dict[str, int]], plan: dict[str, Any] | None) -
         axes.plot(ranks, [p[key] / unit for p in curve], style, color=colour, label=label)
     chosen, size = plan["target_rank"], plan["bytes"]["padded"] / unit
     axes.plot([chosen], [size], "o", color=GOOD, label=f"chosen: rank {chosen}, {size:.3g} {word}")
-    axes.set_xlabel("target rank")
-    axes.set_ylabel(f"{word} held by the model")
+    axes.set(xlabel="target rank", ylabel=f"{word} held by the model")
     axes.set_ylim(bottom=0)
     other: Axes = axes.twinx()
     admitted = [p["admitted"] for p in curve]
     other.step(ranks, admitted, where="post", color=THREE, linestyle=":", label="adapters admitted")
-    other.set_ylabel("adapters admitted")
-    other.set_ylim(0, max(admitted) * 1.08 + 0.1)
+    other.set(ylabel="adapters admitted", ylim=(0, max(admitted) * 1.08 + 0.1))
     other.yaxis.set_major_locator(MaxNLocator(integer=True))
     _bare(other)
-    lines = [*axes.get_lines(), *other.get_lines()]
-    _legend(figure, lines)
+    _legend(figure, [*axes.get_lines(), *other.get_lines()])
     return _svg(figure, "memory", "Memory of a prepared model over its target rank")
 
 
@@ -109,10 +107,8 @@ def latency_curves(series: Sequence[dict[str, Any]]) -> str:
         lines += axes.plot(times, shares, line, color=colour, label=one["series"])
         marks = [one[p] * 1e3 for p in ("p50", "p95", "p99")]
         axes.plot(marks, [0.5, 0.95, 0.99], "o", color=colour, markersize=4)
-    axes.set_xscale("log")
-    axes.set_xlabel("milliseconds (log scale); dots: p50, p95, p99")
-    axes.set_ylabel("share of calls")
-    axes.set_ylim(0, 1.03)
+    axes.set(xlabel="milliseconds (log scale); dots: p50, p95, p99", ylabel="share of calls")
+    axes.set(xscale="log", ylim=(0, 1.03))
     _legend(figure, lines)
     return _svg(figure, "latency", "Distribution of swap times")
 
@@ -132,8 +128,7 @@ def compile_timeline(compiles: Sequence[dict[str, Any]]) -> str:
         spans = [(c["at"], max(c["seconds"], end / 300)) for c in found]
         axes.broken_barh(spans, (height - 0.3, 0.6), facecolors=colour)
     axes.set_yticks(range(len(lanes)), [f"{name}: {len(f)}" for name, (f, _) in lanes.items()])
-    axes.set_ylim(len(lanes) - 0.5, -0.5)
-    axes.set_xlabel("seconds since the first test")
+    axes.set(xlabel="seconds since the first test", ylim=(len(lanes) - 0.5, -0.5))
     return _svg(figure, "compiles", "When torch.compile compiled what")
 
 
@@ -179,13 +174,9 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for stand_in, variable in zip(STAND_INS, STYLE, strict=True):
         svg = svg.replace(stand_in, f"var(--{variable})")
-    width = re.search(r'viewBox="0 0 (\d+)', svg)
     opening = f'<svg role="img" aria-label="{title}" class="chart"'
     svg = re.sub(r'^<svg ((?:width|height)="[^"]*" ?)*', f"{opening} ", svg, count=1)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    if width is None:
-        raise ValueError("matplotlib wrote an SVG without a viewBox")
-    return svg
+    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
 
 
 def _family(module: str) -> str:
@@ -196,10 +187,6 @@ def _natural(module: str) -> list[tuple[int, str]]:
     """Layer 2 before layer 10."""
     parts = re.split(r"(\d+)", module)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _shortened(module: str) -> str:
-    return module if len(module) <= 40 else f"…{module[-39:]}"
 
 
 def unit_of(size: int) -> tuple[int, str]:

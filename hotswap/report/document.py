@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,19 +127,17 @@ def merge(documents: Sequence[Document]) -> Document:
     """
     documents = sorted(documents, key=lambda d: [s["index"] for s in d["shards"]])
     first = documents[0]
-    seen: set[int] = set()
-    for document in documents:
-        if not document["shards"]:
-            raise HotswapError("a report that is not of a shard cannot be merged; see --shard")
-        for shard in document["shards"]:
-            if shard["count"] != first["shards"][0]["count"]:
-                raise HotswapError("the reports are of different numbers of shards")
-            if shard["index"] in seen:
-                raise HotswapError(f"shard {shard['index']} is given twice")
-            seen.add(shard["index"])
-        for key in ("plan", "request"):
-            if document[key] != first[key]:
-                raise HotswapError(f"the reports have different {key}s, so they are not of one run")
+    shards = [shard for d in documents for shard in d["shards"]]
+    if not all(d["shards"] for d in documents):
+        raise HotswapError("a report that is not of a shard cannot be merged; see --shard")
+    if len({shard["count"] for shard in shards}) > 1:
+        raise HotswapError("the reports are of different numbers of shards")
+    for index, times in Counter(shard["index"] for shard in shards).items():
+        if times > 1:
+            raise HotswapError(f"shard {index} is given twice")
+    for key in ("plan", "request"):
+        if any(d[key] != first[key] for d in documents):
+            raise HotswapError(f"the reports have different {key}s, so they are not of one run")
     statuses = [d["exitstatus"] for d in documents]
     return derive(
         {
@@ -148,7 +147,7 @@ def merge(documents: Sequence[Document]) -> Document:
             "exitstatus": None if None in statuses else max(statuses),
             "interrupted": any(d["interrupted"] for d in documents),
             "timing": next((d["timing"] for d in documents if d["timing"]), None),
-            "shards": [shard for d in documents for shard in d["shards"]],
+            "shards": shards,
             "warnings": list(dict.fromkeys(w for d in documents for w in _own_warnings(d))),
         }
     )

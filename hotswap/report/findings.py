@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
-from hotswap.findings import Finding, Related
+from hotswap.findings import RULES, Finding, Related
 
 Format = Literal["text", "json", "github", "sarif"]
 FORMATS: tuple[Format, ...] = ("text", "json", "github", "sarif")
@@ -73,21 +73,17 @@ def _sarif(
     findings: Sequence[Finding], tool: str, version: str, documentation: Mapping[str, str]
 ) -> str:
     codes = sorted({finding.code for finding in findings})
-    rules = [_rule(code, findings, documentation) for code in codes]
-    driver = {"name": tool, "version": version, "rules": rules}
+    named = {"name": tool, "version": version} if version else {"name": tool}
     run = {
-        "tool": {"driver": {k: v for k, v in driver.items() if v or k == "rules"}},
+        "tool": {"driver": {**named, "rules": [_rule(code, documentation) for code in codes]}},
         "columnKind": "unicodeCodePoints",
         "results": [_result(finding, codes) for finding in findings],
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
-def _rule(
-    code: str, findings: Sequence[Finding], documentation: Mapping[str, str]
-) -> dict[str, Any]:
-    name = next(f.name for f in findings if f.code == code)
-    described: dict[str, Any] = {"id": code, "name": name}
+def _rule(code: str, documentation: Mapping[str, str]) -> dict[str, Any]:
+    described: dict[str, Any] = {"id": code, "name": RULES[code]}
     if code in documentation:
         described["shortDescription"] = {"text": documentation[code].split("\n", 1)[0]}
         described["fullDescription"] = {"text": documentation[code]}
@@ -114,11 +110,11 @@ def _location(place: Finding | Related) -> dict[str, Any]:
     path, _, inside = place.where.partition("::")
     uri = quote(path.replace("\\", "/").encode("utf-8", "surrogateescape"), safe="/~")
     physical: dict[str, Any] = {"artifactLocation": {"uri": uri}}
-    if place.line is not None and not inside:
+    if inside:
+        logical = [{"fullyQualifiedName": place.where}]
+        return {"physicalLocation": physical, "logicalLocations": logical}
+    if place.line is not None:
         physical["region"] = {"startLine": place.line, "startColumn": place.column}
         if isinstance(place, Finding):
             physical["region"] |= {"endLine": place.end_line, "endColumn": place.end_column}
-    location: dict[str, Any] = {"physicalLocation": physical}
-    if inside:
-        location["logicalLocations"] = [{"fullyQualifiedName": place.where}]
-    return location
+    return {"physicalLocation": physical}

@@ -105,8 +105,7 @@ def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any)
 
 
 def _answer(request: Request) -> int:
-    problem = usage_problem(request)
-    if problem:
+    if problem := usage_problem(request):
         return _refuse(problem)
     with child.stoppable(), tempfile.TemporaryDirectory(prefix="hotswap-verify-") as folder:
         try:
@@ -126,7 +125,8 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
         request = _with_demo(request, folder)
     given = SwapPlan.read(request.plan) if request.plan else None
     fleet = read_fleet(request.adapters, given)
-    mine = _part(request, fleet)
+    sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
+    mine = shard(request.adapters, sizes, *(request.part or (1, 1)))
     if fleet.plan is not None and not request.as_json:
         say(fleet.plan, "")
     say(*(finding for path in mine for finding in fleet.refused.get(path, ())), error=True)
@@ -177,12 +177,6 @@ def _with_demo(request: Request, folder: Path) -> Request:
         raise HotswapError(f"the demo could not be written: {ended.last_line}")
     base, adapters = demo_paths(folder)
     return replace(request, base=str(base), adapters=tuple(str(path) for path in adapters))
-
-
-def _part(request: Request, fleet: Fleet) -> list[str]:
-    """The adapters of this shard: all of them without --shard."""
-    sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
-    return shard(request.adapters, sizes, *(request.part or (1, 1)))
 
 
 def _gathered(

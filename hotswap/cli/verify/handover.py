@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
@@ -28,5 +28,4 @@ class Handover:
     @classmethod
     def read(cls, path: str) -> Handover:
         """Read what ``save`` wrote."""
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**{f.name: found[f.name] for f in fields(cls)})
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))

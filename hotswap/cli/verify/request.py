@@ -57,19 +57,12 @@ class Request:
 
     def told(self) -> dict[str, Any]:
         """What the report says of the request; equal for all shards of one run."""
+        names = ("base", "subject", "backend", "compile_mode", "regional", "device", "dtype")
         return {
-            "base": self.base,
-            "subject": self.subject,
-            "backend": self.backend,
-            "compile_mode": self.compile_mode,
-            "regional": self.regional,
-            "device": self.device,
-            "dtype": self.dtype,
+            **{name: getattr(self, name) for name in names},
             "inputs": str(self.inputs) if self.inputs else None,
             "plan_file": str(self.plan) if self.plan else None,
-            "time_budget": self.time_budget,
-            "fail_on": self.fail_on,
-            "demo": self.demo,
+            **{name: getattr(self, name) for name in ("time_budget", "fail_on", "demo")},
             "pytest_arguments": list(self.pytest_args),
         }
 
@@ -145,7 +138,8 @@ def _adapter_problems(request: Request) -> Iterator[str]:
     if request.part is not None and request.part[1] > len(request.adapters):
         yield f"--shard {request.shard}: there are only {len(request.adapters)} adapters"
     base = request.base
-    if base is not None and _is_missing(base):
+    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base or "")  # a name, or two with a slash
+    if base is not None and not Path(base).is_dir() and (Path(base).exists() or not is_id):
         yield f"--base {base}: no such folder; give the folder of the base model"
     if request.subject:
         return  # it may name its own base model and adapters
@@ -158,9 +152,3 @@ def _adapter_problems(request: Request) -> Iterator[str]:
             f"--base {base}: no config.json in it; give a folder that the model's save_pretrained "
             "wrote"
         )
-
-
-def _is_missing(base: str) -> bool:
-    """A hub id is a name, or two with one slash between; everything else is a folder."""
-    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base) is not None
-    return not Path(base).is_dir() and (Path(base).exists() or not is_id)

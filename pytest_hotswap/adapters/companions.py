@@ -11,7 +11,6 @@ from hotswap.adapters.fit import fits
 from pytest_hotswap.adapters.described import AdapterDescription, described, write_adapter
 
 Companions = Literal["none", "few", "all"]
-_MANY = 10**6  # a rank that is cut to what each module has room for
 _SEED = 1000
 
 
@@ -30,7 +29,7 @@ def companions_of(plan: SwapPlan, wanted: Companions = "few") -> dict[str, Adapt
     few: dict[str, AdapterDescription] = {
         "the narrowest": AdapterDescription(1, 3, seed=_SEED),
         "at the full rank": AdapterDescription(
-            _MANY, 0.7 * room, seed=_SEED + 1, alpha_pattern=((middle, 0.9 * room),)
+            room, 0.7 * room, seed=_SEED + 1, alpha_pattern=((middle, 0.9 * room),)
         ),
         "another rank and alpha in every second module, rsLoRA": AdapterDescription(
             1,
@@ -55,7 +54,7 @@ def companions_of(plan: SwapPlan, wanted: Companions = "few") -> dict[str, Adapt
     more = {
         "the narrowest, rsLoRA": AdapterDescription(1, 3, use_rslora=True, seed=_SEED + 6),
         "the weights of the full rank under another alpha": AdapterDescription(
-            _MANY, 1.9 * room, seed=_SEED + 1
+            room, 1.9 * room, seed=_SEED + 1
         ),
         "a negative alpha": AdapterDescription(2, -3, seed=_SEED + 7),
         "an alpha of which half precision has no equal": AdapterDescription(3, 1.001, seed=_SEED),

@@ -64,6 +64,7 @@ class Deployment:
         self.plan = given or hotswap.plan(list(self.specs.values()))
         self.inputs: Mapping[str, Any] = subject.inputs()
         self.refusal = ""
+        self.probed = 0
         self.left_out: dict[str, str] = {}
         self.disturbed = False
         """Whether the snapshot cannot be brought back: the deployment is brought up anew instead."""
@@ -97,6 +98,12 @@ class Deployment:
         task_type = self.specs[self.first].config.get("task_type")
         found, self.left_out = write_companions(folder, self.plan, wanted, task_type=task_type)
         self.left_out |= left_out(self.plan, wanted)
+        for what, path in [*found.items()]:
+            try:
+                self.expected(path)
+            except Exception as error:  # PEFT ties ranks of some layers to each other
+                self.left_out[what] = f"PEFT does not load it: {brief(error)}"
+                del found[what]
         return found
 
     def neighbours(self, adapter: Path) -> list[Path]:
@@ -323,9 +330,11 @@ class Deployment:
                 right += [path] if compare(output, self.expected(path)).equal else []
         for path in right:
             with contextlib.suppress(Exception):
+                self.probed += 1
                 self.swap(self.other(path))
                 for _ in range(2):
                     self._restore()
+                    self.probed += 1
                     self.swap(path)
                     self.disturbed |= not self.compare(path).equal
         return found

@@ -24,15 +24,14 @@ class Interrupt(KeyboardInterrupt):
     """What is raised within a swap."""
 
 
-def interrupted(deployment: Deployment) -> list[str]:
-    """Say after which interrupts the model is neither as before nor as after, or swaps no more."""
+def interrupted(deployment: Deployment) -> str:
+    """Say after which interrupt the model is neither as before nor as after, or swaps no more."""
     one, other = deployment.first, deployment.other(deployment.first)
     deployment.swap(other)
     after = deployment.fingerprint()
     deployment.swap(one)
     before = deployment.fingerprint()
     lines = _traced(lambda: deployment.swap(other), None)
-    wrong = []
     for point in range(1, POINTS + 1):
         deployment.restore()
         deployment.swap(one)
@@ -45,12 +44,12 @@ def interrupted(deployment: Deployment) -> list[str]:
             continue
         changes = before.changes(storage=False)
         if changes and after.changes(storage=False):
-            wrong.append(f"interrupted at {where}, part of {other.name} is in place: {changes[0]}")
-        elif deployment.refuses(other):
-            wrong.append(f"after an interrupt at {where} no swap works: {deployment.refusal}")
-        elif not deployment.compare(other).equal:
-            wrong.append(f"after an interrupt at {where} {other.name} is swapped in wrongly")
-    return wrong
+            return f"interrupted at {where}, part of {other.name} is in place: {changes[0]}"
+        if deployment.refuses(other):
+            return f"after an interrupt at {where} no swap works: {deployment.refusal}"
+        if not deployment.compare(other).equal:
+            return f"after an interrupt at {where} {other.name} is swapped in wrongly"
+    return ""
 
 
 def _traced(swap: Callable[[], None], at: int | None) -> int:

@@ -112,7 +112,13 @@ class Steps:
             return
         deployment, folder = self.deployment, self.deployment.new_folder()
         self.subject.save(deployment.compiled, folder)
-        found = deployment.compare(self.adapter, model=deployment.fresh(folder))
+        try:
+            reloaded = deployment.fresh(folder)
+        except Exception as error:  # whatever PEFT raises about the file
+            raise LawBrokenError(
+                "knobs-follow", f"what was saved of {self.adapter.name} cannot be loaded: {error}"
+            ) from error
+        found = deployment.compare(self.adapter, model=reloaded)
         if not found.equal:
             raise LawBrokenError(
                 "knobs-follow", f"the saved adapter reloads differently: {found.detail}"

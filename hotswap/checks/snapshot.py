@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +12,28 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.names import canonical
+from hotswap.compiler.compiled import walk
 from hotswap.engine.layout.registry import forget_adapters
 from hotswap.engine.layout.slots import unwrap
 
-_FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "merged_adapters")
+_FLAGS = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "lora_bias",
+    "merged_adapters",
+    "scaling",
+    "_disable_adapters",
+    "_active_adapter",
+)
 _PLACES = ("_parameters", "_buffers")
+_OF_TORCH = {*vars(nn.Module()), "_compiled_call_impl"} - {"training"}
+_GONE = object()
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One tensor: where it hangs, the object, an alias of its storage, copies of values and identity."""
+    """One tensor: where it hangs, the object, an alias of its storage, a copy of its values."""
 
     name: str
     holder: dict[str, Any]
@@ -30,8 +41,20 @@ class _Entry:
     tensor: Tensor
     alias: Tensor
     values: Tensor
+    requires_grad: bool
     kind: type
-    then: dict[str, Any]
+
+    def storage(self) -> dict[str, Any]:
+        found = _storage(self.alias)
+        return found | {"type": self.kind.__name__, "requires_grad": self.requires_grad}
+
+    def changes(self, now: Tensor, *, values: bool, storage: bool) -> Iterator[str]:
+        if values and not _same_bits(now, self.values):
+            yield f"{self.name} changed its values"
+        if storage and (moved := _moved(self.storage(), _storage(now))):
+            yield f"{self.name} {moved}"
+        elif storage and now is not self.tensor:
+            yield f"{self.name} was replaced by another {self.kind.__name__} of the same storage"
 
 
 def _storage(tensor: Tensor) -> dict[str, Any]:
@@ -47,16 +70,22 @@ def _storage(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-_USUAL = {
-    "type shape": "PEFT's swap of a rank above the prepared one replaces the parameter",
-    "dtype": "model.to(dtype) or half() does this: cast before torch.compile",
-    "device": "model.to(device) does this: move before torch.compile",
-    "shape": "prepare() after the snapshot or a swap of another rank does this",
-    "stride": "replacing .data by a transposed or contiguous copy does this: use copy_()",
-    "requires_grad": "requires_grad_() or PEFT's set_adapter() does this: call it before warm-up",
-    "address": "load_state_dict(assign=True), merge_adapter(safe_merge=True), or .to() there and back "
-    "does this: CUDA graphs are recorded again",
-}
+_USUAL = (
+    (("type", "shape"), "PEFT's swap of a rank above the prepared one replaces the parameter"),
+    (("dtype",), "model.to(dtype) or half() does this: cast before torch.compile"),
+    (("device",), "model.to(device) does this: move before torch.compile"),
+    (("shape",), "prepare() after the snapshot or a swap of another rank does this"),
+    (("stride",), "replacing .data by a transposed or contiguous copy does this: use copy_()"),
+    (
+        ("requires_grad",),
+        "requires_grad_() or PEFT's set_adapter() does this: call it before warm-up",
+    ),
+    (
+        ("address",),
+        "load_state_dict(assign=True), merge_adapter(safe_merge=True), or .to() there and back does "
+        "this: CUDA graphs are recorded again",
+    ),
+)
 """What changed together, the most telling first, and the call that typically does it."""
 
 
@@ -66,7 +95,7 @@ def _moved(then: dict[str, Any], now: dict[str, Any]) -> str:
     if not changed:
         return ""
     told = [key if key == "address" else f"{key}: {then[key]} to {now[key]}" for key in changed]
-    usual = next((call for keys, call in _USUAL.items() if set(keys.split()) <= set(changed)), "")
+    usual = next((call for keys, call in _USUAL if set(keys) <= set(changed)), "")
     return f"changed its {', '.join(told)}" + (f" ({usual})" if usual else "")
 
 
@@ -77,126 +106,181 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def _differs(now: Any, then: Any) -> bool:
-    """Whether something else is in a dict or list; tensors are entries of their own."""
-    if isinstance(then, list):
-        return bool(now != then)
-    keys = then.keys() | now.keys()
-    return any(not isinstance(then.get(k), Tensor) and then.get(k) != now.get(k) for k in keys)
-
-
-def _fill(now: Any, then: Any) -> None:
-    """Let a mapping or list, which others may hold, have in it what it had; in place."""
-    if isinstance(now, list):
-        now[:] = then
-        return
-    for key in [*now]:
-        if key not in then or isinstance(now, dict):  # of a dict the order comes back too
-            del now[key]
-    now.update(then)
-
-
 class Snapshot:
-    """Every parameter, buffer and LoRA scaling of some models, with the flags that a swap may touch."""
+    """Every parameter, buffer and LoRA scaling of some models, their structure and what a swap may touch."""
 
     def __init__(self, models: tuple[nn.Module, ...]) -> None:
         self._models = models
         self._entries: list[_Entry] = []
-        self._held: list[
-            tuple[str, Callable[[], Any], Any]
-        ] = []  # mappings and lists, and contents
-        self._active: list[tuple[str, LoraLayer, str | list[str]]] = []
-        self._configs: list[tuple[dict[str, Any], str, Any, dict[str, Any]]] = []
+        self._modules: dict[str, nn.Module] = {}
+        self._names: set[str] = set()
+        self._holders: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._plain: list[tuple[dict[str, Any], dict[str, tuple[Any, Any]]]] = []
+        self._flags: list[tuple[str, nn.Module, str, Any]] = []
+        self._configs: list[tuple[str, dict[str, Any], str, Any, dict[str, Any]]] = []
         seen: set[int] = set()
-        for model in models:
-            for path, module in model.named_modules():
-                self._take_module(canonical(path), module, seen)
+        for path, module in self._walk():
+            self._take_module(path, module, seen)
 
     @classmethod
     def take(cls, *models: nn.Module) -> Snapshot:
         """Fingerprint models (compiled wrappers too); costs one copy of their tensors."""
         return cls(tuple(unwrap(model) for model in models))
 
+    def _walk(self) -> Iterator[tuple[str, nn.Module]]:
+        for model in self._models:
+            for path, module in walk(model):
+                yield canonical(path), module
+
     def _take_module(self, path: str, module: nn.Module, seen: set[int]) -> None:
+        self._modules[path] = module
         configs: dict[str, Any] = getattr(module, "peft_config", {})  # of a component too
         if configs and id(configs) not in seen:
             seen.add(id(configs))
             for name, config in configs.items():
-                self._configs.append((configs, name, config, copy.deepcopy(vars(config))))
+                self._configs.append((name, configs, name, config, copy.deepcopy(vars(config))))
         for place in (*_PLACES, "_modules"):
-            self._hold("", getattr(module, place))
-        for place in _PLACES:
-            for key, tensor in getattr(module, place).items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    self._take_tensor(f"{path}.{key}", getattr(module, place), key, tensor)
-        if not isinstance(module, LoraLayer):
-            return
-        if isinstance(module.scaling, dict):
-            self._hold(f"{path}.scaling", module.scaling)
-            for key, value in module.scaling.items():
-                if isinstance(value, Tensor):
-                    self._take_tensor(f"{path}.scaling.{key}", module.scaling, key, value)
-        else:
-            self._hold(f"{path}.scaling.states", module.scaling.states)
-        for flag in _FLAGS:
-            now = partial(getattr, module, flag)
-            self._held.append((f"{path}.{flag}", now, copy.copy(now())))
-        self._active.append((path, module, copy.copy(module._active_adapter)))
-
-    def _hold(self, name: str, mapping: MutableMapping[str, Any]) -> None:
-        """Note what is in a mapping; without a name it is no part of the fingerprint."""
-        self._held.append((name, lambda: mapping, dict(mapping)))
+            holder = getattr(module, place)
+            self._holders.append((holder, dict(holder)))
+        for name, holder, key, tensor in _tensors(path, module):
+            self._names.add(name)
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                self._take_tensor(name, holder, key, tensor)
+        own = vars(module)
+        kept = {key: (own[key], _kept(key, own[key])) for key in own if key not in _OF_TORCH}
+        self._plain.append((own, kept))
+        flags = ("training", *_FLAGS) if isinstance(module, LoraLayer) else ("training",)
+        self._flags += [(path, module, flag, _flag(module, flag)) for flag in flags]
 
     def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:
-        alias, then = tensor.data, _storage(tensor)
-        entry = _Entry(name, holder, key, tensor, alias, alias.clone(), type(tensor), then)
-        self._entries.append(entry)
+        alias = tensor.data
+        self._entries.append(
+            _Entry(
+                name, holder, key, tensor, alias, alias.clone(), tensor.requires_grad, type(tensor)
+            )
+        )
 
     def changes(self, *, values: bool = True, storage: bool = True) -> list[str]:
-        """Say what changed since: values and flags bit for bit, and what compiled code is guarded on."""
-        found = []
-        for entry in self._entries:
-            now = entry.holder.get(entry.key)
-            if not isinstance(now, Tensor):
-                found.append(
-                    f"{entry.name} is no tensor any more (PEFT's set_scale() or unscale_layer() does this "
-                    "to a scaling: use hotswap.set_scale())"
-                )
-                continue
-            if values and not _same_bits(now, entry.values):
-                found.append(f"{entry.name} changed its values")
-            if storage and (moved := _moved(entry.then, _storage(now))):
-                found.append(f"{entry.name} {moved}")
-        return [*found, *self._changed_flags()] if values else found
+        """Say what changed since: values, names and flags, and what compiled code is guarded on.
 
-    def _changed_flags(self) -> Iterator[str]:
-        for name, holder, then in self._held:
-            if name and _differs(holder(), then):
-                yield f"{name} changed: {then} to {holder()}"
-        for path, layer, active in self._active:
-            if layer._active_adapter != active:
-                yield f"{path} has {layer._active_adapter} active, not {active}"
-        for configs, name, config, fields in self._configs:
-            if configs.get(name) is not config or vars(config) != fields:
-                yield f"peft_config[{name!r}] changed"
+        A tensor is looked up by its name, so a module that was replaced by an equal one is a change of
+        storage only.
+        """
+        modules: dict[str, nn.Module] = {}
+        live: dict[str, Any] = {}
+        for path, module in self._walk():
+            modules[path] = module
+            live.update((name, tensor) for name, _, _, tensor in _tensors(path, module))
+        found = [f"{name} was added" for name in live if name not in self._names]
+        if storage:
+            found += self._replaced(modules)
+        for entry in self._entries:
+            if entry.name in live:
+                found += entry.changes(live[entry.name], values=values, storage=storage)
+            elif isinstance(entry.holder.get(entry.key), float | int):
+                found.append(
+                    f"{entry.name} is no tensor any more (PEFT's set_scale() or unscale_layer() does "
+                    "this to a scaling: use hotswap.set_scale())"
+                )
+            else:
+                found.append(f"{entry.name} is gone")
+        return found + (self._changed_flags(modules) if values else [])
+
+    def _replaced(self, modules: Mapping[str, nn.Module]) -> list[str]:
+        """Say which modules are others, are gone or are new; not what is inside of them."""
+        found: dict[str, str] = {}
+        for path in {**self._modules, **modules}:
+            then, now = self._modules.get(path), modules.get(path)
+            parts = path.split(".")
+            above = (".".join(parts[:end]) for end in range(1, len(parts)))
+            if then is now or any(name in found for name in above):
+                continue
+            another = f"was replaced by another {type(now).__name__}"
+            found[path] = "was added" if then is None else "is gone" if now is None else another
+        return [f"{path or 'the model'} {what}" for path, what in found.items()]
+
+    def _changed_flags(self, modules: Mapping[str, nn.Module]) -> list[str]:
+        found = []
+        for path, _, flag, then in self._flags:
+            now = _flag(modules[path], flag) if path in modules else then
+            if now != then:
+                found.append(
+                    f"{path} has {now} active, not {then}"
+                    if flag == "_active_adapter"
+                    else f"{path}.{flag} changed: {then} to {now}"
+                )
+        for name, holder, key, _, fields in self._configs:
+            if holder.get(key) is None or vars(holder[key]) != fields:
+                found.append(f"peft_config[{name!r}] changed")
+        return found
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Bring everything back in place: the same objects, storages and bits."""
+        """Bring everything back in place: the same objects, storages, bits and plain attributes."""
         for model in self._models:
             forget_adapters(model)
-        for _, holder, then in self._held:
-            _fill(holder(), then)
+        for holder, entries in self._holders:
+            holder.clear()
+            holder.update(entries)
+        for own, kept in self._plain:
+            for key in [key for key in own if key not in kept and key not in _OF_TORCH]:
+                del own[key]
+            for key, (value, content) in kept.items():
+                if own.get(key, _GONE) is not value:
+                    own[key] = value
+                _refill(value, content)
         for entry in self._entries:
             entry.holder[entry.key] = entry.tensor
             entry.tensor.__class__ = entry.kind  # PEFT's growth exchanges it by swap_tensors
             entry.tensor.data = entry.alias
-            entry.tensor.requires_grad_(entry.then["requires_grad"])
+            entry.tensor.requires_grad_(entry.requires_grad)
             entry.alias.copy_(entry.values)
-        for _, layer, active in self._active:
-            if layer._active_adapter != active:  # compiled code is guarded on a list that stays
-                layer._active_adapter = copy.copy(active)
-        for configs, name, config, fields in self._configs:
-            configs[name] = config
-            _fill(vars(config), copy.deepcopy(fields))
+        for _, holder, key, config, fields in self._configs:
+            holder[key] = config
+            vars(config).clear()
+            vars(config).update(copy.deepcopy(fields))
+
+
+def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
+    """The tensors that hang in a module itself, those of a plain ``scaling`` mapping too."""
+    holders = [(path, getattr(module, place)) for place in _PLACES]
+    scaling = vars(module).get("scaling") if isinstance(module, LoraLayer) else None
+    if isinstance(scaling, dict):
+        holders.append((f"{path}.scaling", scaling))
+    for prefix, holder in holders:
+        for key, tensor in holder.items():
+            if isinstance(tensor, Tensor):
+                yield f"{prefix}.{key}", holder, key, tensor
+
+
+def _flag(module: nn.Module, flag: str) -> Any:
+    value = getattr(module, flag, None)
+    if flag == "scaling":  # what is no tensor; where it is a module there is nothing else
+        numbers = value.items() if isinstance(value, Mapping) else ()
+        return {key: number for key, number in numbers if not isinstance(number, Tensor)}
+    return copy.copy(value)
+
+
+def _kept(key: str, value: Any) -> Any:
+    """The content of a mapping, or of a list of PEFT's, that restoring fills again; else None."""
+    if isinstance(value, MutableMapping):
+        return dict(value)
+    return list(value) if key in _FLAGS and isinstance(value, list) else None
+
+
+def _refill(value: Any, content: Any) -> None:
+    """Give a container the content that it had, in place and only where it has another."""
+    if content is None:
+        return
+    if isinstance(value, list):
+        if len(value) != len(content) or any(
+            a is not b for a, b in zip(value, content, strict=True)
+        ):
+            value[:] = content
+    else:
+        for key in [key for key in value if key not in content]:
+            del value[key]
+        for key, item in content.items():
+            if value.get(key, _GONE) is not item:
+                value[key] = item

@@ -13,6 +13,7 @@ from typing import Any
 from hotswap import SwapPlan
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import WEIGHTS
+from hotswap.adapters.names import MAGNITUDE
 from hotswap.adapters.plan import ModulePlan
 
 
@@ -45,6 +46,13 @@ class AdapterDescription(_Readable):
     without: tuple[str, ...] = ()
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
+    use_dora: bool = False
+    lora_bias: bool = False
+
+    def targets(self, name: str, place: ModulePlan) -> bool:
+        """Whether it targets a module: those with a feature target only where the plan has room for it."""
+        lacking = (self.use_dora and not place.dora) or (self.lora_bias and not place.bias)
+        return name not in self.without and not lacking
 
     def rank_of(self, module: str, *, groups: int = 1) -> int:
         """The rank of one module, a multiple of a convolution's groups."""
@@ -77,6 +85,8 @@ def config_of(
         "r": description.rank,
         "lora_alpha": description.alpha,
         "use_rslora": description.use_rslora,
+        "use_dora": description.use_dora,
+        "lora_bias": description.lora_bias,
         "target_modules": targets,
         "rank_pattern": {exactly(n): r for n, r in ranks.items() if r != description.rank},
         "alpha_pattern": {exactly(n): a for n, a in alphas.items() if n in targets},
@@ -101,7 +111,7 @@ def write_adapter(
     ranks: dict[str, int] = {}
     tensors: dict[str, Any] = {}
     for name, place in described(plan).items():
-        if name in description.without:
+        if not description.targets(name, place):
             continue
         ranks[name] = min(description.rank_of(name, groups=place.groups), place.rank)
         part = "lora_embedding_{}" if place.kind == "embedding" else "lora_{}.weight"
@@ -109,11 +119,20 @@ def write_adapter(
             values = torch.randn(shape, generator=generator)
             values *= max(math.prod(shape[1:]), 1) ** -0.5
             tensors[f"base_model.model.{name}.{part.format(letter)}"] = values
+        for key in _extras(description, place):
+            shape = place.shapes(ranks[name])[-1 if key == MAGNITUDE else 2]
+            values = torch.randn(shape, generator=generator).abs() + 0.1
+            tensors[f"base_model.model.{name}.{key}"] = values
     folder.mkdir(parents=True)
     config = config_of(description, ranks, ranks=ranks, task_type=task_type)
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def _extras(description: AdapterDescription, place: ModulePlan) -> list[str]:
+    found = ["lora_B.bias"] if description.lora_bias and place.kind != "embedding" else []
+    return [*found, MAGNITUDE] if description.use_dora else found
 
 
 def described(plan: SwapPlan) -> dict[str, ModulePlan]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import hotswap
 from hotswap.checks.equivalence import Comparison, compare
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.adapters.derived import DEFECTS, break_adapter, widen_adapter
 from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
-from pytest_hotswap.contract.probes import foreign_changes, lora_b, poke, uncovered
-from pytest_hotswap.strategies import swap_sequences
+from pytest_hotswap.contract.envelope import EnvelopeLaws, knobs_follow
+from pytest_hotswap.contract.placed import misplaced, unreached
+from pytest_hotswap.contract.probes import few, foreign_changes, lora_b, poke, uncovered
+from pytest_hotswap.contract.sequences import SequenceLaws
 from pytest_hotswap.subjects.base import Subject
 from pytest_hotswap.subjects.origin import (
     origin,
@@ -48,13 +47,7 @@ class LawName(NamedTuple):
         return unsupported.get(self.law) or unsupported.get(f"{self.law}[{self.case}]")
 
 
-def draws_examples(test: Any) -> Any:
-    """Mark a law's test that Hypothesis runs many times."""
-    test.draws_examples = True
-    return test
-
-
-class HotswapContract:
+class HotswapContract(EnvelopeLaws, SequenceLaws):
     """Subclass it, name it Test…, and set ``subject`` to a Subject class."""
 
     subject: ClassVar[type[Subject] | None] = None
@@ -116,30 +109,34 @@ class HotswapContract:
         model = deployment.prepared()
         before = deployment.run(model)
         poke(deployment, model)
-        assert not compare(deployment.run(model), before).equal
+        assert not compare(deployment.run(model), before).equal, (
+            "preparation-preserves would not see a change of lora_B: the outputs are as before"
+        )
 
     def test_preparation_idempotent(self, deployment: Deployment) -> None:
         model = deployment.prepared()
         snapshot = deployment.fingerprint(model)
         deployment.subject.prepare(model, deployment.plan)
         changes = snapshot.changes()
-        assert not changes, f"preparation-idempotent: {_few(changes)}"
+        assert not changes, f"preparation-idempotent: {few(changes)}"
 
     def test_control_of_preparation_idempotent(self, deployment: Deployment) -> None:
         model = deployment.prepared()
         snapshot = deployment.fingerprint(model)
         poke(deployment, model)
-        assert snapshot.changes()
+        assert snapshot.changes(), "preparation-idempotent would not see a change of lora_B"
 
     def test_preparation_covers(self, deployment: Deployment) -> None:
         missed = uncovered(deployment, deployment.prepared())
-        assert not missed, f"preparation-covers: {_few(missed)}"
+        assert not missed, f"preparation-covers: {few(missed)}"
 
     def test_control_of_preparation_covers(self, deployment: Deployment) -> None:
         from peft import PeftModel
 
         model = deployment.subject.base_model()
-        assert uncovered(deployment, PeftModel.from_pretrained(model, deployment.first))
+        assert uncovered(deployment, PeftModel.from_pretrained(model, deployment.first)), (
+            "preparation-covers would not see that a model was not prepared"
+        )
 
     def test_prepare_before_compile(self, deployment: Deployment, style: str) -> None:
         model = STYLES[style](deployment.loaded(), deployment.subject.backend)
@@ -153,17 +150,20 @@ class HotswapContract:
         deployment.subject.prepare(deployment.loaded(), deployment.plan)
 
     def test_rank_bound(self, swapping: Deployment) -> None:
-        room, folder = swapping.plan.ranks, swapping.new_folder()
+        room, folder = swapping.room, swapping.new_folder()
         refused = swapping.refuses(break_adapter(swapping.first, folder, "larger rank", room=room))
         changes = swapping.snapshot.changes()
         assert refused, (
-            f"rank-bound: an adapter above the target rank was swapped in: {_few(changes)}"
+            f"rank-bound: an adapter above the target rank was swapped in: {few(changes)}"
         )
-        assert not changes, f"rank-bound: refused, but {_few(changes)}"
+        assert not changes, f"rank-bound: refused, but {few(changes)}"
 
     def test_control_of_rank_bound(self, swapping: Deployment) -> None:
         ranks = swapping.plan.ranks
-        swapping.swap(widen_adapter(swapping.first, swapping.new_folder(), ranks))
+        wide = widen_adapter(swapping.first, swapping.new_folder(), ranks)
+        assert not swapping.refuses(wide), (
+            f"rank-bound: an adapter at the target rank is refused: {swapping.refusal}"
+        )
 
     def test_swap_equals_load(
         self, swapping: Deployment, adapter: Path, record_property: Any
@@ -178,7 +178,25 @@ class HotswapContract:
 
     def test_control_of_swap_equals_load(self, swapping: Deployment) -> None:
         swapping.swap(swapping.first)
-        assert not swapping.compare(swapping.rescaled).equal
+        assert not swapping.compare(swapping.rescaled).equal, (
+            f"swap-equals-load would not see {swapping.first.name} under three times its alpha: "
+            "the outputs are the same"
+        )
+
+    def test_swap_equals_load__placed(
+        self, swapping: Deployment, adapter: Path, record_property: Any
+    ) -> None:
+        swapping.swap(swapping.other(adapter), adapter)
+        found = misplaced(swapping, adapter)
+        if dead := unreached(swapping):
+            record_property("hotswap.unreached", ", ".join(dead))
+        assert not found, f"swap-equals-load: {adapter.name}: {few(found)}"
+
+    def test_control_of_swap_equals_load__placed(self, swapping: Deployment) -> None:
+        swapping.swap(swapping.first)
+        assert misplaced(swapping, swapping.rescaled), (
+            "swap-equals-load would not see another scaling in a layer that no input reaches"
+        )
 
     def test_swap_equals_load__float64(self, swapping: Deployment, adapter: Path) -> None:
         swapping.swap(swapping.other(adapter), adapter)
@@ -190,7 +208,9 @@ class HotswapContract:
 
     def test_control_of_swap_equals_load__float64(self, swapping: Deployment) -> None:
         swapping.swap(swapping.first)
-        assert not _in_float64(swapping, swapping.rescaled)[0].equal
+        assert not _in_float64(swapping, swapping.rescaled)[0].equal, (
+            f"swap-equals-load in float64 would not see {swapping.first.name} under another alpha"
+        )
 
     def test_swap_forgets(self, swapping: Deployment) -> None:
         one, other = swapping.first, swapping.other(swapping.first)
@@ -199,14 +219,19 @@ class HotswapContract:
         before = swapping.run()
         swapping.swap(other, one)
         changes = snapshot.changes(storage=False)
-        assert not changes, f"swap-forgets: after {one.name}, {other.name}: {_few(changes)}"
-        assert compare(swapping.run(), before).max_error == 0.0, "swap-forgets: outputs differ"
+        assert not changes, f"swap-forgets: after {one.name}, {other.name}: {few(changes)}"
+        found = compare(swapping.run(), before)
+        assert found.max_error == 0.0, (
+            f"swap-forgets: after {one.name}, {other.name}, {one.name}: {found.detail}"
+        )
 
     def test_control_of_swap_forgets(self, swapping: Deployment) -> None:
         swapping.swap(swapping.first)
         snapshot = swapping.fingerprint()
         swapping.swap(swapping.rescaled)
-        assert snapshot.changes(storage=False)
+        assert snapshot.changes(storage=False), (
+            "swap-forgets would not see that another adapter is in place"
+        )
 
     def test_swap_has_effect(
         self, swapping: Deployment, adapter: Path, record_property: Any
@@ -227,43 +252,61 @@ class HotswapContract:
         )
 
     def test_control_of_swap_has_effect(self, deployment: Deployment) -> None:
-        assert deployment.compare(None, model=deployment.base).equal
+        model = deployment.fresh(deployment.first)
+        with model.disable_adapter():
+            found = deployment.compare(None, model=model)
+        assert found.equal, (
+            f"swap-has-effect would take an adapter without effect for one that has: {found.detail}"
+        )
 
     def test_swap_isolated(self, deployment: Deployment) -> None:
-        changes = foreign_changes(deployment, swap=True)
-        assert not changes, f"swap-isolated: {_few(changes)}"
+        for adapter in deployment.by_size[:2]:
+            changes = foreign_changes(deployment, adapter)
+            assert not changes, f"swap-isolated: {adapter.name}: {few(changes)}"
 
     def test_control_of_swap_isolated(self, deployment: Deployment) -> None:
-        assert foreign_changes(deployment, swap=False)
+        assert foreign_changes(deployment, None), (
+            "swap-isolated would not see a change of another adapter"
+        )
 
     def test_swap_atomic(self, swapping: Deployment, defect: str) -> None:
         swapping.swap(swapping.first)
         before = swapping.run()  # first, as PEFT's MultiheadAttention moves weights at each call
         snapshot = swapping.fingerprint()
         other = swapping.other(swapping.first)
-        bad = break_adapter(other, swapping.new_folder(), defect, room=swapping.plan.ranks)
+        bad = break_adapter(other, swapping.new_folder(), defect, room=swapping.room)
         refused = swapping.refuses(bad)
         changes = snapshot.changes()
-        assert refused, f"swap-atomic: an adapter with a {defect} was accepted: {_few(changes)}"
-        assert not changes, f"swap-atomic: refused ({defect}), but {_few(changes)}"
-        assert compare(swapping.run(), before).max_error == 0.0, "swap-atomic: outputs changed"
-        assert not swapping.refuses(other), f"swap-atomic: no good swap after a {defect}"
-        assert swapping.compare(other).equal, f"swap-atomic: no good swap after a {defect}"
+        assert refused, f"swap-atomic: an adapter with a {defect} was accepted: {few(changes)}"
+        assert not changes, f"swap-atomic: refused ({defect}), but {few(changes)}"
+        error = compare(swapping.run(), before).max_error
+        assert error == 0.0, f"swap-atomic: refused ({defect}), but outputs differ by {error:.3g}"
+        assert not swapping.refuses(other), (
+            f"swap-atomic: {other.name} is refused after a {defect}: {swapping.refusal}"
+        )
+        found = swapping.compare(other)
+        assert found.equal, (
+            f"swap-atomic: {other.name} after a {defect}: {found.detail}{swapping.blame(other)}"
+        )
 
     def test_control_of_swap_atomic(self, swapping: Deployment) -> None:
         poke(swapping, swapping.served)
-        assert swapping.snapshot.changes()
+        assert swapping.snapshot.changes(), "swap-atomic would not see a change of lora_B"
 
     def test_swap_in_place(self, swapping: Deployment, adapter: Path, record_property: Any) -> None:
-        swapping.swap(adapter)
-        moved = swapping.snapshot.changes(values=False)
-        record_property("hotswap.moved", len(moved))
-        assert not moved, f"swap-in-place: {adapter.name}: {_few(moved)}"
+        # three swaps in a row: of two buffers that take turns, one is the snapshot's own
+        for count, path in enumerate((adapter, swapping.other(adapter), adapter), start=1):
+            swapping.swap(path)
+            moved = swapping.snapshot.changes(values=False)
+            record_property("hotswap.moved", len(moved))
+            assert not moved, f"swap-in-place: {path.name}, swap {count}: {few(moved)}"
 
     def test_control_of_swap_in_place(self, swapping: Deployment) -> None:
         weight = lora_b(swapping, swapping.served)
         weight.data = weight.data.clone()
-        assert swapping.snapshot.changes(values=False)
+        assert swapping.snapshot.changes(values=False), (
+            "swap-in-place would not see that lora_B lies elsewhere"
+        )
 
     def test_zero_recompiles(
         self, swapping: Deployment, adapter: Path, record_property: Any
@@ -280,7 +323,7 @@ class HotswapContract:
         record_property("hotswap.recompiles", sum(len(log.recompiles) for log in logs))
         record_property("hotswap.hits", sum(log.total_hits for log in logs))
         for verdict in (log.verdict() for log in logs):
-            assert verdict.outcome == "passed", f"zero-recompiles: {_few(verdict.reasons)}"
+            assert verdict.outcome == "passed", f"zero-recompiles: {few(verdict.reasons)}"
 
     def test_zero_recompiles__cuda_graphs(self, swapping: Deployment) -> None:
         device = next(swapping.served.parameters()).device.type
@@ -300,28 +343,9 @@ class HotswapContract:
         )
 
     def test_control_of_zero_recompiles(self, deployment: Deployment) -> None:
-        assert deployment.unprepared_recompiles["another alpha"]
-
-    @draws_examples
-    def test_zero_recompiles__any_swap_sequence(self, swapping: Deployment) -> None:
-        swapping.run()
-
-        @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
-        @given(st.data())
-        def holds(data: st.DataObject) -> None:
-            sequence = data.draw(swap_sequences(len(paths)))
-            swapping.snapshot.restore()
-            with hotswap.watch_compiles() as log:
-                for path in map(paths.__getitem__, sequence):
-                    swapping.swap(path)
-                    assert swapping.compare(path).equal, f"swap-equals-load: {path.name}"
-            verdict = log.verdict()
-            assert verdict.outcome == "passed", f"zero-recompiles: {_few(verdict.reasons)}"
-
-        paths = swapping.neighbours(swapping.first)
-        for path in paths:  # the oracle runs first: its forwards are not in the scope
-            swapping.expected(path)
-        holds()
+        assert deployment.unprepared_recompiles["another alpha"], (
+            "zero-recompiles would see no recompile: another alpha causes none in an unprepared model"
+        )
 
     def test_unprepared_recompiles(self, deployment: Deployment) -> None:
         assert deployment.unprepared_recompiles["another alpha"], (
@@ -330,31 +354,21 @@ class HotswapContract:
         )
 
     def test_control_of_unprepared_recompiles(self, deployment: Deployment) -> None:
-        assert deployment.unprepared_recompiles["no swap"] == []
+        found = deployment.unprepared_recompiles["no swap"]
+        assert not found, (
+            f"unprepared-recompiles: without a swap the model recompiles: {few(found)}"
+        )
 
     def test_knobs_follow(self, swapping: Deployment) -> None:
         adapter = swapping.other(swapping.first)
-        subject, model = swapping.subject, swapping.compiled
         swapping.swap(adapter)
-        subject.set_scale(model, 0.5)
-        found = swapping.compare(adapter, scale=0.5)
-        assert found.equal, f"knobs-follow: set_scale(0.5) after a swap: {found.detail}"
-        subject.set_scale(model, 1.0)
-        with subject.disabled(model):
-            assert swapping.compare(None).equal, "knobs-follow: disabled is not the base model"
-        assert swapping.compare(adapter).equal, "knobs-follow: enabled again is not the adapter"
-        folder = swapping.new_folder()
-        subject.save(model, folder)
-        try:
-            reloaded = swapping.fresh(folder)
-        except Exception as error:  # whatever PEFT raises about the file
-            pytest.fail(f"knobs-follow: the saved adapter cannot be loaded: {error}")
-        saved = swapping.compare(adapter, model=reloaded)
-        assert saved.equal, f"knobs-follow: the saved adapter reloads differently: {saved.detail}"
+        knobs_follow(swapping, adapter, adapter.name)
 
     def test_control_of_knobs_follow(self, swapping: Deployment) -> None:
         swapping.swap(swapping.first)
-        assert not swapping.compare(swapping.first, scale=0.5).equal
+        assert not swapping.compare(swapping.first, scale=0.5).equal, (
+            f"knobs-follow would not see that {swapping.first.name} is scaled by 0.5"
+        )
 
 
 def _record(record_property: Any, found: Comparison) -> None:
@@ -367,12 +381,6 @@ def _in_float64(deployment: Deployment, adapter: Path) -> tuple[Comparison, str]
         return deployment.compare_in_float64(adapter)
     except NotWidenableError as error:
         pytest.skip(f"not applicable: {error}")
-
-
-def _few(texts: Iterable[str]) -> str:
-    shown = list(texts)
-    more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
-    return "; ".join(shown[:3]) + more
 
 
 def _wrapped(model: Any, backend: str) -> Any:

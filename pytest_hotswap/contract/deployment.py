@@ -22,6 +22,7 @@ from hotswap.checks.equivalence import (
 )
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
+from pytest_hotswap.adapters.companions import Companions, left_out, write_companions
 from pytest_hotswap.adapters.derived import rescale_adapter
 from pytest_hotswap.subjects.base import Subject
 
@@ -36,6 +37,12 @@ WIDEST = 4 * 2**30
 
 LONGEST = 400
 """Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
+
+NOTE = (
+    "bringing the snapshot back disturbs this deployment, which remembers what is in place somewhere "
+    "else: it is brought up anew instead; give the subject a restored(model) that makes it forget"
+)
+"""What is said of a deployment that remembers more than its modules show."""
 
 FIRST = 8
 """Adapters whose first swap is watched: after the second one torch has made dynamic what changes."""
@@ -56,6 +63,11 @@ class Deployment:
         given: hotswap.SwapPlan | None = getattr(subject, "plan", None)
         self.plan = given or hotswap.plan(list(self.specs.values()))
         self.inputs: Mapping[str, Any] = subject.inputs()
+        self.refusal = ""
+        self.probed = 0
+        self.left_out: dict[str, str] = {}
+        self.disturbed = False
+        """Whether the snapshot cannot be brought back: the deployment is brought up anew instead."""
         self._expected: OrderedDict[tuple[Path | None, float, int], Any] = OrderedDict()
         self._folders = 0
 
@@ -63,6 +75,11 @@ class Deployment:
     def first(self) -> Path:
         """The adapter to load first: the one with the most modules, the smallest of these."""
         return min(self.paths, key=lambda p: (-len(self.specs[p].modules), self.specs[p].rank))
+
+    @property
+    def by_size(self) -> list[Path]:
+        """The adapters, from the one with the fewest modules: a swap that clears by name clears the most."""
+        return sorted(self.paths, key=lambda path: len(self.specs[path].modules))
 
     @cached_property
     def rescaled(self) -> Path:
@@ -72,6 +89,22 @@ class Deployment:
     def other(self, adapter: Path) -> Path:
         """Another adapter of the fleet, or a rescaled copy where there is only one."""
         return next((path for path in self.paths if path != adapter), None) or self.rescaled
+
+    @cached_property
+    def companions(self) -> dict[str, Path]:
+        """Adapters inside of the plan that the fleet does not have, by what is special about them."""
+        folder = self.new_folder()
+        wanted: Companions = getattr(self.subject, "companions", "few")
+        task_type = self.specs[self.first].config.get("task_type")
+        found, self.left_out = write_companions(folder, self.plan, wanted, task_type=task_type)
+        self.left_out |= left_out(self.plan, wanted)
+        for what, path in [*found.items()]:
+            try:
+                self.expected(path)
+            except Exception as error:  # PEFT ties ranks of some layers to each other
+                self.left_out[what] = f"PEFT does not load it: {brief(error)}"
+                del found[what]
+        return found
 
     def neighbours(self, adapter: Path) -> list[Path]:
         """The adapters from which one is reached: all of a small fleet, the next ones of a large one."""
@@ -95,7 +128,9 @@ class Deployment:
 
     @cached_property
     def compiled(self) -> Any:
-        """The model under test: loaded, prepared, compiled and warmed up with one swap."""
+        """The model under test: loaded, prepared, compiled and called once."""
+        with contextlib.suppress(Exception):  # the law that needs it meets the error again
+            _ = self.unprepared_recompiles  # it ends with a reset: nothing is compiled before
         model = self.subject.compile(self.prepared())
         self.subject.run(model, self.inputs)
         return model
@@ -111,10 +146,11 @@ class Deployment:
             self.subject.swap(self.compiled, adapter)
 
     def refuses(self, adapter: Path) -> bool:
-        """Try to swap an adapter in."""
+        """Try to swap an adapter in; ``refusal`` is what the subject raised."""
         try:
             self.swap(adapter)
-        except Exception:  # whatever the subject raises is a refusal
+        except Exception as error:  # whatever the subject raises is a refusal
+            self.refusal = f"{type(error).__name__}: {brief(error)}"
             return True
         return False
 
@@ -144,13 +180,38 @@ class Deployment:
     def restore(self) -> None:
         """Bring the compiled model back, bit for bit, by a snapshot and never by a swap."""
         _ = self.first_swaps
+        if self.disturbed:
+            self.begin_anew()
+        self._restore()
+
+    def begin_anew(self) -> None:
+        """Compile another model, which no swap has touched."""
+        self._forget("compiled", "snapshot")
+
+    def _restore(self) -> None:
         self.snapshot.restore()
+        if (restored := getattr(self.subject, "restored", None)) is not None:
+            restored(self.compiled)
 
     def close(self) -> None:
         """Forget what was compiled; where it is used again it is compiled anew."""
+        self._forget("compiled", "snapshot", "first_swaps")
+
+    def _forget(self, *names: str) -> None:
         torch._dynamo.reset()
-        for name in ("compiled", "snapshot", "first_swaps"):
+        for name in names:
             vars(self).pop(name, None)
+
+    @cached_property
+    def room(self) -> dict[str, int]:
+        """The rank that each module takes: the planned one, or what its tensors were given."""
+        found = dict(self.plan.ranks)
+        name = self.subject.adapter_name
+        for module, layer in lora_layers(self.served, name).items():
+            found[module] = max(
+                [found.get(module, 0), *(slot.rank or 0 for slot in slots(layer, name))]
+            )
+        return found
 
     @cached_property
     def base(self) -> Any:
@@ -236,30 +297,46 @@ class Deployment:
         model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
         model = self.subject.compile(model)
         found = {}
-        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-            self.run(model)
-            for case in ("no swap", "another alpha"):
-                with hotswap.watch_compiles() as log:
-                    if case == "another alpha":
-                        for layer in lora_layers(model).values():
-                            layer.scaling["default"] *= 1.37  # no adapter of the fleet has it
-                    self.run(model)
-                found[case] = [str(recompile) for recompile in log.recompiles]
+        try:
+            with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+                self.run(model)
+                for case in ("no swap", "another alpha"):
+                    with hotswap.watch_compiles() as log:
+                        if case == "another alpha":
+                            for layer in lora_layers(model).values():
+                                layer.scaling["default"] *= 1.37  # no adapter of the fleet has it
+                        self.run(model)
+                    found[case] = [str(recompile) for recompile in log.recompiles]
+        finally:
+            torch._dynamo.reset()  # torch has noted what changed, and would compile it as dynamic
         return found
 
     @cached_property
     def first_swaps(self) -> dict[Path, hotswap.CompileLog]:
-        """What the first swap to each adapter compiled: a later one may find code that fits by then."""
-        # before torch has compiled code for a number that changes
-        with contextlib.suppress(Exception):  # the law that needs it meets the error again
-            _ = self.unprepared_recompiles
-        self.snapshot.restore()
+        """What the first swap to each adapter compiled: a later one may find code that fits by then.
+
+        Each that is right is then swapped in again after the snapshot was brought back. Where the outputs
+        are others then, the deployment remembers something that the snapshot does not have.
+        """
+        _ = self.compiled
+        self._restore()
         self.run()  # torch may compile at a second call too
-        found = {}
+        found, right = {}, []
         for path in self.paths[:FIRST]:
-            with hotswap.watch_compiles() as found[path], contextlib.suppress(Exception):
-                self.swap(path)
-                self.run()
+            with contextlib.suppress(Exception):
+                with hotswap.watch_compiles() as found[path]:
+                    self.swap(path)
+                    output = self.run()
+                right += [path] if compare(output, self.expected(path)).equal else []
+        for path in right:
+            with contextlib.suppress(Exception):
+                self.probed += 1
+                self.swap(self.other(path))
+                for _ in range(2):
+                    self._restore()
+                    self.probed += 1
+                    self.swap(path)
+                    self.disturbed |= not self.compare(path).equal
         return found
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,25 +44,70 @@ def uncovered(deployment: Deployment, model: Any) -> list[str]:
     return found
 
 
-def foreign_changes(deployment: Deployment, *, swap: bool) -> list[str]:
-    """What a swap (or, without, a poke) changes in the base weights and in another adapter."""
+def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
+    """What a swap (or, without an adapter, a poke) changes in anything that is not the adapter swapped.
+
+    Another adapter of the fleet stands beside it, under a name that contains its own.
+    """
     subject = deployment.subject
     model = deployment.loaded()
-    subject.add(model, deployment.first, _BYSTANDER)
+    beside = deployment.other(deployment.first)
+    subject.add(model, beside, _BYSTANDER)
     subject.prepare(model, deployment.plan)
-    snapshot = deployment.fingerprint(model)
-    if swap:
-        # the one with the fewest modules: a swap that clears by name clears the most
-        fewest = min(deployment.paths, key=lambda path: len(deployment.specs[path].modules))
-        subject.swap(model, fewest)
+    snapshot, before = deployment.fingerprint(model), records(deployment, model)
+    if adapter is not None:
+        subject.swap(model, adapter)
     else:
         layer = next(iter(lora_layers(model, _BYSTANDER).values()))
         with torch.no_grad():
             slots(layer, _BYSTANDER)[0].tensor.add_(1.0)
     own = subject.adapter_name
     mine = (f".{own}.", f".{own} ", f"peft_config['{own}']")
-    return [c for c in snapshot.changes() if _is_tensor_change(c) and not any(m in c for m in mine)]
+    found = [
+        c for c in snapshot.changes() if _is_tensor_change(c) and not any(m in c for m in mine)
+    ]
+    after = records(deployment, model)
+    found += [
+        f"{key} changed: {then} to {after.get(key)}"
+        for key, then in before.items()
+        if after.get(key) != then
+    ]
+    return found
+
+
+_FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "use_dora")
+
+
+def records(deployment: Deployment, model: Any) -> dict[str, Any]:
+    """What layers and configs say of adapters that are not swapped, which are active, and which train."""
+    own = deployment.subject.adapter_name
+    found: dict[str, Any] = {}
+    for module in deployment.subject.models(model):
+        for path, part in module.named_modules():
+            found[f"{path}.training"] = part.training
+            for name, config in getattr(part, "peft_config", {}).items():
+                if name != own:
+                    found[f"{path}.peft_config[{name!r}]"] = copy.deepcopy(vars(config))
+        for path, layer in lora_layers(module).items():
+            found[f"{path}'s active adapters"] = list(layer.active_adapters)
+            for flag in _FLAGS:
+                value = getattr(layer, flag, None)
+                if isinstance(value, Mapping):
+                    found |= {f"{path}.{flag}[{n!r}]": v for n, v in value.items() if n != own}
+    return found
 
 
 def _is_tensor_change(change: str) -> bool:
-    return any(word in change.split(" ", 1)[1] for word in ("values", "its ", "became", "tensor"))
+    said = change.split(" ", 1)[1]
+    if said.endswith("of the same storage"):  # PEFT's MultiheadAttention does this at each call
+        return False
+    return any(
+        word in said for word in ("values", "its ", "became", "tensor", "added", "gone", "replaced")
+    )
+
+
+def few(texts: Iterable[str]) -> str:
+    """The first three of some sentences, and how many more there are."""
+    shown = list(texts)
+    more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
+    return "; ".join(shown[:3]) + more

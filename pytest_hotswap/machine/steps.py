@@ -32,7 +32,7 @@ class Steps:
         self.deployment = Deployment(subject, Path(self._folder.name))
         self.task_type = self.deployment.specs[self.deployment.first].config.get("task_type")
         self._written: dict[AdapterDescription, Path] = {}
-        self._recompiled = False
+        self._recompiled = True  # by the swaps that show whether restoring disturbs it
         self.start()
 
     def start(self) -> None:
@@ -41,10 +41,11 @@ class Steps:
         After a recompile it is compiled anew: torch would have code for what has changed, and the same
         steps would recompile nothing.
         """
+        _ = self.deployment.first_swaps
         if self._recompiled:
-            self.deployment.close()
+            self.deployment.begin_anew()
             self._recompiled = False
-        self.deployment.snapshot.restore()
+        self.deployment.restore()
         self.adapter: Path | None = self.deployment.first
         self.scale = 1.0
         self.error = 0.0
@@ -80,7 +81,7 @@ class Steps:
         """Try an adapter with a defect, which must be refused without a trace."""
         deployment = self.deployment
         source, folder = self.folder_of(adapter), deployment.new_folder()
-        bad = break_adapter(source, folder, defect, room=deployment.plan.ranks)
+        bad = break_adapter(source, folder, defect, room=deployment.room)
         before = deployment.fingerprint()
         if not deployment.refuses(bad):
             raise LawBrokenError("swap-atomic", f"an adapter with a {defect} was accepted")
@@ -111,7 +112,13 @@ class Steps:
             return
         deployment, folder = self.deployment, self.deployment.new_folder()
         self.subject.save(deployment.compiled, folder)
-        found = deployment.compare(self.adapter, model=deployment.fresh(folder))
+        try:
+            reloaded = deployment.fresh(folder)
+        except Exception as error:  # whatever PEFT raises about the file
+            raise LawBrokenError(
+                "knobs-follow", f"what was saved of {self.adapter.name} cannot be loaded: {error}"
+            ) from error
+        found = deployment.compare(self.adapter, model=reloaded)
         if not found.equal:
             raise LawBrokenError(
                 "knobs-follow", f"the saved adapter reloads differently: {found.detail}"

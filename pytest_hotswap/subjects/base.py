@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hotswap
+from pytest_hotswap.adapters.companions import Companions
 
 if TYPE_CHECKING:
     import pytest
@@ -34,6 +35,7 @@ class Subject:
     backend = "eager"
     adapter_name = "default"
     unsupported: Mapping[str, str] = {}
+    companions: Companions = "few"  # adapters that the contract writes inside of the plan
     plan: hotswap.SwapPlan | None = None  # the fleet's own where None
     refused: Sequence[Path] = ()  # adapters that swap() must go on refusing
 
@@ -129,6 +131,12 @@ class Subject:
 
         with torch.no_grad():
             return model(**inputs)
+
+    def restored(self, model: Any) -> None:
+        """Be told that the model was brought back to how it was after its first call, not by a swap.
+
+        A deployment that remembers outside of the model which adapter is in place forgets it here.
+        """
 
     def models(self, model: Any) -> list[Any]:
         """The modules to fingerprint and to name at fault."""

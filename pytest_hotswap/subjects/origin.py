@@ -16,7 +16,7 @@ FIXTURE = "hotswap_subject"
 DEFAULT_SUBJECT = "pytest_hotswap.subjects.reference:ReferenceSubject"
 _PLUGIN = "pytest_hotswap.plugin"
 _BUILT: pytest.StashKey[dict[Any, Any]] = pytest.StashKey()
-"""What was built: by the fixture that did it, or None for the options."""
+"""What was built: by the contract class that names it, the fixture that did it, or None for the options."""
 
 
 def plugin_is_loaded(config: pytest.Config) -> bool:
@@ -41,7 +41,7 @@ def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
     plugin's ``hotswap_subject``. Raises pytest.UsageError for one that takes other fixtures.
     """
     if cls.subject is not None:
-        return cls.subject()
+        return _once(node.config, cls, cls.subject)
     own = _override(node)
     if own is None:
         return resolve_subject(node.config)
@@ -50,7 +50,9 @@ def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
 
 def subject_at_run(cls: Any, request: pytest.FixtureRequest) -> Any:
     """The subject of a contract class in a test or fixture."""
-    return cls.subject() if cls.subject is not None else request.getfixturevalue(FIXTURE)
+    if cls.subject is not None:
+        return _once(request.config, cls, cls.subject)
+    return request.getfixturevalue(FIXTURE)
 
 
 def origin(cls: Any, node: pytest.Item) -> str:

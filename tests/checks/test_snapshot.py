@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import nn
 
@@ -115,6 +117,72 @@ def test_what_moved_is_said_with_the_call_that_typically_does_it(model: Any, kin
     move_it(model)
     (found,) = [text for text in snapshot.changes(values=False) if text.startswith(named)]
     assert usual in found
+
+
+def replace_tensors(model: Any) -> None:
+    layer(model).lora_A["default"] = copy.deepcopy(layer(model).lora_A["default"])
+
+
+def replace_layer(model: Any) -> None:
+    model.base_model.model.first = copy.deepcopy(layer(model))
+
+
+def same_storage(model: Any) -> None:
+    lora = layer(model).lora_A["default"]
+    lora.weight = nn.Parameter(lora.weight.data, requires_grad=lora.weight.requires_grad)
+
+
+STRUCTURE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "tensors": (replace_tensors, "first.lora_A.default was replaced by another Linear"),
+    "layer": (replace_layer, "first was replaced by another Linear"),
+    "parameter": (same_storage, "first.lora_A.default.weight was replaced by another Parameter"),
+    "deleted": (lambda m: m.base_model.model.__delattr__("conv"), "conv is gone"),
+    "tensor deleted": (lambda m: layer(m).base_layer.__delattr__("bias"), "bias is gone"),
+    "buffer": (
+        lambda m: layer(m).register_buffer("extra", torch.zeros(1)),
+        "first.extra was added",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRUCTURE)
+def test_another_structure_is_named_and_undone(model: Any, kind: str) -> None:
+    change, named = STRUCTURE[kind]
+    snapshot = Snapshot.take(model)
+    change(model)
+    assert any(named in found for found in snapshot.changes(values=False))
+    snapshot.restore()
+    assert snapshot.changes() == []
+
+
+def test_values_are_looked_up_in_what_replaced_a_module(model: Any) -> None:
+    snapshot = Snapshot.take(model)
+    replace_layer(model)
+    assert snapshot.changes(storage=False) == []  # equal ones
+    weight(model).data.add_(1)
+    assert snapshot.changes(storage=False) == ["first.lora_A.default.weight changed its values"]
+
+
+def test_a_scaling_may_be_any_module_of_tensors(model: Any) -> None:
+    scaling = BufferDict({"default": torch.tensor(2.0)})
+    del layer(model).scaling
+    layer(model).scaling = scaling
+    snapshot = Snapshot.take(model)
+    assert snapshot.changes() == []
+    scaling["default"].fill_(3)
+    assert snapshot.changes() == ["first.scaling.default changed its values"]
+    snapshot.restore()
+    assert scaling["default"] == 2
+
+
+def test_what_a_deployment_notes_on_its_modules_is_brought_back(model: Any) -> None:
+    model.in_place, layer(model).notes = "a", {"rank": 2}
+    snapshot, notes = Snapshot.take(model), layer(model).notes
+    model.in_place, model.later = "b", 1
+    notes["rank"] = 4
+    snapshot.restore()
+    assert (model.in_place, notes, hasattr(model, "later")) == ("a", {"rank": 2}, False)
+    assert layer(model).notes is notes
 
 
 def test_a_scaling_that_became_a_number_is_said_with_what_does_it(model: Any) -> None:

@@ -11,6 +11,8 @@ from tests.mutants.engines import (  # noqa: F401, I001 (each adds its own to th
     preparation,
     refusals,
     knobs,
+    envelopes,
+    moments,
 )
 from tests.mutants.registry import ENGINES
 

@@ -55,7 +55,9 @@ class RecordsWrittenFirst(Failing):
     """The layer's rank is changed before the weights are looked at."""
 
     def failed(self, model: Any) -> None:
-        self.layers(model)["first"].r[self.adapter_name] += 1
+        states = self.layers(model)["first"].scaling.states
+        known = states[self.adapter_name]
+        states[self.adapter_name] = known._replace(rank=known.rank + 1)
 
 
 @breaks("swap-atomic")

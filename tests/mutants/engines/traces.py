@@ -88,4 +88,5 @@ class AlphaRecordAppends(Engine):
         old = {key: layer.lora_alpha[name] for key, layer in self.layers(model).items()}
         super().swap(model, adapter)
         for key, layer in self.layers(model).items():
-            layer.lora_alpha[name] = max(layer.lora_alpha[name], old[key])
+            state = layer.scaling.states[name]
+            layer.scaling.states[name] = state._replace(alpha=max(state.alpha, old[key]))

@@ -247,7 +247,7 @@ def test_twins_in_the_fleet_are_no_failure(fleet: Path) -> None:
     words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-subject", "micro_deployed.py:Sound"]
     selected = "control_of_swap_equals_load or control_of_swap_forgets or test_swap_forgets"
     code, records = pytest_report(fleet, *words, "--hotswap-adapters=twins/*", "-k", selected)
-    assert (code, failed(records), len(records)) == (0, {}, 4)
+    assert (code, failed(records), len(records)) == (0, {}, 8)
 
 
 def test_no_deployment_is_a_usage_error(tmp_path: Path) -> None:

@@ -91,16 +91,20 @@ EQUAL = {f"{module}.compare": lambda *_, **__: SAME for module in (CONTRACT, DEP
 UNEQUAL = {f"{DEPLOYMENT}.compare": lambda *_, **__: OTHER}
 UNCHANGED = {"hotswap.checks.snapshot.Snapshot.changes": lambda *_, **__: []}
 COVERED = {f"{CONTRACT}.uncovered": lambda *_: []}
+ENVELOPE = "pytest_hotswap.contract.envelope"
+PLACED = {f"{CONTRACT}.misplaced": lambda *_: []}
+KEPT = {f"{ENVELOPE}.growth": lambda *_, **__: ""}
+AROUND = {f"{ENVELOPE}.surroundings": lambda *_: {}}
 BLIND: dict[str, tuple[type[Engine], dict[str, Any]]] = {
     "preparation-preserves": (Engine, EQUAL),
     "preparation-idempotent": (Engine, UNCHANGED),
     "preparation-covers": (Engine, COVERED),
     "prepare-before-compile": (RefusesAlways, {}),
     "rank-bound": (SwapsRefused, {}),
-    "swap-equals-load": (Engine, EQUAL),
-    "swap-forgets": (Engine, UNCHANGED),
+    "swap-equals-load": (Engine, EQUAL | PLACED),
+    "swap-forgets": (Engine, UNCHANGED | KEPT),
     "swap-has-effect": (Engine, UNEQUAL),
-    "swap-isolated": (Engine, UNCHANGED),
+    "swap-isolated": (Engine, UNCHANGED | AROUND),
     "swap-atomic": (Engine, UNCHANGED),
     "swap-in-place": (Engine, UNCHANGED),
     "zero-recompiles": (NeverCompiled, {}),

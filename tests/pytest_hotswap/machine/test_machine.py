@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
-from pytest_hotswap.machine.steps import LawBrokenError
+from pytest_hotswap.machine.steps import LawBrokenError, Steps
 from pytest_hotswap.subjects.located import load_class
 from tests.support import warm
 from tests.support.models import TOKENS, micro, write_adapter
@@ -52,6 +52,12 @@ class AlphaKept(Sound):
                 layer.scaling["default"] = value
 
 
+class SavesNoWeights(Sound):
+    def save(self, model, folder):
+        super().save(model, folder)
+        (folder / "adapter_model.safetensors").unlink()
+
+
 class PreparesLate(Sound):
     def prepare(self, model, plan):
         import hotswap
@@ -64,7 +70,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, type[Referen
     folder = tmp_path_factory.mktemp("machine")
     path = folder / "machine_deployed.py"
     path.write_text(SUBJECT)
-    names = ("Sound", "AlphaKept", "PreparesLate")
+    names = ("Sound", "AlphaKept", "PreparesLate", "SavesNoWeights")
     found = {name: load_class(f"machine_deployed.py:{name}", folder) for name in names}
     write_adapter(
         folder / "adapters" / "one",
@@ -102,6 +108,20 @@ def test_a_fault_is_shrunk_to_a_script_that_reproduces_it(
     done = warm.run([sys.executable, "-c", code])
     assert done.returncode == 1
     assert f"LawBrokenError: {law}" in done.stderr
+
+
+def test_a_saved_folder_that_cannot_be_loaded_is_a_broken_law(
+    subjects: dict[str, type[ReferenceSubject]],
+) -> None:
+    steps = Steps(subjects["SavesNoWeights"]())
+    try:
+        with pytest.raises(
+            LawBrokenError, match=r"what was saved of one cannot be loaded"
+        ) as caught:
+            steps.save_and_reload()
+    finally:
+        steps.close()
+    assert caught.value.law == "knobs-follow"
 
 
 def test_micro_models_of_every_kind_survive_swaps(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""What of an adapter is in place, bit for bit, whether a forward reads it or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotswap.checks.equivalence import TOLERANCES, compare
+from hotswap.compiler.regions import unwrap
+from hotswap.engine.layout.slots import lora_layers, slots
+from pytest_hotswap.contract.deployment import Deployment
+
+
+def misplaced(deployment: Deployment, adapter: Path) -> list[str]:
+    """Say which layers hold something else than the adapter's fresh load.
+
+    A layer that keeps the same adapter in another form is right if what it adds to the base weight is.
+    """
+    name = deployment.subject.adapter_name
+    fresh = lora_layers(deployment.fresh(adapter), "default")
+    found = []
+    for module, layer in lora_layers(deployment.served, name).items():
+        theirs = fresh.get(module)
+        differing = list(_differing(layer, name, theirs))
+        if differing and not _adds_the_same(layer, name, theirs):
+            found.append(f"{module} does not hold what the file has: {', '.join(differing)}")
+    return found
+
+
+def unreached(deployment: Deployment) -> list[str]:
+    """Name the LoRA layers that a forward on the subject's inputs never calls."""
+    model = unwrap(deployment.served)
+    layers = lora_layers(model, deployment.subject.adapter_name)
+    called: set[str] = set()
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, module=module: called.add(module))
+        for module, layer in layers.items()
+    ]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            deployment.run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [module for module in layers if module not in called]
+
+
+def _differing(layer: Any, name: str, theirs: Any) -> Iterator[str]:
+    """The tensors of a layer whose part that an adapter fills is not the fresh load's."""
+    if theirs is None:  # not targeted: nothing is to be added
+        if float(layer.scaling[name]) != 0.0:
+            yield from (s.key for s in slots(layer, name) if s.axis == 1 and s.tensor.any())
+        yield from (s.key for s in slots(layer, name) if s.role == "bias" and s.tensor.any())
+        return
+    wanted = {slot.key: slot for slot in slots(theirs, "default")}
+    for slot in slots(layer, name):
+        other = wanted.get(slot.key)
+        if other is None:
+            if slot.role == "bias" and slot.tensor.any():
+                yield slot.key
+        elif not torch.equal(slot.own(other.rank or 0), other.tensor.detach().to(slot.tensor)):
+            yield slot.key
+    scaling = float(theirs.scaling["default"])
+    if abs(float(layer.scaling[name]) - scaling) > 1e-6 * abs(scaling):
+        yield "scaling"
+
+
+def _adds_the_same(layer: Any, name: str, theirs: Any) -> bool:
+    """Whether what a layer adds to its base weight is what the fresh load adds."""
+    extra = {slot.key: slot.tensor for slot in slots(layer, name) if slot.role != "factor"}
+    wanted = {} if theirs is None else {s.key: s.tensor for s in slots(theirs, "default")}
+    for key, tensor in extra.items():
+        if key in wanted and not compare(tensor, wanted[key].to(tensor)).equal:
+            return False
+        if key not in wanted and "bias" in key and tensor.any():
+            return False
+    try:
+        ours = layer.get_delta_weight(name).detach()
+        other = ours * 0 if theirs is None else theirs.get_delta_weight("default").detach()
+    except Exception:  # PEFT has none for some kinds of layers
+        return False
+    return compare(ours, other.to(ours), tolerances=TOLERANCES["widened"]).equal

@@ -1,0 +1,224 @@
+"""Deployments that are right in another way than hotswap's own engine, and pass every law all the same."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners._buffer_dict import BufferDict
+from safetensors.torch import load_file
+
+import hotswap
+from hotswap.adapters.fit import fits
+from hotswap.adapters.names import canonical
+from hotswap.compiler.compiled import compiled_parts
+from hotswap.engine.layout.slots import lora_layers, slots
+from hotswap.report.laws import LAWS
+from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.judge import violations
+from tests.mutants.subject import Engine, write_fleets
+
+
+class SkipsWhatIsInPlace(Engine):
+    """It notes on the model what is in place, and does nothing when that is asked for."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        (inner,) = self.models(model)
+        if adapter is None or getattr(inner, "in_place", None) != adapter:
+            super().swap(model, adapter)
+            inner.in_place = adapter
+
+
+class RemembersElsewhere(Engine):
+    """It notes the same in a place of its own, of which nobody tells it that it is out of date."""
+
+    in_place: Path | None = None
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        self.in_place = None
+        return super().load(base, adapter)
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        if adapter is None or self.in_place != adapter:
+            super().swap(model, adapter)
+            self.in_place = adapter
+
+
+class ToldOfRestoring(RemembersElsewhere):
+    """The same, and it is told."""
+
+    def restored(self, model: Any) -> None:
+        self.in_place = None
+
+
+class Uniform(Engine):
+    """Every module is prepared at the fleet's largest rank."""
+
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
+        hotswap.prepare(model, target_rank=plan.target_rank)
+
+
+class TensorByTensor(Engine):
+    """It pads by hand and copies tensor by tensor; what fails or is interrupted is undone."""
+
+    plan: Any = None
+    in_place: Path | None = None
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        self.in_place = adapter
+        return PeftModel.from_pretrained(base, adapter).eval()
+
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
+        if found := compiled_parts(model):
+            raise ValueError(f"compiled already: {found[0]}")
+        for name in model.peft_config:
+            for module, layer in lora_layers(model, name).items():
+                for slot in slots(layer, name):
+                    if slot.rank == plan.modules[module].rank:
+                        continue
+                    wide = torch.zeros(slot.shape(plan.modules[module].rank))
+                    part = slot.part(wide, slot.tensor.shape[slot.axis or 0])
+                    part.copy_(slot.tensor.detach().reshape(part.shape))
+                    slot.tensor.data = wide
+                    if slot.owner is not None:
+                        setattr(slot.owner, slot.size_attribute, wide.shape[slot.axis or 0])
+                self.prepare_scaling(layer, name)
+
+    def prepare_scaling(self, layer: Any, name: str) -> None:
+        if not isinstance(layer.scaling[name], torch.Tensor):
+            layer.scaling[name] = torch.tensor(float(layer.scaling[name]))
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        (inner,) = self.models(model)
+        envelope = hotswap.plan(self.adapter_paths())
+        spec = hotswap.AdapterSpec.read(adapter) if adapter is not None else None
+        if spec is not None and (findings := fits(envelope, spec)):
+            raise ValueError(str(findings[0]))
+        given = load_file(adapter / "adapter_model.safetensors") if adapter is not None else {}
+        if not all(tensor.isfinite().all() for tensor in given.values()):
+            raise ValueError("not a number")
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for module, layer in lora_layers(inner, "default").items():
+            targeted = spec.modules.get(module) if spec is not None else None
+            for slot in slots(layer, "default"):
+                new = torch.zeros_like(slot.tensor)
+                if targeted is not None:
+                    value = given[f"base_model.model.{module}.{slot.key}"]
+                    part = slot.part(new, value.shape[slot.axis or 0])
+                    part.copy_(value.reshape(part.shape))
+                found.append((slot.tensor, new))
+            scaling = targeted.scaling if targeted is not None else 0.0
+            found.append((layer.scaling["default"], torch.tensor(scaling)))
+        old = [tensor.detach().clone() for tensor, _ in found]
+        try:
+            with torch.no_grad():
+                for tensor, new in found:
+                    tensor.copy_(new)
+        except BaseException:
+            with torch.no_grad():
+                for (tensor, _), value in zip(found, old, strict=True):
+                    tensor.copy_(value)
+            raise
+        self.in_place = adapter
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        if self.in_place is not None:
+            spec = hotswap.AdapterSpec.read(self.in_place)
+            for module, layer in lora_layers(self.models(model)[0], "default").items():
+                if module in spec.modules:
+                    layer.scaling["default"].fill_(spec.modules[module].scaling * scale)
+
+    def save(self, model: Any, folder: Path) -> None:
+        assert self.in_place is not None
+        shutil.copytree(self.in_place, folder)
+
+
+class ScalingInAModule(TensorByTensor):
+    """Its scalings are PEFT's BufferDict."""
+
+    def prepare_scaling(self, layer: Any, name: str) -> None:
+        if isinstance(layer.scaling, dict):
+            scaling = {key: torch.tensor(float(value)) for key, value in layer.scaling.items()}
+            del layer.scaling
+            layer.scaling = BufferDict(scaling)
+
+
+class ReplacesModules(TensorByTensor):
+    """It puts the layers of a fresh load in place of the others, which is no swap in place."""
+
+    unsupported = dict.fromkeys(
+        ["swap-in-place", "swap-isolated", "zero-recompiles", "knobs-follow"],
+        "the layers are replaced, with every adapter in them",
+    )
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        (inner,) = self.models(model)
+        spec = hotswap.AdapterSpec.read(adapter or self.adapter_paths()[0])
+        if findings := fits(hotswap.plan(self.adapter_paths()), spec):
+            raise ValueError(str(findings[0]))
+        fresh = PeftModel.from_pretrained(self.base_model(), adapter or self.adapter_paths()[0])
+        if not all(tensor.isfinite().all() for tensor in fresh.parameters()):
+            raise ValueError("not a number")
+        layers = {
+            canonical(name): layer for name, layer in fresh.eval().base_model.model.named_children()
+        }
+        for layer in lora_layers(fresh).values():
+            self.prepare_scaling(layer, "default")
+            if adapter is None:
+                layer.scaling["default"].zero_()
+        for name, config in fresh.peft_config.items():
+            inner.peft_config[name] = copy.deepcopy(config)
+        inner.base_model.model._modules.update(layers)
+
+
+RIGHT = [
+    SkipsWhatIsInPlace,
+    RemembersElsewhere,
+    ToldOfRestoring,
+    Uniform,
+    TensorByTensor,
+    ScalingInAModule,
+    ReplacesModules,
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("right")
+    write_fleets(found)
+    return found
+
+
+@pytest.fixture(scope="module", params=RIGHT, ids=lambda engine: engine.__name__)
+def deployment(request: pytest.FixtureRequest, folder: Path) -> Iterator[Deployment]:
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield Deployment(request.param(folder), folder / request.param.__name__)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_deployment_that_is_right_in_its_own_way_passes(deployment: Deployment, law: str) -> None:
+    assert list(violations(deployment, law)) == []
+    assert list(violations(deployment, law, controls=True)) == []
+
+
+def test_only_one_that_remembers_and_is_not_told_is_brought_up_anew(folder: Path) -> None:
+    found = {}
+    for engine in (SkipsWhatIsInPlace, ToldOfRestoring, RemembersElsewhere):
+        deployment = Deployment(engine(folder), folder / f"anew-{engine.__name__}")
+        deployment.restore()
+        found[engine.__name__] = deployment.disturbed
+    assert found == {
+        "SkipsWhatIsInPlace": False,
+        "ToldOfRestoring": False,
+        "RemembersElsewhere": True,
+    }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, PICKLE, PICKLED, WEIGHTS, damaged, unreadable
@@ -53,6 +55,26 @@ def read_texts(repository: str) -> tuple[bytes | None, bytes, int]:
     except (SafetensorsParsingError, *_MALFORMED) as error:
         raise damaged(repository, f"the weights: {_first(error)}", "upload it again") from error
     return config, header.encode(), size
+
+
+def fetched(repository: str) -> Path:
+    """Fetch the weights of an adapter that stand alone in a repository; raises UnreadableAdapterError."""
+    return fetch(repository, (DIFFUSERS_WEIGHTS,)) / DIFFUSERS_WEIGHTS
+
+
+def fetch(repository: str, files: Sequence[str], **options: Any) -> Path:
+    """Fetch files of a repository and return their folder; ``options`` are huggingface_hub's.
+
+    Raises UnreadableAdapterError (HSW001).
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [hf_hub_download(repository, name, **options) for name in files]
+    except (HFValidationError, OSError) as error:
+        raise not_to_be_had(repository, error) from error
+    return Path(found[0]).parent
 
 
 def not_to_be_had(adapter: str, error: Exception) -> UnreadableAdapterError:

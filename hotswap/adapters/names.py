@@ -17,6 +17,11 @@ _PARTS = {part: part for part in (*LINEAR, *EMBEDDING, BIAS, MAGNITUDE)}
 _PARTS[f"{MAGNITUDE}.weight"] = MAGNITUDE
 """How the name of a tensor of a LoRA layer ends → which tensor it is."""
 
+_NAMED = re.compile(r"(\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))\.default(?=\.|$)")
+_WRAPPED = re.compile(
+    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.base_model\."
+)
+
 
 class Names(NamedTuple):
     """The names in a file by what they are: modules, others, and what is twice.
@@ -31,9 +36,15 @@ class Names(NamedTuple):
 
 
 def canonical(key: str) -> str:
-    """A tensor's or module's name as adapter files spell it: without ``_orig_mod`` and PEFT's prefix."""
+    """A tensor's or module's name as PEFT's files spell it.
+
+    Without ``_orig_mod``, PEFT's prefix, and the name ``default``, which trainers leave in that save a
+    model's state dict; PEFT loads such names, but not those with another adapter's.
+    """
     if "_orig_mod" in key:  # most have none
         key = ".".join(part for part in key.split(".") if part != "_orig_mod")
+    if ".default" in key:
+        key = _NAMED.sub(r"\1", key)
     return key.removeprefix("base_model.model.")
 
 
@@ -56,6 +67,13 @@ def families(said: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
         (f"{name} ({count} modules)" if count > 1 else name, what)
         for (name, what), count in sorted(counts.items())
     ]
+
+
+@lru_cache(maxsize=32)
+def wrapper_in(keys: tuple[str, ...]) -> str:
+    """The wrapper of a trainer that names in a file still have, of which PEFT loads nothing; "" for none."""
+    found = next((match for match in map(_WRAPPED.search, keys) if match), None)
+    return next(filter(None, found.groups())) if found else ""
 
 
 @lru_cache(maxsize=32)

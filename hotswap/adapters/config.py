@@ -106,6 +106,10 @@ def check_config(where: str | Path, config: Mapping[str, Any]) -> None:
     """Raise UnreadableAdapterError unless rank, alpha and patterns make sense (HSW003/101)."""
     kind = config.get("peft_type")
     if kind != "LORA":
+        if config.get("fine_tune_type") is not None:
+            text = "is a config of mlx-lm, whose A and B are transposed"
+            remedy = "convert it to PEFT's format: transpose both, lora_alpha is scale * rank"
+            raise unreadable(where, "HSW101", text, remedy)
         found = f"peft_type is {ascii(kind)[:60]}" if kind else "peft_type is missing"
         text = f"{found}, expected 'LORA'"
         raise unreadable(where, "HSW101", text, "only LoRA adapters are swapped")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +76,10 @@ def open_texts(
     Raises UnreadableAdapterError, also at the end when the file has changed; where the texts are not
     as they should be it has the findings of the config too.
     """
+    if hub.looks_like_id(path) and hub.offline():
+        with open_texts(str(hub.cached(path)), config=config, family=family) as texts:
+            yield replace(texts, path=path)
+        return
     if hub.looks_like_id(path):
         yield Texts(path, path, *hub.read_texts(path), family=family)
         return

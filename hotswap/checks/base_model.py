@@ -23,8 +23,11 @@ def read_base(base: str | Path) -> BaseModel:
     """
     try:
         model = _build(Path(base), str(base))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except HotswapError:
+        raise
+    except Exception as error:  # of any model's code: a missing package, a value that it refuses
+        lines = [line.strip() for line in str(error).splitlines()]
+        first = next(filter(None, lines), type(error).__name__)
         raise HotswapError(
             f"--base {base}: the model cannot be built from its config: {first[:300]}"
         ) from error

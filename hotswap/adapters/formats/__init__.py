@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from hotswap.adapters.files import damaged
-from hotswap.adapters.formats import diffusers, peft, trainers
+from hotswap.adapters.formats import diffusers, peft, refused, trainers
 from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.texts import Texts
@@ -24,7 +24,7 @@ class Format(Protocol):
         """
 
 
-FORMATS: tuple[Format, ...] = (peft, diffusers, trainers)
+FORMATS: tuple[Format, ...] = (peft, diffusers, trainers, refused)
 """The first that matches is taken."""
 
 

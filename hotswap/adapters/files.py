@@ -123,11 +123,10 @@ def read_raw_header(file: BufferedReader) -> bytes:
 
 
 def _header_length(path: str, prefix: bytes, size: int) -> int:
-    for start, what, remedy in _OTHERS:
-        if prefix.lower().startswith(start):
-            code = "HSW006" if what == PICKLED else "HSW005"
-            raise unreadable(path, code, what, remedy)
     length, left = int.from_bytes(prefix, "little"), size - 8
+    for start, what, remedy in _OTHERS if not length <= min(left, MAX_HEADER) else ():
+        if prefix.lower().startswith(start):
+            raise unreadable(path, "HSW006" if what == PICKLED else "HSW005", what, remedy)
     if len(prefix) < 8:
         text = f"the file is truncated: {size} bytes, a safetensors header needs at least 8"
     elif length > MAX_HEADER:

@@ -36,16 +36,20 @@ class Names(NamedTuple):
 
 
 def canonical(key: str) -> str:
-    """A tensor's or module's name as PEFT's files spell it.
-
-    Without ``_orig_mod``, PEFT's prefix, and the name ``default``, which trainers leave in that save a
-    model's state dict; PEFT loads such names, but not those with another adapter's.
-    """
+    """A tensor's or module's name as adapter files spell it: without ``_orig_mod`` and PEFT's prefix."""
     if "_orig_mod" in key:  # most have none
         key = ".".join(part for part in key.split(".") if part != "_orig_mod")
-    if ".default" in key:
-        key = _NAMED.sub(r"\1", key)
     return key.removeprefix("base_model.model.")
+
+
+def in_file(key: str) -> str:
+    """A tensor's canonical name, from its name in a file.
+
+    Trainers that save a model's state dict leave the name ``default`` in; PEFT loads such names, but not
+    those with another adapter's.
+    """
+    name = canonical(key)
+    return _NAMED.sub(r"\1", name) if ".default" in name else name
 
 
 def owner(module: str) -> str:
@@ -82,7 +86,7 @@ def sort_names(keys: tuple[str, ...]) -> Names:
     found = Names({}, {}, [])
     modules: dict[str, dict[str, int]] = {}
     for place, key in enumerate(keys):
-        name = canonical(key)
+        name = in_file(key)
         module, _, end = name.rpartition(".lora_")
         part = _PARTS.get(f"lora_{end}") if module else None
         if part is None:

@@ -33,6 +33,9 @@ def naming(config: Mapping[str, Any]) -> Callable[[str], bool]:
     without = _ends({*map(str, excluded)}) if isinstance(excluded, list | tuple) else None
 
     def named(module: str) -> bool:
+        module = module.partition(".base_layer")[
+            0
+        ]  # PEFT's own wrapper around an attention layer's output
         if without is not None and f".{module}".endswith(without):
             return False
         if isinstance(excluded, str) and excluded and re.fullmatch(excluded, module):
@@ -100,4 +103,4 @@ def _in_layers(config: Mapping[str, Any], module: str) -> bool:
 
 @lru_cache(maxsize=32)
 def _last_parts(names: tuple[str, ...]) -> set[str]:
-    return {name.replace(".base_layer", "").rpartition(".")[2] for name in names}
+    return {name.partition(".base_layer")[0].rpartition(".")[2] for name in names}

@@ -12,6 +12,7 @@ import pytest
 from hotswap.adapters import weights as weights_module
 from hotswap.adapters.files import WEIGHTS
 from hotswap.adapters.fleet import judge
+from hotswap.adapters.header import read_header
 from hotswap.adapters.inspect import Inspector
 from hotswap.findings import RULES, Finding
 from tests.support.adapter_files import Tensors, safetensors_bytes, write_adapter
@@ -48,6 +49,16 @@ def test_a_file_of_another_kind_is_named(
     found = only(folder)
     assert found.code == code
     assert words in str(found)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    tensors = safetensors_bytes({"q.lora_A.weight": ("F32", (8, 4))})
+    length = int.from_bytes(tensors[:8], "little")
+    header = tensors[8 : 8 + length].ljust(0x280)
+    (tmp_path / "a.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + tensors[8 + length :]
+    )
+    assert list(read_header(tmp_path / "a.safetensors")) == ["q.lora_A.weight"]
 
 
 LAYER = "lora_unet_down_blocks_0_attn1_to_q"

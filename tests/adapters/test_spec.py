@@ -213,14 +213,14 @@ def test_the_experts_of_a_parameter_are_counted(tmp_path: Path) -> None:
     assert (module.kind, module.rank, module.experts) == ("parameter", 4, 6)
 
 
-def test_parameters_of_one_module_share_a_rank(tmp_path: Path) -> None:
+def test_parameters_of_one_module_are_told_apart_by_their_ranks_only(tmp_path: Path) -> None:
     tensors: Tensors = {
         "base_model.model.experts.lora_A.weight": ("F32", (8, 10)),
         "base_model.model.experts.lora_B.weight": ("F32", (6, 8)),
     }
     config = {
         "target_parameters": ["experts.up", "experts.down"],
-        "rank_pattern": {"experts.up": 4},
+        "alpha_pattern": {"experts.up": 4},
     }
     spec = AdapterSpec.read(write_adapter(tmp_path, tensors=tensors, config=config))
     assert codes(spec) == ["HSW102"]

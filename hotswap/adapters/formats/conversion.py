@@ -127,6 +127,29 @@ def for_pipeline(
     return told, found
 
 
+def converted_for(
+    model: Any, config: Any, tensors: Mapping[str, Any]
+) -> tuple[dict[str, Any], Any] | None:
+    """Put an adapter of transformers 4 in the names of a model of transformers 5, by PEFT's own mapping.
+
+    Changes ``config`` in place. None where the model or the library has no mapping that applies.
+    """
+    try:
+        from peft.utils import transformers_weight_conversion as mapping
+    except ImportError:  # transformers 4
+        return None
+    if not hasattr(getattr(model, "config", None), "model_type"):
+        return None
+    try:
+        mapping.convert_peft_config_for_transformers(config, model, None)
+        found = mapping.convert_peft_adapter_state_dict_for_transformers(
+            model, config, dict(tensors)
+        )
+    except (ValueError, KeyError, RuntimeError):
+        return None
+    return {name: value.contiguous() for name, value in found.items()}, config
+
+
 def _names(component: str, tensors: Mapping[str, Any]) -> dict[str, str]:
     """PEFT's names of tensors that diffusers has, by the steps that it takes when it loads them."""
     names = {name: name for name in tensors}

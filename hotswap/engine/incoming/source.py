@@ -22,7 +22,7 @@ from hotswap.adapters.formats import components_of
 from hotswap.adapters.formats.component import Component, Convert, without_prefix
 from hotswap.adapters.formats.conversion import infos
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.names import canonical
+from hotswap.adapters.names import in_file
 from hotswap.adapters.spec import AdapterSpec, describe_parts
 from hotswap.adapters.texts import Family, Texts, open_texts
 from hotswap.engine.incoming.file_reader import FileReader
@@ -132,7 +132,7 @@ def read_components(
     """
     path, own = _located(adapter, hub), None
     if config is not None:
-        own = json.dumps(_plain(config), default=str).encode()
+        own = json.dumps(plain(config), default=str).encode()
     with open_texts(str(path), config=own, family=family) as texts:
         return _read(str(adapter), texts, config, lost or {})
 
@@ -170,7 +170,7 @@ def _everything(texts: Texts) -> dict[str, Tensor]:
 
 def named(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Values by the names that a component's tensors have in the model."""
-    return {canonical(name.removeprefix(prefix)): value for name, value in values.items()}
+    return {in_file(name.removeprefix(prefix)): value for name, value in values.items()}
 
 
 def describe(
@@ -186,7 +186,7 @@ def describe(
     for name, spec in describe_parts(label, parts).items():
         if has_code(spec.findings, "HSW102"):
             raise AdapterError(spec.findings)  # PEFT may not even build a config of such a feature
-        tensors = {canonical(key): info for key, info in parts[name].tensors.items()}
+        tensors = {in_file(key): info for key, info in parts[name].tensors.items()}
         if spec.left_out:
             owners = tuple(f"{module}.lora_" for module in spec.left_out)
             tensors = {n: info for n, info in tensors.items() if not n.startswith(owners)}
@@ -244,10 +244,10 @@ def from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig) -> Incomi
     key = (repr(config), tuple(adapter), tuple([(value.shape, value.dtype) for value in values]))
     known = _descriptions().get(key)
     if known is None:
-        part = Component(_plain(config), infos(adapter))
+        part = Component(plain(config), infos(adapter))
         known = describe("state dict", {"": part}, config, {})
         _keep(key, known)
-    named = dict(zip(map(canonical, adapter), values, strict=True))
+    named = dict(zip(map(in_file, adapter), values, strict=True))
     return IncomingAdapter(known[""], known[""].spec, named)
 
 
@@ -258,7 +258,8 @@ def _require_tensors(adapter: Mapping[str, Any], values: Sequence[Any]) -> None:
             raise ValueError(f"the state dict has {name} = {kind.__name__}, expected a tensor")
 
 
-def _plain(config: LoraConfig) -> dict[str, Any]:
+def plain(config: LoraConfig) -> dict[str, Any]:
+    """The fields of a config as a config file has them."""
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hotswap.adapters.files import open_regular, parse_json, unreadable
 from hotswap.adapters.patterns import matches, pattern_problem
+from hotswap.adapters.targets import naming, target_problem
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
@@ -28,6 +29,20 @@ _UNSUPPORTED = {
     "monteclora_config": "PEFT's MontecloraLinearVariant adds a sampler to every layer",
     "velora_config": "PEFT's VeloraLinearVariant projects the layers' activations",
 }
+_FIELDS = """
+alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path
+bias corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out
+inference_mode init_lora_weights kasa_config layer_replication layers_pattern
+layers_to_transform loftq_config lora_alpha lora_bias lora_dropout lora_ga_config
+megatron_config megatron_core modules_to_save monteclora_config peft_type peft_version
+qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters
+task_type trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config
+"""
+FIELDS = frozenset(_FIELDS.split())
+"""What PEFT's LoraConfig knows; it passes over anything else, with a warning."""
+_TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+_INITS = ("gaussian", "orthogonal", "eva", "mica")
+"""Ways to begin that leave the base weights alone."""
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -91,6 +106,10 @@ def check_config(where: str | Path, config: Mapping[str, Any]) -> None:
     """Raise UnreadableAdapterError unless rank, alpha and patterns make sense (HSW003/101)."""
     kind = config.get("peft_type")
     if kind != "LORA":
+        if config.get("fine_tune_type") is not None:
+            text = "is a config of mlx-lm, whose A and B are transposed"
+            remedy = "convert it to PEFT's format: transpose both, lora_alpha is scale * rank"
+            raise unreadable(where, "HSW101", text, remedy)
         found = f"peft_type is {ascii(kind)[:60]}" if kind else "peft_type is missing"
         text = f"{found}, expected 'LORA'"
         raise unreadable(where, "HSW101", text, "only LoRA adapters are swapped")
@@ -139,7 +158,12 @@ def token_indices(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
 
 
 def target_parameters(config: Mapping[str, Any], module: str) -> tuple[str, ...]:
-    """Name the parameters of a module that the adapter targets directly (target_parameters), sorted."""
+    """Name the parameters of a module that the adapter targets directly (target_parameters), sorted.
+
+    A module that target_modules names is none of these, as PEFT wraps it first.
+    """
+    if config.get("target_parameters") and config.get("target_modules") and naming(config)(module):
+        return ()
     entries = [str(entry).rpartition(".") for entry in config.get("target_parameters") or ()]
     ours = {name for parent, _, name in entries if f".{module}".endswith(parent and f".{parent}")}
     return tuple(sorted(ours))
@@ -153,10 +177,12 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
         text = "PEFT's LoraModel trains biases of the base model itself"
         found.append(f"bias={_brief(bias)}: {text}")
     init = config.get("init_lora_weights")
-    for name in _BASE_CHANGING:
-        if isinstance(init, str) and init.lower().startswith(name):
-            text = f"PEFT's LoraLayer.{name}_init changes the base weights"
-            found.append(f"init_lora_weights={_brief(init)}: {text}")
+    if isinstance(init, str) and init.lower() not in _INITS:
+        known = next((name for name in _BASE_CHANGING if init.lower().startswith(name)), None)
+        text = "is not one of PEFT's that leave the base weights alone"
+        if known is not None:
+            text = f"PEFT's LoraLayer.{known}_init changes the base weights"
+        found.append(f"init_lora_weights={_brief(init)}: {text}")
     return tuple(found)
 
 
@@ -172,6 +198,14 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"r is {_brief(config.get('r'))}, expected a positive integer"
     if not _is_number(config.get("lora_alpha", 8)):
         yield f"lora_alpha is {_brief(config.get('lora_alpha'))}, expected a finite number"
+    task = config.get("task_type")
+    if task is not None and task not in _TASKS:
+        yield f"task_type is {_brief(task)}, expected one of {', '.join(_TASKS)}"
+    if config.get("use_dora") and config.get("lora_bias"):
+        yield "use_dora and lora_bias are both set, and PEFT does not take both"
+    problem = target_problem(config)
+    if problem:
+        yield problem
     for name in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(name)
         if isinstance(patterns, dict):
@@ -184,8 +218,8 @@ def _pattern_problems(name: str, patterns: Mapping[str, Any]) -> Iterator[str]:
     for key, value in patterns.items():
         if name == "rank_pattern" and not _is_rank(value):
             yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a positive integer"
-        elif not _is_number(value) or value <= 0:
-            yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a positive number"
+        elif not _is_number(value):
+            yield f"{name}[{_brief(key)}] is {_brief(value)}, expected a finite number"
         problem = pattern_problem(key)
         if problem:
             yield f"{name}[{_brief(key)}] {problem}"

@@ -21,6 +21,23 @@ _FETCH_AGAIN = "save or download the file again"
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # else a pipe waits for a writer
 MAX_HEADER = 25_000_000
 """Bytes; a hundred times what adapters have, and a quarter of what the safetensors library reads."""
+_OTHERS = (
+    (b"version ", "is a Git LFS pointer, not the weights", "run git lfs pull"),
+    (
+        b"<!doctyp",
+        "is an HTML page, not the weights",
+        "download the file itself, and log in if it asks",
+    ),
+    (
+        b"<html",
+        "is an HTML page, not the weights",
+        "download the file itself, and log in if it asks",
+    ),
+    (b"gguf", "is a gguf file", "convert the adapter to PEFT's format; gguf is llama.cpp's"),
+    (b"pk\x03\x04", PICKLED, "save the adapter again as safetensors: this is a file of torch.save"),
+    (b"\x80\x02", PICKLED, "save the adapter again as safetensors: this is a file of torch.save"),
+)
+"""How files begin that are whole, but no safetensors; in small letters."""
 
 
 def unreadable(where: str | Path, code: str, message: str, remedy: str) -> UnreadableAdapterError:
@@ -107,6 +124,9 @@ def read_raw_header(file: BufferedReader) -> bytes:
 
 def _header_length(path: str, prefix: bytes, size: int) -> int:
     length, left = int.from_bytes(prefix, "little"), size - 8
+    for start, what, remedy in _OTHERS if not length <= min(left, MAX_HEADER) else ():
+        if prefix.lower().startswith(start):
+            raise unreadable(path, "HSW006" if what == PICKLED else "HSW005", what, remedy)
     if len(prefix) < 8:
         text = f"the file is truncated: {size} bytes, a safetensors header needs at least 8"
     elif length > MAX_HEADER:

@@ -50,18 +50,24 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
 class BaseModel:
     """What a base model offers: LoRA's place at each module, the shapes of its parameters, its prefix.
 
-    ``prefix`` is the name under which a model with a head holds the model without one.
+    ``prefix`` is the name under which a model with a head holds the model without one. ``respell`` gives an
+    adapter that was trained with other names of the modules those that they have now.
     """
 
     name: str
     modules: dict[str, ModulePlan]
     parameters: dict[str, tuple[int, ...]]
     prefix: str = ""
+    respell: Callable[[AdapterSpec], AdapterSpec] | None = None
 
 
 def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
     """List the tensors of an adapter that find no module in a base model, or one of other dimensions."""
     findings: list[Finding] = []
+    if base.respell is not None and any(
+        _of_base(base, base.modules, owner(name)) is None for name in spec.modules
+    ):
+        spec = base.respell(spec)
     closest = _closest_of(base.modules)
     for name, module in spec.modules.items():
         where, own = f"{spec.path}::{name}", owner(name)

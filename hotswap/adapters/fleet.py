@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from pathlib import Path
 
+from hotswap.adapters.files import open_weights
 from hotswap.adapters.fit import BaseModel
+from hotswap.adapters.header import FileLayout
 from hotswap.adapters.inspect import Inspection, Inspector
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.reader import SpecReader
-from hotswap.adapters.weights import content_digest
+from hotswap.adapters.texts import weights_of
+from hotswap.adapters.weights import content_digest, sampled_digest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 
@@ -136,11 +140,20 @@ def _twin_findings(fleet: Sequence[Inspection]) -> Iterator[Finding]:
         for path in paths if len(paths) > 1 else ():
             files.setdefault(os.path.realpath(path), path)
         first: dict[str, str] = {}
-        for path in files.values() if len(files) > 1 else ():
+        for path in _alike([*files.values()]):
             digest = _digest(path)
             if digest is not None and first.setdefault(digest, path) != path:
                 text = f"has the same config and bytes as {first[digest]} (digest {digest})"
                 yield Finding(path, "HSW116", text, "keep one, and key caches on the digest")
+
+
+def _alike(paths: Sequence[str]) -> list[str]:
+    """Those adapters of which another one has equal samples: only they may be copies."""
+    if len(paths) < 2:
+        return []
+    samples = {path: _sample(path) for path in paths}
+    counts = Counter(samples.values())
+    return [path for path in paths if samples[path] is not None and counts[samples[path]] > 1]
 
 
 def _digest(path: str) -> str | None:
@@ -148,6 +161,17 @@ def _digest(path: str) -> str | None:
     try:
         with SpecReader().open(path) as opened:
             return content_digest(opened.file, opened.layout) if opened.file is not None else None
+    except (UnreadableAdapterError, OSError):
+        return None
+
+
+def _sample(path: str) -> str | None:
+    """The digest of some blocks of it, without a look at the header."""
+    try:
+        with open_weights(weights_of(Path(path)) or path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            return sampled_digest(file, FileLayout({}, 8 + length, size - 8 - length))
     except (UnreadableAdapterError, OSError):
         return None
 

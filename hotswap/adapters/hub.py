@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, PICKLE, PICKLED, WEIGHTS, damaged, unreadable
@@ -13,6 +18,7 @@ from hotswap.errors import UnreadableAdapterError
 
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What huggingface_hub raises for a header that is JSON of another form."""
+_PATIENCE = 2.0  # seconds
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -33,6 +39,7 @@ def read_texts(repository: str) -> tuple[bytes | None, bytes, int]:
         SafetensorsParsingError,
     )
 
+    _require_reachable(repository)
     api = HfApi()
     try:
         names = set(api.list_repo_files(repository))
@@ -52,12 +59,63 @@ def read_texts(repository: str) -> tuple[bytes | None, bytes, int]:
         raise not_to_be_had(repository, error) from error
     except (SafetensorsParsingError, *_MALFORMED) as error:
         raise damaged(repository, f"the weights: {_first(error)}", "upload it again") from error
+    except Exception as error:  # of the library below huggingface_hub: no connection
+        raise not_to_be_had(repository, error) from error
     return config, header.encode(), size
+
+
+def _require_reachable(repository: str) -> None:
+    """Raise UnreadableAdapterError (HSW001) soon where nobody answers, instead of trying again and again."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if getproxies() or not address.hostname:
+        return
+    try:
+        port = address.port or {"http": 80}.get(address.scheme, 443)
+        socket.create_connection((address.hostname, port), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise not_to_be_had(repository, error) from error
+
+
+def offline() -> bool:
+    """Whether huggingface_hub is told to read its cache only."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cached(repository: str) -> Path:
+    """The folder of an adapter in huggingface_hub's cache; raises UnreadableAdapterError (HSW001)."""
+    try:
+        return fetch(repository, (CONFIG, WEIGHTS))
+    except UnreadableAdapterError:
+        return fetch(repository, (DIFFUSERS_WEIGHTS,))
+
+
+def fetched(repository: str) -> Path:
+    """Fetch the weights of an adapter that stand alone in a repository; raises UnreadableAdapterError."""
+    return fetch(repository, (DIFFUSERS_WEIGHTS,)) / DIFFUSERS_WEIGHTS
+
+
+def fetch(repository: str, files: Sequence[str], **options: Any) -> Path:
+    """Fetch files of a repository and return their folder; ``options`` are huggingface_hub's.
+
+    Raises UnreadableAdapterError (HSW001).
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [hf_hub_download(repository, name, **options) for name in files]
+    except (HFValidationError, OSError) as error:
+        raise not_to_be_had(repository, error) from error
+    return Path(found[0]).parent
 
 
 def not_to_be_had(adapter: str, error: Exception) -> UnreadableAdapterError:
     """The error for a word that is no path, and that the hub has no adapter for (HSW001)."""
-    text = f"is neither a folder nor to be had from the hub: {_first(error)}"
+    text = f"is no folder or file here, and not to be had from the hub: {_first(error)}"
     remedy = f"pass a folder with {CONFIG}, or the id of a public repository"
     return unreadable(adapter, "HSW001", text, remedy)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
-from hotswap.adapters.header import FileLayout, for_names
+from hotswap.adapters.header import FileLayout
 from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
@@ -114,31 +113,27 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
 
 
 def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
-    """Compare a list of target modules with the weights; PEFT skips weights that it does not name."""
+    """Compare what the config names with the weights; neither PEFT nor a swap loads what it does not name."""
+    if spec.left_out:
+        text = f"has weights for {min(spec.left_out)}, which the config does not name"
+        more = len(spec.left_out) - 1
+        text += f" (and {more} more)" if more else ""
+        remedy = "correct target_modules: these weights are left out when the adapter is loaded"
+        yield Finding(spec.path, "HSW118", text, remedy)
     targets = spec.config.get("target_modules")
-    if not isinstance(targets, list) or not spec.modules or spec.findings:
+    if not isinstance(targets, list) or not spec.modules or spec.findings or spec.components:
         return
-    known = set(map(str, targets))
-    if known == for_names(_last_parts, tuple(spec.modules)):
-        return  # as it is for most
-    bare = [f".{name}".replace(".base_layer", "") for name in spec.modules]
-    missing = [target for target in known if not any(n.endswith(f".{target}") for n in bare)]
+    bare = [f".{name}".replace(".base_layer", "") for name in (*spec.modules, *spec.left_out)]
+    ends = {name.rpartition(".")[2] for name in bare}
+    missing = [
+        target
+        for target in sorted({*map(str, targets)} - ends)
+        if not any(name.endswith(f".{target}") for name in bare)
+    ]
     if missing:
-        text = f"target_modules has {ascii(min(missing))[:80]}, for which there are no weights"
+        text = f"target_modules has {ascii(missing[0])[:80]}, for which there are no weights"
         remedy = "correct target_modules, or save the adapter again"
         yield Finding(spec.path, "HSW118", text, remedy)
-    ends = tuple(f".{target}" for target in known)
-    layers = [name for name, module in spec.modules.items() if module.kind != "parameter"]
-    extra = [name for name in layers if not f".{name}".endswith(ends)]
-    if extra:
-        text = f"has weights for {min(extra)}, which target_modules does not name"
-        remedy = "add it to target_modules: PEFT leaves these weights out when it loads the adapter"
-        yield Finding(spec.path, "HSW118", text, remedy)
-
-
-@lru_cache(maxsize=32)
-def _last_parts(names: tuple[str, ...]) -> set[str]:
-    return {name.rpartition(".")[2] for name in names}
 
 
 def _links(path: str, weights: str) -> Iterator[Finding]:

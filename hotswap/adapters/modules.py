@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import starmap
+from itertools import permutations, starmap
 from operator import itemgetter
 from typing import Any, Literal
 
 from hotswap.adapters.config import SAVE_AGAIN, alpha_of, rank_of, scaling_of, target_parameters
 from hotswap.adapters.header import BITS, TensorInfo
-from hotswap.adapters.names import BIAS, EMBEDDING, LINEAR, MAGNITUDE, Names, owner
+from hotswap.adapters.names import BIAS, EMBEDDING, LINEAR, MAGNITUDE, Names, in_file, owner
 from hotswap.findings import Finding
 
 Kind = Literal["linear", "embedding", "conv", "parameter"]
@@ -71,15 +71,21 @@ def describe_modules(
     size = 0
     alike = not any(map(config.get, ("rank_pattern", "alpha_pattern", "target_parameters")))
     forms = [*map(itemgetter(0, 1), tensors.values())]
+    room = None
+    if config.get("target_parameters"):
+        room = {
+            in_file(key).removesuffix(f".{LINEAR[0]}"): info.shape[0]
+            for key, info in tensors.items()
+            if key.endswith(LINEAR[0]) and info.shape
+        }
     for parts, (owners, columns) in names.modules.items():
         known: dict[tuple[_Form, ...], tuple[ModuleSpec, int]] = {}
         rows = zip(*[map(forms.__getitem__, column) for column in columns], strict=True)
         for name, row in zip(owners, rows, strict=True):
             same = known.get(row) if alike else None  # a layer like one before
             if same is None:
-                found = _module(
-                    f"{where}::{name}", name, config, dict(zip(parts, row, strict=True))
-                )
+                given = dict(zip(parts, row, strict=True))
+                found = _module(f"{where}::{name}", name, config, given, room)
                 own = sum(starmap(bytes_of, row))
                 if isinstance(found, list):
                     findings += found
@@ -94,9 +100,13 @@ def describe_modules(
 
 
 def _module(
-    where: str, name: str, config: Mapping[str, Any], parts: Mapping[str, _Form]
+    where: str,
+    name: str,
+    config: Mapping[str, Any],
+    parts: Mapping[str, _Form],
+    room: Mapping[str, int] | None,
 ) -> ModuleSpec | list[Finding]:
-    """Describe a module, or say what is wrong with its tensors."""
+    """Describe a module, or say what is wrong with its tensors; ``room`` is of all: experts times rank."""
     embedding = any(part in parts for part in EMBEDDING)
     if embedding and any(part in parts for part in LINEAR):
         text = "has the weights of an embedding and of a linear layer"
@@ -111,6 +121,8 @@ def _module(
     (dtype_a, a), (dtype_b, b) = parts[part_a], parts[part_b]
     targets = () if embedding else target_parameters(config, owner(name))
     keys = [f"{owner(name)}.{target}" for target in targets] or [name]
+    if len(keys) > 1 and room is not None:
+        keys = _parameter_of(config, keys, name, room)
     (rank, alpha), *others = {(rank_of(config, key), alpha_of(config, key)) for key in keys}
     if others:
         text = f"rank_pattern or alpha_pattern tells the parameters {', '.join(targets)} apart"
@@ -139,6 +151,23 @@ def _module(
         experts=experts,
         parameters=targets,
     )
+
+
+def _parameter_of(
+    config: Mapping[str, Any], keys: list[str], name: str, room: Mapping[str, int]
+) -> list[str]:
+    """Which of a module's parameters a wrapper is of, where their ranks tell: all have as many experts.
+
+    All of them where it does not matter, or where the ranks do not tell.
+    """
+    wrappers = sorted((each for each in room if owner(each) == owner(name)), key=len)
+    found = set()
+    for order in permutations(keys, len(wrappers)):
+        parts = [(room[w], rank_of(config, k)) for w, k in zip(wrappers, order, strict=True)]
+        experts = {length / rank for length, rank in parts}
+        if len(experts) == 1 and experts.pop().is_integer():
+            found.add(order[wrappers.index(name)])
+    return [*found] if len(found) == 1 else keys
 
 
 def _shape_problem(rank: int, a: _Shape, b: _Shape) -> tuple[str, str] | None:

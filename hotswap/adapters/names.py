@@ -17,6 +17,11 @@ _PARTS = {part: part for part in (*LINEAR, *EMBEDDING, BIAS, MAGNITUDE)}
 _PARTS[f"{MAGNITUDE}.weight"] = MAGNITUDE
 """How the name of a tensor of a LoRA layer ends → which tensor it is."""
 
+_NAMED = re.compile(r"(\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))\.default(?=\.|$)")
+_WRAPPED = re.compile(
+    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.base_model\."
+)
+
 
 class Names(NamedTuple):
     """The names in a file by what they are: modules, others, and what is twice.
@@ -35,6 +40,16 @@ def canonical(key: str) -> str:
     if "_orig_mod" in key:  # most have none
         key = ".".join(part for part in key.split(".") if part != "_orig_mod")
     return key.removeprefix("base_model.model.")
+
+
+def in_file(key: str) -> str:
+    """A tensor's canonical name, from its name in a file.
+
+    Trainers that save a model's state dict leave the name ``default`` in; PEFT loads such names, but not
+    those with another adapter's.
+    """
+    name = canonical(key)
+    return _NAMED.sub(r"\1", name) if ".default" in name else name
 
 
 def owner(module: str) -> str:
@@ -59,12 +74,19 @@ def families(said: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 @lru_cache(maxsize=32)
+def wrapper_in(keys: tuple[str, ...]) -> str:
+    """The wrapper of a trainer that names in a file still have, of which PEFT loads nothing; "" for none."""
+    found = next((match for match in map(_WRAPPED.search, keys) if match), None)
+    return next(filter(None, found.groups())) if found else ""
+
+
+@lru_cache(maxsize=32)
 def sort_names(keys: tuple[str, ...]) -> Names:
     """Sort the names of a file; modules in the order of their names."""
     found = Names({}, {}, [])
     modules: dict[str, dict[str, int]] = {}
     for place, key in enumerate(keys):
-        name = canonical(key)
+        name = in_file(key)
         module, _, end = name.rpartition(".lora_")
         part = _PARTS.get(f"lora_{end}") if module else None
         if part is None:

@@ -23,16 +23,16 @@ def matches(key: str, module: str) -> bool:
     return module.endswith(tail) and compiled.match(module) is not None
 
 
-def pattern_problem(key: str) -> str | None:
+def pattern_problem(key: str, most: int = MOST_REPEATS) -> str | None:
     """What is wrong with a key: no regular expression, or one that can take exponential time."""
     try:
         depths = _depths(key)
         re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
         return f"is not a regular expression: {str(error) or type(error).__name__}"
-    if max(depths, default=0) > 1 or len(depths) > MOST_REPEATS + 1:
+    if max(depths, default=0) > 1 or len(depths) > most + 1:
         return (
-            f"has nested repeats or more than {MOST_REPEATS}, expected a module's name or a pattern "
+            f"has nested repeats or more than {most}, expected a module's name or a pattern "
             "that can be matched quickly"
         )
     return None

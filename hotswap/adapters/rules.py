@@ -162,8 +162,8 @@ _RULES = {
         "saving after training",
     ),
     "HSW118": (
-        "target_modules and the weights do not name the same modules.",
-        "PEFT leaves weights out that target_modules does not name, so a load and a swap differ.",
+        "The config and the weights do not name the same modules.",
+        "PEFT leaves weights out that the config does not name, and so does a swap.",
         '"target_modules": ["q_proj"] with weights for v_proj',
         '"target_modules": ["q_proj", "v_proj"]',
     ),

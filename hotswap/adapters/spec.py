@@ -20,10 +20,12 @@ from hotswap.adapters.config import (
 )
 from hotswap.adapters.files import unreadable
 from hotswap.adapters.formats import components_of
+from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout, TensorInfo, for_names
 from hotswap.adapters.modules import FLOATING, ModuleSpec, TokenRows, bytes_of, describe_modules
-from hotswap.adapters.names import TOKENS, Names, canonical, family, sort_names
+from hotswap.adapters.names import TOKENS, Names, canonical, family, sort_names, wrapper_in
 from hotswap.adapters.patterns import MOST_STEPS, steps
+from hotswap.adapters.targets import left_out
 from hotswap.adapters.texts import Texts, open_texts
 from hotswap.findings import Finding
 
@@ -38,8 +40,9 @@ class AdapterSpec:
     Module names are without ``base_model.model.``. Beside LoRA it may carry ``saved`` tensors of
     whole modules (modules_to_save), ``tokens`` (module to the rows that are trained), and ``copies``
     of base weights, which PEFT writes for embeddings. ``bytes`` counts its tensors, without copies.
-    ``findings`` is empty for an adapter that can be swapped. ``components`` of a pipeline are those that
-    a file of diffusers names; where it is only one, module names are without it.
+    ``left_out`` are modules that have weights and that the config does not name: neither PEFT nor a swap
+    loads these. ``findings`` is empty for an adapter that can be swapped. ``components`` of a pipeline are
+    those that a file of diffusers names; where it is only one, module names are without it.
     """
 
     path: str
@@ -51,6 +54,7 @@ class AdapterSpec:
     tokens: dict[str, TokenRows] = field(default_factory=dict)
     copies: dict[str, TensorInfo] = field(default_factory=dict)
     components: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -89,9 +93,13 @@ class AdapterSpec:
             text = "rank_pattern and alpha_pattern take too long to match all modules"
             raise unreadable(where, "HSW003", text, SAVE_AGAIN)
         modules, size, findings = describe_modules(where, config, tensors, names)
+        layers = [name for name, module in modules.items() if module.kind != "parameter"]
+        passed = tuple(left_out(config, layers))
+        for name in passed:
+            del modules[name]
         rest, more, problems = _describe_rest(where, config, tensors, names)
         alike = merge_alike([*findings, *problems, *_findings(where, config, tensors, names)])
-        return cls(where, dict(config), modules, size + more, alike, **rest)
+        return cls(where, dict(config), modules, size + more, alike, left_out=passed, **rest)
 
 
 def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
@@ -99,16 +107,18 @@ def describe(texts: Texts, layout: FileLayout) -> AdapterSpec:
 
     Several components of a pipeline become one spec, in which module names start with the component's.
     """
-    parts = components_of(texts, layout)
-    specs = {
-        name: AdapterSpec.from_tensors(
-            texts.path if len(parts) == 1 else f"{texts.path}::{name}", *part
-        )
-        for name, part in parts.items()
-    }
-    names = tuple(name for name in parts if name)
+    specs = describe_parts(texts.path, components_of(texts, layout))
+    names = tuple(name for name in specs if name)
     spec = _joined(texts.path, specs) if len(specs) > 1 else next(iter(specs.values()))
     return replace(spec, components=names) if names else spec
+
+
+def describe_parts(path: str, parts: Mapping[str, Component]) -> dict[str, AdapterSpec]:
+    """Describe each component of an adapter; raises UnreadableAdapterError (HSW003/101)."""
+    return {
+        name: AdapterSpec.from_tensors(path if len(parts) == 1 else f"{path}::{name}", *part[:2])
+        for name, part in parts.items()
+    }
 
 
 def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
@@ -126,6 +136,7 @@ def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
         path=path,
         bytes=sum(spec.bytes for spec in specs.values()),
         findings=tuple(finding for spec in specs.values() for finding in spec.findings),
+        left_out=tuple(f"{name}.{one}" for name, spec in specs.items() for one in spec.left_out),
         components=(),
         **tables,
     )
@@ -185,6 +196,11 @@ def _findings(
     for sentence in unsupported_features(config):
         remedy = "train or merge the adapter without this feature"
         yield Finding(where, "HSW102", sentence, remedy)
+    wrapper = for_names(wrapper_in, tuple(tensors))
+    if wrapper:
+        text = f"names of tensors begin with or hold the wrapper {wrapper}, and PEFT finds none of them"
+        remedy = "save the adapter of the unwrapped model: accelerator.unwrap_model(model)"
+        yield Finding(where, "HSW108", text, remedy)
     if not names.modules:
         yield Finding(where, "HSW004", "the adapter has no LoRA weights", SAVE_AGAIN)
     if {*map(itemgetter(0), tensors.values())} <= {*FLOATING}:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 
 from hotswap.adapters import hub
 from hotswap.adapters.config import CONFIG, config_text, lora_config
 from hotswap.adapters.files import (
     DIFFUSERS_WEIGHTS,
     WEIGHTS,
+    changed,
     open_weights,
     read_raw_header,
     unchanged,
@@ -23,12 +25,20 @@ from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding, has_code
 
 
+class Family(NamedTuple):
+    """Which pipeline of diffusers a file is for: its class, and how many layers a block of its UNet has."""
+
+    pipeline: str
+    layers: int = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Texts:
     """What the files of an adapter say, as it stands there.
 
     ``config`` is None where the weights stand alone. ``size`` counts the bytes of the data behind the
-    header; ``file`` is the open weights file, None on the hub.
+    header; ``file`` is the open weights file, None on the hub. ``family`` is None where it is to be found
+    from the names.
     """
 
     path: str
@@ -37,31 +47,52 @@ class Texts:
     header: bytes
     size: int
     file: BufferedReader | None = None
+    family: Family | None = None
 
     def layout(self) -> FileLayout:
         """Parse the header; raises UnreadableAdapterError (HSW005)."""
         return layout_of(self.weights, self.header, self.size)
 
+    def values(self, layout: FileLayout, names: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of some tensors; from the hub the whole file is fetched for that."""
+        name = self.weights if self.file is not None else str(hub.fetched(self.path))
+        found = {}
+        with open(name, "rb") as file:
+            for tensor in names:
+                info = layout.tensors[tensor]
+                file.seek(layout.start + info.start)
+                found[tensor] = file.read(info.end - info.start)
+                if len(found[tensor]) != info.end - info.start:
+                    raise changed(name)
+        return found
+
 
 @contextmanager
-def open_texts(path: str) -> Iterator[Texts]:
-    """Read an adapter's texts, and hold its weights file open.
+def open_texts(
+    path: str, *, config: bytes | None = None, family: Family | None = None
+) -> Iterator[Texts]:
+    """Read an adapter's texts, and hold its weights file open; ``config`` stands in for its own.
 
     Raises UnreadableAdapterError, also at the end when the file has changed; where the texts are not
     as they should be it has the findings of the config too.
     """
+    if hub.looks_like_id(path) and hub.offline():
+        with open_texts(str(hub.cached(path)), config=config, family=family) as texts:
+            yield replace(texts, path=path)
+        return
     if hub.looks_like_id(path):
-        yield Texts(path, path, *hub.read_texts(path))
+        yield Texts(path, path, *hub.read_texts(path), family=family)
         return
     location = Path(path)
     weights = weights_of(location)
-    config = None if weights is not None else config_text(folder_of(location))
+    if config is None and weights is None:
+        config = config_text(folder_of(location))
     try:
         with open_weights(weights or location) as file:
             before = os.fstat(file.fileno())
             header = read_raw_header(file)
             size = before.st_size - 8 - len(header)
-            yield Texts(path, file.name, config, header, size, file)
+            yield Texts(path, file.name, config, header, size, file, family)
             unchanged(file, before)
     except UnreadableAdapterError as error:
         findings = _config_findings(location, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from hotswap.adapters.fit import BaseModel
 from hotswap.adapters.plan import ModulePlan
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.engine.incoming.renamed import spec_in_names_of
 from hotswap.errors import HotswapError, MissingExtraError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -23,12 +26,30 @@ def read_base(base: str | Path) -> BaseModel:
     """
     try:
         model = _build(Path(base), str(base))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except HotswapError:
+        raise
+    except Exception as error:  # of any model's code: a missing package, a value that it refuses
+        lines = [line.strip() for line in str(error).splitlines()]
+        first = next(filter(None, lines), type(error).__name__)
         raise HotswapError(
             f"--base {base}: the model cannot be built from its config: {first[:300]}"
         ) from error
-    return describe(model, str(base))
+    return replace(describe(model, str(base)), respell=_Respelling(str(base), model))
+
+
+class _Respelling:
+    """Puts adapters in a base model's names; another process builds the model again when it needs it."""
+
+    def __init__(self, base: str, model: nn.Module | None = None) -> None:
+        self._base, self._model = base, model
+
+    def __call__(self, spec: AdapterSpec) -> AdapterSpec:
+        if self._model is None:
+            self._model = _build(Path(self._base), self._base)
+        return spec_in_names_of(self._model, spec)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Respelling, (self._base,)
 
 
 def describe(model: nn.Module, name: str) -> BaseModel:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hotswap.adapters.plan import APART, MIXED, SwapPlan
 from hotswap.compiler.compiled import walk
+from hotswap.engine.incoming.renamed import plan_in_names_of
 from hotswap.engine.incoming.source import Adapter, config_of
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.parts import Part, models_of, plans_of
@@ -38,6 +39,8 @@ def load(
     carries LoRA layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
     """
     parts = models_of(base_model)
+    if isinstance(base_model, nn.Module):
+        plan = plan_in_names_of(base_model, plan)
     plans = plans_of(parts, plan)
     for part in parts:  # a component with LoRA layers that the plan lacks would be swapped too
         _require_modules(part, plans.get(part.key, SwapPlan({})))

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
+from hotswap.engine.incoming.renamed import in_names_of
 from hotswap.engine.incoming.source import NOTHING, IncomingAdapter
 from hotswap.engine.incoming.stage import stage
 from hotswap.engine.incoming.validate import validate
@@ -107,6 +108,11 @@ def stage_parts(
     A part for which there is nothing gets no adapter, and no label.
     """
     pairs = [*zip(parts, places, strict=True)]
+    incoming = {
+        part.key: in_names_of(part.model, place.layers, incoming[part.key])
+        for part, place in pairs
+        if part.key in incoming
+    }
     for part, place in pairs:
         if part.key in incoming:
             validate(part.model, place, incoming[part.key])

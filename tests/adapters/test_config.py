@@ -71,7 +71,7 @@ def test_a_config_that_is_no_object_is_invalid(tmp_path: Path, text: str) -> Non
         {"rank_pattern": {"q_proj": 0}},
         {"rank_pattern": {"q_proj": 4.5}},
         {"rank_pattern": {"(": 4}},
-        {"alpha_pattern": {"q_proj": -1}},
+        {"alpha_pattern": {"q_proj": math.inf}},
         {"alpha_pattern": {"q_proj": "1"}},
         {"modules_to_save": "lm_head"},
         {"target_parameters": 3},

@@ -17,6 +17,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import hotswap
+from hotswap.adapters import texts
 from hotswap.engine import transaction
 from hotswap.engine.incoming import file_reader, parts, source, stage
 from hotswap.engine.layout import arena as arenas
@@ -92,8 +93,8 @@ def check_recovered(model: Any, before: Any, base: Any, fleet: Any) -> None:
 
 
 STEPS: dict[str, tuple[Any, str]] = {
-    "reading the config": (source, "read_config"),
-    "reading the header": (source, "read_raw_header"),
+    "reading the config": (texts, "config_text"),
+    "reading the header": (texts, "read_raw_header"),
     "allocating the buffer": (file_reader, "_buffer"),
     "reading": (parts, "read"),
     "validating": (transaction, "validate"),

@@ -378,7 +378,7 @@ def test_files_of_one_model_that_say_too_little_are_refused(
     cases: dict[str, tuple[dict[str, torch.Tensor], dict[str, str] | None]] = {
         "names other than PEFT's": ({"to_q.down": torch.zeros(2, 2)}, None),
         "no LoRA config": (good, {"lora_adapter_metadata": json.dumps({f"{denoiser}.rank": 4})}),
-        "no JSON object": (good, {"lora_adapter_metadata": "[1"}),
+        "no valid JSON|not valid JSON": (good, {"lora_adapter_metadata": "[1"}),
     }
     for text, (tensors, metadata) in cases.items():
         save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)

@@ -99,8 +99,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "exchanged": (lambda t: t.update({A: t[B], B: t[A]}), "A and B are exchanged"),
     "another tensor": (lambda t: t.update(other=t[A].clone()), "not a LoRA weight"),
     "another module": (
-        lambda t: t.update({f"base_model.model.third.{k[-13:]}": t[k].clone() for k in (A, B)}),
-        "third: the adapter targets a module that is not in the plan",
+        lambda t: t.update(
+            {f"base_model.model.third.first.{k[-13:]}": t[k].clone() for k in (A, B)}
+        ),
+        "the adapter targets a module that is not in the plan",
     ),
 }
 

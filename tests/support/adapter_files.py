@@ -53,6 +53,11 @@ def lora_tensors(
     return tensors
 
 
+def _owner(tensor: str) -> str:
+    """The last part of the name of the module that a LoRA tensor belongs to."""
+    return tensor.rpartition(".lora_")[0].rpartition(".")[2]
+
+
 def write_adapter(
     folder: Path,
     *,
@@ -74,13 +79,15 @@ def write_adapter(
         tensors = lora_tensors(
             modules, rank=rank, rank_pattern=rank_pattern, dtype=dtype, bias=bias
         )
+    direct = (config or {}).get("target_parameters")
+    named = [f"{name}.lora_" for name in modules] if direct else tensors
     document = {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": dict(rank_pattern or {}),
         "alpha_pattern": dict(alpha_pattern or {}),
-        "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
+        "target_modules": sorted({_owner(name) for name in named if ".lora_" in name}),
         "lora_bias": bias,
         "bias": "none",
         "inference_mode": True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hotswap.adapters.files import damaged
-from hotswap.adapters.formats import diffusers, peft
+from hotswap.adapters.formats import diffusers, peft, refused, trainers
 from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.texts import Texts
@@ -13,6 +13,8 @@ from hotswap.adapters.texts import Texts
 FORMATS: tuple[Callable[[Texts, FileLayout], dict[str, Component] | None], ...] = (
     peft.components,
     diffusers.components,
+    trainers.components,
+    refused.components,
 )
 """Config and tensors in PEFT's names of each component of a pipeline ("" for a model by itself).
 

@@ -4,18 +4,91 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+from hotswap.adapters.config import FIELDS
+from hotswap.adapters.files import unreadable
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.names import BIAS, LINEAR, MAGNITUDE
 
+T = TypeVar("T")
+COMPONENTS = (
+    "transformer",
+    "transformer_2",
+    "unet",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "connectors",
+)
+"""Of pipelines of diffusers, those that can carry LoRA layers."""
+METADATA = "lora_adapter_metadata"
+_SAVE_AGAIN = "save the adapter again with diffusers' save_lora_adapter or save_lora_weights"
+Convert = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
+
 
 class Component(NamedTuple):
-    """The fields of a config, and tensors by their names in a file of PEFT."""
+    """The fields of a config, and tensors by their names in a file of PEFT.
+
+    ``convert`` makes the values of all components, by their names, of those of the whole file; where
+    it is None they lie in the file as they are.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    convert: Convert | None = None
+
+
+def split(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Tell tensors apart by the component that their names start with; "" is a model by itself."""
+    parts: dict[str, dict[str, T]] = {}
+    for name, value in tensors.items():
+        first, _, rest = name.partition(".")
+        component = first if first in COMPONENTS else ""
+        parts.setdefault(component, {})[rest if component else name] = value
+    return parts
+
+
+def config_for(
+    where: str,
+    component: str,
+    tensors: Mapping[str, TensorInfo],
+    fields: Mapping[str, Any],
+    alphas: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The config of a component: its part of a file's metadata, or what its tensors imply.
+
+    Raises UnreadableAdapterError (HSW003) for fields that PEFT does not know, as diffusers does.
+    """
+    prefix = f"{component}." if component else ""
+    own = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
+    unknown = sorted(own.keys() - FIELDS)
+    if unknown:
+        text = f"the metadata {METADATA} is no LoRA config: it has {ascii(unknown[0])[:60]}"
+        raise unreadable(where, "HSW003", text, _SAVE_AGAIN)
+    if own:
+        return {"peft_type": "LORA", **own}
+    return implied_config({name: info.shape for name, info in tensors.items()}, alphas)
+
+
+def without_prefix(part: Component, prefix: str) -> Component:
+    """The same component with names that are without a prefix, also in its config."""
+    if not prefix:
+        return part
+    config = dict(part.config)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = [str(t).removeprefix(prefix) for t in config["target_modules"]]
+    for field in ("rank_pattern", "alpha_pattern"):
+        old, start = config.get(field) or {}, f"^{re.escape(prefix)}"
+        config[field] = {
+            f"^{key.removeprefix(start)}"
+            if key.startswith(start)
+            else key.removeprefix(prefix): value
+            for key, value in old.items()
+        }
+    tensors = {name.removeprefix(prefix): info for name, info in part.tensors.items()}
+    return part._replace(config=config, tensors=tensors)
 
 
 def implied_config(

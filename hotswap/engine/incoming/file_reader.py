@@ -32,13 +32,16 @@ class FileReader:
     ) -> None:
         self._header = header
         self.tensors: dict[str, Tensor] = {}
-        self._views: list[memoryview] = []
+        self._views: list[
+            tuple[int | None, memoryview]
+        ] = []  # to be read after a jump to, or at once
         others = {name: info for name, info in tensors.items() if name not in direct}
         room = [math.ceil((info.end - info.start) / ALIGNMENT) for info in others.values()]
         ends = [ALIGNMENT * end for end in accumulate(room)]
         buffer = _buffer(ends[-1] if ends else 0)
         self._buffer = weakref.ref(buffer)
         starts = dict(zip(others, [0, *ends], strict=False))
+        at = 0
         for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
             if name in direct:
                 tensor = direct[name]
@@ -46,7 +49,9 @@ class FileReader:
                 tensor = _view(buffer[starts[name] :][: info.end - info.start], info)
             self.tensors[name] = tensor
             if tensor.numel():
-                self._views.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                jump = None if info.start == at else 8 + len(header) + info.start
+                self._views.append((jump, tensor.reshape(-1).view(torch.uint8).numpy().data))
+            at = info.end
 
     def serves(self, header: bytes) -> bool:
         """Whether it reads files with this header, and its buffer is this thread's still."""
@@ -58,7 +63,9 @@ class FileReader:
         if read_raw_header(file) != self._header:
             _unreadable(file.name, "the file has changed while it was read")
         try:
-            for view in self._views:
+            for jump, view in self._views:
+                if jump is not None:
+                    file.seek(jump)
                 if file.readinto(view) != len(view):
                     _unreadable(file.name, "the file has shrunk while it was read")
         except OSError as error:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import nn
 
-from hotswap.adapters.header import read_header
-from hotswap.adapters.texts import weights_of
-from hotswap.engine.incoming.diffusers import config_of
-from hotswap.engine.incoming.source import Adapter, IncomingAdapter, read
+from hotswap.adapters.formats.trainers import of_tensors
+from hotswap.adapters.texts import Family
+from hotswap.engine.incoming.source import (
+    Adapter,
+    IncomingAdapter,
+    describe,
+    named,
+    read,
+    read_components,
+)
 from hotswap.engine.parts import Part
-from hotswap.errors import AdapterError, UnreadableAdapterError
+from hotswap.errors import AdapterError
 from hotswap.findings import Finding
 
 
@@ -30,13 +35,17 @@ def read_parts(
         return {}
     if isinstance(deployment, nn.Module):
         return {part.key: read(adapter, config) for part in parts}
-    label = label_of(adapter)
-    state, fields, alphas = _state_dict(deployment, adapter, label)
-    by_key = {part.key: part for part in parts}
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        component, _, rest = name.partition(".")
-        tensors.setdefault(component, {})[rest] = value
+    label, by_key = label_of(adapter), {part.key: part for part in parts}
+    lost = {part.key: part.lost_prefix for part in parts if part.lost_prefix}
+
+    if isinstance(adapter, Mapping):
+        contents, values = of_tensors(family_of(deployment), adapter)
+        found = {
+            name: IncomingAdapter(known, known.spec, named(values[name], lost.get(name, "")))
+            for name, known in describe(label, contents, None, lost).items()
+        }
+    else:
+        found = read_components(adapter, config, family_of(deployment), lost)
     strange = [
         Finding(
             f"{label}::{name}",
@@ -45,23 +54,15 @@ def read_parts(
             f"{', '.join(by_key)})",
             "load an adapter that has this component first, and prepare it",
         )
-        for name in tensors
+        for name in found
         if name not in by_key
     ]
     if strange:
         raise AdapterError(strange)
-    found = {}
-    for key, own in tensors.items():
-        names = _renamed(by_key[key], own)
-        named = {names[name]: value for name, value in own.items()}
-        factors = {
-            names.get(name.removesuffix(".alpha"), name): alpha
-            for name, alpha in _below(alphas, key).items()
-        }
-        of_part = config_of(label, named, _below(fields, key) or None, factors)
-        source, where = read(named, of_part), f"{label}::{key}"
-        found[key] = replace(source, spec=replace(source.spec, path=where))
-    return found
+    return {
+        name: replace(one, spec=replace(one.spec, path=f"{label}::{name}"))
+        for name, one in found.items()
+    }
 
 
 def label_of(adapter: Adapter) -> str:
@@ -69,53 +70,8 @@ def label_of(adapter: Adapter) -> str:
     return "state dict" if isinstance(adapter, Mapping) else str(adapter)
 
 
-def _below(values: Mapping[str, Any], component: str) -> dict[str, Any]:
-    prefix = f"{component}."
-    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-
-
-def _state_dict(
-    pipeline: Any, adapter: Adapter, label: str
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, float]]:
-    """Let the pipeline read a file, of whatever trainer: tensors, metadata and alphas."""
-    given: Any = adapter
-    if not isinstance(adapter, Mapping):
-        file = weights_of(Path(adapter))
-        if file is not None:
-            read_header(file)  # raises for a damaged one
-        given = str(file or adapter)
-    options: dict[str, Any] = {"return_lora_metadata": True, "return_alphas": True}
-    if "unet" in pipeline.components:
-        options["unet_config"] = pipeline.components["unet"].config
-    try:
-        state, *more = pipeline.lora_state_dict(given, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
-        raise _unreadable(label, error) from error
-    return state, more[-1] or {}, (more[0] if len(more) > 1 else None) or {}
-
-
-def _unreadable(label: str, error: Exception) -> UnreadableAdapterError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    text = f"diffusers cannot read it: {first[:200]}"
-    remedy = "pass a safetensors file of LoRA weights, its folder, or the id of a repository"
-    return UnreadableAdapterError([Finding(label, "HSW001", text, remedy)])
-
-
-def _renamed(part: Part, tensors: Iterable[str]) -> dict[str, str]:
-    """Map names of tensors to PEFT's, with the steps that diffusers takes when it loads a file."""
-    names = {name: name for name in tensors}
-    if not any("lora_A" in name for name in names):
-        from diffusers.utils import (
-            convert_state_dict_to_diffusers,
-            convert_state_dict_to_peft,
-            convert_unet_state_dict_to_peft,
-        )
-
-        if part.key.startswith("text_encoder"):
-            try:
-                names = convert_state_dict_to_peft(convert_state_dict_to_diffusers(names))
-            except ValueError as error:
-                raise _unreadable(part.key, error) from error
-        else:
-            names = convert_unet_state_dict_to_peft(names)
-    return {old: new.removeprefix(part.lost_prefix) for new, old in names.items()}
+def family_of(pipeline: Any) -> Family:
+    """Which converter reads files for a pipeline."""
+    unet = pipeline.components.get("unet")
+    layers = getattr(getattr(unet, "config", None), "layers_per_block", 2)
+    return Family(type(pipeline).__name__, layers if isinstance(layers, int) else 2)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
 from torch import Tensor
 
-from hotswap.adapters.config import CONFIG, read_config
-from hotswap.adapters.files import open_weights, read_raw_header
-from hotswap.adapters.header import TensorInfo, parse_layout
-from hotswap.adapters.names import canonical
-from hotswap.adapters.spec import AdapterSpec
-from hotswap.adapters.texts import weights_of
-from hotswap.engine.incoming.diffusers import read_model_file
+from hotswap.adapters import hub
+from hotswap.adapters.config import CONFIG, SAVE_AGAIN
+from hotswap.adapters.files import WEIGHTS, open_weights, unreadable
+from hotswap.adapters.formats import components_of
+from hotswap.adapters.formats.component import Component, Convert, without_prefix
+from hotswap.adapters.formats.conversion import infos
+from hotswap.adapters.header import TensorInfo
+from hotswap.adapters.names import in_file
+from hotswap.adapters.spec import AdapterSpec, describe_parts
+from hotswap.adapters.texts import Family, Texts, open_texts
 from hotswap.engine.incoming.file_reader import FileReader
-from hotswap.engine.layout.adapter_slots import DTYPES
-from hotswap.errors import AdapterError, UnreadableAdapterError
-from hotswap.findings import Finding, has_code
+from hotswap.errors import AdapterError
+from hotswap.findings import has_code
 
 Adapter = str | Path | Mapping[str, Tensor]
 _KEPT = 64  # descriptions
@@ -43,6 +45,7 @@ class Description:
     tensors: dict[str, TensorInfo]
     config: LoraConfig | None  # None: there is no adapter
     header: bytes = b""  # of a file
+    convert: Convert | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class IncomingAdapter:
 
     known: Description
     spec: AdapterSpec
-    values: list[Tensor] | Path
+    values: dict[str, Tensor] | Path
 
     @property
     def label(self) -> str:
@@ -84,8 +87,8 @@ class IncomingAdapter:
         They are contiguous, in the shape and dtype that the file has, on the CPU. ``reader`` is what the
         last call with the same ``direct`` gave, so that it need not be made again.
         """
-        if isinstance(self.values, list):
-            return dict(zip(self.infos, self.values, strict=True)), None
+        if not isinstance(self.values, Path):
+            return self.values, None
         if reader is None or not reader.serves(self.known.header):
             reader = FileReader(self.known.header, self.infos, direct)
         with open_weights(self.values) as file:
@@ -94,79 +97,136 @@ class IncomingAdapter:
 
 
 _BASE = AdapterSpec("the base model", {}, {}, 0, ())
-NOTHING = IncomingAdapter(Description(_BASE, {}, None), _BASE, [])
+NOTHING = IncomingAdapter(Description(_BASE, {}, None), _BASE, {})
 """What is put in place where there is to be no adapter."""
 
 
 def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> IncomingAdapter:
-    """Read an adapter of PEFT or diffusers; ``hub`` are huggingface_hub's arguments (revision, token, …).
+    """Read the adapter of one model; ``hub`` are huggingface_hub's arguments (revision, token, …).
 
-    Raises UnreadableAdapterError for files that are missing or damaged, ValueError for a state dict
-    without its config.
+    Raises UnreadableAdapterError for files that are missing or damaged, AdapterError for a file of several
+    components, ValueError for a state dict without its config.
     """
     if isinstance(adapter, Mapping):
-        return _from_state_dict(adapter, config)
-    path = _located(adapter, hub)
-    try:
-        fields = _fields(path) if config is None else _plain(config)
-    except UnreadableAdapterError:
-        weights = weights_of(path)
-        if weights is None:
-            raise
-        source = _from_state_dict(*read_model_file(weights))
-        return replace(source, spec=replace(source.spec, path=str(adapter)))
-    with open_weights(path) as file:
-        known = _describe(str(adapter), file, fields, config)
-    return IncomingAdapter(known, replace(known.spec, path=str(adapter)), path)
+        return from_state_dict(adapter, _given(config))
+    found = read_components(adapter, config, **hub)
+    if len(found) > 1:
+        text = f"has weights for several components of a pipeline ({', '.join(found)})"
+        raise unreadable(
+            adapter, "HSW005", text, "swap the pipeline itself: swap(pipeline, adapter)"
+        )
+    return next(iter(found.values()))
 
 
-def _describe(
-    label: str, file: BufferedReader, fields: dict[str, Any], config: LoraConfig | None
-) -> Description:
-    header = read_raw_header(file)
-    key = json.dumps(fields, sort_keys=True, default=str), header, os.fstat(file.fileno()).st_size
+def read_components(
+    adapter: str | Path,
+    config: LoraConfig | None = None,
+    family: Family | None = None,
+    lost: Mapping[str, str] | None = None,
+    **hub: Any,
+) -> dict[str, IncomingAdapter]:
+    """Read an adapter, component by component; "" is of a model by itself.
+
+    ``lost`` are prefixes that names have in files of a component and not in the model. Raises
+    UnreadableAdapterError.
+    """
+    path, own = _located(adapter, hub), None
+    if config is not None:
+        own = json.dumps(plain(config), default=str).encode()
+    with open_texts(str(path), config=own, family=family) as texts:
+        return _read(str(adapter), texts, config, lost or {})
+
+
+def _read(
+    label: str, texts: Texts, config: LoraConfig | None, lost: Mapping[str, str]
+) -> dict[str, IncomingAdapter]:
+    key = texts.config, texts.header, texts.size, texts.family, tuple(lost.items())
     known = _descriptions().get(key)
     if known is None:
-        layout = parse_layout(file, header)
-        spec = AdapterSpec.from_tensors(label, fields, layout.tensors)
-        if has_code(spec.findings, "HSW102"):
-            raise AdapterError(
-                spec.findings
-            )  # PEFT may not even build a config with such a feature
-        tensors = {canonical(name): info for name, info in layout.tensors.items()}
-        config = PeftConfig.from_peft_type(**fields) if config is None else config
-        known = Description(spec, tensors, config, header)
+        parts = components_of(texts, texts.layout())
+        known = describe(label, parts, config, lost, texts.header)
         _keep(key, known)
-    return known
+    values = {}
+    convert = next((each.convert for each in known.values()), None)
+    if convert is not None and isinstance(texts.file, BufferedReader):
+        values = convert(_everything(texts))
+    return {
+        name: IncomingAdapter(
+            each,
+            replace(each.spec, path=f"{label}::{name}" if len(known) > 1 else label),
+            named(values[name], lost.get(name, "")) if name in values else Path(texts.weights),
+        )
+        for name, each in known.items()
+    }
 
 
-def _descriptions() -> OrderedDict[Hashable, Description]:
-    """The descriptions of this thread's last adapters, by what they were made from."""
-    if not hasattr(_kept, "descriptions"):
-        _kept.descriptions = OrderedDict()
-    found: OrderedDict[Hashable, Description] = _kept.descriptions
+def _everything(texts: Texts) -> dict[str, Tensor]:
+    """All tensors of a file."""
+    with open_weights(texts.weights) as file:
+        reader = FileReader(texts.header, texts.layout().tensors, {})
+        reader.read(file)
+    return reader.tensors
+
+
+def named(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Values by the names that a component's tensors have in the model."""
+    return {in_file(name.removeprefix(prefix)): value for name, value in values.items()}
+
+
+def describe(
+    label: str,
+    parts: Mapping[str, Component],
+    config: LoraConfig | None,
+    lost: Mapping[str, str],
+    header: bytes = b"",
+) -> dict[str, Description]:
+    """Describe the components of an adapter; raises UnreadableAdapterError, AdapterError (HSW102)."""
+    parts = {name: without_prefix(part, lost.get(name, "")) for name, part in parts.items()}
+    found = {}
+    for name, spec in describe_parts(label, parts).items():
+        if has_code(spec.findings, "HSW102"):
+            raise AdapterError(spec.findings)  # PEFT may not even build a config of such a feature
+        tensors = {in_file(key): info for key, info in parts[name].tensors.items()}
+        if spec.left_out:
+            owners = tuple(f"{module}.lora_" for module in spec.left_out)
+            tensors = {n: info for n, info in tensors.items() if not n.startswith(owners)}
+        of_part = config if config is not None else _config(label, parts[name].config)
+        found[name] = Description(spec, tensors, of_part, header, parts[name].convert)
     return found
 
 
-def _keep(key: Hashable, description: Description) -> None:
-    if description.spec.findings:
+def _config(label: str, fields: Mapping[str, Any]) -> LoraConfig:
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    try:
+        return LoraConfig(**{key: value for key, value in fields.items() if key in known})
+    except (TypeError, ValueError) as error:
+        text = f"is no LoRA config: {(str(error).splitlines() or [''])[0][:200]}"
+        raise unreadable(label, "HSW003", text, SAVE_AGAIN) from error
+
+
+def _descriptions() -> OrderedDict[Hashable, dict[str, Description]]:
+    """The descriptions of this thread's last adapters, by what they were made from."""
+    if not hasattr(_kept, "descriptions"):
+        _kept.descriptions = OrderedDict()
+    found: OrderedDict[Hashable, dict[str, Description]] = _kept.descriptions
+    return found
+
+
+def _keep(key: Hashable, descriptions: dict[str, Description]) -> None:
+    if any(each.spec.findings for each in descriptions.values()):
         return  # they name the file
     kept = _descriptions()
-    kept[key] = description
+    kept[key] = descriptions
     while len(kept) > _KEPT:
         kept.popitem(last=False)
 
 
 def config_of(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> LoraConfig:
-    """The config of an adapter, without its weights."""
+    """The config of an adapter of one model, without its weights."""
     if config is None and not isinstance(adapter, Mapping):
-        found: LoraConfig = PeftConfig.from_peft_type(**_fields(_located(adapter, hub)))
+        found: LoraConfig = read(adapter, **hub).config
         return found
     return _given(config)
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    return read_config(path.parent if path.suffix == ".safetensors" and path.is_file() else path)
 
 
 def _given(config: LoraConfig | None) -> LoraConfig:
@@ -177,45 +237,35 @@ def _given(config: LoraConfig | None) -> LoraConfig:
     return config
 
 
-def _from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig | None) -> IncomingAdapter:
-    config = _given(config)
+def from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig) -> IncomingAdapter:
+    """Take a state dict in PEFT's names; raises ValueError for one that has more than tensors."""
     values = list(adapter.values())
+    _require_tensors(adapter, values)
+    key = (repr(config), tuple(adapter), tuple([(value.shape, value.dtype) for value in values]))
+    known = _descriptions().get(key)
+    if known is None:
+        part = Component(plain(config), infos(adapter))
+        known = describe("state dict", {"": part}, config, {})
+        _keep(key, known)
+    named = dict(zip(map(in_file, adapter), values, strict=True))
+    return IncomingAdapter(known[""], known[""].spec, named)
+
+
+def _require_tensors(adapter: Mapping[str, Any], values: Sequence[Any]) -> None:
     for kind in set(map(type, values)):
         if not issubclass(kind, Tensor):
             name = next(name for name, value in adapter.items() if type(value) is kind)
             raise ValueError(f"the state dict has {name} = {kind.__name__}, expected a tensor")
-    key = (repr(config), tuple(adapter), tuple([(value.shape, value.dtype) for value in values]))
-    known = _descriptions().get(key)
-    if known is None:
-        infos = {
-            name: TensorInfo(DTYPES.get(value.dtype, str(value.dtype)), tuple(value.shape), 0, 0)
-            for name, value in zip(adapter, values, strict=True)
-        }
-        spec = AdapterSpec.from_tensors("state dict", _plain(config), infos)
-        known = Description(spec, {canonical(n): info for n, info in infos.items()}, config)
-        _keep(key, known)
-    return IncomingAdapter(known, known.spec, values)
 
 
-def _plain(config: LoraConfig) -> dict[str, Any]:
+def plain(config: LoraConfig) -> dict[str, Any]:
+    """The fields of a config as a config file has them."""
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
 
 
-def _located(adapter: str | Path, hub: Mapping[str, Any]) -> Path:
+def _located(adapter: str | Path, options: Mapping[str, Any]) -> Path:
     """Find an adapter on the disk, or get it from the hub when it is no path but looks like an id."""
-    path = Path(adapter) / (hub.get("subfolder") or "") if hub else Path(adapter)
-    parts = str(adapter).split("/")
-    if path.exists() or isinstance(adapter, Path) or len(parts) != 2 or parts[0] in ("", ".", ".."):
+    path = Path(adapter) / (options.get("subfolder") or "") if options else Path(adapter)
+    if path.exists() or isinstance(adapter, Path) or not hub.looks_like_id(adapter):
         return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        config = hf_hub_download(str(adapter), CONFIG, **hub)
-        hf_hub_download(str(adapter), "adapter_model.safetensors", **hub)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        text = f"is neither a folder nor to be had from the hub: {first[:200]}"
-        remedy = f"pass a folder with {CONFIG}, or the id of a public repository"
-        raise UnreadableAdapterError([Finding(str(adapter), "HSW001", text, remedy)]) from error
-    return Path(config).parent
+    return hub.fetch(adapter, (CONFIG, WEIGHTS), **options)

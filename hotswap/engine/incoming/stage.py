@@ -44,7 +44,7 @@ class CopyPlan:
         self.later: list[int] = []
         self.norms: dict[int, tuple[Any, Tensor]] = {}
         self.given = given
-        self.from_file = not isinstance(source.values, list)
+        self.from_file = not isinstance(source.values, dict)
         for index, slot in enumerate(placement.slots):
             there = slot.name in given
             if slot.role == "tokens":

@@ -1,0 +1,114 @@
+"""Files for pipelines in the names of trainers and other programs, read by diffusers' own converters.
+
+These are: diffusers' older names, kohya's sd-scripts and musubi, ai-toolkit, XLabs, the original code of
+Flux, Wan, Hunyuan and others, ComfyUI's prefix. The converters run over tensors without data, which are
+made from the header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hotswap.adapters.config import parse_config
+from hotswap.adapters.files import unreadable
+from hotswap.adapters.formats.component import METADATA, Component, config_for
+from hotswap.adapters.formats.conversion import Converted, converted, for_pipeline
+from hotswap.adapters.formats.diffusers import without_config
+from hotswap.adapters.header import FileLayout
+from hotswap.adapters.texts import Family, Texts
+from hotswap.errors import UnreadableAdapterError
+
+_LORA = re.compile(
+    r"[._](lora_(down|up|[AB])|(\w+_)?lora\d?\.(down|up)|lora_linear_layer\.(down|up))\.(\w+\.)?weight$"
+)
+_A = re.compile(r"(lora_down|lora_A(\.\w+)?|\bdown)\.weight$")
+_FAMILIES = {
+    "StableDiffusionXLPipeline": r"^(lora_unet_|unet\.).*((down|up|input|output)_blocks?|mid(dle)?_block)"
+    r"|^lora_te\d?_|^text_encoder",
+    "FluxPipeline": r"(double|single)_blocks\.\d+\.(?!(img|txt)_attn_qkv)"
+    r"|lora_\w+_(double|single)_blocks_\d+_|transformer_blocks[._]\d+[._](attn|norm|ff|proj)",
+    "Flux2Pipeline": r"(double|single)_blocks\.\d+\.(?!img_attn_qkv)|stream_modulation|to_qkv_mlp_proj",
+    "HunyuanVideoPipeline": r"\.(img|txt)_attn_qkv\.|individual_token_refiner",
+    "WanPipeline": r"(?<![a-z]_)blocks[._]\d+[._](self_attn|cross_attn|attn[12]|ffn)",
+    "LTXPipeline": r"transformer_blocks\.\d+\.(attn[12]|ff)\.",
+    "LTX2Pipeline": r"transformer_blocks\.\d+\.(audio|video)_",
+    "QwenImagePipeline": r"(^|\.|^lora_unet_)transformer_blocks[._]\d+[._](attn[._]|img_m|txt_m)",
+    "ZImagePipeline": r"(layers|(noise|context)_refiner)[._]\d+[._](attention|feed_forward|adaLN)",
+    "Lumina2Pipeline": r"^diffusion_model\.(layers|(noise|context)_refiner)\.\d+\.attention",
+    "HiDreamImagePipeline": r"(double|single)_stream_blocks",
+}
+"""Pipelines whose converters know other names → names that one of its files may have."""
+
+
+def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
+    """Config and tensors of each component, where pairs of LoRA weights stand without a config.
+
+    Raises UnreadableAdapterError (HSW002/003/005).
+    """
+    if texts.config is not None or not any(map(_LORA.search, layout.tensors)):
+        return None
+    families = [texts.family] if texts.family is not None else _families(layout)
+    if not families:
+        if any(name.startswith(("base_model.", "model.", "module.")) for name in layout.tensors):
+            raise without_config(texts)
+        text = "has LoRA weights in names of no pipeline that is known"
+        remedy = "say which pipeline it is for: --base PIPELINE_FOLDER"
+        raise unreadable(texts.weights, "HSW005", text, remedy)
+    scalars = [name for name, info in layout.tensors.items() if info.shape in ((), (1,))]
+    values = texts.values(layout, scalars)
+    found: dict[Family, Converted] = {}
+    problem = ""
+    for family in families:
+        try:
+            found[family] = converted(family, layout.tensors, values, _pairs(layout))
+        except UnreadableAdapterError:
+            raise
+        except Exception as error:  # of a library, on files of strangers
+            problem = problem or (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if not found:
+        text = f"diffusers' converter for {families[0].pipeline} cannot read its names: {problem}"
+        remedy = "load it with the pipeline that it was trained for, or say which: --base FOLDER"
+        raise unreadable(texts.weights, "HSW005", text, remedy)
+    (family, first), *others = found.items()
+    if any(other.shapes != first.shapes for _, other in others):
+        names = " or ".join(family.pipeline for family in found)
+        text = f"has names that could be of {names}"
+        raise unreadable(texts.weights, "HSW005", text, "say which: --base PIPELINE_FOLDER")
+    told = layout.metadata.get(METADATA)
+    fields = {} if told is None else parse_config(texts.weights, told)
+    return _components(texts.weights, family, first, fields)
+
+
+def of_tensors(
+    family: Family, tensors: Mapping[str, Any]
+) -> tuple[dict[str, Component], dict[str, dict[str, Any]]]:
+    """The components of a state dict that a pipeline takes, and their values."""
+    found, values = for_pipeline(family, tensors)
+    return _components("state dict", family, found, {}), values
+
+
+def _components(
+    where: str, family: Family, found: Converted, fields: Mapping[str, Any]
+) -> dict[str, Component]:
+    def convert(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        return for_pipeline(family, tensors)[1]
+
+    return {
+        name: Component(config_for(where, name, own, fields, found.alphas.get(name)), own, convert)
+        for name, own in found.tensors.items()
+    }
+
+
+def _families(layout: FileLayout) -> list[Family]:
+    """The families that a file may be of, by its names."""
+    return [
+        Family(pipeline)
+        for pipeline, pattern in _FAMILIES.items()
+        if any(re.search(pattern, name) for name in layout.tensors)
+    ]
+
+
+def _pairs(layout: FileLayout) -> int:
+    return sum(1 for name in layout.tensors if _A.search(name))

@@ -1,0 +1,235 @@
+"""Files for pipelines in the names of every trainer: planned, checked and swapped as diffusers loads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from safetensors.torch import load_file, save_file
+
+import hotswap
+from hotswap.adapters.formats import trainers
+from hotswap.adapters.formats.conversion import Converted, infos
+from hotswap.adapters.inspect import Inspector
+from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.texts import Family
+from hotswap.engine.parts import parts_of
+from hotswap.errors import AdapterError, UnreadableAdapterError
+from tests.support.pipelines import flux, stable_diffusion, write_pipeline_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+Tensors = dict[str, torch.Tensor]
+UNET = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+TEXT = "text_model.encoder.layers.0.self_attn"
+
+
+def pair(key: str, out: int, into: int, names: tuple[str, str], rank: int = 4) -> Tensors:
+    generator = torch.Generator().manual_seed(sum(map(ord, key)))
+    return {
+        f"{key}.{names[0]}.weight": torch.randn(rank, into, generator=generator) * 0.3,
+        f"{key}.{names[1]}.weight": torch.randn(out, rank, generator=generator) * 0.3,
+    }
+
+
+KOHYA, PEFT, OLD = ("lora_down", "lora_up"), ("lora_A", "lora_B"), ("lora.down", "lora.up")
+TEXT_OLD, XLABS = ("lora_linear_layer.down", "lora_linear_layer.up"), ("down", "up")
+
+
+def with_alpha(tensors: Tensors, alpha: float = 2.0) -> Tensors:
+    keys = {name.rpartition(".lora")[0] for name in tensors}
+    return {**tensors, **{f"{key}.alpha": torch.tensor(alpha) for key in keys}}
+
+
+def kohya_unet() -> Tensors:
+    found: Tensors = {}
+    for part in ("to_q", "to_out.0"):
+        found |= pair(f"lora_unet_{UNET}.{part}".replace(".", "_"), 8, 8, KOHYA)
+    for part in ("q_proj", "out_proj"):
+        found |= pair(f"lora_te_{TEXT}.{part}".replace(".", "_"), 16, 16, KOHYA, 2)
+    return found
+
+
+def old_names() -> Tensors:
+    found = pair(f"unet.{UNET}.to_q", 8, 8, OLD) | pair(f"unet.{UNET}.to_v", 8, 8, OLD)
+    return found | pair(f"text_encoder.{TEXT}.v_proj", 16, 16, TEXT_OLD)
+
+
+FLUX = "transformer_blocks.0.attn"
+FILES: dict[str, tuple[Callable[[Path], Any], Tensors]] = {
+    "kohya": (stable_diffusion, with_alpha(kohya_unet())),
+    "kohya without alpha": (stable_diffusion, kohya_unet()),
+    "kohya with dora_scale": (
+        stable_diffusion,
+        with_alpha(kohya_unet())
+        | {f"lora_unet_{UNET}.to_q.dora_scale".replace(".", "_", 6): torch.ones(8, 1)},
+    ),
+    "names of older diffusers": (stable_diffusion, old_names()),
+    "alpha beside": (flux, with_alpha(pair(f"transformer.{FLUX}.to_q", 32, 32, PEFT))),
+    "xlabs": (
+        flux,
+        pair("double_blocks.0.processor.proj_lora1", 32, 32, XLABS)
+        | pair("double_blocks.0.processor.qkv_lora2", 96, 32, XLABS),
+    ),
+    "original Flux, of ComfyUI": (
+        flux,
+        with_alpha(pair("diffusion_model.double_blocks.0.img_attn.qkv", 96, 32, KOHYA)),
+    ),
+    "kohya of Flux": (
+        flux,
+        with_alpha(pair("lora_unet_double_blocks_0_img_attn_proj", 32, 32, KOHYA)),
+    ),
+    "kohya of Flux, fused": (
+        flux,
+        with_alpha(pair("lora_unet_double_blocks_0_txt_attn_qkv", 96, 32, KOHYA)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_checked_planned_loaded_and_swapped_as_diffusers_loads_it(
+    name: str, tmp_path: Path
+) -> None:
+    make, tensors = FILES[name]
+    file = tmp_path / "own.safetensors"
+    save_file(tensors, file)
+    reference = make(tmp_path)
+    reference.load_lora_weights(str(file))
+    expected = weights(reference)
+    assert any(delta.any() for delta in expected.values())
+    assert [f for f in Inspector()(str(file)).findings if f.severity == "error"] == []
+    plan = hotswap.plan([file])
+    loaded = hotswap.load(make(tmp_path), plan, file)
+    compare(weights(loaded), expected)
+    hotswap.swap(loaded, None)
+    assert not any(delta.any() for delta in weights(loaded).values())
+    hotswap.swap(loaded, file)
+    compare(weights(loaded), expected)
+    hotswap.swap(loaded, load_file(file))
+    compare(weights(loaded), expected)
+
+
+def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    """What the adapter in place adds to the weights of each layer, scaled."""
+    found = {}
+    for part in parts_of(pipeline):
+        for name, layer in part.model.named_modules():
+            if hasattr(layer, "lora_A") and isinstance(layer.base_layer, torch.nn.Linear):
+                adapter = next(iter(layer.lora_A))
+                product = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
+                found[f"{part.key}.{name}"] = product.detach() * float(layer.scaling[adapter])
+    return found
+
+
+def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+WAN = "diffusion_model.blocks.0"
+ONLY_READ: dict[str, tuple[Tensors, set[str]]] = {
+    "Wan of ComfyUI": (
+        pair(f"{WAN}.self_attn.q", 24, 24, KOHYA) | pair(f"{WAN}.ffn.0", 32, 24, KOHYA),
+        {"blocks.0.attn1.to_q", "blocks.0.ffn.net.0.proj"},
+    ),
+    "LTX of ComfyUI": (
+        pair("diffusion_model.transformer_blocks.0.attn1.to_q", 16, 16, PEFT),
+        {"transformer_blocks.0.attn1.to_q"},
+    ),
+    "Qwen-Image, lightning": (
+        with_alpha(pair("transformer_blocks.0.attn.to_q", 16, 16, KOHYA)),
+        {"transformer_blocks.0.attn.to_q"},
+    ),
+    "Qwen-Image of ComfyUI": (
+        pair("diffusion_model.transformer_blocks.0.attn.add_q_proj", 16, 16, PEFT),
+        {"transformer_blocks.0.attn.add_q_proj"},
+    ),
+    "Z-Image of ComfyUI": (
+        pair("diffusion_model.layers.0.attention.to_q", 16, 16, PEFT),
+        {"layers.0.attention.to_q"},
+    ),
+    "Hunyuan with fused qkv": (
+        pair("diffusion_model.double_blocks.0.img_attn_qkv", 48, 16, PEFT),
+        {f"transformer_blocks.0.attn.to_{part}" for part in "qkv"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONLY_READ)
+def test_names_of_a_family_are_found_without_being_told(name: str, tmp_path: Path) -> None:
+    tensors, expected = ONLY_READ[name]
+    save_file(tensors, tmp_path / "own.safetensors")
+    spec = AdapterSpec.read(tmp_path / "own.safetensors")
+    assert spec.findings == ()
+    assert (set(spec.modules), spec.components) == (expected, ("transformer",))
+
+
+def test_one_recipe_in_two_formats_plans_to_the_same_modules(tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn1.to_q"
+    save_file(pair(f"diffusion_model.{name}", 16, 16, PEFT), tmp_path / "comfy.safetensors")
+    save_file(pair(f"transformer.{name}", 16, 16, PEFT), tmp_path / "own.safetensors")
+    plan = hotswap.plan([tmp_path / "comfy.safetensors", tmp_path / "own.safetensors"])
+    assert (list(plan.modules), plan.conflicts) == ([name], ())
+
+
+def test_metadata_beside_older_names_gives_the_alpha(tmp_path: Path) -> None:
+    fields = {"unet.r": 4, "unet.lora_alpha": 12, "unet.target_modules": ["to_q"]}
+    metadata = {"lora_adapter_metadata": json.dumps(fields)}
+    save_file(pair(f"unet.{UNET}.to_q", 8, 8, OLD), tmp_path / "a.safetensors", metadata)
+    (module,) = AdapterSpec.read(tmp_path / "a.safetensors").modules.values()
+    assert module.scaling == 3
+
+
+PEFT_NAMES = {
+    "PEFT's": "base_model.model.model.layers.0.self_attn.q_proj",
+    "PEFT's without a prefix": "model.layers.0.self_attn.q_proj",
+    "a wrapped model's": "module.base_model.model.model.layers.0.self_attn.q_proj",
+}
+
+
+@pytest.mark.parametrize("name", PEFT_NAMES)
+def test_a_file_of_peft_without_its_config_is_refused_in_every_way_in(
+    name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "expert.safetensors"
+    save_file(pair(PEFT_NAMES[name], 8, 8, PEFT), file)
+    adapter = write_pipeline_adapter(
+        tmp_path / "first", stable_diffusion(tmp_path), seed=1, parts=("unet",), r=2
+    )
+    pipeline = stable_diffusion(tmp_path)
+    pipeline.load_lora_weights(str(adapter))
+    hotswap.prepare(pipeline, target_rank=4)
+    before = weights(pipeline)
+    for way in (
+        lambda: AdapterSpec.read(file),
+        lambda: hotswap.plan([file]),
+        lambda: hotswap.swap(pipeline.unet, file),
+    ):
+        with pytest.raises(UnreadableAdapterError, match="alpha is unknown") as caught:
+            way()
+        assert [finding.code for finding in caught.value.findings] == ["HSW002"]
+    with pytest.raises(AdapterError):
+        hotswap.swap(pipeline, file)
+    compare(weights(pipeline), before)
+
+
+def test_names_that_two_families_read_in_two_ways_say_which_they_could_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(family: Family, *args: Any) -> Converted:
+        tensors = pair(f"{family.pipeline}.to_q", 16, 16, PEFT)
+        return Converted({"transformer": infos(tensors)}, {})
+
+    file = tmp_path / "either.safetensors"
+    save_file(pair("diffusion_model.double_blocks.0.img_attn.proj", 16, 16, PEFT), file)
+    monkeypatch.setattr(trainers, "converted", read)
+    with pytest.raises(UnreadableAdapterError, match="FluxPipeline or Flux2Pipeline") as caught:
+        AdapterSpec.read(file)
+    assert "--base" in caught.value.findings[0].remedy

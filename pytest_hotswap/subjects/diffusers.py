@@ -18,6 +18,8 @@ class DiffusersSubject(Subject):
     from ``base``. ``inputs()`` are the arguments of its call, and ``adapters`` are files of diffusers.
     """
 
+    companions = "none"  # they are folders of PEFT, and these files are of diffusers
+
     unsupported = {  # noqa: RUF012
         "swap-has-effect[none]": "diffusers cannot swap to the base model",
         "preparation-idempotent": "enable_lora_hotswap() is called before the first adapter is loaded",

@@ -123,16 +123,20 @@ def test_a_model_of_diffusers_obeys(model: Deployment, law: str) -> None:
 
 
 BROKEN = {  # law → what its violations say, one after the other
-    "rank-bound": ["an adapter above the target rank was swapped in: transformer."],
+    "rank-bound": ["an adapter above the target rank was swapped in: transformer.", "refused ("],
     "swap-equals-load": [  # peft#3738
         "unequal: output 0 differs",
         "unequal in float64: output 0 differs",
+        "unequal: transformer.transformer_blocks.0.attn.to_q does not hold what the file has",
     ],
-    "swap-isolated": ["transformer.transformer_blocks.0.attn.to_q.lora_A.default2"],  # peft#3780
+    "swap-isolated": [
+        "one: transformer.transformer_blocks.0.attn.to_q.lora_A.default2"
+    ],  # peft#3780
     "swap-atomic": [
-        *(f"an adapter with a {d} was accepted" for d in DEFECTS if d != "truncated file")
+        *(f"an adapter with a {d} was accepted" for d in DEFECTS if d != "truncated file"),
+        "interrupted at ",
     ],
-    "knobs-follow": ["set_scale(0.5) after a swap: output 0 differs"],  # diffusers#11408
+    "knobs-follow": ["two: after set_scale() the scaling is a number"],  # diffusers#11408
 }
 
 
@@ -153,7 +157,7 @@ def test_a_refused_swap_deletes_the_adapter_that_was_serving(model: Deployment) 
     (pattern / "adapter_config.json").write_text(config)  # which PEFT refuses
     with pytest.raises(ValueError, match="Configs are incompatible"):
         model.subject.swap(deployed, pattern)
-    assert any("is no tensor any more" in change for change in before.changes())
+    assert any("is gone" in change for change in before.changes())
     assert compare(model.run(deployed), model.expected(None)).equal
     with pytest.raises(ValueError, match="no existing adapter by that name"):
         model.subject.swap(deployed, model.paths[1])
@@ -163,7 +167,7 @@ def test_a_refused_swap_deletes_the_adapter_that_was_serving(model: Deployment) 
 
 
 def test_the_text_encoder_of_a_pipeline_is_not_prepared(pipeline: Deployment) -> None:
-    (found,) = violations(pipeline, "preparation-covers")
+    found, *_ = violations(pipeline, "preparation-covers")  # and with each adapter loaded first
     assert "text_encoder.encoder.layers.0.self_attn.q_proj.lora_A.weight has rank 2, pl" in found
     assert "transformer." not in found
 
@@ -172,7 +176,7 @@ def test_a_swap_with_a_text_encoder_is_refused_when_the_denoiser_has_been_swappe
     pipeline: Deployment,
 ) -> None:
     found = list(violations(pipeline, "swap-equals-load"))
-    assert len(found) == 2 * len(FLEET)  # and in float64
+    assert len(found) == 3 * len(FLEET) + 1  # in float64, as placed, and from a rewritten folder
     assert all("hotswapping is not supported for text encoders" in text for text in found)
     pipeline.snapshot.restore()
     with pytest.raises(ValueError, match="text encoders"):

@@ -49,6 +49,8 @@ def llama() -> Any:
 
 
 class Llama(TransformersSubject):
+    companions = "none"  # it swaps between adapters of equal ranks only
+
     def base_model(self) -> Any:
         return llama()
 
@@ -69,27 +71,37 @@ def deployment(folder: Path) -> Iterator[Deployment]:
     deployment.close()
 
 
-OBEYED = ("rank-bound", "swap-forgets", "swap-has-effect", "zero-recompiles")
+OBEYED = ("swap-forgets", "swap-has-effect", "zero-recompiles")
 BROKEN = {  # law → what its violations say; all of transformers#45682
-    "preparation-covers": ["model.layers.0.self_attn.q_proj.scaling is a float"],
+    "preparation-covers": [
+        "model.layers.0.self_attn.q_proj.scaling is a float",
+        "one loaded first: model.layers.0.self_attn.q_proj.scaling is a float",
+        "two loaded first: model.layers.0.self_attn.q_proj.scaling is a float",
+    ],
+    "rank-bound": [  # v_proj has been written when q_proj is refused
+        "refused (model.layers.0.self_attn.q_proj alone), but model.layers.0.self_attn.v_proj.lora_A"
+    ],
     "swap-equals-load": [  # by the first adapter's alpha, without a word
         "two: output 0 differs",
         "two in float64: output 0 differs",
+        "two: model.layers.0.self_attn.q_proj does not hold what the file has: scaling",
+        "two, written to the folder that one was read from: output 0 differs",
     ],
     "swap-atomic": [
         "refused (wrong shape), but model.layers.0.self_attn.q_proj.lora_A.default.weight changed",
         "an adapter with a missing tensor was accepted",
         "an adapter with a extra tensor was accepted",
         "an adapter with a not a number was accepted",
-        "no good swap after a truncated file",
+        "two after a truncated file: output 0 differs",
         "an adapter with a wrong rank in the config was accepted",
-        "no good swap after a larger rank",
+        "two after a larger rank: output 0 differs",
+        "after an interrupt at ",
     ],
     "swap-in-place": [
-        "one: model.layers.0.self_attn.q_proj.lora_A.default.weight changed its address",
-        "two: model.layers.0.self_attn.q_proj.lora_A.default.weight changed its address",
+        "one, swap 1: model.layers.0.self_attn.q_proj.lora_A.default.weight changed its address",
+        "two, swap 1: model.layers.0.self_attn.q_proj.lora_A.default.weight changed its address",
     ],
-    "knobs-follow": ["set_scale(0.5) after a swap: output 0 differs"],
+    "knobs-follow": ["two: set_scale(0.5) after a swap: output 0 differs"],
 }
 """swap-isolated is in neither list: with PEFT 0.21.2, set_adapter() of transformers 5.24.0 raises."""
 
@@ -101,7 +113,7 @@ def test_swaps_between_equal_ranks_obey(deployment: Deployment, law: str) -> Non
 
 @pytest.mark.parametrize("law", BROKEN)
 def test_swaps_between_equal_ranks_break(deployment: Deployment, law: str) -> None:
-    found = list(violations(deployment, law))
+    found = [text for text in violations(deployment, law) if text.raised is None]
     assert len(found) == len(BROKEN[law])
     for text, said in zip(found, BROKEN[law], strict=True):
         assert text.startswith(f"{law}: {said}")

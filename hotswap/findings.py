@@ -34,6 +34,7 @@ RULES: dict[str, str] = {
     "HSW116": "identical-adapters",
     "HSW117": "all-zero",
     "HSW118": "targets-differ-from-weights",
+    "HSW200": "not-analysed",
     "HSW201": "prepare-after-compile",
     "HSW202": "prepare-before-load",
     "HSW203": "enable-after-load",
@@ -52,6 +53,7 @@ RULES: dict[str, str] = {
     "HSW216": "name-already-loaded",
     "HSW291": "adapter-toggle-on-compiled",
     "HSW292": "swap-on-compiled-of-unknown-history",
+    "HSW293": "unused-noqa",
     "HSW301": "scaling-constant",
     "HSW302": "compiled-rank-too-small",
     "HSW303": "no-compiled-layer",
@@ -67,9 +69,9 @@ RULES: dict[str, str] = {
 """
 
 WARNINGS = frozenset(
-    {"HSW008", "HSW111", "HSW113", "HSW114", "HSW115", "HSW116", "HSW117", "HSW118"}
+    {"HSW008", "HSW111", "HSW113", "HSW114", "HSW115", "HSW116", "HSW117", "HSW118", "HSW200"}
 )
-"""Codes of what a swap does not refuse, but what is seldom meant."""
+"""Codes of what a swap does not refuse, but what is seldom meant; and of what could not be judged."""
 Severity = Literal["error", "warning"]
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from hotswap.findings import Finding
-from hotswap.lint.check import check_source
+from hotswap.lint.check import check_bytes
 from hotswap.lint.files import SUFFIXES, find
+from hotswap.lint.settings import Settings, read_settings
 from hotswap.report.findings import render
 
 NAME = "hotswap-lint"
+_SETTINGS = pytest.StashKey[Settings]()
 
 
 class LintError(Exception):
@@ -31,9 +33,13 @@ class LintItem(pytest.Item):
         """Fail if the linter finds anything."""
         here = Path.cwd()
         inside = self.path.is_relative_to(here)
-        findings = check_source(self.path.relative_to(here) if inside else self.path)
-        if findings:
+        path = self.path.relative_to(here) if inside else self.path
+        settings = _settings(self.config)
+        findings = check_bytes(path.read_bytes(), path, settings=settings)
+        if any(finding.severity == "error" for finding in findings):
             raise LintError(findings)
+        if findings:
+            pytest.skip(f"not analysed: {findings[0].message}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
         """Show the findings instead of a traceback."""
@@ -56,13 +62,15 @@ class LintFile(pytest.File):
 
 def collect_file(path: Path, parent: pytest.Collector) -> LintFile | None:
     """Return a collector for a file that pytest visits, if the linter reads such files."""
-    return LintFile.from_parent(parent, path=path) if path.suffix in SUFFIXES else None
+    read = path.suffix in SUFFIXES and not _settings(parent.config).leaves_out(path)
+    return LintFile.from_parent(parent, path=path) if read else None
 
 
 def add_items(session: pytest.Session, items: list[pytest.Item]) -> None:
     """Add, in place, the items of the files below ``hotswap_lint_paths`` that pytest did not visit."""
     visited = {item.path for item in items if isinstance(item, LintItem)}
-    for path in find(_folders(session.config)):
+    settings = _settings(session.config)
+    for path in find(_folders(session.config), settings.exclude, settings.root):
         if path not in visited:
             items += LintFile.from_parent(session, path=path).collect()
 
@@ -77,6 +85,13 @@ def header(config: pytest.Config) -> str:
     count = sum(path.suffix in SUFFIXES for path in files)
     names = ", ".join(_short(roots, config.rootpath))
     return f"{NAME}: {count} file{'' if count == 1 else 's'} in {names}"
+
+
+def _settings(config: pytest.Config) -> Settings:
+    """Return what pyproject.toml says, read once."""
+    if _SETTINGS not in config.stash:
+        config.stash[_SETTINGS] = read_settings(config.rootpath)
+    return config.stash[_SETTINGS]
 
 
 def _folders(config: pytest.Config) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,14 @@ def say(*lines: object, error: bool = False) -> None:
     for line in lines:
         print(str(line).encode(encoding, "backslashreplace").decode(encoding), file=stream)
     stream.flush()
+
+
+def is_colored() -> bool:
+    """Tell whether standard output is to be coloured: as NO_COLOR, FORCE_COLOR and the terminal say."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return bool(os.environ.get("FORCE_COLOR")) or terminal
 
 
 @contextmanager

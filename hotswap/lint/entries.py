@@ -59,8 +59,7 @@ class Entries:
             ends = call_from_outside(run, func, [state.copy() for state in paths])
             run.finish(ends)
         except TooLongError:
-            run.running.clear()
-            run.defined.clear()
+            run.give_up(func.node)
             ends = [state.copy() for state in paths]
         found = judge.take_back((func.node, self._calls))
         if keep:

@@ -1,114 +1,102 @@
-"""Files of source code: modules, notebooks and the Python blocks of Markdown; ``noqa`` comments."""
+"""Files of source code: which there are, what each mentions, and the programs in it."""
 
 from __future__ import annotations
 
-import ast
 import io
-import json
 import os
 import re
-import textwrap
 import tokenize
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-SUFFIXES = (".py", ".ipynb", ".md")
-_SKIPPED = {"__pycache__", "node_modules", "venv", "site-packages", "build", "dist"}
+from pathspec import GitIgnoreSpec
+
+from hotswap.lint.chunk import Chunk, Unread, parsed
+from hotswap.lint.documents import read_markdown, read_rst
+from hotswap.lint.notebooks import read_notebook
+
+_MARKDOWN = (".md", ".mdx", ".qmd")
+SUFFIXES = (".py", ".pyi", ".pyw", ".ipynb", *_MARKDOWN, ".rst")
+EXCLUDED = (
+    ".*/", "__pycache__/", "build/", "dist/", "node_modules/", "site-packages/", "venv/",
+)  # fmt: skip
+"""Folders that are not searched, in the language of .gitignore."""
+Spec: TypeAlias = tuple[Path, GitIgnoreSpec]
 _COMPILE = re.compile(rb"(?<!\bre)\.compile\b|compile_repeated_blocks|\bimport compile\b|_dynamo")
 _ADAPTER = re.compile(
     rb"load_lora|load_adapter|add_adapter|set_adapters?|PeftModel|get_peft_model|inject_adapter"
 )
-_NOQA = re.compile(
-    r"#\s*noqa(?::\s*(?P<codes>[A-Z]+[0-9]+(?:[,\s]+[A-Z]+[0-9]+)*))?", re.IGNORECASE
-)
-_FENCE = re.compile(
-    r"^[ \t>]*(?P<mark>```+|~~~+)[ \t]*\{?\.?(?P<info>[\w+-]*)[^`\n]*\n"
-    r"(?P<body>.*?)(?:^[ \t>]*(?P=mark)[`~]*[ \t]*$|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
-_PYTHON = ("python", "py", "python3", "pycon")
-_PLACEHOLDER = re.compile(r"<(?P<inside>[\w./ -]+)>")
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One program: its tree, the text it was parsed from, and where its lines stand."""
+def find(
+    paths: Iterable[str | Path], exclude: Sequence[str] = (), root: Path | None = None
+) -> Iterator[Path]:
+    """Yield the files that are named, and those with source code below the folders that are named.
 
-    path: Path
-    text: str
-    tree: ast.Module
-    cells: tuple[tuple[int, int], ...] = ()
-    """For a notebook, the number of each code cell and the line of the text on which it starts."""
-    indent: int = 0
-    """How many characters every line was indented by where it stands."""
-
-    def locate(self, line: int) -> tuple[str, int]:
-        """Return where a line of the text stands: the path (with the cell), and the line there."""
-        cell, start = 0, 1
-        for number, first in self.cells:
-            if first <= line:
-                cell, start = number, first
-        name = f"{self.path}::cell {cell}" if self.cells else str(self.path)
-        return name, line - start + 1
-
-    def span(self, node: ast.AST) -> tuple[str, int, int, int, int]:
-        """Return where a node stands: the path, first line and column, last line, column after it."""
-        first, last = _lines_of(node)
-        where, line = self.locate(first)
-        start = self._column(first, getattr(node, "col_offset", 0))
-        end = self._column(last, getattr(node, "end_col_offset", 0))
-        return where, line, start, line + last - first, end
-
-    def line_of(self, node: ast.AST) -> str:
-        """Return the line on which a node begins, as it stands in the file."""
-        return " " * self.indent + self.lines[_lines_of(node)[0] - 1].rstrip()
-
-    def _column(self, line: int, offset: int) -> int:
-        """Turn an offset in UTF-8 bytes into a column in characters, from 1."""
-        text = self.lines[line - 1].encode("utf-8", "surrogatepass")[:offset]
-        return len(text.decode("utf-8", "ignore")) + self.indent + 1
-
-    def suppressed(self, node: ast.AST, code: str) -> bool:
-        """Tell whether a ``noqa`` comment on the node's first or last line covers the code."""
-        for number in set(_lines_of(node)):
-            found = _NOQA.search(self.lines[number - 1])
-            if found is not None:
-                codes = re.split(r"[,\s]+", (found["codes"] or code).upper())
-                if any(code.startswith(prefix) for prefix in codes):
-                    return True
-        return False
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """The lines of the text, as the parser counts them."""
-        return self.text.split("\n")
-
-
-def _lines_of(node: ast.AST) -> tuple[int, int]:
-    first = getattr(node, "lineno", 1)
-    return first, getattr(node, "end_lineno", None) or first
-
-
-def find(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Yield the files that are named, and those with source code below the folders that are named."""
+    Below a folder, what a ``.gitignore`` or ``exclude`` says is left out (patterns as in .gitignore, relative
+    to ``root``), and what is no regular file.
+    """
     for given in paths:
         path = Path(given)
-        if not path.is_dir():
+        if path.is_dir():
+            usual = (path, GitIgnoreSpec.from_lines(EXCLUDED))
+            told = (root or path, GitIgnoreSpec.from_lines(exclude))
+            yield from _below(path, [usual, *_ignored_above(path)], told)
+        else:
             yield path
-            continue
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(f for f in folders if f not in _SKIPPED and not f.startswith("."))
-            for name in sorted(names):
-                if name.endswith(SUFFIXES):
-                    yield Path(folder, name)
+
+
+def _below(folder: Path, specs: list[Spec], told: Spec) -> Iterator[Path]:
+    specs = [*specs, *_gitignore(folder)]
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    folders = []
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            folders += [] if _is_ignored(path, [*specs, told], "/") else [path]
+        elif (
+            entry.name.endswith(SUFFIXES)
+            and entry.is_file()
+            and not _is_ignored(path, [*specs, told])
+        ):
+            yield path
+    for inner in folders:
+        yield from _below(inner, specs, told)
+
+
+def _is_ignored(path: Path, specs: list[Spec], end: str = "") -> bool:
+    """Ask the lists from the nearest to the farthest; the first that knows the path decides."""
+    for base, spec in reversed(specs):
+        inside = os.path.relpath(path, base).replace(os.sep, "/")
+        ignored = spec.check_file(f"{inside}{end}").include
+        if ignored is not None:
+            return ignored
+    return False
+
+
+def _gitignore(folder: Path) -> list[Spec]:
+    try:
+        lines = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace").splitlines()
+        return [(folder, GitIgnoreSpec.from_lines(lines))]
+    except (OSError, ValueError):
+        return []
+
+
+def _ignored_above(folder: Path) -> list[Spec]:
+    """Return the lists of the folders above, up to the root of the repository."""
+    above = [folder.absolute(), *folder.absolute().parents]
+    depth = next((n for n, place in enumerate(above) if (place / ".git").exists()), 0)
+    specs = [found for place in reversed(above[1 : depth + 1]) for found in _gitignore(place)]
+    return [] if _is_ignored(above[0], specs, "/") else specs  # a folder that is named is searched
 
 
 def concerns(data: bytes) -> bool:
     """Tell whether a file mentions anything that a rule could be about."""
-    if b"hotswap" in data:
+    if b"hotswap" in data or b"HSW2" in data:
         return True
     return (
         b"compile" in data
@@ -117,21 +105,23 @@ def concerns(data: bytes) -> bool:
     )
 
 
-def read(path: Path) -> list[Chunk]:
-    """Parse the programs of a file that mentions the APIs; what cannot be parsed is left out."""
+def read(path: Path) -> tuple[list[Chunk], list[Unread]]:
+    """Parse the programs of a file that mentions the APIs, and say what could not be parsed."""
     data = path.read_bytes()
-    return parse(data, path) if concerns(data) else []
+    return parse(data, path) if concerns(data) else ([], [])
 
 
-def parse(data: bytes, path: Path) -> list[Chunk]:
+def parse(data: bytes, path: Path) -> tuple[list[Chunk], list[Unread]]:
     """Parse the programs in the bytes of a file, by its suffix."""
     text = _decoded(data)
     if path.suffix == ".ipynb":
-        return _notebook(text, path)
-    if path.suffix == ".md":
-        return list(_markdown(text, path))
-    tree = _tree(text)
-    return [Chunk(path, text, tree)] if tree is not None else []
+        return read_notebook(text, path)
+    if path.suffix in _MARKDOWN:
+        return list(read_markdown(text, path, concerns)), []
+    if path.suffix == ".rst":
+        return list(read_rst(text, path, concerns)), []
+    tree = parsed(text, str(path))
+    return ([], [tree]) if isinstance(tree, Unread) else ([Chunk(path, text, tree)], [])
 
 
 def _decoded(data: bytes) -> str:
@@ -141,73 +131,3 @@ def _decoded(data: bytes) -> str:
     except (SyntaxError, UnicodeDecodeError, LookupError):
         text = data.decode("utf-8", "replace")
     return text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff").replace("\f", " ")
-
-
-def _tree(text: str) -> ast.Module | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
-
-
-def _notebook(text: str, path: Path) -> list[Chunk]:
-    try:
-        cells = json.loads(text)["cells"]
-        sources = [
-            (number, _plain("".join(cell["source"])))
-            for number, cell in enumerate(cells, 1)
-            if cell["cell_type"] == "code"
-        ]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return []
-    lines: list[str] = []
-    starts: list[tuple[int, int]] = []
-    for number, source in sources:
-        if _tree(source) is None:
-            continue
-        starts.append((number, len(lines) + 1))
-        lines += source.splitlines() or [""]
-    joined = "\n".join(lines) + "\n"
-    tree = _tree(joined)
-    return [Chunk(path, joined, tree, tuple(starts))] if tree is not None and starts else []
-
-
-def _plain(source: str) -> str:
-    """Take out what only IPython understands, line by line, so that lines keep their numbers."""
-    if source.lstrip().startswith("%%") and not re.match(r"\s*%%(time|timeit|capture)\b", source):
-        return ""
-    lines = []
-    for line in source.splitlines():
-        bare = line.lstrip()
-        indent = line[: len(line) - len(bare)]
-        magic = bare.startswith(("%", "!")) or (bare.endswith("?") and bare[:1] not in "#\"'")
-        lines.append(f"{indent}pass" if magic else line)
-    return "\n".join(lines)
-
-
-def _markdown(text: str, path: Path) -> Iterator[Chunk]:
-    for fence in _FENCE.finditer(text):
-        if fence["info"].lower() in _PYTHON and concerns(fence["body"].encode()):
-            code, tree, indent = _block(fence["body"].removesuffix("\n").split("\n"))
-            if tree is not None:
-                start = text.count("\n", 0, fence.start("body"))
-                ast.increment_lineno(tree, start)
-                yield Chunk(path, "\n" * start + code, tree, indent=indent)
-
-
-def _block(body: list[str]) -> tuple[str, ast.Module | None, int]:
-    """Parse a block; a session loses its prompts, a placeholder ``<name>`` becomes a string."""
-    code = textwrap.dedent("\n".join(body))
-    indent = max(len(a) - len(b) for a, b in zip(body, code.split("\n"), strict=True))
-    if re.search(r"^>>> ", code, re.MULTILINE):
-        code = "\n".join(
-            line[4:] if line.startswith((">>> ", "... ")) else "" for line in code.split("\n")
-        )
-        indent += 4
-    tree = _tree(code)
-    if tree is None:
-        code = _PLACEHOLDER.sub(lambda m: f'"{m["inside"]}"', code)
-        tree = _tree(code)
-    return code, tree, indent

@@ -9,49 +9,53 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hotswap.findings import Finding
-from hotswap.lint.check import check_source
+from hotswap.lint.check import check_bytes
 from hotswap.lint.files import parse
+from hotswap.lint.settings import Settings
 
 FIXABLE = "HSW201"
 _PREPARES = re.compile(r"(?:[\w.]+\.)?(?:prepare|prepare_model_for_compiled_hotswap)\((\w+)[,)]")
 _COMPILES = re.compile(r"(\w+)(?: = [\w.]+\.compile\(\1[,)]|\.compile\()")
 
 
-def fix(findings: Sequence[Finding]) -> list[Path]:
-    """Rewrite, in place, the Python files in which a finding can be fixed safely; return those.
+def fixes(findings: Sequence[Finding]) -> dict[Path, bytes]:
+    """Return what the Python files would be in which a finding can be fixed safely.
 
     Only ``HSW201``, only within one block, and only if no statement between the compile and the
-    preparation mentions the model; a file is written only if the finding is then gone.
+    preparation mentions the model; and only if the finding is then gone.
     """
     places: dict[Path, set[int]] = defaultdict(set)
     for finding in findings:
         if finding.code == FIXABLE and finding.line and finding.where.endswith(".py"):
             places[Path(finding.where)].add(finding.line)
-    changed = []
+    fixed = {}
     for path, lines in sorted(places.items()):
-        before = path.read_bytes()
-        after = _moved(before, path, lines)
-        if after is None:
-            continue
-        path.write_bytes(after)
-        if sum(f.code == FIXABLE for f in check_source(path)) < len(lines):
-            changed.append(path)
-        else:
-            path.write_bytes(before)
-    return changed
+        after = _moved(path.read_bytes(), path, lines)
+        left = check_bytes(after, path, settings=Settings([FIXABLE])) if after is not None else []
+        if after is not None and len(left) < len(lines):
+            fixed[path] = after
+    return fixed
 
 
 def _moved(data: bytes, path: Path, lines: set[int]) -> bytes | None:
     """Return the bytes with every safe move made, from the last to the first; None if there is none."""
-    chunks = parse(data, path)
+    chunks, _ = parse(data, path)
     moves = sorted(_moves(chunks[0].tree, lines), reverse=True) if chunks else []
     text = data.splitlines(keepends=True)
     for first, start, end in moves:
+        while start - 1 > first and _says_why(text[start - 2], text[start - 1]):
+            start -= 1
         statement = text[start - 1 : end]
         if not statement[-1].endswith((b"\n", b"\r")):
             return None
         text[first - 1 : end] = [*statement, *text[first - 1 : start - 1]]
     return b"".join(text) if moves else None
+
+
+def _says_why(line: bytes, below: bytes) -> bool:
+    """Tell whether a line is a comment that stands as far to the right as the line below."""
+    bare = line.lstrip()
+    return bare.startswith(b"#") and len(line) - len(bare) == len(below) - len(below.lstrip())
 
 
 def _moves(tree: ast.Module, lines: set[int]) -> Iterator[tuple[int, int, int]]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import hotswap
-from hotswap.lint.check import chosen, findings_in
-from hotswap.lint.files import Chunk, concerns
+from hotswap.lint.check import findings_in
+from hotswap.lint.chunk import Chunk
+from hotswap.lint.files import concerns
+from hotswap.lint.settings import Settings
 
 
 class Plugin:
@@ -25,6 +27,6 @@ class Plugin:
         """Yield line, column (from 0), text and type; flake8 sorts and applies ``noqa``."""
         if not concerns(self.chunk.text.encode("utf-8", "replace")):
             return
-        for found in findings_in(self.chunk, chosen((), ())):
+        for found in findings_in(self.chunk, Settings().codes):
             text = f"{found.code} {found.message}; {found.remedy}"
             yield found.line or 1, (found.column or 1) - 1, text, type(self)

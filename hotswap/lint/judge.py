@@ -39,6 +39,8 @@ class Judge:
         """The functions that are called from outside, in an order that is not known."""
         self.log: set[str] = set()
         """The kinds of steps since it was last cleared."""
+        self.given_up: list[ast.AST] = []
+        """What was too long to be followed."""
         self.steps = 0
         """How many steps there were that are more than a call of a model."""
         self._done: dict[ast.AST | None, set[tuple[str, int]]] = defaultdict(set)
@@ -103,11 +105,14 @@ class Judge:
             and not self._made_good(found, oid)
             and not self._told(found, oid)
         }
-        return {
+        told = {
             (code, where): problem
             for (code, where), problem in kept.items()
             if (_SAID_BY.get(code), where) not in kept
         }
+        for where in self.given_up[:1]:
+            told["HSW200", where] = _not_followed(self.given_up)
+        return told
 
     def _made_good(self, found: Deferred, oid: int) -> bool:
         """Tell whether a function that may have been called before does what is missing here.
@@ -136,3 +141,14 @@ class Judge:
             if loaded and sets_up and (node, guard.branch, oid) in self._first:
                 return True
         return False
+
+
+def _not_followed(nodes: list[ast.AST]) -> Problem:
+    """Say what was given up, in one sentence for a program."""
+    names = list(dict.fromkeys(f"{node.name}()" for node in nodes if hasattr(node, "name")))
+    what = ", ".join(names[:3]) or "this"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return Problem(
+        f"{what}{more} is more than is followed: mistakes in it are not found",
+        "split it into smaller functions",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 from pathlib import Path
 
 from hotswap.lint.apis.classes import kind_made_by, make
@@ -17,7 +16,7 @@ from hotswap.lint.interpreter.functions import line_of
 from hotswap.lint.interpreter.objects import class_of, read_attribute
 from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
-from hotswap.lint.interpreter.statements import STATEMENTS
+from hotswap.lint.interpreter.statements import STATEMENTS, passed_over
 from hotswap.lint.interpreter.values import Class, Func, Obj, Part, Ref
 from hotswap.lint.judge import Judge
 from hotswap.lint.relevance import Relevance
@@ -35,8 +34,10 @@ def analyse(
     judge = Judge(file_swaps=matters.touches(tree, "swap"))
     run = Run(_LANGUAGE, judge, matters, folder)
     if matters.applies:
-        with contextlib.suppress(TooLongError, RecursionError):
+        try:
             _Program(run, matters, Definitions(matters, text)).execute(tree)
+        except RecursionError:
+            run.give_up(tree.body[0])
     return judge.problems
 
 
@@ -62,8 +63,21 @@ class _Program:
                 self._class(statement, paths)
 
     def _body(self, tree: ast.Module) -> list[State]:
-        ends = self.run.block(tree.body, State([Frame(-1)], grad=("grad",)))
-        self.run.finish(ends)
+        run = self.run
+        live, left = [State([Frame(-1)], grad=("grad",))], list[State]()
+        for statement in tree.body:
+            long = self.matters.touches(statement)
+            before = [state.copy() for state in live] if long else live
+            run.steps = 0
+            try:
+                ends = [end for state in live for end in run.block([statement], state)]
+            except TooLongError:
+                run.give_up(statement)
+                ends = [passed_over(run, statement, state) for state in before]
+            left += [end for end in ends if end.exit]
+            live = merge([end for end in ends if not end.exit], run.fresh)
+        ends = live + left
+        run.finish(ends)
         alive = [end for end in ends if end.exit != "raise"] or ends
         for end in alive:
             end.exit = end.result = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
@@ -11,6 +12,8 @@ from hotswap.findings import RULES, Finding, Related
 
 Format = Literal["text", "json", "github", "sarif"]
 FORMATS: tuple[Format, ...] = ("text", "json", "github", "sarif")
+_STYLES = {"place": "1", "error": "1;31", "warning": "1;33", "help": "36"}
+_HOME = "https://pypi.org/project/pytest-hotswap/"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
@@ -21,6 +24,7 @@ def render(
     tool: str = "hotswap",
     version: str = "",
     documentation: Mapping[str, str] | None = None,
+    color: bool = False,
 ) -> str:
     """Render findings; ``documentation`` maps a code to the description that SARIF carries."""
     if form == "sarif":
@@ -30,17 +34,23 @@ def render(
         return json.dumps(told, indent=2, ensure_ascii=False)
     if form == "github":
         return "\n".join(map(_annotation, findings))
-    return "\n\n".join(map(_paragraph, findings))
+    return "\n\n".join(_paragraph(finding, color) for finding in findings)
 
 
-def _paragraph(finding: Finding) -> str:
+def _paragraph(finding: Finding, color: bool) -> str:
+    def paint(text: str, style: str) -> str:
+        return f"\033[{_STYLES[style]}m{text}\033[0m" if color else text
+
     mark = " (warning)" if finding.severity == "warning" else ""
-    lines = [f"{finding.place}: {finding.code} {finding.name}{mark}", f"  {finding.message}"]
+    code = paint(finding.code, finding.severity)
+    place = paint(finding.place, "place")
+    lines = [f"{place}: {code} {finding.name}{mark}", f"  {finding.message}"]
     if finding.line is not None and finding.snippet:
         gutter = " " * len(str(finding.line))
-        lines += [f"  {finding.line} | {finding.snippet}", f"  {gutter} | {_caret(finding)}"]
+        caret = paint(_caret(finding), finding.severity)
+        lines += [f"  {finding.line} | {finding.snippet}", f"  {gutter} | {caret}"]
     lines += [f"  {r.where}:{r.line}: {r.message}" for r in finding.related]
-    return "\n".join([*lines, f"  help: {finding.remedy}"])
+    return "\n".join([*lines, f"  {paint('help', 'help')}: {finding.remedy}"])
 
 
 def _caret(finding: Finding) -> str:
@@ -75,19 +85,43 @@ def _sarif(
     codes = sorted({finding.code for finding in findings})
     named = {"name": tool, "version": version} if version else {"name": tool}
     run = {
-        "tool": {"driver": {**named, "rules": [_rule(code, documentation) for code in codes]}},
+        "tool": {
+            "driver": {**named, "rules": [_rule(code, findings, documentation) for code in codes]}
+        },
         "columnKind": "unicodeCodePoints",
         "results": [_result(finding, codes) for finding in findings],
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
-def _rule(code: str, documentation: Mapping[str, str]) -> dict[str, Any]:
-    described: dict[str, Any] = {"id": code, "name": RULES[code]}
+def _rule(
+    code: str, findings: Sequence[Finding], documentation: Mapping[str, str]
+) -> dict[str, Any]:
+    level = next(f.severity for f in findings if f.code == code)
+    described: dict[str, Any] = {
+        "id": code,
+        "name": RULES[code],
+        "helpUri": f"{_HOME}#{code.lower()}",
+        "defaultConfiguration": {"level": level},
+    }
     if code in documentation:
-        described["shortDescription"] = {"text": documentation[code].split("\n", 1)[0]}
-        described["fullDescription"] = {"text": documentation[code]}
+        text = documentation[code]
+        described["shortDescription"] = {"text": text.split("\n", 1)[0]}
+        described["fullDescription"] = {"text": text}
+        described["help"] = {"text": text, "markdown": _markdown(text)}
     return described
+
+
+def _markdown(documentation: str) -> str:
+    """Turn the documentation of a rule into Markdown: what is indented is code."""
+    lines = []
+    code = False
+    for line in documentation.split("\n"):
+        if line.strip() and line.startswith("    ") != code:
+            lines.append("```" if code else "```python")
+            code = not code
+        lines.append(line.removeprefix("    ") if code else line)
+    return "\n".join([*lines, "```"] if code else lines)
 
 
 def _result(finding: Finding, codes: list[str]) -> dict[str, Any]:
@@ -108,6 +142,8 @@ def _result(finding: Finding, codes: list[str]) -> dict[str, Any]:
 
 def _location(place: Finding | Related) -> dict[str, Any]:
     path, _, inside = place.where.partition("::")
+    here = os.getcwd()
+    path = os.path.relpath(path, here) if path.startswith(here + os.sep) else path
     uri = quote(path.replace("\\", "/").encode("utf-8", "surrogateescape"), safe="/~")
     physical: dict[str, Any] = {"artifactLocation": {"uri": uri}}
     if inside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -57,17 +58,118 @@ def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_fix_rewrites_and_lints_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "serve.py"
-    path.write_text(
-        "import torch\nfrom peft import AutoPeftModelForCausalLM\n"
-        "from peft.utils.hotswap import prepare_model_for_compiled_hotswap\n"
-        "model = AutoPeftModelForCausalLM.from_pretrained('a')\n"
-        "model = torch.compile(model)\n"
-        "prepare_model_for_compiled_hotswap(model, target_rank=8)\n"
-    )
+    path.write_text(LATE)
     assert main(["lint", str(path)]) == 1
     assert main(["lint", "--fix", str(path)]) == 0
     assert f"fixed {path}" in capsys.readouterr().err
     assert path.read_text().splitlines()[4].startswith("prepare_model")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "serve.py").write_text(LATE)
+    return tmp_path
+
+
+LATE = (
+    "import torch\nfrom peft import AutoPeftModelForCausalLM\n"
+    "from peft.utils.hotswap import prepare_model_for_compiled_hotswap\n"
+    "model = AutoPeftModelForCausalLM.from_pretrained('a')\n"
+    "model = torch.compile(model)\n"
+    "prepare_model_for_compiled_hotswap(model, target_rank=8)\n"
+)
+
+
+def test_without_a_path_the_current_folder_is_read(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint"]) == 1
+    assert capsys.readouterr().out.startswith("serve.py:6:1: HSW201")
+
+
+def test_standard_input_is_read_as_its_name_says(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lint(data: str, *words: str) -> str:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data.encode())))
+        assert main(["lint", "-", *words]) == 1
+        return capsys.readouterr().out
+
+    assert lint(LATE).startswith("<stdin>:6:1: HSW201")
+    page = f"# x\n```python\n{LATE}```\n"
+    assert lint(page, "--stdin-filename", "docs/a.md").startswith("docs/a.md:8:1: HSW201")
+
+
+def test_a_diff_changes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "--diff"]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ["--- serve.py", "+++ serve.py"]
+    assert "+prepare_model_for_compiled_hotswap(model, target_rank=8)" in shown
+    assert (project / "serve.py").read_text() == LATE
+    assert main(["lint", "--fix"]) == 0
+    assert main(["lint", "--diff"]) == 0
+
+
+def test_warnings_fail_only_if_that_is_wanted(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "serve.py").write_text("import hotswap\nhotswap.swap(\n")
+    assert main(["lint"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("serve.py:2:13: HSW200 not-analysed (warning)")
+    assert shown.err == "no findings, 1 warning\n"
+    assert main(["lint", "--strict"]) == 1
+    for form in ("json", "github", "sarif"):
+        assert main(["lint", "--format", form]) == 0
+        assert "HSW200" in capsys.readouterr().out
+
+
+def test_statistics_quiet_and_exit_zero(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "--statistics", "--exit-zero", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("    1  HSW201  prepare-after-compile\n", "")
+
+
+def test_the_project_and_the_command_line_say_what_applies(project: Path) -> None:
+    (project / "pyproject.toml").write_text('[tool.hotswap.lint]\nignore = ["HSW201"]\n')
+    assert main(["lint"]) == 0
+    assert main(["lint", "--ignore", "HSW202"]) == 1
+    assert main(["lint", "--ignore", "HSW202", "--exclude", "serve.*"]) == 0
+    (project / "pyproject.toml").write_text("[tool.hotswap.lint]\nshade = 1\n")
+    assert main(["lint"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "colored"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
+)
+def test_color_is_as_the_environment_says(
+    project: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    colored: bool,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["lint"]) == 1
+    assert ("\033[" in capsys.readouterr().out) == colored
+
+
+def test_sarif_describes_rules_and_names_files_from_here(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", str(project), "--format", "sarif"]) == 1
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    (rule,) = run["tool"]["driver"]["rules"]
+    assert rule["defaultConfiguration"] == {"level": "error"}
+    assert rule["helpUri"].endswith("#hsw201")
+    assert "```python\nmodel = PeftModel" in rule["help"]["markdown"]
+    (location,) = run["results"][0]["locations"]
+    assert location["physicalLocation"]["artifactLocation"] == {"uri": "serve.py"}
 
 
 @pytest.mark.parametrize("name", ["HSW201", "hsw201", "prepare-after-compile"])

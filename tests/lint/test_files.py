@@ -1,8 +1,9 @@
-"""Modules, notebooks and Markdown are read with their own lines; noqa comments are obeyed."""
+"""Which files there are; modules, notebooks and Markdown are read with their own lines."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +42,18 @@ def test_a_notebook_is_one_program_and_a_finding_names_its_cell() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}', '{"cells": [{}]}', "\0"])
-def test_a_broken_notebook_has_no_findings(text: str) -> None:
-    assert check_text(f"{text}hotswap", path="demo.ipynb") == []
+def test_a_broken_notebook_is_told_not_to_be_analysed(text: str) -> None:
+    (found,) = check_text(f"{text}hotswap", path="demo.ipynb")
+    assert (found.code, found.where, found.severity) == ("HSW200", "demo.ipynb", "warning")
+    assert check_text(f"{text}nothing", path="demo.ipynb") == []
+
+
+def test_a_broken_cell_is_told_and_the_others_are_analysed() -> None:
+    cell = "from diffusers import FluxPipeline\npipe = FluxPipeline.from_pretrained('x')"
+    swap = "pipe.load_lora_weights('a', hotswap=True)"
+    broken, found = check_text(notebook(cell, "def (:", swap), path="demo.ipynb")
+    assert (broken.code, broken.where, broken.line) == ("HSW200", "demo.ipynb::cell 3", 1)
+    assert (found.code, found.where) == ("HSW207", "demo.ipynb::cell 4")
 
 
 def test_fenced_python_is_read_with_the_lines_of_the_document() -> None:
@@ -80,35 +91,80 @@ def test_other_encodings_and_line_ends_are_read(tmp_path: Path, encoding: str) -
 
 
 @pytest.mark.parametrize("text", ["def f(:", "\0", "x = 1\n\tif y:", "(" * 500, "\ud800"])
-def test_what_cannot_be_parsed_has_no_findings(text: str) -> None:
-    assert check_text(f"import hotswap\n{text}") == []
+def test_what_cannot_be_parsed_is_told(text: str) -> None:
+    (found,) = check_text(f"import hotswap\n{text}")
+    assert (found.code, found.severity) == ("HSW200", "warning")
+    assert check_text(text) == []
 
 
-@pytest.mark.parametrize(
-    ("comment", "silent"),
-    [
-        ("# noqa", True),
-        ("# NOQA: HSW207", True),
-        ("# noqa: E501, HSW207", True),
-        ("# noqa: HSW2", True),
-        ("# noqa: HSW206", False),
-        ("# noqa: E501", False),
-    ],
-)
-def test_noqa(comment: str, silent: bool) -> None:
-    line = BAD.splitlines()[3]
-    assert (check_text(f"{line}  {comment}\n") == []) == silent
-    spread = line.replace("(", "(\n    ").replace(")", ",\n)")
-    assert (check_text(f"{spread}  {comment}\n") == []) == silent
+def test_a_syntax_error_is_told_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "serve.py"
+    path.write_text("import hotswap\nhotswap.swap(model, 'a'\n")
+    (found,) = check_source(path)
+    assert (found.line, found.column, found.snippet) == (2, 13, "hotswap.swap(model, 'a'")
+    assert "'(' was never closed" in found.message
+    assert check_source(path, ignore=["not-analysed"]) == []
 
 
 def test_folders_are_searched_but_not_environments(tmp_path: Path) -> None:
-    for name in ("a.py", "b/c.ipynb", "b/d.md", "b/e.txt", ".venv/f.py", "node_modules/g.py"):
+    for name in (
+        "a.py",
+        "b/c.ipynb",
+        "b/d.md",
+        "b/e.txt",
+        ".venv/f.py",
+        "node_modules/g.py",
+        "h.pyi",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
-    assert [p.name for p in find([tmp_path])] == ["a.py", "c.ipynb", "d.md"]
+    assert [p.name for p in find([tmp_path])] == ["a.py", "h.pyi", "c.ipynb", "d.md"]
     assert [p.name for p in find([tmp_path / "b/e.txt"])] == ["e.txt"]
+
+
+def test_what_git_ignores_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("*.gen.py\n/out/\n")
+    names = ("a.py", "b.gen.py", "out/c.py", "src/out/d.py", "src/e.gen.py", "src/f.py")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "src" / ".gitignore").write_text("f.py\n!e.gen.py\n")
+    found = [p.relative_to(tmp_path).as_posix() for p in find([tmp_path])]
+    assert found == ["a.py", "src/e.gen.py", "src/out/d.py"]
+    assert [p.name for p in find([tmp_path / "src"])] == ["e.gen.py", "d.py"]
+    assert [p.name for p in find([tmp_path / "out"])] == ["c.py"]
+
+
+def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(BAD)
+    (tmp_path / "gone.py").symlink_to("nowhere")
+    (tmp_path / "folder.py").mkdir()
+    os.mkfifo(tmp_path / "pipe.py")
+    assert [p.name for p in find([tmp_path])] == ["a.py"]
+    assert [f.line for f in check_source(tmp_path)] == [4]
+
+
+def test_a_file_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.py").write_text(BAD)
+    (tmp_path / "b.py").write_text(BAD)
+    usual = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "a.py":
+            raise PermissionError(13, "Permission denied")
+        return usual(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert [(Path(f.where).name, f.code) for f in check_source(tmp_path)] == [
+        ("a.py", "HSW200"),
+        ("b.py", "HSW207"),
+    ]
+    with pytest.raises(PermissionError):
+        check_source(tmp_path / "a.py")
 
 
 def test_a_file_is_skipped_unless_it_mentions_what_rules_are_about() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hotswap.lint.check import check_source
-from hotswap.lint.fix import fix
+from hotswap.lint.fix import fixes
 
 HEAD = """\
 import torch
@@ -23,8 +23,7 @@ PREPARE = "prepare_model_for_compiled_hotswap(model, target_rank=8)\n"
 
 def fixed(path: Path, text: str) -> str:
     path.write_bytes(text.encode())
-    fix(check_source(path))
-    return path.read_bytes().decode()
+    return fixes(check_source(path)).get(path, path.read_bytes()).decode()
 
 
 @pytest.mark.parametrize(
@@ -36,8 +35,13 @@ def fixed(path: Path, text: str) -> str:
         (
             "model = torch.compile(\n    model,\n)\n\n# why\n"
             + PREPARE.replace("(model, ", "(\n    model, "),
-            PREPARE.replace("(model, ", "(\n    model, ")
-            + "model = torch.compile(\n    model,\n)\n\n# why\n",
+            "# why\n"
+            + PREPARE.replace("(model, ", "(\n    model, ")
+            + "model = torch.compile(\n    model,\n)\n\n",
+        ),
+        (
+            COMPILE + "# of the line above\n\n# why\n# so\n" + PREPARE,
+            "# why\n# so\n" + PREPARE + COMPILE + "# of the line above\n\n",
         ),
     ],
 )
@@ -46,6 +50,7 @@ def test_a_safe_move_is_made_and_the_file_lints_clean(
 ) -> None:
     path = tmp_path / "serve.py"
     assert fixed(path, HEAD + before) == HEAD + after
+    path.write_text(HEAD + after)
     assert check_source(path) == []
 
 

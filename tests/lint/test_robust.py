@@ -15,9 +15,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotswap.lint.check import check_text, chosen, findings_in
+from hotswap.lint.check import check_text, findings_in
 from hotswap.lint.files import concerns, find, parse
 from hotswap.lint.relevance import Relevance
+from hotswap.lint.settings import Settings
 from tests.support.lint_samples import PROGRAMS, SAMPLES
 
 NAMES = st.sampled_from(["pipe", "model", "m", "self", "x", "paths"])
@@ -93,13 +94,22 @@ def mutilated(text: str, *, seed: str) -> Iterator[str]:
         yield "\n".join([*lines[:one], "def f(self):", *(f"    {line}" for line in lines[one:])])
 
 
-def test_a_long_program_is_given_up_in_silence() -> None:
+def test_what_is_too_long_is_told_and_the_rest_is_analysed() -> None:
     branches = "\n".join(
-        f"if f({n}):\n    pipe.transformer.compile()\n    pipe(x)" for n in range(3000)
+        f"    if f({n}):\n        pipe.transformer.compile()\n        pipe({n})"
+        for n in range(3000)
     )
-    assert check_text(f"# hotswap\n{branches}\n") == []
+    late = "def late(pipe):\n    pipe.load_lora_weights('a', hotswap=True)\n"
+    text = f"# hotswap\ndef many(pipe):\n{branches}\n{late}"
+    assert [(f.code, f.line) for f in check_text(text)] == [("HSW200", 2), ("HSW207", 9004)]
+    body = text.replace("def many(pipe):", "if True:")
+    assert [(f.code, f.line) for f in check_text(body)] == [("HSW200", 2), ("HSW207", 9004)]
     assert check_text("hotswap = " + "(" * 80 + "x" + ")" * 80) == []
-    assert check_text("import hotswap\nx = " + "+".join(["x"] * 3000)) == []
+
+
+def test_what_is_nested_too_deeply_is_told() -> None:
+    text = "import hotswap\nhotswap.swap(" + "+".join(["x"] * 3000) + ")"
+    assert [f.code for f in check_text(text)] == ["HSW200"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +138,7 @@ def test_what_a_function_names_matters_but_not_what_its_comments_name(
 
 def test_installed_libraries_are_linted_clean_and_fast(capsys: pytest.CaptureFixture[str]) -> None:
     roots = [Path(str(package.__file__)).parent for package in (peft, transformers)]
-    codes = chosen((), ())
+    codes = Settings().codes
     gc.collect()
     gc.freeze()  # hotswap lint runs without torch, whose objects cost 0.25 s per full collection
     begun = time.process_time()
@@ -143,7 +153,7 @@ def test_installed_libraries_are_linted_clean_and_fast(capsys: pytest.CaptureFix
         start = time.process_time()
         ast.parse(data)
         middle = time.process_time()
-        found += [f for chunk in parse(data, path) for f in findings_in(chunk, codes)]
+        found += [f for chunk in parse(data, path)[0] for f in findings_in(chunk, codes)]
         parsing, analysing = parsing + middle - start, analysing + time.process_time() - middle
     total = time.process_time() - begun
     gc.unfreeze()

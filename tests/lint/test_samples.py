@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hotswap.findings import RULES as NAMES
-from hotswap.lint.check import check_source, check_text, chosen
+from hotswap.lint.check import check_source, check_text
 from hotswap.lint.rules import RULES, Rule
+from hotswap.lint.settings import Settings
 from tests.support.lint_samples import SAMPLES, places, wanted
 
 FILES = sorted(SAMPLES.glob("*.py"))
@@ -71,10 +72,11 @@ def test_every_source_code_in_the_registry_has_a_rule() -> None:
 
 
 def test_the_rules_for_hints_are_off_unless_asked_for() -> None:
-    assert chosen((), ()) == {code for code in RULES if not code.startswith("HSW29")}
-    assert chosen(["HSW29"], ["adapter-toggle-on-compiled"]) == {"HSW292"}
+    assert Settings().codes == {code for code in RULES if not code.startswith("HSW29")}
+    hints = Settings(["HSW29"], ignore=["adapter-toggle-on-compiled"])
+    assert hints.codes == {"HSW292", "HSW293"}
     with pytest.raises(ValueError, match="no rule matches 'HSW9'"):
-        chosen(["HSW9"], ())
+        _ = Settings(["HSW9"]).codes
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda r: r.code)

@@ -56,3 +56,15 @@ def test_lint_items_can_be_deselected(project: pytest.Pytester) -> None:
 def test_noqa_silences_an_item(project: pytest.Pytester) -> None:
     (project.path / "src" / "app.py").write_text(f"{BAD.strip()}  # noqa: HSW207\n")
     project.runpytest("--hotswap-lint", "src").assert_outcomes(passed=2)
+
+
+def test_a_file_that_is_not_analysed_is_skipped_and_told(project: pytest.Pytester) -> None:
+    (project.path / "src" / "app.py").write_text("import hotswap\nhotswap.swap(\n")
+    result = project.runpytest("--hotswap-lint", "src", "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*not analysed: it is no Python*"])
+
+
+def test_pyproject_says_which_rules_and_files(project: pytest.Pytester) -> None:
+    project.makepyprojecttoml('[tool.hotswap.lint]\nignore = ["HSW207"]\nexclude = ["fine.py"]\n')
+    project.runpytest("--hotswap-lint", "src").assert_outcomes(passed=1)

@@ -17,7 +17,9 @@ from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 MOST_STEPS = 1500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 GRAD_MODES = ("grad", "inference_mode", "no_grad")
-MOST_OF_BODY = 10_000
+MOST_OF_BODY = 4_000
+MOST_OF_PROGRAM = 20_000
+"""Statements that all ways into a program may take together."""
 
 
 Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]]]"
@@ -76,7 +78,7 @@ class Run:
         self.matters, self.folder = matters, folder
         self.turn: tuple[Any, ...] = ()
         """Which calls and which turns of loops are running: what is compared between paths."""
-        self.steps = 0
+        self.steps = self.all_steps = 0
         self.executed: set[ast.AST] = set()
         self.running: list[tuple[ast.AST, v.Value | None]] = []
         """The functions that are running, each with what ``self`` is."""
@@ -116,10 +118,18 @@ class Run:
                 break
         return live + done
 
+    def give_up(self, node: ast.AST) -> None:
+        """Note that something is too long, and that nothing of it is running any more."""
+        self.judge.given_up.append(node)
+        self.running.clear()
+        self.defined.clear()
+
     def statement(self, node: ast.stmt, state: State) -> list[State]:
         """Execute one statement."""
         self.steps += 1
-        if self.steps > (MOST_STEPS if self.turn else MOST_OF_BODY):
+        self.all_steps += 1
+        most = MOST_STEPS if self.turn else MOST_OF_BODY
+        if self.steps > most or self.all_steps > MOST_OF_PROGRAM:
             raise TooLongError
         self.s = state
         handler = self.language.statements.get(type(node))

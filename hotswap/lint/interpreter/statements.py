@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from hotswap.lint.interpreter import values as v
@@ -67,6 +68,17 @@ def _stored_in(node: ast.AST) -> list[ast.expr] | None:
         for name in ("body", "orelse", "finalbody", "handlers", "cases"):
             waiting += getattr(inside, name, ())
     return found
+
+
+def passed_over(run: Run, node: ast.stmt, state: State) -> State:
+    """Return the path after a statement of which nothing is known: it may have done anything."""
+    run.s = state
+    for inside in ast.walk(node):
+        if isinstance(inside, ast.Name | ast.Attribute) and isinstance(inside.ctx, ast.Store):
+            assign(run, inside, run.fresh())
+    for oid, facts in list(state.models.items()):
+        state.know(oid, replace(facts, open=True))
+    return state
 
 
 def _expression(run: Run, node: ast.Expr) -> list[State]:

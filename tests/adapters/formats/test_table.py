@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from hotswap.adapters.formats import FORMATS, components_of, diffusers, peft
+from hotswap.adapters.formats import FORMATS, components_of, diffusers, peft, refused, trainers
+from hotswap.adapters.formats.component import Component
 from hotswap.adapters.header import FileLayout, TensorInfo
 from hotswap.adapters.texts import Texts
 from hotswap.errors import UnreadableAdapterError
@@ -21,12 +22,13 @@ def given(name: str, config: dict[str, object] | None) -> tuple[Texts, FileLayou
 
 
 def test_the_table_has_every_format() -> None:
-    assert (peft.components, diffusers.components) == FORMATS
+    modules = (peft, diffusers, trainers, refused)  # who refuses comes last
+    assert tuple(module.components for module in modules) == FORMATS
 
 
 def test_a_config_makes_an_adapter_of_peft() -> None:
     texts, layout = given("base_model.model.q.lora_A.weight", PEFT)
-    assert components_of(texts, layout) == {"": (PEFT, layout.tensors)}
+    assert components_of(texts, layout) == {"": Component(PEFT, layout.tensors)}
     assert diffusers.components(texts, layout) is None
 
 

@@ -270,7 +270,7 @@ class TestNotReady:
         ended = verify(*demo[1], "--base", demo[0], *words)
         assert ended.returncode == 1
         assert ended.stdout.splitlines()[-1] == "not ready: swap-isolated, swap-atomic failed"
-        assert re.search(r"swap-isolated: \S+q_proj\.lora_A\.default2", ended.stdout)
+        assert re.search(r"swap-isolated: terse: \S+q_proj\.lora_A\.default2", ended.stdout)
         assert re.search(r"swap-atomic: .*\S+proj\.lora_", ended.stdout)
 
     def test_laws_that_did_not_run_make_it_incomplete(self, demo: tuple[Path, list[Path]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import bisect
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from hotswap.lint.apis.classes import kind_made_by
@@ -16,7 +16,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {"from_pretrained", "from_single_file", "from_pipe", "get_peft_model"}
 _COMPILES = {"compile", "compile_repeated_blocks", "optimize"}
-_SCALES = {"scale_layer", "scaling", "set_scale", "unscale_layer"}
+_SCALES = {"scale_layer", "set_scale", "unscale_layer"}
 _NAMES: dict[Feature, set[str]] = {
     "make": _MAKES,
     "swap": {
@@ -80,12 +80,58 @@ class Relevance:
         """The lines of conditions, of what loops go over and of what functions return."""
         self._definitions: list[Definition] = []
         self._imports_hotswap = False
+        self.takes_steps = False
+        """Whether the module itself does anything to a model but make one."""
+        self.imports: list[ast.Import | ast.ImportFrom] = []
+        self.models: set[str] = set()
+        """The names that a model may have."""
+        self.does: set[Feature] = set()
+        """What is done in the module, and in those that it imports."""
         self._read(tree)
-        lines = self._lines
-        self.applies = bool(lines["swap"] or (lines["compile"] and lines["change"]))
-        """Whether any rule can apply to what the program calls."""
-        if self.applies:
+        self.outside: dict[str, set[Feature]] = {}
+        """What is defined in other modules of the program → what it does."""
+
+    def complete(
+        self,
+        others: Iterable[Relevance] = (),
+        aliases: Mapping[str, str] | None = None,
+        *,
+        imported: bool = False,
+    ) -> None:
+        """Find out what matters, now that the modules are known that the module imports.
+
+        ``aliases`` are the names under which their definitions are imported. Of a module that is itself
+        ``imported`` everything can matter.
+        """
+        for other in others:
+            self.outside |= other.exports
+            self.models |= other.models
+            self.does |= other.does
+        self.does.update(feature for feature, lines in self._lines.items() if lines)
+        for name, alias in (aliases or {}).items():
+            self.outside |= {alias: self.outside[name]} if name in self.outside else {}
+            self.models |= {alias} if name in self.models else set()
+        for name, features in self.outside.items():
+            for feature in features:
+                self._lines[feature] += self._named.get(name, ())
+        if imported or self.applies:
             self._spread()
+
+    @property
+    def applies(self) -> bool:
+        """Whether any rule can apply to what the program calls, here or in what it imports."""
+        own = any(self._lines[feature] for feature in ("swap", "compile", "change"))
+        return own and ("swap" in self.does or self.does >= {"compile", "change"})
+
+    @property
+    def exports(self) -> dict[str, set[Feature]]:
+        """What the definitions of the module do, by their names."""
+        found = dict(self.outside)
+        for definition in self._definitions:
+            features = {f for f in self._lines if self.touches(definition, f)}
+            if features:
+                found[definition.name] = found.get(definition.name, set()) | features
+        return found
 
     def touches(self, node: ast.AST, *features: Feature) -> bool:
         """Tell whether the node's lines do any of these things; with no feature, anything at all."""
@@ -152,6 +198,7 @@ class Relevance:
             self._lines["swap"] += [call.lineno for call in self._calls[name]]
 
     def _note(self, name: str, line: int) -> None:
+        self.takes_steps = self.takes_steps or name not in _MAKES
         for feature in _FEATURES[name]:
             self._lines[feature].append(line)
 
@@ -175,6 +222,7 @@ class Relevance:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
             self._imports_hotswap = self._imports_hotswap or "hotswap" in names
+            self.imports.append(node)
         elif isinstance(node, Definition):
             self._definitions.append(node)
             self._asked.update(range(_first_line(node), node.body[0].lineno))
@@ -198,6 +246,9 @@ class Relevance:
             if isinstance(target, ast.Tuple | ast.List):
                 targets += target.elts
                 continue
+            if isinstance(target, ast.Subscript) and last_name(target.value) == "scaling":
+                self.takes_steps = True
+                self._lines["change"].append(target.lineno)
             name = last_name(
                 target.value if isinstance(target, ast.Starred | ast.Subscript) else target
             )
@@ -215,7 +266,7 @@ class Relevance:
         lines = self._lines
         for feature in _NAMES:
             lines[feature] = self._reaching(lines[feature])
-        models = self._models()
+        models = self.models = self._models()
         runs = [call.lineno for name in models | CALLS for call in self._calls.get(name, ())]
         lines["run"] = self._reaching([*runs, *self._named["_orig_mod"]])
         self._steps = sorted({line for of_feature in lines.values() for line in of_feature})
@@ -232,7 +283,8 @@ class Relevance:
         makes = _MAKES | _COMPILES
         makers = {f"{name}()" for name in self._calls if name in makes or kind_made_by(name)}
         makers |= {f"{d.name}()" for d in self._definitions if self.touches(d, "make")}
-        new = {target for maker in makers for target in self._from.get(maker, ())}
+        makers |= {f"{name}()" for name, features in self.outside.items() if "make" in features}
+        new = {target for maker in makers for target in self._from.get(maker, ())} | self.models
         for name in (name for name in _FEATURES if name not in _MAKES):
             for call in self._calls.get(name, ()):
                 new.update(*(_sources(each) for each in _given(call)))
@@ -252,7 +304,7 @@ class Relevance:
             models |= new
             reached = (*(self._from.get(n, ()) for n in new), *(passed.get(n, ()) for n in new))
             new = set().union(*reached) - models
-        return models - {"self", "cls"}
+        return (models | {"scaling"}) - {"self", "cls"}
 
     def _needed_names(self) -> set[str]:
         """Return the names that steps and conditions depend on, directly or through other names."""
@@ -313,16 +365,18 @@ def _sources(value: ast.expr) -> Iterator[str]:
 
 
 def _given(call: ast.Call) -> Iterator[ast.expr]:
-    """Yield what a step can be done to: what the method is of, and the arguments that are names."""
-    value = call.func.value if isinstance(call.func, ast.Attribute) else None
-    while isinstance(value, ast.Attribute):
+    """Yield what a step can be done to: what the method is of, the arguments, and what they are parts of."""
+    waiting = [call.func.value] if isinstance(call.func, ast.Attribute) else []
+    waiting += [
+        argument
+        for argument in (*call.args, *(keyword.value for keyword in call.keywords))
+        if isinstance(argument, ast.Name | ast.Attribute)
+    ]
+    for value in waiting:
         yield value
-        value = value.value
-    if isinstance(value, ast.Name | ast.Call | ast.Subscript):
-        yield value
-    for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
-        if isinstance(argument, ast.Name | ast.Attribute):
-            yield argument
+        while isinstance(value, ast.Attribute):
+            value = value.value
+            yield value
 
 
 def _matched(call: ast.Call, parameters: list[str]) -> Iterator[tuple[ast.expr, str]]:

@@ -71,7 +71,7 @@ class _Program:
         matters = Relevance(chunk.tree)
         aliases: dict[str, str] = {}
         others: dict[int, Relevance] = {}
-        for node in matters.imports if imported or matters.takes_steps else ():
+        for node in matters.outline.imports if imported or matters.takes_steps else ():
             for name, path, inner in self.tree.imports(chunk.path, node):
                 home = self._home(path, open_)
                 if home is not None:

@@ -14,7 +14,7 @@ from hotswap.lint.interpreter.state import Frame, State, join, merge
 from hotswap.lint.judge import Judge
 from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
-MOST_STEPS = 3000
+MOST_STEPS = 1500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 GRAD_MODES = ("grad", "inference_mode", "no_grad")
 MOST_OF_BODY = 4_000
@@ -121,7 +121,8 @@ class Run:
             for one in live:
                 for end in self.statement(node, one):
                     (done if end.exit else after).append(end)
-            live = merge(after, self.fresh)
+            forked = len(after) > len(live) or (len(live) > 1 and self.matters.touches(node))
+            live = merge(after, self.fresh) if forked else after
             if not live:
                 break
         return live + done

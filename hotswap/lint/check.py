@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hotswap.findings import Finding, Related
 from hotswap.lint.chunk import Chunk, Unread, lines_of
-from hotswap.lint.files import concerns, find, parse, read
+from hotswap.lint.files import concerns, find, parse
 from hotswap.lint.program import analyse
 from hotswap.lint.settings import Settings
-from hotswap.lint.typestate import Problem
+from hotswap.lint.tree import Tree
 
 
 def check_source(
@@ -30,16 +29,26 @@ def check_source(
     """
     given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     chosen = settings or Settings(select, (), ignore)
-    found: set[Finding] = set()
-    for path in find(given, chosen.exclude, chosen.root):
+    files = list(find(given, chosen.exclude, chosen.root))
+    tree = Tree(files)
+    found: dict[tuple[object, ...], Finding] = {}
+    for path in files:
         try:
-            chunks, unread = read(path)
+            chunks, unread = read(path, tree)
         except OSError as error:
             if path in given:
                 raise
             chunks, unread = [], [Unread(str(path), f"it cannot be read: {error.strerror}")]
-        found.update(_findings(chunks, unread, chosen.codes_in(path)))
-    return sorted(found)
+        for each in _findings(chunks, unread, chosen.codes_in(path), tree):
+            found.setdefault((each.where, each.code, each.line, each.column), each)
+    return sorted(found.values())
+
+
+def read(path: Path, tree: Tree) -> tuple[list[Chunk], list[Unread]]:
+    """Parse the programs of a file that, with what it imports, mentions the APIs."""
+    data = path.read_bytes()
+    wanted = concerns(data) or (path.suffix == ".py" and tree.concerns(path, data))
+    return parse(data, path) if wanted else ([], [])
 
 
 def check_text(
@@ -62,33 +71,35 @@ def check_bytes(data: bytes, path: Path, *, settings: Settings) -> list[Finding]
 
 
 def _findings(
-    chunks: Iterable[Chunk], unread: Iterable[Unread], codes: frozenset[str]
+    chunks: Iterable[Chunk],
+    unread: Iterable[Unread],
+    codes: frozenset[str],
+    tree: Tree | None = None,
 ) -> Iterator[Finding]:
     for chunk in chunks:
-        yield from findings_in(chunk, codes)
+        yield from findings_in(chunk, codes, tree)
     for lost in unread if "HSW200" in codes else ():
         told = f"{lost.reason}, so that nothing in it is checked", "mend it, or leave it out"
         place = lost.line, lost.column, lost.line, lost.column + 1
         yield Finding(lost.where, "HSW200", *told, *place, lost.snippet)
 
 
-def findings_in(chunk: Chunk, codes: frozenset[str]) -> list[Finding]:
-    """Analyse one program."""
-    folder = chunk.path.parent if chunk.path.name else None
-    problems = analyse(chunk.tree, chunk.text, folder)
-    found = [
-        _finding(chunk, code, node, problem)
-        for (code, node), problem in problems.items()
-        if code in codes and not chunk.noqa.suppresses(code, set(lines_of(node)))
-    ]
+def findings_in(chunk: Chunk, codes: frozenset[str], tree: Tree | None = None) -> list[Finding]:
+    """Analyse one program, with the modules of the tree that it imports."""
+    problems, places = analyse(chunk, tree)
+    found = []
+    for (code, node), problem in problems.items():
+        home = places.get(node, chunk)
+        if code in codes and not home.noqa.suppresses(code, set(lines_of(node))):
+            spans = [
+                (places.get(other, chunk).span(other), told) for other, told in problem.related
+            ]
+            related = tuple(Related(*span[:3], told) for span, told in spans)
+            where, line, column, last, end = home.span(node)
+            text = home.line_of(node)
+            told = where, code, problem.message, problem.remedy
+            found.append(Finding(*told, line, column, last, end, text, related))
     return [*found, *_unused(chunk, codes)] if "HSW293" in codes else found
-
-
-def _finding(chunk: Chunk, code: str, node: ast.AST, problem: Problem) -> Finding:
-    where, line, column, *end = chunk.span(node)
-    related = tuple(Related(*chunk.span(other)[:3], told) for other, told in problem.related)
-    told = where, code, problem.message, problem.remedy
-    return Finding(*told, line, column, end[0], end[1], chunk.line_of(node), related)
 
 
 def _unused(chunk: Chunk, codes: frozenset[str]) -> Iterator[Finding]:

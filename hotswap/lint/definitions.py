@@ -15,8 +15,7 @@ _CALL = re.compile(r"\b(\w+)\(")
 class Definitions:
     """What is known of a module's functions without running them."""
 
-    def __init__(self, matters: Relevance, text: str) -> None:
-        self.matters = matters
+    def __init__(self, text: str) -> None:
         self._lines = text.split("\n")
         self._calls: dict[Def, set[str]] = {}
 
@@ -35,20 +34,21 @@ class Definitions:
             self._calls[node] = set(_CALL.findall(text))
         return self._calls[node]
 
-    def sets_up(self, node: Def, instance: str | None) -> bool:
-        """Tell whether the function makes a model and keeps it, on the instance or outside of itself."""
-        if not self.matters.touches(node, "make") or not self.matters.keeps(node):
-            return False
-        outer = {instance} if instance else _outer_names(node)
-        stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]
-        made = {n for n in stored if self.matters.touches(n, "make")}
-        local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
-        kept = [n for n in stored if n in made or local & _names_in(n.value)]
-        return any(
-            _root(target) in outer and (not instance or isinstance(target, ast.Attribute))
-            for n in kept
-            for target in n.targets
-        )
+
+def sets_up(matters: Relevance, node: Def, instance: str | None) -> bool:
+    """Tell whether the function makes a model and keeps it, on the instance or outside of itself."""
+    if not matters.touches(node, "make") or not matters.keeps(node):
+        return False
+    outer = {instance} if instance else _outer_names(node)
+    stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]
+    made = {n for n in stored if matters.touches(n, "make")}
+    local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
+    kept = [n for n in stored if n in made or local & _names_in(n.value)]
+    return any(
+        _root(target) in outer and (not instance or isinstance(target, ast.Attribute))
+        for n in kept
+        for target in n.targets
+    )
 
 
 def functions_of(body: list[ast.stmt]) -> Iterator[Def]:

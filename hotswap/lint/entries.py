@@ -147,7 +147,8 @@ def _changes(before: list[State], after: list[State]) -> bool:
             return True
         if any(key not in start.heap and key[0] in start.models for key in state.heap):
             return True
-        if state.frames[0].names != start.frames[0].names:
+        modules = zip(state.frames, start.frames, strict=True)
+        if any(now.names != then.names for now, then in modules):
             return True
     return False
 

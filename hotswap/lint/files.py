@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,10 +22,13 @@ EXCLUDED = (
 )  # fmt: skip
 """Folders that are not searched, in the language of .gitignore."""
 Spec: TypeAlias = tuple[Path, GitIgnoreSpec]
-_COMPILE = re.compile(rb"(?<!\bre)\.compile\b|compile_repeated_blocks|\bimport compile\b|_dynamo")
-_ADAPTER = re.compile(
-    rb"load_lora|load_adapter|add_adapter|set_adapters?|PeftModel|get_peft_model|inject_adapter"
-)
+_COMPILE = (b"compile_repeated_blocks", b"import compile", b"_dynamo")
+_METHOD = b".compile"
+_ADAPTER = (
+    b"load_lora", b"load_adapter", b"add_adapter", b"set_adapter", b"PeftModel", b"get_peft_model",
+    b"inject_adapter",
+)  # fmt: skip
+Words: TypeAlias = frozenset[str]
 
 
 def find(
@@ -94,21 +96,40 @@ def _ignored_above(folder: Path) -> list[Spec]:
     return [] if _is_ignored(above[0], specs, "/") else specs  # a folder that is named is searched
 
 
+def mentions(data: bytes) -> Words:
+    """Return what a file mentions of what rules are about."""
+    found = {
+        "hotswap": b"hotswap" in data or b"HSW2" in data,
+        "compile": _compiles(data) or any(word in data for word in _COMPILE),
+        "adapter": any(word in data for word in _ADAPTER),
+    }
+    return frozenset(word for word, there in found.items() if there)
+
+
+def _compiles(data: bytes) -> bool:
+    """Tell whether anything but a regular expression is compiled by a method."""
+    at = data.find(_METHOD)
+    while at >= 0:
+        before, after = data[max(at - 3, 0) : at], data[at + len(_METHOD) : at + len(_METHOD) + 1]
+        regular = before.endswith(b"re") and not before[:-2].isalnum() and before[:-2] != b"_"
+        if not regular and not after.isalnum() and after != b"_":
+            return True
+        at = data.find(_METHOD, at + 1)
+    return False
+
+
+def suffices(words: Words) -> bool:
+    """Tell whether a rule could be about a program that mentions these."""
+    return "hotswap" in words or words >= {"compile", "adapter"}
+
+
 def concerns(data: bytes) -> bool:
     """Tell whether a file mentions anything that a rule could be about."""
     if b"hotswap" in data or b"HSW2" in data:
         return True
     return (
-        b"compile" in data
-        and _ADAPTER.search(data) is not None
-        and _COMPILE.search(data) is not None
+        b"compile" in data and any(word in data for word in _ADAPTER) and suffices(mentions(data))
     )
-
-
-def read(path: Path) -> tuple[list[Chunk], list[Unread]]:
-    """Parse the programs of a file that mentions the APIs, and say what could not be parsed."""
-    data = path.read_bytes()
-    return parse(data, path) if concerns(data) else ([], [])
 
 
 def parse(data: bytes, path: Path) -> tuple[list[Chunk], list[Unread]]:

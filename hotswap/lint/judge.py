@@ -111,7 +111,7 @@ class Judge:
             if (_SAID_BY.get(code), where) not in kept
         }
         for where in self.given_up[:1]:
-            told["HSW200", where] = _not_followed(self.given_up)
+            told["HSW200", where] = not_followed(self.given_up)
         return told
 
     def _made_good(self, found: Deferred, oid: int) -> bool:
@@ -143,7 +143,7 @@ class Judge:
         return False
 
 
-def _not_followed(nodes: list[ast.AST]) -> Problem:
+def not_followed(nodes: list[ast.AST]) -> Problem:
     """Say what was given up, in one sentence for a program."""
     names = list(dict.fromkeys(f"{node.name}()" for node in nodes if hasattr(node, "name")))
     what = ", ".join(names[:3]) or "this"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from hotswap.lint.apis.classes import kind_made_by, make
 from hotswap.lint.apis.functions import call_imported
 from hotswap.lint.apis.methods import call_inside, kind_with, set_item
-from hotswap.lint.definitions import Def, Definitions, functions_of
+from hotswap.lint.chunk import Chunk
+from hotswap.lint.definitions import Def, Definitions, functions_of, sets_up
 from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
@@ -18,61 +22,118 @@ from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
 from hotswap.lint.interpreter.statements import STATEMENTS, passed_over
 from hotswap.lint.interpreter.values import Class, Func, Obj, Part, Ref
-from hotswap.lint.judge import Judge
+from hotswap.lint.judge import Judge, not_followed
 from hotswap.lint.relevance import Relevance
+from hotswap.lint.tree import Tree
 from hotswap.lint.typestate import Facts, Problem
 
+Problems: TypeAlias = dict[tuple[str, ast.AST], Problem]
 _CALLABLES: Callables = {**CALLABLES, Part: call_inside, Ref: call_imported}
 _LANGUAGE = Language(EXPRESSIONS, STATEMENTS, _CALLABLES, make, kind_with, kind_made_by, set_item)
 
 
-def analyse(
-    tree: ast.Module, text: str, folder: Path | None = None
-) -> dict[tuple[str, ast.AST], Problem]:
-    """Return every problem in a module by rule code and place."""
-    matters = Relevance(tree)
-    judge = Judge(file_swaps=matters.touches(tree, "swap"))
-    run = Run(_LANGUAGE, judge, matters, folder)
-    if matters.applies:
-        try:
-            _Program(run, matters, Definitions(matters, text)).execute(tree)
-        except RecursionError:
-            run.give_up(tree.body[0])
-    return judge.problems
+MOST_MODULES = 12
+
+
+def analyse(chunk: Chunk, tree: Tree | None = None) -> tuple[Problems, Mapping[ast.AST, Chunk]]:
+    """Return every problem in a program by rule code and place; and which places are in other modules."""
+    try:
+        program = _Program(chunk, tree or Tree(()))
+        program.execute()
+    except RecursionError:
+        nodes: list[ast.AST] = [*chunk.tree.body[:1]]
+        return {("HSW200", node): not_followed(nodes) for node in nodes}, {}
+    places = {node: program.chunks[home] for node, home in program.run.foreign.items()}
+    return program.run.judge.problems, places
 
 
 class _Program:
-    def __init__(self, run: Run, matters: Relevance, definitions: Definitions) -> None:
-        self.run, self.matters, self.definitions = run, matters, definitions
-        self.entries = Entries(run, matters)
+    """The module that is checked, after the modules of the tree that it imports; each has its own names."""
 
-    def execute(self, tree: ast.Module) -> None:
-        """Run the body, then the functions that set globals, then everything that was not called."""
-        paths = self._body(tree)
+    def __init__(self, chunk: Chunk, tree: Tree) -> None:
+        self.tree = tree
+        self.chunks: list[Chunk] = []
+        self.modules: list[Relevance] = []
+        self.homes: dict[Path, int] = {}
+        self.bindings: dict[ast.AST, list[tuple[str, int, str]]] = {}
+        matters = self._gather(chunk, {chunk.path}, imported=False)
+        folder = chunk.path.parent if chunk.path.name else None
+        judge = Judge(file_swaps=matters.touches(chunk.tree, "swap"))
+        self.run = Run(_LANGUAGE, judge, matters, folder)
+        self.run.modules, self.run.bindings = [*self.modules], self.bindings
+        self.run.main = len(self.modules) - 1
+        self.matters = matters
+        self.definitions = Definitions(chunk.text)
+        self.entries = Entries(self.run, matters)
+
+    def _gather(self, chunk: Chunk, open_: set[Path], *, imported: bool = True) -> Relevance:
+        """Read a module, after those of the tree that it imports."""
+        matters = Relevance(chunk.tree)
+        aliases: dict[str, str] = {}
+        others: dict[int, Relevance] = {}
+        for node in matters.outline.imports if imported or matters.takes_steps else ():
+            for name, path, inner in self.tree.imports(chunk.path, node):
+                home = self._home(path, open_)
+                if home is not None:
+                    others[home] = self.modules[home]
+                    self.bindings.setdefault(node, []).append((name, home, inner))
+                    aliases |= {inner: name} if inner else {}
+        matters.complete(others.values(), aliases, imported=imported)
+        self.chunks.append(chunk)
+        self.modules.append(matters)
+        return matters
+
+    def _home(self, path: Path, open_: set[Path]) -> int | None:
+        if path not in self.homes and path not in open_ and len(self.chunks) < MOST_MODULES:
+            chunk = self.tree.chunk(path) if self.tree.mentions(path) else None
+            if chunk is not None:
+                self._gather(chunk, {*open_, path})
+                self.homes[path] = len(self.chunks) - 1
+        return self.homes.get(path)
+
+    def execute(self) -> None:
+        """Run the bodies, then the functions that set globals, then everything that was not called."""
+        if not self.matters.applies:
+            return
+        tree = self.chunks[-1].tree
+        paths = self._bodies()
         free = [node for node in functions_of(tree.body) if self.matters.touches(node)]
         for node in self._left(free):
-            func = _named(paths, node)
-            if func and self.definitions.sets_up(node, None):
+            func = self._named(paths, node)
+            if func and sets_up(self.matters, node, None):
                 paths = self.entries.call(func, paths)
         later = self._left(free)
         ordered = [*self.definitions.outermost(later), *later]
-        functions = [func for node in ordered if (func := _named(paths, node))]
+        functions = [func for node in ordered if (func := self._named(paths, node))]
         self.entries.use(paths, functions)
         for statement in tree.body:
             if isinstance(statement, ast.ClassDef):
                 self._class(statement, paths)
 
-    def _body(self, tree: ast.Module) -> list[State]:
+    def _bodies(self) -> list[State]:
         run = self.run
-        live, left = [State([Frame(-1)], grad=("grad",))], list[State]()
+        paths = [State([], grad=("grad",))]
+        for home, chunk in enumerate(self.chunks):
+            run.at(home)
+            for state in paths:
+                state.frames.append(Frame(-1, home=home))
+            paths = self._body(chunk.tree, paths)
+        return paths
+
+    def _body(self, tree: ast.Module, live: list[State]) -> list[State]:
+        run, home = self.run, self.run.home
+        left = list[State]()
         for statement in tree.body:
-            long = self.matters.touches(statement)
-            before = [state.copy() for state in live] if long else live
+            before = live
+            if run.modules[home].touches(statement):
+                before = [state.copy() for state in live]
             run.steps = 0
             try:
                 ends = [end for state in live for end in run.block([statement], state)]
             except TooLongError:
+                run.here(statement)
                 run.give_up(statement)
+                run.at(home)
                 ends = [passed_over(run, statement, state) for state in before]
             left += [end for end in ends if end.exit]
             live = merge([end for end in ends if not end.exit], run.fresh)
@@ -81,14 +142,18 @@ class _Program:
         alive = [end for end in ends if end.exit != "raise"] or ends
         for end in alive:
             end.exit = end.result = None
-        return merge(alive, self.run.fresh)
+        return merge(alive, run.fresh)
+
+    def _matters(self, node: Def) -> Relevance:
+        """Return what matters in the module in which a function is defined."""
+        return self.modules[self.run.foreign.get(node, self.run.main)]
 
     def _left(self, nodes: list[Def]) -> list[Def]:
         return [node for node in nodes if node not in self.run.executed]
 
     def _class(self, node: ast.ClassDef, paths: list[State]) -> None:
         """Run a class: ``__init__``, then the methods that set it up, then each of the others."""
-        cls = paths[0].frames[0].names.get(node.name)
+        cls = paths[0].frames[self.run.main].names.get(node.name)
         own = [n for n in node.body if isinstance(n, Def) and self.matters.touches(n)]
         if not isinstance(cls, Class) or not self._left(own):
             return
@@ -107,20 +172,25 @@ class _Program:
                 if isinstance(init, Func):
                     paths = self.entries.call(init, paths)
         setups = [m for m in self._left(methods) if m not in before or m not in own]
-        setups = [m for m in setups if self.definitions.sets_up(m, "self")]
+        setups = [m for m in setups if sets_up(self._matters(m), m, "self")]
         for method in self.definitions.outermost(setups):
-            paths = self.entries.call(Func(method, obj), paths)
-        opening = [m for m in self._left(methods) if self.matters.touches(m, "compile", "swap")]
+            paths = self.entries.call(_bound(paths, cls, method, obj), paths)
+        opening = [m for m in self._left(methods) if self._matters(m).touches(m, "compile", "swap")]
         self.run.executed |= before
         later = self._left(own)
         ordered = [*self.definitions.outermost(later), *later]
         opening = [m for m in opening if m not in later]
         openers = [m for m in self.definitions.outermost(opening) if not m.name.startswith("__")]
-        self.entries.use(paths, [Func(m, obj) for m in ordered], [Func(m, obj) for m in openers])
+        use, first = ([_bound(paths, cls, m, obj) for m in nodes] for nodes in (ordered, openers))
+        self.entries.use(paths, use, first)
+
+    def _named(self, paths: list[State], node: Def) -> Func | None:
+        func = paths[0].frames[self.run.main].names.get(node.name)
+        return func if isinstance(func, Func) and func.node is node else None
 
     def _instance(self, cls: Class, paths: list[State]) -> Obj | None:
         """Return an instance of the class that the module keeps under a name."""
-        for value in paths[0].frames[0].names.values():
+        for value in paths[0].frames[self.run.main].names.values():
             self.run.s = paths[0]
             if isinstance(value, Obj) and class_of(self.run, value) == cls:
                 return value
@@ -137,6 +207,8 @@ def _methods(cls: Class) -> list[Def]:
     return [node for name, node in found.items() if name != "__init__"]
 
 
-def _named(paths: list[State], node: Def) -> Func | None:
-    func = paths[0].frames[0].names.get(node.name)
-    return func if isinstance(func, Func) and func.node is node else None
+def _bound(paths: list[State], cls: Class, node: Def, obj: Obj) -> Func:
+    """Return a method of an instance."""
+    stored = (paths[0].heap.get((each.oid, node.name)) for each in line_of(cls))
+    found = next((func for func in stored if isinstance(func, Func) and func.node is node), None)
+    return replace(found or Func(node), owner=obj)

@@ -133,7 +133,9 @@ def test_what_a_function_names_matters_but_not_what_its_comments_name(
     tree = ast.parse(text)
     server = tree.body[0]
     assert isinstance(server, ast.ClassDef)
-    assert Relevance(tree).touches(server.body[1]) is matters
+    relevance = Relevance(tree)
+    relevance.complete()
+    assert relevance.touches(server.body[1]) is matters
 
 
 def test_installed_libraries_are_linted_clean_and_fast(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,9 @@ def set_attribute(run: Run, owner: v.Value, name: str, value: v.Value) -> None:
     """Set an attribute; what is given a denoiser is a pipeline."""
     if isinstance(owner, v.Opaque) and name in DENOISERS and isinstance(value, v.Obj):
         owner = become(run, owner, "pipeline") or owner
-    if isinstance(owner, v.Obj):
+    if isinstance(owner, v.Module):
+        run.s.frames[owner.home].bind(name, value)
+    elif isinstance(owner, v.Obj):
         is_pipeline = run.facts(owner).kind == "pipeline"
         key = (owner.oid, component_key(name) if is_pipeline else name)
         old = run.s.heap.get(key)

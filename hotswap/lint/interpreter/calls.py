@@ -42,6 +42,7 @@ def call(run: Run, node: ast.Call) -> list[State]:
 def arguments(run: Run, node: ast.Call) -> v.Args:
     """Evaluate the arguments of a call."""
     args = v.Args(node, [], {})
+    run.here(node)
     for given in node.args:
         value = run.ev(given.value if isinstance(given, ast.Starred) else given)
         if not isinstance(given, ast.Starred):
@@ -148,7 +149,7 @@ def _call_argument(run: Run, target: v.Value | None, args: v.Args) -> None:
 
 
 CALLABLES: Callables = {
-    **dict.fromkeys((v.Const, v.Dict, v.Opaque, v.Seq, v.Sort, Shape), call_unknown),
+    **dict.fromkeys((v.Const, v.Dict, v.Module, v.Opaque, v.Seq, v.Sort, Shape), call_unknown),
     v.Class: instantiate,
     v.Func: inline,
     v.Obj: _call_object,

@@ -36,7 +36,10 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
     run.s.compiler = func.compiler or compiler
     run.s.grad = (*grad, *(mark for mark in marks if mark in GRAD_MODES))
     names = _bound(run, node.args, func, args)
-    run.s.frames.append(Frame(min(func.frame, depth - 1), Table(names)))
+    parent = min(func.frame, depth - 1)
+    home, own = run.home, run.s.frames[parent].home
+    run.s.frames.append(Frame(parent, Table(names), home=own))
+    run.at(own)
     run.running.append((node, func.owner))
     run.turn = (*turn, args.node)
     run.defined.append([])
@@ -46,6 +49,7 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
         body = _without_end(run, node, body)
     ends = run.block(body, run.s)
     _call_later(run, run.defined.pop(), ends)
+    run.at(home)
     run.turn = turn
     run.running.pop()
     returned = [end for end in ends if end.exit != "raise"]

@@ -50,8 +50,12 @@ def leave(run: Run, entered: v.Entered, state: State) -> list[State]:
         ends = run.invoke(entered.exit, _no_arguments(entered.exit.node))
     elif entered.rest:
         depth = len(state.frames)
-        state.frames.append(Frame(min(entered.frame, depth - 1), Table(entered.names)))
+        parent = min(entered.frame, depth - 1)
+        home, own = run.home, state.frames[parent].home
+        state.frames.append(Frame(parent, Table(entered.names), home=own))
+        run.at(own)
         ends = run.block(list(entered.rest), state)
+        run.at(home)
         for end in ends:
             del end.frames[depth:]
     else:

@@ -85,7 +85,11 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     """Read an attribute."""
     owner = run.known(owner)
     if isinstance(owner, v.Ref):
-        return v.Ref(f"{owner.name}.{name}")
+        qualified = f"{owner.name}.{name}"
+        module = run.s.frames[run.home].names.get(qualified)  # import a.b binds a, and finds a.b
+        return module if isinstance(module, v.Module) else v.Ref(qualified)
+    if isinstance(owner, v.Module):
+        return run.s.frames[owner.home].names.get(name) or v.Ref(f"{owner.name}.{name}")
     if isinstance(owner, v.Obj):
         return _attribute_of(run, owner, name)
     if isinstance(owner, v.Part):
@@ -99,7 +103,7 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
         if name in DENOISERS and (pipe := become(run, owner, "pipeline")):
             return component(run, pipe, name)
         if name == "app":  # request.app, of a web framework
-            app = run.s.heap.get("web app") or run.s.frames[0].names.get(name)
+            app = run.s.heap.get("web app") or run.s.frames[run.main].names.get(name)
             return run.memo((owner.oid, name)) if app is None else run.known(app)
         return run.memo((owner.oid, name))
     key = v.key_of(owner)

@@ -18,7 +18,7 @@ MOST_STEPS = 1500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 GRAD_MODES = ("grad", "inference_mode", "no_grad")
 MOST_OF_BODY = 4_000
-MOST_OF_PROGRAM = 20_000
+MOST_OF_PROGRAM = 12_000
 """Statements that all ways into a program may take together."""
 
 
@@ -76,6 +76,14 @@ class Run:
         self.s = State([])
         self.language, self.judge = language, judge
         self.matters, self.folder = matters, folder
+        self.modules: list[Matters] = [matters]
+        """What matters in each module of the program, by the frame of its names."""
+        self.home = self.main = 0
+        """The module whose code is running, and the one that is checked."""
+        self.foreign: dict[ast.AST, int] = {}
+        """Nodes of other modules than the one that is checked, and their modules."""
+        self.bindings: dict[ast.AST, list[tuple[str, int, str]]] = {}
+        """Import → the names that it binds, each to a module, or to a name in it."""
         self.turn: tuple[Any, ...] = ()
         """Which calls and which turns of loops are running: what is compared between paths."""
         self.steps = self.all_steps = 0
@@ -113,14 +121,17 @@ class Run:
             for one in live:
                 for end in self.statement(node, one):
                     (done if end.exit else after).append(end)
-            live = merge(after, self.fresh)
+            forked = len(after) > len(live) or (len(live) > 1 and self.matters.touches(node))
+            live = merge(after, self.fresh) if forked else after
             if not live:
                 break
         return live + done
 
     def give_up(self, node: ast.AST) -> None:
         """Note that something is too long, and that nothing of it is running any more."""
-        self.judge.given_up.append(node)
+        if node not in self.foreign:
+            self.judge.given_up.append(node)
+        self.at(self.main)
         self.running.clear()
         self.defined.clear()
 
@@ -154,6 +165,15 @@ class Run:
         """Return the current state with the result of a call."""
         self.s.result = value
         return [self.s]
+
+    def at(self, home: int) -> None:
+        """Go on with the code of another module."""
+        self.home, self.matters = home, self.modules[home]
+
+    def here(self, node: ast.AST) -> None:
+        """Remember in which module a node stands."""
+        if self.home != self.main:
+            self.foreign[node] = self.home
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -216,6 +236,7 @@ class Run:
         A problem that depends on what comes next waits with the object.
         """
         state = self.s
+        self.here(event.node)
         found = self.judge.look(obj.oid, event, self.turn, state.guards, muted=state.muted > 0)
         if found is None:
             return None

@@ -34,11 +34,13 @@ class Frame:
     names: Table = field(default_factory=Table)
     outer: dict[str, int] = field(default_factory=dict)
     """Names declared global or nonlocal, and the frame they live in."""
+    home: int = 0
+    """The frame of the module."""
 
     def copy(self) -> Frame:
         """Return a frame that shares the names until either is written to."""
         self.names.shared = True
-        return Frame(self.parent, self.names, dict(self.outer))
+        return Frame(self.parent, self.names, dict(self.outer), self.home)
 
     def bind(self, name: str, value: Value) -> None:
         """Bind a name."""

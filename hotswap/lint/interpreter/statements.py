@@ -271,19 +271,25 @@ def _match(run: Run, node: ast.Match) -> list[State]:
 
 
 def _import(run: Run, node: ast.Import | ast.ImportFrom) -> list[State]:
+    frame = run.s.frames[-1]
     for name, qualified in imported(node):
-        run.s.frames[-1].bind(name, v.Ref(qualified))
+        frame.bind(name, v.Ref(qualified))
+    for name, home, inner in run.bindings.get(node, ()):
+        value = run.s.frames[home].names.get(inner) if inner else v.Module(home, name)
+        if value is not None:
+            frame.bind(name, value)
     return [run.s]
 
 
 def _declare(run: Run, node: ast.Global | ast.Nonlocal) -> list[State]:
     frame = run.s.frames[-1]
-    home = 0 if isinstance(node, ast.Global) else max(frame.parent, 0)
+    home = frame.home if isinstance(node, ast.Global) else max(frame.parent, 0)
     frame.outer |= dict.fromkeys(node.names, home)
     return [run.s]
 
 
 def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[State]:
+    run.here(node)
     func = v.Func(node, None, len(run.s.frames) - 1, _compiler(run, node))
     run.s.frames[-1].bind(node.name, func)
     if run.defined and all(node is not other.node for other in run.defined[-1]):
@@ -304,6 +310,7 @@ def _class(run: Run, node: ast.ClassDef) -> list[State]:
     cls = v.Class(run.fresh().oid, node, tuple(run.ev(base) for base in node.bases))
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            run.here(child)
             compiler = _compiler(run, child)
             run.s.put((cls.oid, child.name), v.Func(child, None, len(run.s.frames) - 1, compiler))
         elif isinstance(child, ast.Assign | ast.AnnAssign) and child.value:

@@ -53,6 +53,14 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True)
+class Module:
+    """Another module of the program; ``home`` is the frame with its names."""
+
+    home: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Obj:
     """An object with an identity: a model, a pipeline, or an instance of a class in this file."""
 
@@ -117,7 +125,20 @@ class Opaque:
 
 
 Value: TypeAlias = (
-    Const | Sort | Seq | Dict | Ref | Obj | Part | Func | Entered | Class | Partial | Shape | Opaque
+    Const
+    | Sort
+    | Seq
+    | Dict
+    | Ref
+    | Module
+    | Obj
+    | Part
+    | Func
+    | Entered
+    | Class
+    | Partial
+    | Shape
+    | Opaque
 )
 
 
@@ -168,7 +189,7 @@ def truth(value: Value) -> bool | None:
         return bool(value.value)
     if isinstance(value, Seq | Dict):
         return bool(value.items)
-    return None if isinstance(value, Opaque | Sort | Part | Ref) else True
+    return None if isinstance(value, Opaque | Sort | Part | Ref | Module) else True
 
 
 def key_of(value: Value) -> Any:

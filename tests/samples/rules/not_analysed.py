@@ -16,8 +16,9 @@ def too_many_paths(pipe, grid):  # want HSW200
                             for g in f:
                                 for h in g:
                                     for i in h:
-                                        pipe.set_adapters(i)
-                                        pipe("x")
+                                        for j in i:
+                                            pipe.set_adapters(j)
+                                            pipe("x")
 
 
 def a_grid_of_constants():

@@ -1,0 +1,277 @@
+"""Names from files of the same tree are followed, and findings say where the other half stands."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from hotswap.lint.check import check_source
+
+SPEED = """
+    import torch
+
+    def speed_up(pipe):
+        pipe.unet = torch.compile(pipe.unet)
+        pipe("warm")
+        return pipe
+"""
+MAKE = """
+    from diffusers import StableDiffusionPipeline
+
+    def make(repo):
+        sd = StableDiffusionPipeline.from_pretrained(repo)
+        sd.enable_lora_hotswap(target_rank=8)
+        sd.load_lora_weights("first", adapter_name="look")
+        return sd
+"""
+SHOP = """
+    from diffusers import StableDiffusionPipeline
+
+    class Shop:
+        def __init__(self, repo):
+            self.sd = StableDiffusionPipeline.from_pretrained(repo)
+
+        def open(self, file):
+            self.sd.enable_lora_hotswap(target_rank=8)
+            self.sd.load_lora_weights(file, adapter_name="look")
+            self.sd.unet.compile()
+"""
+
+
+def write(folder: Path, files: dict[str, str]) -> set[tuple[str, int, str]]:
+    """Write the files; return path, line and code of what they say is wrong."""
+    wanted = set()
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip("\n"))
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            wanted |= {(name, number, code) for code in re.findall(r"# want (HSW\d+)", line)}
+    return wanted
+
+
+def found(folder: Path) -> set[tuple[str, int | None, str]]:
+    findings = check_source(folder)
+    return {(Path(f.where).relative_to(folder).as_posix(), f.line, f.code) for f in findings}
+
+
+CASES = {
+    "a function that compiles": {
+        "core/speed.py": SPEED,
+        "app.py": """
+            from diffusers import StableDiffusionPipeline
+            from core.speed import speed_up
+
+            sd = speed_up(StableDiffusionPipeline.from_pretrained("sd"))
+            sd.load_lora_weights("a", adapter_name="a")  # want HSW206
+            sd("x")
+        """,
+    },
+    "a function under another name": {
+        "speed.py": SPEED,
+        "app.py": """
+            from diffusers import StableDiffusionPipeline
+            from speed import speed_up as fast
+
+            class Painter:
+                def __init__(self):
+                    self.sd = StableDiffusionPipeline.from_pretrained("sd")
+                    fast(self.sd)
+
+                def wear(self, file):
+                    self.sd.load_lora_weights(file, adapter_name=file)  # want HSW206
+                    return self.sd("x")
+        """,
+    },
+    "a module under another name, in a package with src": {
+        "src/shop/__init__.py": "",
+        "src/shop/speed.py": SPEED,
+        "src/shop/app.py": """
+            from diffusers import StableDiffusionPipeline
+            import shop.speed as s
+
+            sd = StableDiffusionPipeline.from_pretrained("sd")
+            s.speed_up(sd)
+            sd.load_lora_weights("a", adapter_name="a")  # want HSW206
+            sd("x")
+        """,
+    },
+    "a module by its dotted name": {
+        "shop/__init__.py": "",
+        "shop/speed.py": SPEED,
+        "app.py": """
+            import shop.speed
+            from diffusers import StableDiffusionPipeline
+
+            sd = StableDiffusionPipeline.from_pretrained("sd")
+            shop.speed.speed_up(sd)
+            sd.load_lora_weights("a", adapter_name="a")  # want HSW206
+            sd("x")
+        """,
+    },
+    "relative, and handed on by a package": {
+        "shop/__init__.py": "from .inner.speed import speed_up\n",
+        "shop/inner/__init__.py": "",
+        "shop/inner/speed.py": SPEED,
+        "shop/app.py": """
+            from diffusers import StableDiffusionPipeline
+            from . import speed_up
+
+            sd = speed_up(StableDiffusionPipeline.from_pretrained("sd"))
+            sd.load_lora_weights("a", adapter_name="a")  # want HSW206
+            sd("x")
+        """,
+    },
+    "a maker and a compiler in two modules, and a swap that is right": {
+        "make.py": MAKE,
+        "speed.py": SPEED,
+        "app.py": """
+            from make import make
+            from speed import speed_up
+
+            sd = speed_up(make("sd"))
+            sd.load_lora_weights("b", adapter_name="look", hotswap=True)
+            sd("x")
+        """,
+    },
+    "a maker and a compiler in two modules, and another name": {
+        "make.py": MAKE,
+        "speed.py": SPEED,
+        "app.py": """
+            from make import make
+            from speed import speed_up
+
+            sd = speed_up(make("sd"))
+            sd.load_lora_weights("b", adapter_name="other", hotswap=True)  # want HSW208
+        """,
+    },
+    "a model that a module keeps": {
+        "state.py": """
+            from diffusers import FluxPipeline
+
+            flux = FluxPipeline.from_pretrained("flux")
+            flux.transformer.compile()
+            flux("warm")
+        """,
+        "routes.py": """
+            from state import flux
+
+            def paint(style):
+                flux.load_lora_weights(style, adapter_name=style)  # want HSW206
+                return flux("x")
+        """,
+    },
+    "the derived class in another file": {
+        "shop/__init__.py": "",
+        "shop/base.py": SHOP,
+        "shop/loud.py": """
+            from .base import Shop
+
+            class Loud(Shop):
+                def volume(self, value):
+                    self.sd.set_adapters(["look"], [value])  # want HSW210
+        """,
+    },
+    "an instance of a class of another file": {
+        "base.py": SHOP,
+        "app.py": """
+            from base import Shop
+
+            shop = Shop("sd")
+            shop.open("first")
+            shop.sd.load_lora_weights("b", adapter_name="look", hotswap=True)
+            shop.sd.load_lora_weights("c", adapter_name="other")  # want HSW206
+        """,
+    },
+    "modules that import each other": {
+        "one.py": "import two\n" + textwrap.dedent(SPEED),
+        "two.py": """
+            import one
+            from diffusers import StableDiffusionPipeline
+
+            sd = StableDiffusionPipeline.from_pretrained("sd")
+            one.speed_up(sd)
+            sd.load_lora_weights("a", adapter_name="a")  # want HSW206
+            sd("x")
+        """,
+    },
+    "the mistake in the other module": {
+        "late.py": """
+            def allow(pipe):
+                pipe.enable_lora_hotswap(target_rank=8)  # want HSW203
+        """,
+        "app.py": """
+            from diffusers import FluxPipeline
+            from late import allow
+
+            flux = FluxPipeline.from_pretrained("flux")
+            flux.load_lora_weights("a", adapter_name="a")
+            allow(flux)
+        """,
+    },
+    "a global that a function of another module sets": {
+        "state.py": """
+            from diffusers import FluxPipeline
+
+            flux = None
+
+            def start():
+                global flux
+                flux = FluxPipeline.from_pretrained("flux")
+                flux.transformer.compile()
+                flux("warm")
+        """,
+        "app.py": """
+            import state
+
+            state.start()
+            state.flux.load_lora_weights("a", adapter_name="a")  # want HSW206
+            state.flux("x")
+        """,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_tree_is_reported_where_it_says(tmp_path: Path, name: str) -> None:
+    wanted = write(tmp_path, CASES[name])
+    assert found(tmp_path) == wanted
+
+
+def test_the_finding_says_where_the_other_half_stands(tmp_path: Path) -> None:
+    write(tmp_path, CASES["a function that compiles"])
+    (finding,) = check_source(tmp_path)
+    related = [
+        (Path(r.where).relative_to(tmp_path).as_posix(), r.line, r.message) for r in finding.related
+    ]
+    assert related == [("core/speed.py", 4, "compiled here")]
+
+
+def test_noqa_in_the_file_of_the_finding_counts(tmp_path: Path) -> None:
+    files = dict(CASES["the mistake in the other module"])
+    files["late.py"] = files["late.py"].replace("# want HSW203", "# noqa: HSW203")
+    write(tmp_path, files)
+    assert found(tmp_path) == set()
+
+
+def test_only_files_that_are_linted_are_followed(tmp_path: Path) -> None:
+    write(tmp_path, CASES["a function that compiles"])
+    assert check_source(tmp_path / "app.py") == []
+    assert len(check_source([tmp_path / "app.py", tmp_path / "core" / "speed.py"])) == 1
+
+
+def test_a_module_of_the_same_name_elsewhere_is_not_taken(tmp_path: Path) -> None:
+    files = dict(CASES["a function that compiles"])
+    files["other/core/speed.py"] = files.pop("core/speed.py")
+    write(tmp_path, files)
+    assert found(tmp_path) == set()
+
+
+def test_a_module_that_is_no_python_is_told_once(tmp_path: Path) -> None:
+    files = dict(CASES["a function that compiles"])
+    files["core/speed.py"] = "import hotswap\ndef (:\n"
+    write(tmp_path, files)
+    assert found(tmp_path) == {("core/speed.py", 2, "HSW200")}

@@ -134,7 +134,7 @@ class AdapterBank:
             place.require_unmerged()
         if not _in_place(places, staged):
             for place in places:
-                place.require_resident()
+                place.require_resident(at_once=True)
             _require_layout(name, places, staged)
             with Changes() as changes:
                 commit(places, staged, changes)

@@ -100,7 +100,7 @@ class Registry:
         self.hooks = {"group_offloading": type("Hook", (), {"group": group})()}
 
 
-@pytest.mark.parametrize("where", ["a layer", "a factor", "the model"])
+@pytest.mark.parametrize("where", ["layers", "factors", "the model"])
 @pytest.mark.parametrize(
     ("group", "why"), [(Group("/tmp/x", None), "files"), (Group(None, object()), "stream")]
 )
@@ -111,16 +111,19 @@ def test_weights_that_a_hook_puts_back_from_elsewhere_are_refused(
     hotswap.prepare(model, target_rank=8)
     bank = hotswap.AdapterBank(model)
     bank.add("large", fleet["large"])
-    layer = lora_layers(model)["first"]
-    place: Any = {"a layer": layer, "a factor": layer.lora_A["default"], "the model": model}[where]
-    place.__dict__["_diffusers_hook"] = Registry(group)
+    layers = [*lora_layers(model).values()]
+    factors = [part for layer in layers for part in layer.lora_A.values()]
+    places: Any = {"layers": layers, "factors": factors, "the model": [model]}[where]
+    for place in places:
+        place.__dict__["_diffusers_hook"] = Registry(group)
     before = run(model)
     with pytest.raises(HotswapError, match=rf"{why}.*not be served"):
         hotswap.swap(model, fleet["large"])
     with pytest.raises(HotswapError, match=why), bank.using("large"):
         pytest.fail("the body must not run")
     assert torch.equal(run(model), before)
-    place.__dict__["_diffusers_hook"] = Registry(Group(None, None))  # moves the very tensors
+    for place in places:  # which moves the very tensors
+        place.__dict__["_diffusers_hook"] = Registry(Group(None, None))
     hotswap.swap(model, fleet["large"])
     torch.testing.assert_close(run(model), run(fresh(base, fleet["large"])))
 

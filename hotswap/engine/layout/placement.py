@@ -80,6 +80,7 @@ class Placement:
     _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
     _links: list[tuple[dict[str, Any], str, nn.Module]] = field(default_factory=list)
     _owners: list[nn.Module] = field(default_factory=list)  # of the tensors, and those above
+    _chain: list[nn.Module] = field(default_factory=list)  # those of one layer
     _versioned: list[Tensor] = field(default_factory=list)
     _merged: list[list[str]] = field(default_factory=list)
     _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
@@ -127,6 +128,10 @@ class Placement:
         )
         made._owners = [model, *(module for _, _, module in made._links)]
         made._owners += [slot.owner for slot in slots if slot.owner is not None]
+        owned = [slot.module for slot in slots if slot.owner is not None]
+        first = next((module for module in owned if module in layers), next(iter(layers)))
+        made._chain = _path(model, layers[first])
+        made._chain += [s.owner for s in slots if s.module == first and s.owner is not None]
         return made
 
     @property
@@ -213,9 +218,12 @@ class Placement:
             "(unfuse_lora() of a pipeline) before a swap"
         )
 
-    def require_resident(self) -> None:
-        """Raise HotswapError if a tensor that is written here is not the one that the forward uses."""
-        for owner in self._owners:
+    def require_resident(self, *, at_once: bool = False) -> None:
+        """Raise HotswapError if a tensor that is written here is not the one that the forward uses.
+
+        ``at_once`` looks at the modules of one layer only: hooks are put on a whole model.
+        """
+        for owner in self._chain if at_once else self._owners:
             if why := why_elsewhere(owner):
                 raise HotswapError(
                     f"{why}, so a swap would not be served: swap before enable_group_offload(), or "
@@ -345,6 +353,16 @@ def _links(
 
     leads(model)
     return found
+
+
+def _path(module: nn.Module, layer: nn.Module) -> list[nn.Module]:
+    """The modules from one down to a layer; empty where the layer is not inside."""
+    if module is layer:
+        return [module]
+    for child in module._modules.values():
+        if child is not None and (found := _path(unwrap(child), layer)):
+            return [module, *found]
+    return []
 
 
 def _tell(config: LoraConfig, staged: StagedAdapter) -> None:

@@ -129,8 +129,8 @@ class Placement:
         made._owners = [model, *(module for _, _, module in made._links)]
         made._owners += [slot.owner for slot in slots if slot.owner is not None]
         owned = [slot.module for slot in slots if slot.owner is not None]
-        first = next((module for module in owned if module in layers), next(iter(layers)))
-        made._chain = _path(model, layers[first])
+        first = next((module for module in (*owned, *layers) if module in layers), "")
+        made._chain = _path(model, layers[first]) if first else [model]
         made._chain += [s.owner for s in slots if s.module == first and s.owner is not None]
         return made
 

@@ -43,7 +43,7 @@ class Judge:
         """What was too long to be followed."""
         self.steps = 0
         """How many steps there were that are more than a call of a model."""
-        self._done: dict[ast.AST | None, set[tuple[str, int]]] = defaultdict(set)
+        self._done: dict[ast.AST | None, set[tuple[str, int, ast.AST]]] = defaultdict(set)
         """What was done to each model, by the way into the program; with None, by the body."""
         self._under: dict[tuple[ast.AST, bool, int], set[str]] = defaultdict(set)
         """What was done to a model behind each branch of a condition that nobody could evaluate."""
@@ -59,7 +59,7 @@ class Judge:
         """Show a step to the rules; return what the first that objects says."""
         self.log.add(event.kind)
         self.steps += event.kind != "run"
-        self._done[turn[0] if turn else None].add((event.kind, oid))
+        self._done[turn[0] if turn else None].add((event.kind, oid, event.node))
         for node, guard in guards.items():
             self._under[node, guard.branch, oid].add(event.kind)
             if oid not in guard.loaded:
@@ -117,12 +117,18 @@ class Judge:
     def _made_good(self, found: Deferred, oid: int) -> bool:
         """Tell whether a function that may have been called before does what is missing here.
 
-        Behind a condition that nobody could evaluate, anything in the program may do it.
+        Behind a condition that nobody could evaluate, anything in the program may do it,
+        other than what was done before and does not help.
         """
+        before = {node for node, _ in found.problem.related}
         entry = found.turn[0] if found.turn else None
         others = self._done.keys() if found.guards else self.entries - {entry} if entry else ()
         missing = _MADE_GOOD_BY.get(found.code, ())
-        return any((kind, oid) in self._done[other] for other in others for kind in missing)
+        return any(
+            kind in missing and of == oid and node not in before
+            for other in others
+            for kind, of, node in self._done[other]
+        )
 
     def _told(self, found: Deferred, oid: int) -> bool:
         """Tell whether a condition that nobody could evaluate rules out what the problem takes for granted.

@@ -10,7 +10,7 @@ import pytest
 from hotswap.lint.check import check_text
 from tests.support.program_pairs import CHANGES, Pair, pairs
 
-PAIRS = list(pairs(3))
+PAIRS = list(pairs(2))
 
 
 def found(text: str) -> set[tuple[int | None, str]]:

@@ -1,28 +1,18 @@
 """Pairs of programs: a correct one, and the same with one statement removed, exchanged or changed.
 
-What is wrong with the second follows from the change, not from the linter: a program is a
-sequence of steps, which is written down in one of many ways (a script, a function, a class,
-closures, an application, two helpers), with names and unrelated statements drawn at random.
+What is wrong with the second follows from the change, not from the linter.
 """
 
 from __future__ import annotations
 
 import random
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-NOISE = (
-    "started = time.perf_counter()",
-    "logger.info('still here')",
-    "seeds = [random.randrange(2**31) for _ in range(4)]",
-    "options = {'steps': 4, 'guidance': 3.5}",
-    "if os.environ.get('VERBOSE'):\n    print('verbose')",
-    "for number in range(3):\n    logger.debug(number)",
-    "try:\n    os.makedirs('out')\nexcept FileExistsError:\n    pass",
-    "torch.backends.cuda.matmul.allow_tf32 = True",
-)
+from tests.support.program_ways import WAYS, Step, Steps, step_at, without_gradients
+
 IMPORTS = """\
+import asyncio
 import logging
 import os
 import random
@@ -40,19 +30,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One statement; ``M`` stands for the model, ``code`` is what is wrong with it.
-
-    ``inside`` is the context manager that it is written in.
-    """
-
-    name: str
-    text: str
-    code: str = ""
-    inside: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Pair:
     """A correct program and a wrong one, and what is wrong: line and code."""
 
@@ -62,12 +39,7 @@ class Pair:
     expected: set[tuple[int, str]]
 
 
-Steps = list[Step]
 Change = Callable[[Steps, random.Random], Steps]
-
-
-def _step(steps: Steps, name: str) -> int:
-    return next(n for n, step in enumerate(steps) if step.name == name)
 
 
 def _without(name: str, then: str, code: str) -> Change:
@@ -79,13 +51,13 @@ def _without(name: str, then: str, code: str) -> Change:
 
 
 def _wrong(steps: Steps, name: str, code: str) -> Steps:
-    at = _step(steps, name)
+    at = step_at(steps, name)
     return [*steps[:at], replace(steps[at], code=code), *steps[at + 1 :]]
 
 
 def _exchanged(one: str, other: str, code: str, *, at: str) -> Change:
     def change(steps: Steps, pick: random.Random) -> Steps:
-        a, b = _step(steps, one), _step(steps, other)
+        a, b = step_at(steps, one), step_at(steps, other)
         swapped = list(steps)
         swapped[a], swapped[b] = swapped[b], swapped[a]
         return _wrong(swapped, at, code)
@@ -95,7 +67,7 @@ def _exchanged(one: str, other: str, code: str, *, at: str) -> Change:
 
 def _loaded_into_compiled(steps: Steps, pick: random.Random) -> Steps:
     """Load after the compile in place; PEFT takes no notice of blocks that are compiled."""
-    n = _step(steps, "compile")
+    n = step_at(steps, "compile")
     in_place = steps[n].text.replace("_repeated_blocks", "")
     whole = [*steps[:n], replace(steps[n], text=in_place), *steps[n + 1 :]]
     return _exchanged("load", "compile", "HSW201", at="load")(whole, pick)
@@ -103,7 +75,7 @@ def _loaded_into_compiled(steps: Steps, pick: random.Random) -> Steps:
 
 def _changed(name: str, old: str, new: str, code: str, *, at: str = "") -> Change:
     def change(steps: Steps, pick: random.Random) -> Steps:
-        n = _step(steps, name)
+        n = step_at(steps, name)
         text = steps[n].text.replace(old, new)
         assert text != steps[n].text
         return _wrong([*steps[:n], replace(steps[n], text=text), *steps[n + 1 :]], at or name, code)
@@ -113,7 +85,7 @@ def _changed(name: str, old: str, new: str, code: str, *, at: str = "") -> Chang
 
 def _inserted(text: str, before: str, code: str, *, at: str = "new") -> Change:
     def change(steps: Steps, pick: random.Random) -> Steps:
-        n = _step(steps, before)
+        n = step_at(steps, before)
         return _wrong([*steps[:n], Step("new", text), *steps[n:]], at, code)
 
     return change
@@ -156,8 +128,8 @@ def _peft(pick: random.Random) -> Steps:
 
 def _own(pick: random.Random) -> Steps:
     steps = _peft(pick)
-    steps[_step(steps, "prepare")] = Step("prepare", "hotswap.prepare(M, target_rank=32)")
-    steps[_step(steps, "swap")] = Step("swap", "hotswap.swap(M, 'adapters/b')")
+    steps[step_at(steps, "prepare")] = Step("prepare", "hotswap.prepare(M, target_rank=32)")
+    steps[step_at(steps, "swap")] = Step("swap", "hotswap.swap(M, 'adapters/b')")
     return steps
 
 
@@ -226,182 +198,18 @@ CHANGES: dict[str, dict[str, Change]] = {
 }
 """Library → what is done to the steps that makes them wrong."""
 
-
-# -- ways to write steps down ----------------------------------------------------------------------
-
-
-def _lines(steps: Steps, model: str, pick: random.Random) -> list[str]:
-    """Write steps with unrelated statements in between; a mark says what is wrong with a line."""
-    lines: list[str] = []
-    for step in steps:
-        if pick.random() < 0.3:
-            lines += pick.choice(NOISE).split("\n")
-        text = step.text.replace("M", model) if "M" in step.text else step.text
-        for known in ("AutoModelForCausalLM", "PeftModel"):  # names with a capital M of their own
-            text = text.replace(known.replace("M", model), known)
-        mark = f"  # wrong {step.code}" if step.code else ""
-        if step.inside:
-            lines += [f"with {step.inside}:", f"    {text}{mark}"]
-        else:
-            lines.append(f"{text}{mark}")
-    return lines
+CONSTANTS = {"'slot'": "SLOT", "'default'": "DEFAULT", "=32": "=RANK"}
 
 
-def _without_gradients(steps: Steps) -> Steps:
-    """Write every run of the model in ``torch.inference_mode()``."""
-    return [
-        replace(step, inside="torch.inference_mode()") if step.name in ("run", "use") else step
-        for step in steps
-    ]
+def _with_constants(steps: Steps) -> Steps:
+    """Write names and numbers as constants of the module."""
 
+    def written(text: str) -> str:
+        for value, name in CONSTANTS.items():
+            text = text.replace(value, name)
+        return text
 
-def _split(steps: Steps) -> tuple[Steps, Steps]:
-    """Divide the steps into those that set up and those of a request."""
-    at = _step(steps, "swap")
-    while at and steps[at - 1].name == "new":
-        at -= 1
-    return steps[:at], steps[at:]
-
-
-def _indent(lines: list[str], depth: int = 1) -> list[str]:
-    return [f"{'    ' * depth}{line}" for line in lines]
-
-
-def _script(steps: Steps, pick: random.Random) -> list[str]:
-    return ["batch = torch.ones(1, 8)", *_lines(steps, _name(pick), pick)]
-
-
-def _function(steps: Steps, pick: random.Random) -> list[str]:
-    name = pick.choice(["main", "serve", "demo"])
-    head = pick.choice([f"def {name}(batch=None):", f"async def {name}(batch=None):"])
-    tail = [] if pick.random() < 0.5 or head.startswith("async") else ["", "", f"{name}()"]
-    return [head, *_indent(_lines(steps, _name(pick), pick)), *tail]
-
-
-def _module(steps: Steps, pick: random.Random) -> list[str]:
-    first, then = _split(steps)
-    model = _name(pick)
-    body = _lines(then, model, pick)
-    again = any(line.startswith(f"{model} = ") for line in body)
-    handler = [f"global {model}", *body] if again else body
-    head = pick.choice(["def request(prompt):", "async def request(prompt):"])
-    return [
-        "batch = torch.ones(1, 8)",
-        *_lines(first, model, pick),
-        "",
-        "",
-        head,
-        *_indent(handler),
-    ]
-
-
-def _class(steps: Steps, pick: random.Random) -> list[str]:
-    first, then = _split(steps)
-    model = f"self.{_name(pick)}"
-    start = pick.choice(["__init__", "setup", "start"])
-    head = [
-        "class Service:",
-        "    batch = None",
-        "",
-        f"    def {start}(self):",
-        "        batch = None",
-    ]
-    request = ["", "    def request(self, prompt):", "        batch = prompt"]
-    tail = ["", "", "service = Service()"] if pick.random() < 0.5 else []
-    return [
-        *head,
-        *_indent(_lines(first, model, pick), 2),
-        *request,
-        *_indent(_lines(then, model, pick), 2),
-        *tail,
-    ]
-
-
-def _closure(steps: Steps, pick: random.Random) -> list[str]:
-    first, then = _split(steps)
-    model = _name(pick)
-    body = _lines(then, model, pick)
-    again = any(line.startswith(f"{model} = ") for line in body)
-    inner = [f"nonlocal {model}", *body] if again else body
-    return [
-        "def create():",
-        *_indent(
-            ["batch = torch.ones(1, 8)", *_lines(first, model, pick), "", "def request(prompt):"]
-        ),
-        *_indent(inner, 2),
-        "",
-        "    return request",
-    ]
-
-
-def _helpers(steps: Steps, pick: random.Random) -> list[str]:
-    first, then = _split(steps)
-    model, other = _name(pick), _name(pick)
-    return [
-        "def open_model(batch=None):",
-        *_indent([*_lines(first, model, pick), f"return {model}"]),
-        "",
-        "",
-        f"def request({other}, batch=None):",
-        *_indent(_lines(then, other, pick)),
-        "",
-        "",
-        "request(open_model())",
-    ]
-
-
-def _data_class(steps: Steps, pick: random.Random) -> list[str]:
-    first, then = _split(steps)
-    model, field = _name(pick), pick.choice(["engine", "inner", "net"])
-    return [
-        "from dataclasses import dataclass",
-        "",
-        "",
-        "@dataclass",
-        "class Holder:",
-        f"    {field}: object",
-        "    count: int = 0",
-        "",
-        "",
-        "def build(batch=None):",
-        *_indent([*_lines(first, model, pick), f"return Holder({model})"]),
-        "",
-        "",
-        "holder = build()",
-        "",
-        "",
-        "def request(batch):",
-        *_indent(_lines(then, f"holder.{field}", pick)),
-    ]
-
-
-def _application(steps: Steps, pick: random.Random) -> list[str]:
-    first, then = _split(steps)
-    kept = f"app.state.{_name(pick)}"
-    return [
-        "from contextlib import asynccontextmanager",
-        "from fastapi import FastAPI, Request",
-        "",
-        "",
-        "@asynccontextmanager",
-        "async def lifespan(app):",
-        *_indent(["batch = torch.ones(1, 8)", *_lines(first, kept, pick), "yield"]),
-        "",
-        "",
-        "app = FastAPI(lifespan=lifespan)",
-        "",
-        "",
-        "@app.post('/request')",
-        "async def answer(request: Request, batch: str):",
-        *_indent(_lines(then, f"request.{kept}", pick)),
-    ]
-
-
-WAYS = (_script, _function, _module, _class, _closure, _helpers, _data_class, _application)
-
-
-def _name(pick: random.Random) -> str:
-    return pick.choice(["pipe", "model", "engine", "painter", "llm", "x", "speaker", "base", "net"])
+    return [replace(step, text=written(step.text)) for step in steps]
 
 
 def pairs(number: int) -> Iterator[Pair]:
@@ -414,10 +222,14 @@ def pairs(number: int) -> Iterator[Pair]:
                     pick = random.Random(name)  # noqa: S311
                     right = WRITTEN[library](pick)
                     if pick.random() < 0.3:
-                        right = _without_gradients(right)
+                        right = without_gradients(right)
                     wrong = change(right, pick)
+                    head = IMPORTS
+                    if pick.random() < 0.3:
+                        right, wrong = _with_constants(right), _with_constants(wrong)
+                        head += "SLOT = 'slot'\nDEFAULT = 'default'\nRANK = 32\n"
                     texts = [
-                        IMPORTS + "\n".join(way(steps, random.Random(name))) + "\n"  # noqa: S311
+                        head + "\n".join(way(steps, random.Random(name))) + "\n"  # noqa: S311
                         for steps in (right, wrong)
                     ]
                     marks = {
@@ -425,4 +237,4 @@ def pairs(number: int) -> Iterator[Pair]:
                         for n, line in enumerate(texts[1].splitlines(), 1)
                         if "# wrong " in line
                     }
-                    yield Pair(name, textwrap.dedent(texts[0]), texts[1], marks)
+                    yield Pair(name, texts[0], texts[1], marks)

@@ -81,8 +81,9 @@ def _set_item(run: Run, target: ast.Subscript, value: v.Value) -> None:
     elif isinstance(owner, v.Dict) and isinstance(index, v.Const):
         mutate(run, target.value, v.Dict({**owner.items, index.value: value}))
     elif isinstance(owner, v.Dict | v.Seq):
-        mutate(run, target.value, run.fresh())
-    elif isinstance(owner, v.Opaque | v.Obj) and index is not None and (key := v.key_of(index)):
+        owner = run.fresh()
+        mutate(run, target.value, owner)
+    if isinstance(owner, v.Opaque | v.Obj) and index is not None and (key := v.key_of(index)):
         name = repr(index.value) if isinstance(index, v.Const) else key
         run.s.put((owner.oid, "[]", name), value)
 

@@ -107,8 +107,8 @@ def compare(run: Run, node: ast.Compare) -> v.Value:
             return v.Const(bool(_COMPARISONS[type(op)](left.value, right.value)))
         except Exception:  # whatever the program's own comparison raises
             return run.fresh()
-    if isinstance(op, ast.In | ast.NotIn) and isinstance(left, v.Const):
-        found = _contains(left.value, right)
+    if isinstance(op, ast.In | ast.NotIn):
+        found = _contains(left, right)
         if found is not None:
             return v.Const(found == isinstance(op, ast.In))
     key = (type(op).__name__, v.key_of(left), v.key_of(right))
@@ -133,9 +133,15 @@ def _same(left: v.Value, right: v.Value, *, identity: bool) -> bool | None:
     return left.oid == right.oid if isinstance(left, v.Obj) and isinstance(right, v.Obj) else None
 
 
-def _contains(item: Any, container: v.Value) -> bool | None:
+def _contains(item: v.Value, container: v.Value) -> bool | None:
+    if isinstance(container, v.Dict | v.Seq) and not container.items:
+        return False
+    if not isinstance(item, v.Const):
+        return None
     if isinstance(container, v.Dict):
-        return item in container.items
+        return item.value in container.items
     if isinstance(container, v.Seq) and all(isinstance(each, v.Const) for each in container.items):
-        return any(isinstance(each, v.Const) and each.value == item for each in container.items)
+        return any(
+            isinstance(each, v.Const) and each.value == item.value for each in container.items
+        )
     return None

@@ -149,8 +149,14 @@ def _subscript(run: Run, node: ast.Subscript) -> v.Value:
     if isinstance(owner, v.Seq) and isinstance(node.slice, ast.Slice):
         return _slice(run, owner, node.slice)
     if index is not None and (key := v.key_of(index)) and (whole := v.key_of(owner)):
-        return run.memo((whole, "[]", key))
+        return _only_one(run, whole) or run.memo((whole, "[]", key))
     return run.fresh()
+
+
+def _only_one(run: Run, whole: Any) -> v.Obj | None:
+    """Return the only thing that was put into a container, whatever the key is that asks for it."""
+    inside = [value for key, value in run.s.heap.items() if key[:2] == (whole, "[]")]
+    return inside[0] if len(inside) == 1 and isinstance(inside[0], v.Obj) else None
 
 
 def item(run: Run, owner: v.Value, index: Any) -> v.Value:

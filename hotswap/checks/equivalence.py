@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hotswap.adapters.names import canonical
-from hotswap.engine.layout.slots import unwrap
+from hotswap.compiler.regions import unwrap
 
 TOLERANCES: dict[torch.dtype | Literal["widened"], tuple[float, float]] = {
     torch.float64: (1e-10, 1e-8),

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hotswap.adapters.names import canonical
 from hotswap.compiler.compiled import walk
+from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.registry import forget_adapters
-from hotswap.engine.layout.slots import unwrap
 
 _FLAGS = (
     "r",

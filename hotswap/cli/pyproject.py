@@ -38,6 +38,8 @@ def _settings(file: Path) -> Settings:
     except (OSError, ValueError) as error:
         raise HotswapError(f"{file}: cannot be read: {error}") from error
     table: Any = tool.get("hotswap", {})
+    if isinstance(table, dict):
+        table.pop("lint", None)  # which is the linter's
     strange = sorted(table.keys() - KEYS.keys()) if isinstance(table, dict) else None
     if strange is None or strange:
         found = f"has {', '.join(strange)}" if strange else "is no table"

@@ -51,6 +51,7 @@ class AdapterBank:
                 raise ValueError(f"{name} is {limit}; expected at least 1, or None for no limit")
         self._model = model
         self._parts = parts_of(model)
+        self._models = [part.model for part in self._parts]
         self._adapter_name = adapter_name
         self._max_adapters = max_adapters
         self._max_bytes = max_bytes
@@ -62,7 +63,7 @@ class AdapterBank:
 
     def _places(self, *, at_once: bool = False) -> list[Placement]:
         name = self._adapter_name
-        return [placement_of(part.model, name, at_once=at_once) for part in self._parts]
+        return [placement_of(model, name, at_once=at_once) for model in self._models]
 
     def add(self, name: str, adapter: Adapter | None, *, config: LoraConfig | None = None) -> str:
         """Stage an adapter under a name, in place of one that has it; return its digest.
@@ -117,12 +118,14 @@ class AdapterBank:
         self._of(name)
 
         def in_place() -> bool:
-            staged = self._staged.get(name)
-            return staged is not None and _in_place(self._places(at_once=True), staged)
+            try:  # whoever ends the use before asks this
+                return _in_place(self._places(at_once=True), self._of(name))
+            except HotswapError:
+                return False
 
         found = []
-        for part in self._parts:
-            uses = entry_of(part.model).uses
+        for model in self._models:
+            uses = entry_of(model).uses
             use = Use(self._adapter_name, in_place, self._max_shared)
             found.append((uses, held_until_end(held, uses, use)))
         return found

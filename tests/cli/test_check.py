@@ -99,6 +99,7 @@ def test_settings_come_from_pyproject(
     assert json.loads(capsys.readouterr().out)[0]["code"] == "HSW105"
     (tmp_path / "pyproject.toml").write_text(
         '[tool.hotswap]\nplan = "plan.json"\nignore = ["rank-above-plan"]\n'
+        '[tool.hotswap.lint]\nignore = ["HSW201"]\n'  # is the linter's
     )
     assert main(["check", "../a"]) == 0
     for wrong in ("ignroe = []", "ignore = 1", "plan = 1"):

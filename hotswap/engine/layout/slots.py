@@ -17,7 +17,6 @@ from hotswap.adapters.modules import Kind
 from hotswap.adapters.names import MAGNITUDE, canonical
 from hotswap.adapters.plan import ModulePlan
 from hotswap.compiler.compiled import Walked, instances, walk
-from hotswap.compiler.regions import unwrap as unwrap
 
 Role = Literal["factor", "bias", "magnitude", "saved", "tokens"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hotswap.engine.layout.slots import unwrap
+from hotswap.compiler.regions import unwrap
 from tests.mutants.registry import breaks
 from tests.mutants.subject import Engine
 

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from hotswap.engine.layout.slots import unwrap
+from hotswap.compiler.regions import unwrap
 from tests.mutants.registry import breaks, scale_all
 from tests.mutants.subject import Engine
 

@@ -13,7 +13,8 @@ from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
-from hotswap.engine.layout.slots import lora_layers, unwrap
+from hotswap.compiler.regions import unwrap
+from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter, is_
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +23,8 @@ from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import Shared, States
 from hotswap.errors import HotswapError, MergedAdapterError
+
+_version: Callable[[Tensor], int] = attrgetter("_version")
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -76,7 +79,8 @@ class Placement:
     _written: tuple[int, int] | None = None
     _moves: list[int] = field(default_factory=lambda: [0])
     _moves_then: int = 0
-    _parameters: list[tuple[dict[str, Any], str, object]] = field(default_factory=list)
+    _places: tuple[list[dict[str, Any]], list[str]] = ([], [])  # of the tensors in their modules
+    _held: list[Tensor] = field(default_factory=list)
     _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
     _links: list[tuple[dict[str, Any], str, nn.Module]] = field(default_factory=list)
     _owners: list[nn.Module] = field(default_factory=list)  # of the tensors, and those above
@@ -106,11 +110,11 @@ class Placement:
             getattr(model, "peft_config", {}).get(name),
             label=name,
             shared=shared,
-            _parameters=[
-                (slot.holder, slot.state_key.rpartition(".")[2], slot.tensor)
-                for slot in slots
-                if slot.holder is not None
-            ],
+            _places=(
+                [slot.holder for slot in slots if slot.holder is not None],
+                [s.state_key.rpartition(".")[2] for s in slots if s.holder is not None],
+            ),
+            _held=[slot.tensor for slot in slots if slot.holder is not None],
             _modules=[
                 (layer.lora_A._modules, layer.lora_A[name])
                 for layer in layers.values()
@@ -160,10 +164,7 @@ class Placement:
     @property
     def replaced(self) -> bool:
         """Whether a module holds another tensor than the one that is written here."""
-        for holder, key, tensor in self._parameters:  # noqa: SIM110 -- any() takes half as long again
-            if holder.get(key) is not tensor:
-                return True
-        return False
+        return not all(map(is_, map(dict.get, *self._places), self._held))
 
     @property
     def remade(self) -> bool:
@@ -206,7 +207,7 @@ class Placement:
         """Whether an adapter is in place and nobody wrote its weights since; its scale may differ."""
         if self.staged is not staged or self._written is None:
             return self.staged is staged
-        return self._written[0] == sum([tensor._version for tensor in self._versioned])
+        return self._written[0] == sum(map(_version, self._versioned))
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if an adapter is merged into a base weight."""
@@ -306,8 +307,8 @@ class Placement:
         if self.arena is None or len(self._versioned) < len(self.slots):
             return None
         # the scalings are views of the buffers, and share their counters
-        buffers = sum([buffer._version for buffer in self.arena.buffers.values()])
-        return sum([tensor._version for tensor in self._versioned]), buffers
+        buffers = sum(map(_version, self.arena.buffers.values()))
+        return sum(map(_version, self._versioned)), buffers
 
     def _copy(self) -> Arena:
         """Copy the bytes in place, to put them back if need be."""
@@ -321,6 +322,8 @@ class Placement:
         return self._undo
 
     def _write(self, image: Arena) -> None:
+        # views share storage but not version counters: autograd must notice a swap before backward
+        torch.autograd.graph.increment_version(self._versioned)
         with torch.no_grad():
             if self.arena is not None:
                 self.arena.copy(image)
@@ -329,8 +332,6 @@ class Placement:
                 # a tensor made under inference_mode can only be written under it
                 with torch.inference_mode(any(target.is_inference() for target in targets)):
                     torch._foreach_copy_(targets, image.views)
-        # views share storage but not version counters: autograd must notice a swap before backward
-        torch.autograd.graph.increment_version(self._versioned)
         for cache in self._caches:
             cache.clear()
 

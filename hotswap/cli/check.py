@@ -18,16 +18,18 @@ from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.folders import adapter_paths
-from hotswap.cli.options import finding_options
-from hotswap.cli.pyproject import read_settings
+from hotswap.cli.options import finding_options, words
 from hotswap.cli.terminal import progress_bar, say
 from hotswap.errors import HotswapError
 from hotswap.findings import Finding, chosen
+from hotswap.pyproject import read_table
 from hotswap.report.findings import FORMATS, render
 from hotswap.report.text import table
 
 MOST_ROWS = 40
 """Adapters in the table; of a larger fleet it shows those with findings."""
+_SETTINGS = {"plan": str, "select": list, "ignore": list, "lint": object}
+"""Of a project, for every run; the plan is found from the folder of the file."""
 EPILOG = """\b
 Examples:
   hotswap check adapters/* --plan hotswap-plan.json
@@ -77,9 +79,10 @@ def check(
             raise ValueError(f"--format is {form!r}; choose from {', '.join(FORMATS)}")
         if jobs < 0:
             raise ValueError(f"--jobs is {jobs}, expected 0 or more")
-        settings = read_settings(Path.cwd())
-        codes = chosen(_words(select) or settings.select, _words(ignore) or settings.ignore)
-        where = plan or settings.plan
+        file, table = read_table(Path.cwd(), "hotswap", _SETTINGS) or (Path(), {})
+        given = [words(select) or table.get("select", ()), words(ignore) or table.get("ignore", ())]
+        codes = chosen(*given)
+        where = plan or (file.parent / table["plan"] if table.get("plan") else None)
         room = SwapPlan.read(where) if where is not None else None
         model = _base(base)
     except (ValueError, HotswapError) as error:
@@ -163,7 +166,3 @@ def _count(fleet: Sequence[Inspection], findings: Sequence[Finding]) -> str:
     parts += [f"{errors or 'no'} error{'' if errors == 1 else 's'}"]
     parts += [f"{warnings} warning{'' if warnings == 1 else 's'}"] if warnings else []
     return ", ".join(parts)
-
-
-def _words(given: Sequence[str]) -> list[str]:
-    return [word for part in given for word in part.split(",") if word]

@@ -17,7 +17,7 @@ import hotswap
 from hotswap.adapters.rules import DOCUMENTATION as ADAPTER_RULES
 from hotswap.adapters.rules import table as adapter_table
 from hotswap.cli.command import FILE, Command, Exit
-from hotswap.cli.options import finding_options
+from hotswap.cli.options import finding_options, words
 from hotswap.cli.terminal import is_colored, say
 from hotswap.errors import HotswapError
 from hotswap.findings import RULES as NAMES
@@ -117,13 +117,13 @@ def _settings(given: Mapping[str, Sequence[str]]) -> Settings:
     """Return the settings of the project, with what the command line says instead or besides."""
     from hotswap.lint.settings import read_settings
 
-    words = {name: _words(values) for name, values in given.items()}
+    listed = {name: words(values) for name, values in given.items()}
     settings = read_settings(Path.cwd())
     return replace(
         settings,
-        select=words["select"] or settings.select,
-        ignore=words["ignore"] or settings.ignore,
-        extend_select=[*settings.extend_select, *words["extend_select"]],
+        select=listed["select"] or settings.select,
+        ignore=listed["ignore"] or settings.ignore,
+        extend_select=[*settings.extend_select, *listed["extend_select"]],
         exclude=[*settings.exclude, *given["exclude"]],
     )
 
@@ -182,10 +182,6 @@ def explain(code: str | None, markdown: bool, adapters: bool) -> None:
         say("", RULES[found].documentation)
     elif found in ADAPTER_RULES:
         say("", ADAPTER_RULES[found])
-
-
-def _words(given: Sequence[str]) -> list[str]:
-    return [word for part in given for word in part.split(",") if word]
 
 
 def _count(findings: Sequence[Finding]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from click import option
@@ -26,3 +26,8 @@ def finding_options(function: Callable[..., None]) -> Callable[..., None]:
     for declare in reversed(OPTIONS):
         function = declare(function)
     return function
+
+
+def words(given: Sequence[str]) -> list[str]:
+    """Return the words of an option that may be given several times, with commas in each."""
+    return [word for part in given for word in part.split(",") if word]

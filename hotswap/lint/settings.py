@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pathspec import GitIgnoreSpec
 
-from hotswap.errors import HotswapError
 from hotswap.findings import chosen
 from hotswap.lint.rules import RULES
+from hotswap.pyproject import read_table
 
-FILE = "pyproject.toml"
-_LISTS = ("select", "extend-select", "ignore", "exclude")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("select", "extend-select", "ignore", "exclude"), list),
+    "per-file-ignores": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -63,30 +63,9 @@ class Settings:
 
 def read_settings(folder: Path) -> Settings:
     """Read the table from the folder or the nearest one above; raises HotswapError when it is wrong."""
-    files = (place / FILE for place in (folder, *folder.absolute().parents))
-    file = next((file for file in files if file.is_file()), None)
-    return _settings(file) if file else Settings()
-
-
-def _settings(file: Path) -> Settings:
-    try:
-        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
-    except (OSError, ValueError) as error:
-        raise HotswapError(f"{file}: cannot be read: {error}") from error
-    table: Any = tool.get("hotswap", {})
-    table = table.get("lint", {}) if isinstance(table, dict) else {}
-    known = {*_LISTS, "per-file-ignores"}
-    strange = sorted(table.keys() - known) if isinstance(table, dict) else None
-    if strange is None or strange:
-        found = f"has {', '.join(strange)}" if strange else "is no table"
-        expected = ", ".join(sorted(known))
-        raise HotswapError(f"{file}: [tool.hotswap.lint] {found}; it takes {expected}")
-    lists = {key: table.get(key, []) for key in _LISTS}
-    per_file = table.get("per-file-ignores", {})
-    if not isinstance(per_file, dict):
-        raise HotswapError(f"{file}: per-file-ignores is {str(per_file)[:40]!r}, expected a table")
-    for key, value in {**lists, **per_file}.items():
-        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-            raise HotswapError(f"{file}: {key} is {str(value)[:40]!r}, expected a list of texts")
-    words = {key.replace("-", "_"): value for key, value in lists.items()}
-    return Settings(**words, per_file_ignores=per_file, root=file.parent)
+    found = read_table(folder, "hotswap.lint", _KINDS)
+    if found is None:
+        return Settings()
+    file, table = found
+    words = {key.replace("-", "_"): value for key, value in table.items()}
+    return Settings(**words, root=file.parent)

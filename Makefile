@@ -11,7 +11,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: install demo test docs check wheel-test quantized-test lower-bounds lint clean
+.PHONY: install demo test docs check wheel-test quantized-test examples-test lower-bounds lint clean
 install: $(STAMP)
 
 demo: $(STAMP)  ## run the main job on an embedded fleet; open out/report.html
@@ -29,13 +29,16 @@ lint: $(STAMP)  ## format, rules, types, and who may import whom
 docs: $(STAMP)  ## the documentation as a site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
-check: lint docs test quantized-test wheel-test  ## what CI runs
+check: lint docs test quantized-test examples-test wheel-test  ## what CI runs
 
 wheel-test: $(STAMP)  ## the tests marked wheel, against the built wheel
 	PYTHON=$(PYTHON) bash tests/run_against_wheel.sh
 
 quantized-test: $(STAMP)  ## quantised layers, with the libraries that they need
-	bash tests/run_quantized.sh
+	bash tests/run_with_extra.sh quantized tests/engine/test_quantized.py
+
+examples-test: $(STAMP)  ## the examples, with FastAPI and Ray
+	bash tests/run_with_extra.sh examples tests/examples/test_servers.py
 
 lower-bounds:  ## the whole suite with the lowest versions that pyproject.toml allows
 	PYTHON=$(PYTHON) bash tests/run_with_lowest_versions.sh

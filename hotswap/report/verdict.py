@@ -7,6 +7,9 @@ from typing import Any
 
 from hotswap.report.records import Results, adapter_rows, judged, law_rows
 
+INDISPENSABLE = ("swap-equals-load", "swap-atomic", "zero-recompiles")
+"""Laws without which a deployment is not ready, whatever its subject says of them."""
+
 MOST_NAMED = 5
 """Refused adapters that the line names; it counts the others."""
 
@@ -83,13 +86,22 @@ def last_line(
     reasons = [f"{', '.join(missing)} did not run"] if missing else []
     if results.exitstatus is None or (results.exitstatus and not missing):
         reasons.append("the run did not come to its end")
-    if not missing and not results.swaps:
+    off = [row["law"] for row in laws if row["state"] == "not applicable"]
+    if needed := [law for law in INDISPENSABLE if law in off]:
+        verb = "is" if len(needed) == 1 else "are"
+        reasons.append(f"{', '.join(needed)} {verb} switched off, and nothing is ready without")
+    if not (missing or needed or results.swaps):
         reasons.append("no swap was watched for recompiles")
     if reasons:
         return "incomplete", f"incomplete: {'; '.join(reasons)}"
     rank = f", target rank {target_rank}" if target_rank is not None else ""
     swaps = f"{results.recompiles} recompiles in {results.swaps} swaps"
-    return "ready", f"ready to hot-swap: {_adapters(adapters)}{rank}, {swaps}"
+    without = f", {_laws(off)} switched off" if off else ""
+    return "ready", f"ready to hot-swap: {_adapters(adapters)}{rank}, {swaps}{without}"
+
+
+def _laws(some: Sequence[object]) -> str:
+    return f"{len(some)} law{'' if len(some) == 1 else 's'}"
 
 
 def _adapters(some: Sequence[object]) -> str:

@@ -29,6 +29,8 @@ from hotswap.compiler.rules import Guarded, explain
 from hotswap.compiler.stack import called_whole, is_running, takes_tensors
 from hotswap.errors import CannotObserveError
 
+_SKIPPED = "torch skips its frame, as after a compile that failed"
+
 
 class Observer:
     """One per process; installed while at least one listener is there."""
@@ -117,10 +119,9 @@ class Observer:
                 for thread in self._missed.keys() - running:  # another one may be about to compile
                     self._settle(thread)
                 for thread, call in list(self._called.items()):
-                    if not is_running(call, thread) and self._called.pop(thread, None):
-                        self._note_eager(
-                            call, "torch skips its frame, as after a compile that failed"
-                        )
+                    if not is_running(call, thread):
+                        self._called.pop(thread, None)
+                        self._note_eager(call, _SKIPPED)
                 if self._start_hook not in self._callbacks:  # torch._dynamo.reset() was called
                     self._callbacks.append(self._start_hook)
                     for listener in self._listeners:
@@ -189,12 +190,14 @@ class Observer:
 
     def _on_call(self, frame: FrameType, looks: bool) -> None:
         thread = threading.get_ident()
+        if self._start_hook not in self._callbacks:
+            self.flush()
         if frame.f_code.co_name != "compile_wrapper":  # of torch.compiler.disable
             if (owner := called_whole(frame)) is not None:
                 self._disabled[id(owner)] = self._disabled.get(id(owner), 0) + 1
             return
         if (before := self._called.pop(thread, None)) is not None:
-            self._note_eager(before, "torch skips its frame, as after a compile that failed")
+            self._note_eager(before, _SKIPPED)
         if looks:
             self._called[thread] = frame
         else:

@@ -144,6 +144,15 @@ class TestCallsThatTorchDoesNotLookAt:
         assert log.eager_misses == {"Scaled": 1}
         assert "torch.compiler.disable" in log.verdict().reasons[0]
 
+    def test_a_first_compile_after_a_reset_is_no_miss(self) -> None:
+        model, compiled = warm()
+        with hotswap.watch_compiles(model) as log:
+            torch._dynamo.reset()
+            compiled(X)
+            compiled(X)
+        assert (log.hits, log.eager_misses) == ({"Scaled": 1}, {})
+        assert [found.region for found in log.first_compiles] == ["Scaled"]
+
     def test_a_disabled_method_that_compiled_code_calls_is_no_miss(self) -> None:
         class Logging(Scaled):
             @torch.compiler.disable

@@ -6,6 +6,7 @@ where it ran. All of it travels as the test's user properties, so xdist and a sh
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 import hotswap
+from hotswap.cli.fleet import files_of, read_fleet, read_values
 from hotswap.cli.verify.handover import Handover
 from pytest_hotswap.reporting import PREFIX
 
@@ -48,12 +50,23 @@ class Evidence:
         self._times: defaultdict[str, list[float]] = defaultdict(list)
         self._ready = False
         self._subject: Any = None
+        self._files: dict[str, Any] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self, session: pytest.Session) -> None:
+        """Read the files of a subject's own adapters, as those that are named on the command line were."""
+        if self.settings.own_adapters:
+            from pytest_hotswap.subjects.origin import resolve_subject
+
+            with suppress(Exception):  # the collection meets it again, and reports it
+                self._files = judge_files(resolve_subject(session.config))
 
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         """Leave out the test of refused adapters where none is."""
-        if not self.settings.refused:
+        refused = any(finding["findings"] for finding in self._files.get("adapters", ()))
+        if not (self.settings.refused or refused):
             idle = [item for item in items if item.name == REFUSED]
             items[:] = [item for item in items if item.name != REFUSED]
             config.hook.pytest_deselected(items=idle)
@@ -86,9 +99,15 @@ class Evidence:
         deployment = getattr(item, "funcargs", {}).get("deployment")
         if self._subject is not None and deployment is not None:
             _note(item, "environment", environment(self._subject, deployment.base))
+            _note(item, "files", self._files)
             self._subject = None
         with self._noted(item, "call"):
-            return (yield)
+            try:
+                return (yield)
+            except (Exception, pytest.fail.Exception):
+                if (alone := passes_alone(item)) is not None:
+                    item.user_properties.append((f"{PREFIX}alone", alone))
+                raise
 
     @contextmanager
     def _noted(self, item: pytest.Item, phase: str) -> Iterator[None]:
@@ -133,9 +152,48 @@ def _note(item: pytest.Item, key: str, value: Any) -> None:
         item.user_properties.append((f"{PREFIX}{key}", json.dumps(value)))
 
 
+def judge_files(subject: Any) -> dict[str, Any]:
+    """What the files of a subject's adapters say; one that they show to be wrong is refused by name."""
+    paths = [str(path) for path in subject.adapter_paths()]
+    fleet = read_values(read_fleet(paths, getattr(subject, "plan", None)), paths)
+    accepted = [Path(path) for path in paths if path not in fleet.refused]
+    if accepted:
+        subject.adapter_paths = lambda: accepted
+        subject.refused = tuple(Path(path) for path in fleet.refused)
+    return files_of(paths, paths, fleet)
+
+
+def passes_alone(item: pytest.Item) -> bool | None:
+    """Run a failed test of an adapter again as if there were no other one: guilt does not travel.
+
+    None for a test that is not of one adapter among others.
+    """
+    given: dict[str, Any] = getattr(item, "funcargs", {})
+    adapter, deployment = given.get("adapter"), given.get("swapping")
+    if adapter is None or deployment is None or len(deployment.paths) < 2:
+        return None
+    alone: dict[str, Any] = {"paths": [adapter], "first": adapter}
+    kept = {key: vars(deployment)[key] for key in (*alone, "rescaled") if key in vars(deployment)}
+    vars(deployment).update(alone)
+    vars(deployment).pop("rescaled", None)
+    arguments = {**given, "record_property": lambda *_: None}
+    test: Any = item
+    try:
+        deployment.restore()
+        test.obj(**{name: arguments[name] for name in inspect.signature(test.obj).parameters})
+    except (Exception, pytest.fail.Exception):
+        return False
+    finally:
+        for key in (*alone, "rescaled"):
+            vars(deployment).pop(key, None)
+        vars(deployment).update(kept)
+    return True
+
+
 def adapt(subject: Any, settings: Handover) -> None:
     """Change a subject in place to what was asked for; what was not asked for stays its own."""
-    subject.refused = tuple(Path(path) for path in settings.refused)
+    if not settings.own_adapters:
+        subject.refused = tuple(Path(path) for path in settings.refused)
     if settings.plan:
         subject.plan = hotswap.SwapPlan.read(settings.plan)
     if settings.device or settings.dtype:

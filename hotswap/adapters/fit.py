@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeVar
 
+from hotswap.adapters.config import SAVE_AGAIN, saved_module
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.names import family, owner
 from hotswap.adapters.plan import ModulePlan, SwapPlan
@@ -85,6 +86,7 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
         if shape is not None and shape != info.shape:
             text = f"has shape {list(info.shape)}, the base model has {list(shape)}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
+    findings += _missing_of_saved(spec, base.parameters, "the base model", base.prefix)
     for name, rows in spec.tokens.items():
         shape = _of_base(base, base.parameters, f"{name}.weight")
         if shape is None or shape[-1] != rows.dimension or max(rows.indices) >= shape[0]:
@@ -129,6 +131,7 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
         elif place.shape != info.shape:
             text = f"has shape {list(info.shape)}, the plan has {list(place.shape)}"
             yield Finding(where, "HSW107", text, "use an adapter with a head of the same size")
+    yield from _missing_of_saved(spec, plan.saved, "the plan")
     for name, rows in spec.tokens.items():
         where, slot = f"{spec.path}::{name}", plan.tokens.get(name)
         missing = set(rows.indices) - set(slot.indices if slot else ())
@@ -145,6 +148,20 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
             where = f"{spec.path}::{min(theirs - mine)}"
             text = "the adapter has no weights for a parameter that the plan targets directly"
             yield Finding(where, "HSW107", text, "use adapters with the same target_parameters")
+
+
+def _missing_of_saved(
+    spec: AdapterSpec, known: Iterable[str], whose: str, prefix: str = ""
+) -> Iterator[Finding]:
+    """Tensors of modules that the adapter says to carry whole, and does not."""
+    if not spec.config.get("modules_to_save"):
+        return
+    carried = {name.replace(".base_layer.", ".") for name in spec.saved}
+    for name in known:
+        spelled = {name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")}
+        if not (spelled & carried) and saved_module(spec.config, name):
+            text = f"is missing: modules_to_save of the config names its module, and {whose} has it"
+            yield Finding(f"{spec.path}::{name}", "HSW103", text, SAVE_AGAIN)
 
 
 def _closest_of(modules: Iterable[str]) -> Callable[[str], str]:

@@ -72,8 +72,8 @@ _RULES = {
         '"init_lora_weights": true',
     ),
     "HSW103": (
-        "Tensors of a module are missing: A without B, or no magnitude of DoRA.",
-        "PEFT fills the gap with zeros, and the module does nothing.",
+        "Tensors of a module are missing: A without B, no magnitude of DoRA, part of a module to save.",
+        "PEFT fills the gap with zeros, and the module does nothing; a head is half another one's.",
         "q_proj.lora_A.weight alone",
         "q_proj.lora_A.weight and q_proj.lora_B.weight",
     ),

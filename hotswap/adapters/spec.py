@@ -183,10 +183,26 @@ def _describe_rest(
             found["copies"][name] = info
         else:
             strange[key] = "is not a LoRA weight that can be swapped"
+    findings += _incomplete_modules(where, config, found["saved"])
     for key, what in strange.items():
         remedy = "remove the tensor, or save the adapter without it"
         findings.append(Finding(f"{where}::{key}", "HSW108", f"the tensor {what}", remedy))
     return found, size, findings
+
+
+def _incomplete_modules(
+    where: str, config: Mapping[str, Any], saved: Mapping[str, TensorInfo]
+) -> Iterator[Finding]:
+    """Whole modules that cannot be complete, whatever the base model is."""
+    named = config.get("modules_to_save") or ()
+    if named and not saved:
+        text = f"the config's modules_to_save names {', '.join(map(str, named))}, the weights have none"
+        yield Finding(where, "HSW103", text, SAVE_AGAIN)
+    for name in saved:
+        weight = f"{name.removesuffix('.bias')}.weight"
+        if name.endswith(".bias") and weight not in saved:
+            text = "a module that is saved as a whole has a bias, and no weight"
+            yield Finding(f"{where}::{weight}", "HSW103", text, SAVE_AGAIN)
 
 
 def _findings(

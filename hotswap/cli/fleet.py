@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hotswap.adapters.fit import fits
+from hotswap.adapters.fleet import judge
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.planner import plan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.cli.curve import point
 from hotswap.errors import HotswapError, UnreadableAdapterError
-from hotswap.findings import Finding
+from hotswap.findings import RULES, Finding
+
+_OF_NAMES = frozenset({"HSW114", "HSW116"})
+"""Warnings that say nothing here: a swap compares whole names, and equal weights are told by digest."""
 
 MOST_RANKS = 40
 """Points of the memory curve at most; the chosen rank and the largest are always among them."""
@@ -27,6 +32,7 @@ class Fleet:
     plan: SwapPlan | None = None
     specs: dict[str, AdapterSpec] = field(default_factory=dict)
     refused: dict[str, tuple[Finding, ...]] = field(default_factory=dict)
+    warned: dict[str, tuple[Finding, ...]] = field(default_factory=dict)
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -72,6 +78,60 @@ def _unfit(chosen: SwapPlan, specs: dict[str, AdapterSpec]) -> dict[str, tuple[F
     return {path: findings for path, findings in found.items() if findings}
 
 
+def read_values(fleet: Fleet, paths: Sequence[str]) -> Fleet:
+    """Read the weights of the accepted ones of these paths: what is wrong with the values, and warnings.
+
+    The plan stays as it is: it is the same in every shard, and each shard reads its own adapters only.
+    """
+    accepted = [path for path in paths if path not in fleet.refused]
+    _, findings = judge(accepted, RULES.keys() - _OF_NAMES, plan=fleet.plan, weights=True)
+    found: dict[str, list[Finding]] = {path: [] for path in accepted}
+    for finding in findings:
+        where = finding.where.partition("::")[0]
+        found[where if where in found else _folder(where, found)].append(finding)
+    return replace(
+        fleet,
+        refused=fleet.refused | _of("error", found),
+        warned=_of("warning", found),
+    )
+
+
+def _folder(where: str, paths: Iterable[str]) -> str:
+    return next(path for path in paths if Path(path) in Path(where).parents)
+
+
+def _of(severity: str, found: dict[str, list[Finding]]) -> dict[str, tuple[Finding, ...]]:
+    picked = {
+        path: tuple(f for f in some if f.severity == severity) for path, some in found.items()
+    }
+    return {path: some for path, some in picked.items() if some}
+
+
+def fingerprint(paths: Sequence[str], fleet: Fleet) -> dict[str, Any]:
+    """What tells one fleet from another one by names and headers, whatever folder it lies in."""
+    described = [
+        [
+            Path(path).name,
+            spec and [spec.bytes, [(n, m.rank, m.alpha) for n, m in spec.modules.items()]],
+        ]
+        for path in sorted(paths, key=lambda path: Path(path).name)
+        for spec in (fleet.specs.get(path),)
+    ]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return {"adapters": len(paths), "digest": digest}
+
+
+def files_of(paths: Sequence[str], mine: Sequence[str], fleet: Fleet) -> dict[str, Any]:
+    """What the files of a fleet say for the report; ``mine`` are this shard's."""
+    chosen = fleet.plan
+    return {
+        "plan": chosen.to_dict() if chosen else None,
+        "curve": memory_curve(chosen, fleet.specs.values()) if chosen else [],
+        "fleet": fingerprint(paths, fleet),
+        "adapters": [adapter_entry(path, fleet) for path in mine],
+    }
+
+
 def adapter_entry(path: str, fleet: Fleet) -> dict[str, Any]:
     """Describe one adapter; what cannot be read of a refused one is None."""
     spec = fleet.specs.get(path)
@@ -86,6 +146,7 @@ def adapter_entry(path: str, fleet: Fleet) -> dict[str, Any]:
         "digest": weights_digest(path),
         "module_ranks": {name: m.rank for name, m in spec.modules.items()} if spec else {},
         "findings": [finding.as_dict() for finding in fleet.refused.get(path, ())],
+        "warnings": [finding.as_dict() for finding in fleet.warned.get(path, ())],
     }
 
 

@@ -30,7 +30,7 @@ def merge(reports: tuple[Path, ...], output: Path, fail_on: str) -> None:
     A shard that is missing makes the verdict incomplete.
     """
     require_extra()
-    document = merge_documents([read(path) for path in reports])
+    document = merge_documents([read(path) for path in reports], fail_on=fail_on)
     write_report(document, output)
     say(document["verdict"]["line"])
-    raise Exit(exit_code(document, fail_on))
+    raise Exit(exit_code(document))

@@ -111,7 +111,7 @@ def _shared(parts: dict[str, CompiledModule]) -> Iterator[Finding]:
     for path, part in parts.items():
         if part.code is not None:
             by_code[part.code].append(path)
-    limit = private.recompile_limit()
+    limit = private.recompile_limits()["recompile_limit"]
     for code, paths in by_code.items():
         count = len(private.variants(code))
         fits = [{id(variant) for variant, _ in parts[path].variants} for path in paths]

@@ -61,18 +61,27 @@ def of_module(variant: Any, code: CodeType) -> list[private.Guard]:
     return [guard for guard in private.guards(variant) if root in guard.source]
 
 
-def modules_read(module: nn.Module) -> Iterator[nn.Module]:
+def modules_read(call: private.Call, values: dict[str, Any]) -> Iterator[nn.Module]:
+    """The modules that compiled code reads, wherever it holds them, also after its graph breaks."""
+    left, seen = [call.code], set()
+    while left:
+        if (code := left.pop()) is None or code in seen:
+            continue
+        seen.add(code)
+        for variant in private.variants(code):
+            names = private.scope(variant, values)
+            for source in {guard.source for guard in private.guards(variant)}:
+                with suppress(Exception):  # an argument: it holds no module that is watched
+                    if isinstance(value := eval(source, *names), nn.Module):  # noqa: S307 (torch's)
+                        yield value
+            left += private.continuations(variant)
+
+
+def modules_read_by(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that the compiled code of a module reads, wherever it holds them."""
     call = private.call_of(module, (), {})
-    if call.code is None or call.owner is None:
-        return
-    values = private.state_of(call.owner, call.code, call.closure)
-    for variant in private.variants(call.code):
-        names = private.scope(variant, values)
-        for source in {guard.source for guard in private.guards(variant)}:
-            with suppress(Exception):  # an argument: it holds no module that is watched
-                if isinstance(value := eval(source, *names), nn.Module):  # noqa: S307 (torch's text)
-                    yield value
+    if call.code is not None and call.owner is not None:
+        yield from modules_read(call, private.state_of(call.owner, call.code, call.closure))
 
 
 def module_reasons(variant: Any, code: CodeType, owner: nn.Module) -> tuple[Reason, ...]:

@@ -1,8 +1,9 @@
 """The process-wide observer, and the listeners that it tells. PYTEST_DONT_REWRITE
 
-It chains into torch's guard hook (a hit or a miss at every compiled frame), is told when a compile
-starts, and reads torch's compile records; a miss that is followed by no compile ran eagerly. It
-touches no stance, config, logger or counter, and leaves nothing installed.
+It chains into torch's guard hook (a hit or a miss at every compiled frame), is told of each call of
+something compiled and when a compile starts, and reads torch's compile records. A call that is followed
+by neither ran eagerly, and so did a miss that is followed by no compile. It touches no stance, config,
+logger or counter, and leaves nothing installed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakSet
 
 from torch import nn
@@ -22,91 +22,14 @@ from torch import nn
 from hotswap.compiler import private
 from hotswap.compiler.compiled import ignored_hooks
 from hotswap.compiler.guards import modules_read, nearest
-from hotswap.compiler.reasons import Cause, Reason
-from hotswap.compiler.regions import Names, Place, Region, Regions, graph_break
+from hotswap.compiler.listener import Compile, Kind, Listener
+from hotswap.compiler.reasons import Reason
+from hotswap.compiler.regions import Region, Regions, graph_break
 from hotswap.compiler.rules import Guarded, explain
+from hotswap.compiler.stack import called_whole, is_running, takes_tensors
+from hotswap.errors import CannotObserveError
 
-Kind = Literal["first", "recompile", "backward", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Compile:
-    """One compile: the region, why its compiled code did not fit, torch's own words, seconds."""
-
-    region: str
-    reasons: tuple[Reason, ...]
-    raw: str
-    seconds: float
-
-    @property
-    def cause(self) -> Cause | Literal[""]:
-        """Whose fault it is: the worst cause of all reasons; empty for a first compile."""
-        return self.reasons[0].cause if self.reasons else ""
-
-    @property
-    def sentence(self) -> str:
-        """What changed and what to do, for every reason."""
-        return "; also ".join(str(reason) for reason in self.reasons)
-
-    @property
-    def swapped(self) -> bool:
-        """Whether a swap is to blame, or nobody knows."""
-        return self.cause in {"swap", "unknown"}
-
-    def __str__(self) -> str:
-        return f"{self.region}: {self.sentence}" if self.sentence else self.region
-
-
-class Listener:
-    """What was heard; regions that have nothing to do with the models are left out."""
-
-    def __init__(self, names: Names) -> None:
-        self._names = names
-        self._places: dict[Region, Place | None] = {}
-        self._compiles: defaultdict[Kind, list[Compile]] = defaultdict(list)
-        self._why: dict[str, str] = {}
-        self._graph_breaks: dict[str, None] = {}
-        self._problems: dict[str, None] = {}
-        self.cudagraphs_heard = 0
-        self.resets_heard = 0
-
-    def heard_compile(self, kind: Kind, region: Region, found: Compile, broken_at: str) -> None:
-        """Write down a compile that ended, its region and modules as the watch names them."""
-        if (place := self._place(region)) is None:
-            return
-        reasons = tuple(reason.inside(place.prefix) for reason in found.reasons)
-        self._compiles[kind].append(replace(found, region=place.label, reasons=reasons))
-        if broken_at:
-            self._graph_breaks[f"{place.label}: the graph breaks in {broken_at}"] = None
-
-    def heard_eager(self, region: Region, why: str) -> None:
-        """Note why a call missed every variant and ran eagerly."""
-        if why and (place := self._place(region)) is not None:
-            self._why[place.label] = why
-
-    def heard_ignored_hook(self, region: Region, module: str) -> None:
-        """Write down a module inside the region whose forward hook compiled code does not call."""
-        if (place := self._place(region)) is not None:
-            self.heard_problem(
-                f"{place.prefix}{module}: a forward hook was added after torch.compile, and compiled "
-                "code never calls it; add it before torch.compile"
-            )
-
-    def heard_problem(self, text: str) -> None:
-        """Write down what cannot be observed."""
-        self._problems[text] = None
-
-    def close(self) -> None:
-        """Let go of the models: nothing more will be heard, and what was counted will be forgotten."""
-        self._names = Names((), {})
-
-    def _place(self, region: Region) -> Place | None:
-        if region not in self._places:
-            place, owner = self._names.of(region), region.owner()
-            if place is None and owner is not None and self._names.any_of(modules_read(owner)):
-                place = region.place
-            self._places[region] = place
-        return self._places[region]
+_SKIPPED = "torch skips its frame, as after a compile that failed"
 
 
 class Observer:
@@ -130,7 +53,14 @@ class Observer:
                 self._met.add(owner)
         self.regions = Regions()
         self._last: Any = None
+        self._called: dict[
+            int, FrameType
+        ] = {}  # by thread: torch's wrapper, while nothing came of it
+        self._disabled: dict[int, int] = {}  # calls of whole modules by torch.compiler.disable
         self._missed: dict[int, tuple[Region, str]] = {}  # by thread
+        self._unrecorded: dict[
+            str, tuple[Region, int]
+        ] = {}  # by compile id: what began, and its thread
         self._why: dict[tuple[Region, str], str] = {}
         self._starts: dict[str, tuple[Region, tuple[Reason, ...], str]] = {}
 
@@ -144,6 +74,11 @@ class Observer:
                 self._last = records[-1] if records else None
                 self._callbacks = private.start_callbacks()
                 self._previous = private.set_guard_hook(None)
+                try:
+                    private.set_call_hook(self._on_call)
+                except CannotObserveError:
+                    private.set_guard_hook(self._previous)
+                    raise
                 self._guard_hook = self._new_guard_hook(self._previous)
                 private.set_guard_hook(self._guard_hook)
                 self._callbacks.append(self._start_hook)
@@ -153,8 +88,10 @@ class Observer:
         """Stop telling a listener; uninstall if it was the last."""
         with self._lock:
             self.flush()
-            for thread in list(self._missed):
+            compiling = private.compiling_elsewhere()
+            for thread in self._missed.keys() - compiling.keys():
                 self._settle(thread)
+            self._look_for_unfinished(listener, compiling)
             self._look_for_ignored_hooks()
             found = private.set_guard_hook(self._guard_hook)
             if found is not self._guard_hook:
@@ -167,6 +104,7 @@ class Observer:
                 if self._start_hook in self._callbacks:
                     self._callbacks.remove(self._start_hook)
                 found = self._previous if found is self._guard_hook else found
+                private.set_call_hook(None)
                 self._guard_hook = None
                 self._forget()
             private.set_guard_hook(found)
@@ -180,16 +118,28 @@ class Observer:
                 running.discard(threading.get_ident())
                 for thread in self._missed.keys() - running:  # another one may be about to compile
                     self._settle(thread)
+                for thread, call in list(self._called.items()):
+                    if not is_running(call, thread):
+                        self._called.pop(thread, None)
+                        self._note_eager(call, _SKIPPED)
                 if self._start_hook not in self._callbacks:  # torch._dynamo.reset() was called
                     self._callbacks.append(self._start_hook)
                     for listener in self._listeners:
                         listener.resets_heard += 1
 
-    def counts(self) -> dict[Region, tuple[int, int]]:
-        """Hits and eager misses of every region since the observer was installed."""
+    def counts(self) -> dict[Region, tuple[int, int, int]]:
+        """Hits, eager misses and hits without a graph of every region since the observer was installed."""
         with self._lock:
             self.flush()
-            return {region: (region.hits(), region.eager) for region in self.regions}
+            found = {}
+            for region in self.regions:
+                hits, past = region.hits(), self._disabled.get(id(region.owner()), 0)
+                if past and (region.compiled or hits or region.empty):
+                    self._tell_eager(region, "it was called under torch.compiler.disable")
+                else:
+                    past = 0
+                found[region] = hits, region.eager + past, region.empty
+            return found
 
     def _new_guard_hook(self, previous: private.GuardHook | None) -> private.GuardHook:
         def on_guard(hit: bool) -> bool:
@@ -198,6 +148,7 @@ class Observer:
             if self._guard_hook is not on_guard:  # an earlier watch's, which another's hook calls
                 return hit
             frame = sys._getframe(1)
+            self._called.pop(threading.get_ident(), None)
             owner = frame.f_locals.get("self")  # the quick way, for every call of a module
             region = self.regions.known.get(id(owner))
             if region is None or region.owner() is not owner:
@@ -205,14 +156,66 @@ class Observer:
                     region = self.regions.of(*private.callee(frame), frame)
             if self._missed or self._start_hook not in self._callbacks:
                 self.flush()
-            if hit:
+            if not hit:
+                with self._lock:
+                    for listener in self._listeners:
+                        listener.heard_on_stack(region, frame)
+                    self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
+            elif region.holds_graph and not region.is_function:
                 region.hit()
             else:
-                with self._lock:
-                    self._missed[threading.get_ident()] = (region, self._why_eager(region, frame))
+                self._note_hit(region, frame)
             return hit
 
         return on_guard
+
+    def _note_hit(self, region: Region, frame: FrameType) -> None:
+        """Count a hit if the compiled code has a graph, and learn which modules a function reads."""
+        with self._lock:
+            try:
+                call = private.called_from(frame)
+                codes = [call.code] if call else private.resumed(frame.f_code, frame.f_globals)
+                region.holds_graph |= private.holds_graph([code for code in codes if code])
+                asking = [listener for listener in self._listeners if listener.asks(region)]
+                modules = list(modules_read(call, call.values())) if asking and call else ()
+                for listener in asking:
+                    listener.heard_reads(region, modules)
+            except Exception as error:  # the user's call must go on
+                for listener in self._listeners:
+                    listener.heard_problem(str(error))
+            if region.holds_graph:
+                region.hit()
+            else:
+                region.empty += 1
+
+    def _on_call(self, frame: FrameType, looks: bool) -> None:
+        thread = threading.get_ident()
+        if self._start_hook not in self._callbacks:
+            self.flush()
+        if frame.f_code.co_name != "compile_wrapper":  # of torch.compiler.disable
+            if (owner := called_whole(frame)) is not None:
+                self._disabled[id(owner)] = self._disabled.get(id(owner), 0) + 1
+            return
+        if (before := self._called.pop(thread, None)) is not None:
+            self._note_eager(before, _SKIPPED)
+        if looks:
+            self._called[thread] = frame
+        else:
+            self._note_eager(frame, f"torch.compiler.set_stance({private.stance()!r}) is in force")
+
+    def _note_eager(self, call: FrameType, why: str) -> None:
+        """Count a call of something compiled for which torch looked for no compiled code."""
+        with self._lock:
+            owner, code = private.callee(call)
+            if owner is None and not takes_tensors(call):
+                return  # torch leaves Python code without tensors alone
+            region = self.regions.of(owner, code, call)
+            region.eager += 1
+            self._tell_eager(region, why)
+
+    def _tell_eager(self, region: Region, why: str) -> None:
+        for listener in self._listeners:
+            listener.heard_eager(region, why)
 
     def _on_start(self, arguments: Any) -> None:
         with self._lock:
@@ -225,6 +228,7 @@ class Observer:
                     for listener in self._listeners:
                         listener.cudagraphs_heard += 1
                 elif trigger == "DYNAMO":
+                    self._called.pop(threading.get_ident(), None)
                     self._missed.pop(threading.get_ident(), None)
                     self._note_start(str(arguments.compile_id))
             except Exception as error:  # the user's compile must go on
@@ -237,6 +241,9 @@ class Observer:
             return
         caller, call, variants = found
         region = self.regions.of(*private.callee(caller), caller)
+        for listener in self._listeners:
+            listener.heard_on_stack(region, caller)
+        self._unrecorded[compile_id] = (region, threading.get_ident())
         owner = region.owner()
         known = region.compiled or region.hits() > 0 or owner in self._met
         region.compiled = True
@@ -250,7 +257,7 @@ class Observer:
     def _why_eager(self, region: Region, frame: FrameType) -> str:
         """Say why a miss will not be followed by a compile, where that is certain already."""
         try:
-            stance, limit = private.stance(), private.recompile_limit()
+            stance, limits = private.stance(), private.recompile_limits()
             key = (region, stance)
             if key in self._why:  # explaining takes milliseconds, and every call may be a miss
                 return self._why[key]
@@ -260,10 +267,11 @@ class Observer:
             variants = max(found, key=len, default=[])
             if stance != "default":
                 cause = f"torch.compiler.set_stance({stance!r}) is in force"
-            elif len(variants) >= limit:
-                cause = f"its {len(variants)} compiled variants fill recompile_limit={limit}"
             else:
-                return ""
+                full = [f"{key}={n}" for key, n in limits.items() if len(variants) >= n]
+                if not full:
+                    return ""
+                cause = f"its {len(variants)} compiled variants fill {full[0]}"
             reasons = nearest(variants, call) if call is not None else ()
             because = "; ".join(map(str, reasons))
         except Exception as error:  # the user's call must go on
@@ -275,8 +283,21 @@ class Observer:
         region, why = self._missed.pop(thread, (None, ""))
         if region is not None:
             region.eager += 1
-            for listener in self._listeners:
-                listener.heard_eager(region, why)
+            self._tell_eager(region, why)
+
+    def _look_for_unfinished(self, listener: Listener, compiling: Mapping[int, FrameType]) -> None:
+        for caller in compiling.values():
+            region = self.regions.of(*private.callee(caller), caller)
+            listener.heard_of_compile(
+                region, "another thread was compiling it when the scope ended"
+            )
+        for region, thread in self._unrecorded.values():
+            if thread not in compiling:
+                listener.heard_of_compile(
+                    region,
+                    "torch kept no record of a compile: its compilation metrics were cleared or switched "
+                    "off, so whether it was a recompile is not known",
+                )
 
     def _look_for_ignored_hooks(self) -> None:
         for region in self.regions:
@@ -295,6 +316,7 @@ class Observer:
 
     def _tell_compile(self, record: Any) -> None:
         raw = record.recompile_reason or ""
+        self._unrecorded.pop(record.compile_id, None)
         if record.fail_type and record.co_name is None and raw:
             return  # the recompile limit: the miss that led to it is counted
         start = self._starts.get(record.compile_id)

@@ -6,7 +6,9 @@ On a torch that lacks one of them CannotObserveError is raised: nothing passes b
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,11 +76,39 @@ def stance() -> str:
 
 
 @_observing("the recompile limit")
-def recompile_limit() -> int:
-    """How many variants of one code object torch compiles before it runs eagerly."""
+def recompile_limits() -> dict[str, int]:
+    """How many variants of one code object torch compiles before it runs eagerly: the settings."""
     from torch._dynamo import config
 
-    return config.recompile_limit
+    return {
+        "recompile_limit": config.recompile_limit,
+        "accumulated_recompile_limit": config.accumulated_recompile_limit,
+    }
+
+
+@_observing("calls of compiled code")
+def set_call_hook(hook: Callable[[FrameType, bool], None] | None) -> None:
+    """Have a function told of each call of a compiled or a disabled one; None takes it away.
+
+    It is given the frame of torch's wrapper, which holds the function as ``fn``, and whether torch is
+    to look for compiled code: not under ``force_eager``, nor in what is disabled.
+    """
+    from torch._dynamo import eval_frame
+
+    plain = getattr(eval_frame._callback_from_stance, "_plain", eval_frame._callback_from_stance)
+    if hook is None:
+        eval_frame._callback_from_stance = plain
+        return
+
+    def told(callback: Any) -> Any:
+        answer = plain(callback)
+        frame = sys._getframe(1)
+        if frame.f_code.co_name in ("compile_wrapper", "_fn"):
+            hook(frame, answer is not None)
+        return answer
+
+    told._plain = plain  # type: ignore[attr-defined]
+    eval_frame._callback_from_stance = told
 
 
 def was_traced(module: nn.Module) -> bool | None:
@@ -246,15 +276,11 @@ def call_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 def compiling(frame: FrameType | None) -> tuple[FrameType, Call, list[Any]] | None:
     """Find what torch compiles on the stack of a start callback: caller, call, variants there are."""
-    while frame is not None and not (
-        frame.f_code.co_name == "_compile" and "_dynamo" in frame.f_code.co_filename
-    ):
+    while frame is not None and not _compiles(frame.f_code):
         frame = frame.f_back
     if frame is None:
         return None
-    inside, caller = frame.f_locals, frame
-    while caller.f_back is not None and caller.f_code.co_filename == frame.f_code.co_filename:
-        caller = caller.f_back
+    inside, caller = frame.f_locals, _out_of_file(frame)
     with _observing("what is compiled"):
         code: CodeType = inside["code"]
         values = dict(inside["frame"].f_locals)
@@ -262,6 +288,50 @@ def compiling(frame: FrameType | None) -> tuple[FrameType, Call, list[Any]] | No
     owner, _ = callee(caller)
     known = variants(code) if entries is None else list(entries)
     return caller, Call(owner, code, lambda: values), known
+
+
+def _compiles(code: CodeType) -> bool:
+    return code.co_name == "_compile" and "_dynamo" in code.co_filename
+
+
+def _out_of_file(frame: FrameType) -> FrameType:
+    """The frame that called into the file of this one."""
+    caller = frame
+    while caller.f_back is not None and caller.f_code.co_filename == frame.f_code.co_filename:
+        caller = caller.f_back
+    return caller
+
+
+def compiling_elsewhere() -> dict[int, FrameType]:
+    """The other threads that compile, or wait to: the frame that called what is compiled, by thread."""
+    found = {}
+    for thread, top in sys._current_frames().items():
+        frame: FrameType | None = top if thread != threading.get_ident() else None
+        inside = None
+        while frame is not None and not _compiles(frame.f_code):
+            if frame.f_code.co_filename.endswith("convert_frame.py"):
+                inside = inside or frame
+            frame = frame.f_back
+        if (begun := frame or inside) is not None:
+            found[thread] = _out_of_file(begun)
+    return found
+
+
+@_observing("graphs")
+def holds_graph(codes: Iterable[CodeType]) -> bool:
+    """Whether compiled code of one of these calls a graph, at once or after its graph breaks."""
+    seen: set[CodeType] = set()
+    left = list(codes)
+    while left:
+        code = left.pop()
+        if code in seen:
+            continue
+        seen.add(code)
+        for variant in variants(code):
+            if any(name.startswith("__compiled_fn") for name in variant.code.co_names):
+                return True
+            left += continuations(variant)
+    return False
 
 
 @_observing("graph breaks")
@@ -274,7 +344,15 @@ def continuations(variant: Any) -> list[CodeType]:
 def resumed(code: CodeType, names: dict[str, Any]) -> list[CodeType]:
     """The code that goes on after each graph break of compiled code, of the globals that it runs in."""
     functions = (names.get(name) for name in code.co_names if name.startswith("__resume_at"))
-    return [function.__code__ for function in functions if function is not None]
+    return [_resumes(function) for function in functions if function is not None]
+
+
+def _resumes(function: Any) -> CodeType:
+    """The code that a function is made of; a factory, as there is for closures, makes it of a cell's."""
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    made = (content for content in cells if isinstance(content, CodeType))
+    code: CodeType = next(made, function.__code__)
+    return code
 
 
 @_observing("compiled variants")

@@ -48,7 +48,17 @@ class Place(NamedTuple):
 class Region:
     """A module or a function whose calls are counted apart; does not keep the module alive."""
 
-    __slots__ = ("_counter", "_reads", "compiled", "eager", "hit", "owner", "place")
+    __slots__ = (
+        "_counter",
+        "_reads",
+        "compiled",
+        "eager",
+        "empty",
+        "hit",
+        "holds_graph",
+        "owner",
+        "place",
+    )
 
     def __init__(self, place: Place, owner: nn.Module | None) -> None:
         self.place = place
@@ -56,12 +66,19 @@ class Region:
         self._counter, self._reads = itertools.count(), 0
         self.hit = self._counter.__next__  # one step in C, so that no thread waits for another
         self.eager = 0  # calls that found no compiled code that fits, and got none
+        self.holds_graph = False
+        self.empty = 0  # calls that ran compiled code without a graph
         self.compiled = False  # since the observer was installed
 
     def hits(self) -> int:
         """Calls that ran compiled code; to be asked by one thread at a time."""
         self._reads += 1
         return next(self._counter) - self._reads + 1
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is no module's."""
+        return self.owner is _no_module
 
 
 def _no_module() -> nn.Module | None:
@@ -92,7 +109,7 @@ class Regions:
     ) -> Region:
         if owner is None:
             place = Place(_function_label(code))
-            functions = (region for region in self if region.owner is _no_module)
+            functions = (region for region in self if region.is_function)
             same = (region for region in functions if region.place == place)
             return next(same, None) or Region(place, None)
         path = _path_on_stack(owner, frame)
@@ -139,6 +156,9 @@ class Names:
                 path = prefix + canonical(path)
                 place = Place(name, prefix) if module is model else Place(path, f"{path}.")
                 self._places.setdefault(id(module), place)
+
+    def __bool__(self) -> bool:
+        return bool(self._models)
 
     def of(self, region: Region) -> Place | None:
         """What a region is called; None for a module that has nothing to do with the models.

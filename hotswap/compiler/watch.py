@@ -6,12 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 
-from hotswap.compiler import private
-from hotswap.compiler.observer import OBSERVER, Compile, Kind, Listener
+from hotswap.compiler.listener import Compile, Kind, Listener
+from hotswap.compiler.observer import OBSERVER
 from hotswap.compiler.reasons import group, some
 from hotswap.compiler.regions import Names
 from hotswap.errors import RecompileError
@@ -34,6 +34,14 @@ class Verdict:
         return "\n  ".join([f"{self.outcome}: {self.shown}".rstrip(), *self.reasons, *self.notes])
 
 
+class Counts(NamedTuple):
+    """Calls per region; and why some that ran compiled code show nothing."""
+
+    hits: dict[str, int]
+    eager_misses: dict[str, int]
+    shown_nothing: dict[str, str]
+
+
 class CompileLog(Listener):
     """What happened in a scope; reading it inside the scope gives what happened until then.
 
@@ -44,25 +52,33 @@ class CompileLog(Listener):
     def __init__(self, names: Names) -> None:
         super().__init__(names)
         self._before = OBSERVER.counts()
-        self._counts: tuple[dict[str, int], dict[str, int]] | None = None  # once the scope is over
+        self._counts: Counts | None = None  # once the scope is over
 
     def close(self) -> None:
         """Count for the last time, and let go of the models."""
         self._counts = self._count()
         super().close()
 
-    def _count(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Hits and eager misses since the scope began, per region."""
+    def _count(self) -> Counts:
+        """Count since the scope began; a hit of what holds no graph, or no model of these, shows nothing."""
         if self._counts is not None:
             return self._counts
         hits: Counter[str] = Counter()
         eager: Counter[str] = Counter()
+        nothing: dict[str, str] = {}
         for region, now in OBSERVER.counts().items():
-            before = self._before.get(region, (0, 0))
-            if (place := self._place(region)) is not None:
-                hits[place.label] += now[0] - before[0]
-                eager[place.label] += now[1] - before[1]
-        return dict(+hits), dict(+eager)
+            if (place := self._place(region)) is None:
+                continue
+            before = self._before.get(region, (0, 0, 0))
+            hit, missed, empty = (new - old for new, old in zip(now, before, strict=True))
+            if hit and self.asks(region):
+                nothing[place.label] = "calls none of the models"
+                hit = 0
+            elif empty and not hit:
+                nothing[place.label] = "holds no graph, so all of it runs eagerly"
+            hits[place.label] += hit
+            eager[place.label] += missed
+        return Counts(dict(+hits), dict(+eager), nothing)
 
     def _of(self, kind: Kind) -> list[Compile]:
         OBSERVER.flush()
@@ -91,7 +107,7 @@ class CompileLog(Listener):
     @property
     def hits(self) -> dict[str, int]:
         """Calls that ran compiled code, per region."""
-        return self._count()[0]
+        return self._count().hits
 
     @property
     def total_hits(self) -> int:
@@ -101,7 +117,7 @@ class CompileLog(Listener):
     @property
     def eager_misses(self) -> dict[str, int]:
         """Calls that ran eagerly although they should have been compiled, per region."""
-        return self._count()[1]
+        return self._count().eager_misses
 
     @property
     def graph_breaks(self) -> list[str]:
@@ -164,11 +180,15 @@ class CompileLog(Listener):
             return Verdict("failed", tuple(reasons), notes)
         hits = self.hits
         if not hits or any(found.region not in hits for found in others):
-            stance = private.stance()
-            nothing = "no compiled code ran a second time; call the compiled model inside the scope"
-            if stance != "default":
-                nothing = f"no compiled code ran: torch.compiler.set_stance({stance!r}) is in force"
-            return Verdict("vacuous", notes or (nothing,))
+            which = " of the models" if self._names else ""
+            nothing = [
+                f"the compiled code of {name} {why}"
+                for name, why in self._count().shown_nothing.items()
+            ]
+            nothing.append(
+                f"no compiled code{which} ran a second time; call the compiled model inside the scope"
+            )
+            return Verdict("vacuous", notes or tuple(nothing))
         shown = f"{self.total_hits} call(s) ran compiled code in {some(hits)}"
         return Verdict("passed", (), notes, shown)
 

@@ -30,6 +30,7 @@ from hotswap.report.verdict import verdict
 FORMAT, VERSION = "hotswap-report", 1
 Document = dict[str, Any]
 PERCENTILES = (50, 95, 99)
+_VERSIONS = ("torch", "peft", "transformers", "diffusers", "safetensors", "pytest-hotswap")
 _WANTED = "unprepared-recompiles"  # the law whose subject is a recompile
 _DISABLING = "disabled or enabled"  # the law knobs-follow does; a deployment may, but then knows it
 _FIRST_CALL = "the first call of this "  # as the compile watch says of a model that shares code
@@ -39,6 +40,7 @@ _UNDESCRIBED: dict[str, Any] = {
     "alphas": [],
     "module_ranks": {},
     "findings": [],
+    "warnings": [],
 }
 """What is known of an adapter whose files were not read; its keys are what their files say."""
 
@@ -46,9 +48,9 @@ _UNDESCRIBED: dict[str, Any] = {
 def derive(gathered: Mapping[str, Any]) -> Document:
     """Make the document of what a run gathered.
 
-    ``gathered`` has ``request``, ``plan``, ``curve``, ``adapters`` (what their files say), ``tests``
-    (records, see hotswap.report.records), ``exitstatus``, ``interrupted``, ``timing``, ``warnings``
-    and ``shards``.
+    ``gathered`` has ``request``, ``plan``, ``curve``, ``fleet``, ``adapters`` (what their files say),
+    ``tests`` (records, see hotswap.report.records), ``exitstatus``, ``interrupted``, ``timing``,
+    ``warnings`` and ``shards``.
     """
     results = Results(tuple(gathered["tests"]), gathered["exitstatus"])
     accepted = [a["name"] for a in gathered["adapters"] if not a["findings"]]
@@ -59,7 +61,9 @@ def derive(gathered: Mapping[str, Any]) -> Document:
     failed: dict[str, Record] = {}
     for record in results.records:
         if record["outcome"] == "failed" and "adapter" in record:
-            failed.setdefault(record["adapter"], record)
+            kept = failed.get(record["adapter"])
+            if kept is None or (kept.get("alone") and not record.get("alone")):
+                failed[record["adapter"]] = record
     adapters = [
         _adapter(a, rows.get(a["name"]), times.get(a["name"], ()), failed.get(a["name"]))
         for a in gathered["adapters"] or [_UNDESCRIBED | {"name": name} for name in accepted]
@@ -77,6 +81,7 @@ def derive(gathered: Mapping[str, Any]) -> Document:
         "environment": [json.loads(told) for told in dict.fromkeys(environments)],
         "plan": gathered["plan"],
         "curve": gathered["curve"],
+        "fleet": gathered["fleet"],
         "adapters": adapters,
         "laws": laws,
         "swaps": results.swaps,
@@ -119,12 +124,22 @@ def read(path: Path) -> Document:
     return document
 
 
-def merge(documents: Sequence[Document]) -> Document:
+def merge(documents: Sequence[Document], *, fail_on: str = "error") -> Document:
     """Join the documents of shards, in the order of the shards.
 
-    Raises HotswapError for shards of different fleets or runs, and for a shard given twice; one that
-    is missing makes the verdict incomplete.
+    Raises HotswapError for shards of different fleets, runs or versions, for a shard given twice, and
+    for a document that lacks what a report has; a shard that is missing makes the verdict incomplete.
     """
+    try:
+        return _merged(documents, fail_on)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise HotswapError(
+            f"a report lacks what reports of hotswap verify have ({type(error).__name__}: {error}); "
+            "run hotswap verify again"
+        ) from error
+
+
+def _merged(documents: Sequence[Document], fail_on: str) -> Document:
     documents = sorted(documents, key=lambda d: [s["index"] for s in d["shards"]])
     first = documents[0]
     shards = [shard for d in documents for shard in d["shards"]]
@@ -135,13 +150,25 @@ def merge(documents: Sequence[Document]) -> Document:
     for index, times in Counter(shard["index"] for shard in shards).items():
         if times > 1:
             raise HotswapError(f"shard {index} is given twice")
-    for key in ("plan", "request"):
+    for key in ("plan", "request", "fleet"):
         if any(d[key] != first[key] for d in documents):
             raise HotswapError(f"the reports have different {key}s, so they are not of one run")
+    versions = [
+        {key: told.get(key) for key in _VERSIONS} for d in documents for told in d["environment"]
+    ]
+    for key in _VERSIONS:
+        found = sorted({str(one[key]) for one in versions})
+        if len(found) > 1:
+            raise HotswapError(
+                f"the reports are of different versions of {key} ({', '.join(found)}), which may differ in "
+                "what they find; run the shards with one"
+            )
     statuses = [d["exitstatus"] for d in documents]
     return derive(
         {
             **first,
+            "request": {**first["request"], "fail_on": fail_on},
+            "merged": True,
             "adapters": [{k: a[k] for k in _UNDESCRIBED} for d in documents for a in d["adapters"]],
             "tests": [test for d in documents for test in d["tests"]],
             "exitstatus": None if None in statuses else max(statuses),
@@ -162,18 +189,19 @@ def percentiles(samples: list[float]) -> dict[str, float]:
 
 
 def _warnings(
-    adapters: Iterable[Record], laws: Iterable[Record], timing: Record | None
+    adapters: Sequence[Record], laws: Iterable[Record], timing: Record | None
 ) -> list[str]:
     twins: dict[str, list[str]] = {}
     for adapter in adapters:
         if adapter["digest"]:
             twins.setdefault(adapter["digest"], []).append(adapter["name"])
     timing = timing or {}
+    told = [f"{a['name']}: {f['code']} {f['message']}" for a in adapters for f in a["warnings"]]
     found = [f"{', '.join(names)} have equal weights" for names in twins.values() if names[1:]]
     found += [f"{r['law']} does not apply" for r in laws if r["state"] == "not applicable"]
     failed = [f"{r['row']}: {r['error']}" for r in timing.get("rows", ()) if r.get("error")]
     failed += [timing["error"]] if timing.get("error") else []
-    return [*found, *(f"not timed: {reason}" for reason in failed)]
+    return [*told, *found, *(f"not timed: {reason}" for reason in failed)]
 
 
 def _own_warnings(document: Document) -> list[str]:
@@ -190,6 +218,8 @@ def _adapter(
     elif failed is not None:
         outcome = "failed"
         reason = short(str(failed.get("message") or ""), str(failed.get("law")))
+        if failed.get("alone"):
+            outcome, reason = "passed", f"right alone, but beside another adapter: {reason}"
     elif row is not None and judged(row):
         outcome = "passed"
     return {

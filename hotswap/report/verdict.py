@@ -7,6 +7,9 @@ from typing import Any
 
 from hotswap.report.records import Results, adapter_rows, judged, law_rows
 
+INDISPENSABLE = ("swap-equals-load", "swap-atomic", "zero-recompiles")
+"""Laws without which a deployment is not ready, whatever its subject says of them."""
+
 MOST_NAMED = 5
 """Refused adapters that the line names; it counts the others."""
 
@@ -23,9 +26,12 @@ def verdict(
     outcome, line = last_line(results, accepted, plan["target_rank"] if plan else None)
     if shards and outcome != "not ready":
         absent = set(range(1, shards[0]["count"] + 1)) - {shard["index"] for shard in shards}
-        if absent and len(shards) > 1:
+        if absent and gathered.get("merged"):
             missing = ", ".join(map(str, sorted(absent)))
             outcome, line = "incomplete", f"incomplete: the report of shard {missing} is missing"
+        elif gathered.get("merged") and len(gathered["adapters"]) != gathered["fleet"]["adapters"]:
+            told = f"{len(gathered['adapters'])} of {gathered['fleet']['adapters']} adapters"
+            outcome, line = "incomplete", f"incomplete: the reports are of {told}"
         elif absent:
             line = f"{line} (shard {shards[0]['index']} of {shards[0]['count']})"
     if refused:
@@ -35,6 +41,11 @@ def verdict(
         rest = others if results.records else "nothing else could be run"
         outcome = "not ready"
         line = f"not ready: {_adapters(refused)} refused, {', '.join(named)}{more}; {rest}"
+    warnings = list(dict.fromkeys(warnings))
+    if outcome == "ready" and warnings and gathered["request"].get("fail_on") == "warning":
+        more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
+        outcome = "not ready"
+        line = f"not ready: --fail-on warning, and there is {warnings[0]}{more}; else {line}"
     if gathered["interrupted"]:
         line = f"partial, interrupted by Ctrl-C: {line}"
     reasons = [
@@ -52,7 +63,7 @@ def verdict(
         "line": "; ".join([line, *gathered.get("notes", ())]),
         "partial": bool(gathered["interrupted"]),
         "reasons": reasons,
-        "warnings": list(dict.fromkeys(warnings)),
+        "warnings": warnings,
     }
 
 
@@ -65,7 +76,8 @@ def last_line(
     failed += [f"{row['law']} (control)" for row in laws if row["control"] == "failed"]
     failed += [str(r["nodeid"]) for r in records if not r.get("law") and r["outcome"] == "failed"]
     if failed:
-        named = {r.get("adapter") for r in records if r.get("outcome") == "failed"}
+        wrong = [r for r in records if r.get("outcome") == "failed"]
+        named = {r.get("adapter") for r in wrong if not r.get("alone")}
         names = ", ".join(name for name in adapters if name in named)
         at = f" for {names}" if names else ""
         return "not ready", f"not ready: {', '.join(failed)} failed{at}"
@@ -83,13 +95,22 @@ def last_line(
     reasons = [f"{', '.join(missing)} did not run"] if missing else []
     if results.exitstatus is None or (results.exitstatus and not missing):
         reasons.append("the run did not come to its end")
-    if not missing and not results.swaps:
+    off = [row["law"] for row in laws if row["state"] == "not applicable"]
+    if needed := [law for law in INDISPENSABLE if law in off]:
+        verb = "is" if len(needed) == 1 else "are"
+        reasons.append(f"{', '.join(needed)} {verb} switched off, and nothing is ready without")
+    if not (missing or needed or results.swaps):
         reasons.append("no swap was watched for recompiles")
     if reasons:
         return "incomplete", f"incomplete: {'; '.join(reasons)}"
     rank = f", target rank {target_rank}" if target_rank is not None else ""
     swaps = f"{results.recompiles} recompiles in {results.swaps} swaps"
-    return "ready", f"ready to hot-swap: {_adapters(adapters)}{rank}, {swaps}"
+    without = f", {_laws(off)} switched off" if off else ""
+    return "ready", f"ready to hot-swap: {_adapters(adapters)}{rank}, {swaps}{without}"
+
+
+def _laws(some: Sequence[object]) -> str:
+    return f"{len(some)} law{'' if len(some) == 1 else 's'}"
 
 
 def _adapters(some: Sequence[object]) -> str:

@@ -15,7 +15,9 @@ class ReferenceSubject(Subject):
     def load(self, base: Any, adapter: Path) -> Any:
         """PEFT's load, or over the fleet's union of modules when adapters target different ones."""
         plan = self.plan or hotswap.plan(self.adapter_paths())
-        if hotswap.AdapterSpec.read(adapter).modules.keys() >= plan.modules.keys():
+        spec = hotswap.AdapterSpec.read(adapter)
+        mine, planned = ({*s.modules, *s.saved, *s.tokens} for s in (spec, plan))
+        if mine >= planned:
             return super().load(base, adapter)
         return hotswap.load(base, plan, adapter, adapter_name=self.adapter_name)
 

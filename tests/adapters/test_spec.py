@@ -49,6 +49,24 @@ def test_any_other_tensor_is_named(tmp_path: Path, name: str) -> None:
     assert spec.findings[0].where.startswith(f"{tmp_path}::")
 
 
+HEAD: Tensors = {"base_model.model.head.weight": ("F32", (3, 32))}
+HEAD_BIAS: Tensors = {"base_model.model.head.bias": ("F32", (3,))}
+
+
+@pytest.mark.parametrize(
+    ("carried", "found"),
+    [
+        (HEAD, []),
+        (HEAD | HEAD_BIAS, []),
+        (HEAD_BIAS, ["HSW103"]),  # half of a head
+        ({}, ["HSW103"]),  # a head that the config promises
+    ],
+)
+def test_a_module_to_save_is_whole(tmp_path: Path, carried: Tensors, found: list[str]) -> None:
+    folder = write_adapter(tmp_path, extra=carried, config={"modules_to_save": ["head", "score"]})
+    assert codes(AdapterSpec.read(folder)) == found
+
+
 def test_weights_that_are_no_floating_numbers_are_named(tmp_path: Path) -> None:
     spec = AdapterSpec.read(write_adapter(tmp_path, dtype="I8"))
     assert codes(spec) == ["HSW109", "HSW109"]

@@ -17,9 +17,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hotswap.adapters.planner import plan
+from hotswap.bench.models import pretrained, write_adapter
 from hotswap.cli.main import main
 from hotswap.cli.verify.child import Ended
 from hotswap.cli.verify.command import exit_code
@@ -257,6 +258,67 @@ class TestNotReady:
         (test,) = document["tests"]
         assert (test["law"], test["outcome"]) == ("swap-atomic", "passed")
 
+    def test_nan_is_known_from_the_file_and_nobodys_neighbour(
+        self, demo: tuple[Path, list[Path]], tmp_path: Path
+    ) -> None:
+        broken = _changed(demo[1][0], tmp_path / "aaa", nan=True)
+        words = ["--no-timing", "--json", "--", "-k", "equals_load or refused"]
+        ended = verify(broken, *demo[1][1:3], "--base", demo[0], *words)
+        document = json.loads(ended.stdout)
+        assert ended.returncode == 1
+        assert "HSW110" in ended.stderr
+        verdicts = [a["verdict"] for a in document["adapters"]]
+        assert verdicts == ["refused", "passed", "passed"]
+        assert {test["outcome"] for test in document["tests"]} <= {"passed", "skipped"}
+
+    def test_what_check_warns_of_is_a_warning(
+        self, demo: tuple[Path, list[Path]], tmp_path: Path
+    ) -> None:
+        odd = _changed(demo[1][0], tmp_path / "odd", rank_pattern={"no_such_module": 9})
+        words = ["--no-timing", "--json", "--fail-on", "warning", "--", "-k", "idempotent"]
+        ended = verify(odd, "--base", demo[0], *words)
+        (adapter,) = json.loads(ended.stdout)["adapters"]
+        assert [found["code"] for found in adapter["warnings"]] == ["HSW111"]
+        assert adapter["findings"] == []
+        assert any(
+            "odd: HSW111 " in text for text in json.loads(ended.stdout)["verdict"]["warnings"]
+        )
+
+    def test_a_subject_with_adapters_of_its_own_is_described_like_any(
+        self, demo: tuple[Path, list[Path]], tmp_path: Path
+    ) -> None:
+        fleet = tmp_path / "fleet"
+        for adapter in demo[1]:
+            shutil.copytree(adapter, fleet / adapter.name)
+        _changed(demo[1][0], fleet / "aaa", nan=True)
+        (tmp_path / "mine.py").write_text(
+            "from pytest_hotswap import ReferenceSubject\n"
+            "class Mine(ReferenceSubject):\n"
+            f"    base = {str(demo[0])!r}\n"
+            "    adapters = 'fleet/*'\n"
+        )
+        words = ["--subject", f"{tmp_path / 'mine.py'}:Mine", "--json"]
+        ended = verify(*words, "--", "-k", "equals_load or zero_recompiles")
+        document = json.loads(ended.stdout)
+        assert document["plan"]["target_rank"] == 16
+        assert [a["name"] for a in document["adapters"]] == ["aaa", *ADAPTERS]
+        assert [a["verdict"] for a in document["adapters"]] == ["refused", *["passed"] * 4]
+        assert all(a["ranks"] and a["bytes"] and a["digest"] for a in document["adapters"])
+        assert all(a["swap_seconds"] for a in document["adapters"][1:])
+        assert document["request"]["backend"] == "eager"
+        assert document["verdict"]["warnings"] == []
+
+    def test_a_head_in_one_adapter_only_is_supported(
+        self, demo: tuple[Path, list[Path]], tmp_path: Path
+    ) -> None:
+        headed = tmp_path / "headed"
+        generator = torch.Generator().manual_seed(7)
+        options = {"target_modules": ["q_proj", "v_proj", "down_proj"], "modules_to_save": ["norm"]}
+        write_adapter(pretrained(demo[0]), headed, generator, 0.1, r=4, **options)
+        words = ["--no-timing", "--", "-k", "equals_load or covers or atomic"]
+        ended = verify(headed, *demo[1][:2], "--base", demo[0], *words)
+        assert "failed" not in ended.stdout.splitlines()[-1], ended.stdout
+
     def test_two_damaged_adapters_are_two_lines(
         self, demo: tuple[Path, list[Path]], tmp_path: Path
     ) -> None:
@@ -337,11 +399,22 @@ class TestOptions:
         assert document["verdict"]["outcome"] == "incomplete"
         assert document["timing"]["error"] == "the time budget was used up"
 
-    def test_warnings_fail_when_that_is_asked_for(self) -> None:
-        document = {"verdict": {"outcome": "ready", "warnings": ["a, b have equal weights"]}}
-        assert exit_code(document, "error") == 0
-        assert exit_code(document, "warning") == 1
-        assert exit_code({"verdict": {"outcome": "ready", "warnings": []}}, "warning") == 0
+    @pytest.mark.parametrize("outcome", ["ready", "not ready", "incomplete"])
+    def test_the_exit_code_is_that_of_the_outcome(self, outcome: str) -> None:
+        assert exit_code({"verdict": {"outcome": outcome}}) == (outcome != "ready")
+
+
+def _changed(source: Path, folder: Path, *, nan: bool = False, **config: Any) -> Path:
+    """Copy an adapter, with a NaN in its weights or other keys in its config."""
+    shutil.copytree(source, folder)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if nan:
+        next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps(told | config), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals a process group")

@@ -19,6 +19,7 @@ from tests.support.watched import (
     ("module", "name", "says"),
     [
         ("torch._C._dynamo.eval_frame", "set_guard_complete_hook", "cannot observe cache hits"),
+        ("torch._dynamo.eval_frame", "_callback_from_stance", "cannot observe calls of compiled"),
         ("torch._dynamo.utils", "get_compilation_metrics", "cannot observe compiles"),
         ("torch._dynamo.callback", "callback_handler", "cannot observe resets"),
     ],

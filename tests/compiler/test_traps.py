@@ -113,12 +113,13 @@ def test_a_hook_that_is_there_when_it_is_compiled_is_no_problem(lora: Lora) -> N
         lora.run()
 
 
-def test_under_force_eager_nothing_compiled_runs_at_all(lora: Lora) -> None:
+def test_under_force_eager_every_call_of_compiled_code_is_counted(lora: Lora) -> None:
     lora.warm("whole")
     with torch.compiler.set_stance("force_eager"), hotswap.watch_compiles(lora.model) as log:
         lora.run()  # torch: no compile, no error
         verdict = log.verdict()
-    assert verdict.outcome == "vacuous"
+    assert log.eager_misses == {"PeftModel": 1}
+    assert verdict.outcome == "failed"
     assert "set_stance('force_eager') is in force" in verdict.reasons[0]
 
 

@@ -64,6 +64,26 @@ class TestTheVerdict:
             ("passed", ""),
         ]
 
+    def test_guilt_does_not_travel_to_an_adapter_that_is_right_alone(self) -> None:
+        law, text = "swap-equals-load", "swap-equals-load: it raises"
+        bad = [record(law, "failed", adapter=name, message=text) for name in "ab"]
+        bad[0]["alone"] = True
+        document = derive(gathered(tests=[*records("abc"), *bad], exitstatus=1))
+        assert document["verdict"]["line"] == "not ready: swap-equals-load failed for b"
+        assert [(a["verdict"], a["reason"]) for a in document["adapters"]] == [
+            ("passed", "right alone, but beside another adapter: it raises"),
+            ("failed", "it raises"),
+            ("passed", ""),
+        ]
+
+    @pytest.mark.parametrize("level", ["error", "warning"])
+    def test_the_last_line_is_ready_only_where_the_outcome_is(self, level: str) -> None:
+        told = gathered(warnings=["the backend was aot_eager"])
+        told["request"] |= {"fail_on": level}
+        verdict = derive(told)["verdict"]
+        assert verdict["outcome"] == ("ready" if level == "error" else "not ready")
+        assert verdict["line"].startswith(verdict["outcome"])
+
     def test_an_interrupted_run_is_partial(self) -> None:
         told = gathered(tests=records("ab")[:5], exitstatus=None, interrupted=True)
         verdict = derive(told)["verdict"]
@@ -76,6 +96,16 @@ class TestTheVerdict:
         timing = {"rows": [], "samples": {}, "error": "no compiler"}
         warnings = derive(gathered(adapters=fleet, timing=timing))["verdict"]["warnings"]
         assert warnings == ["a, c have equal weights", "not timed: no compiler"]
+
+    def test_what_check_warns_of_is_a_warning_of_the_adapter(self) -> None:
+        told = gathered()
+        told["adapters"][1]["warnings"].append(FINDING)
+        document = derive(told)
+        assert document["verdict"]["warnings"] == ["b: HSW005 the file is <b>truncated</b>"]
+        assert (document["verdict"]["outcome"], document["adapters"][1]["verdict"]) == (
+            "ready",
+            "passed",
+        )
 
 
 class TestWhatIsDerived:
@@ -174,6 +204,26 @@ class TestShards:
         assert verdict["outcome"] == "incomplete"
         assert verdict["line"] == "incomplete: the report of shard 2 is missing"
 
+    def test_one_alone_is_incomplete(self) -> None:
+        verdict = merge(shards()[:1])["verdict"]
+        assert verdict["line"] == "incomplete: the report of shard 2 is missing"
+        assert verdict["outcome"] == "incomplete"
+
+    def test_adapters_that_no_shard_has_make_it_incomplete(self) -> None:
+        first, second = shards()
+        second["adapters"] = []
+        assert merge([first, second])["verdict"]["line"] == (
+            "incomplete: the reports are of 2 of 3 adapters"
+        )
+
+    def test_a_warning_fails_the_whole_where_that_is_asked_for(self) -> None:
+        some = shards()
+        some[0]["adapters"][0]["warnings"].append(FINDING)
+        assert merge(some)["verdict"]["outcome"] == "ready"
+        verdict = merge(some, fail_on="warning")["verdict"]
+        assert verdict["outcome"] == "not ready"
+        assert verdict["line"].startswith("not ready: --fail-on warning, and there is a: HSW005 ")
+
     def test_a_fault_in_one_is_a_fault_of_the_whole(self) -> None:
         first, second = shards()
         second["tests"].append(record("swap-forgets", "failed", adapter="b"))
@@ -192,6 +242,10 @@ class TestShards:
             ({"shards": [{"index": 2, "count": 3}]}, "different numbers of shards"),
             ({"plan": {"target_rank": 1}}, "different plans"),
             ({"request": {"backend": "inductor"}}, "different requests"),
+            ({"fleet": {"adapters": 3, "digest": "other"}}, "different fleets"),
+            ({"environment": [{"torch": "2.14.1"}]}, r"versions of torch \(2.13.0, 2.14.1\)"),
+            ({"tests": None}, "lacks what reports of hotswap verify have"),
+            ({"shards": [{}]}, "lacks what reports of hotswap verify have"),
         ],
     )
     def test_reports_that_do_not_belong_together_are_refused(

@@ -113,8 +113,8 @@ def test_merge_writes_the_whole_and_exits_as_verify_does(
 ) -> None:
     for part in (1, 2):
         names = NAMES[part - 1 :: 2]
-        plan = gathered(NAMES)["plan"]
-        told = gathered(names, plan=plan, shards=[{"index": part, "count": 2}])
+        whole_fleet = {key: gathered(NAMES)[key] for key in ("plan", "fleet")}
+        told = gathered(names, **whole_fleet, shards=[{"index": part, "count": 2}])
         (tmp_path / f"{part}.json").write_text(dumps(derive(told)), encoding="utf-8")
     parts = [str(tmp_path / f"{part}.json") for part in (1, 2)]
     whole = tmp_path / "whole"

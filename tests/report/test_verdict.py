@@ -12,6 +12,7 @@ import pytest
 from hotswap.report.laws import LAWS
 from hotswap.report.records import Results, adapter_rows, law_rows
 from hotswap.report.text import adapter_table
+from hotswap.report.verdict import INDISPENSABLE
 from hotswap.report.verdict import last_line as judge
 
 
@@ -79,7 +80,17 @@ class TestTheVerdict:
         results = Results.of([skip, *lines])
         states = {row["law"]: row["state"] for row in law_rows(results)}
         assert states["knobs-follow"] == "not applicable"
-        assert judge(results, ["a"], 8)[0] == "ready"
+        outcome, line = judge(results, ["a"], 8)
+        assert outcome == "ready"
+        assert line.endswith("0 recompiles in 2 swaps, 1 law switched off")
+
+    @pytest.mark.parametrize("law", INDISPENSABLE)
+    def test_without_an_indispensable_law_nothing_is_ready(self, law: str) -> None:
+        lines = [line for line in complete() if line.get("law") != law or line["role"] != "law"]
+        lines = [record(law, "skipped", message="not applicable: we do not need it"), *lines]
+        outcome, line = judge(Results.of(lines), [] if law == "swap-equals-load" else ["a"], 8)
+        assert outcome == "incomplete"
+        assert f"{law} is switched off, and nothing is ready without" in line
 
     def test_a_law_that_was_skipped_did_not_run(self) -> None:
         lines = [line for line in complete() if line.get("law") != "knobs-follow"]

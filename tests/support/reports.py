@@ -34,6 +34,7 @@ def adapter(name: str, rank: int = 8, *findings: dict[str, Any]) -> dict[str, An
         "digest": f"{hash(name) % 2**64:064x}",
         "module_ranks": {"layers.0.q_proj": rank, "layers.10.q_proj": rank},
         "findings": list(findings),
+        "warnings": [],
     }
 
 
@@ -70,11 +71,13 @@ def gathered(names: Sequence[str] = ("a", "b", "c"), **more: Any) -> dict[str, A
     }
     row = {"row": "no compile", "first_inference": 1.0, "swap": 0.01, "slowest_swap": 0.02}
     rows = [{**row, "swaps": 4, "recompiles": None, "error": None}]
+    fleet = [adapter(name, 4 * (n + 1)) for n, name in enumerate(names)]
     return {
         "request": {"base": "base", "backend": "eager"},
         "plan": {"target_rank": rank, "bytes": sizes},
         "curve": points,
-        "adapters": [adapter(name, 4 * (n + 1)) for n, name in enumerate(names)],
+        "fleet": {"adapters": len(fleet), "digest": "3a" * 32},
+        "adapters": fleet,
         "tests": records(names),
         "exitstatus": 0,
         "interrupted": False,

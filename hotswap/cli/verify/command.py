@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +20,7 @@ from click import Choice, option
 from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
 from hotswap.cli.command import FILE, FOLDER, Command, Exit
-from hotswap.cli.fleet import Fleet, adapter_entry, memory_curve, read_fleet, shard
+from hotswap.cli.fleet import files_of, read_fleet, read_values, shard
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
@@ -127,6 +127,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
     fleet = read_fleet(request.adapters, given)
     sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
     mine = shard(request.adapters, sizes, *(request.part or (1, 1)))
+    fleet = read_values(fleet, mine)
     if fleet.plan is not None and not request.as_json:
         say(fleet.plan, "")
     say(*(finding for path in mine for finding in fleet.refused.get(path, ())), error=True)
@@ -141,17 +142,17 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
             say(run.output.rstrip(), error=True)
         if not (request.no_timing or run.interrupted):
             run = run_timing(request, run, accepted, folder, deadline)
-    document = derive(_gathered(request, fleet, mine, run, notes))
+    files = run.files or files_of(request.adapters, mine, fleet)
+    document = derive(_gathered(request, files, run, notes))
     if request.report is not None:
         write_report(document, request.report)
     _print(request, document, run)
-    return INTERRUPTED if run.interrupted else exit_code(document, request.fail_on)
+    return INTERRUPTED if run.interrupted else exit_code(document)
 
 
-def exit_code(document: Document, fail_on: str) -> int:
-    """0 for a fleet that is ready, and for ``fail_on="warning"`` has no warning either."""
-    warned = fail_on == "warning" and document["verdict"]["warnings"]
-    return READY if document["verdict"]["outcome"] == "ready" and not warned else NOT_READY
+def exit_code(document: Document) -> int:
+    """0 for a fleet that is ready, as the last line says."""
+    return READY if document["verdict"]["outcome"] == "ready" else NOT_READY
 
 
 def write_report(document: Document, folder: Path) -> None:
@@ -180,14 +181,12 @@ def _with_demo(request: Request, folder: Path) -> Request:
 
 
 def _gathered(
-    request: Request, fleet: Fleet, mine: Sequence[str], run: Run, notes: Sequence[str]
+    request: Request, files: Mapping[str, Any], run: Run, notes: Sequence[str]
 ) -> dict[str, Any]:
-    plan, part = fleet.plan, request.part
+    part = request.part
     return {
         "request": request.told(),
-        "plan": plan.to_dict() if plan else None,
-        "curve": memory_curve(plan, fleet.specs.values()) if plan else [],
-        "adapters": [adapter_entry(path, fleet) for path in mine],
+        **files,
         "tests": run.results.records,
         "exitstatus": run.results.exitstatus,
         "interrupted": run.interrupted,

@@ -20,6 +20,7 @@ class Handover:
     deadline: float | None = None
     budget: str = ""
     refused: tuple[str, ...] = ()
+    own_adapters: bool = False  # the subject's: it is asked for them, and their files are read
 
     def save(self, path: Path) -> None:
         """Write them for the plugin to read."""

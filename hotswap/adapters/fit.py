@@ -13,6 +13,7 @@ from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.names import family, owner
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
+from hotswap.adapters.texts import Family
 from hotswap.findings import Finding
 
 _PLAN_AGAIN = (
@@ -51,7 +52,8 @@ class BaseModel:
     """What a base model offers: LoRA's place at each module, the shapes of its parameters, its prefix.
 
     ``prefix`` is the name under which a model with a head holds the model without one. ``respell`` gives an
-    adapter that was trained with other names of the modules those that they have now.
+    adapter that was trained with other names of the modules those that they have now. A pipeline has
+    ``components``, with whose names those of its modules start, and a ``family`` of files.
     """
 
     name: str
@@ -59,11 +61,23 @@ class BaseModel:
     parameters: dict[str, tuple[int, ...]]
     prefix: str = ""
     respell: Callable[[AdapterSpec], AdapterSpec] | None = None
+    components: tuple[str, ...] = ()
+    family: Family | None = None
 
 
 def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
-    """List the tensors of an adapter that find no module in a base model, or one of other dimensions."""
+    """List the tensors of an adapter that find no module in a base model, or one of other dimensions.
+
+    Of an adapter for several components of a pipeline, a base model by itself is asked about its own.
+    """
     findings: list[Finding] = []
+    if base.components:
+        spec = spec.within(*base.components)
+    elif len(spec.components) > 1:
+        spec = min(
+            map(spec.of_component, spec.components),
+            key=lambda own: sum(_of_base(base, base.modules, name) is None for name in own.modules),
+        )
     if base.respell is not None and any(
         _of_base(base, base.modules, owner(name)) is None for name in spec.modules
     ):
@@ -94,8 +108,13 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
 
 
 def _of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
-    """Look a name up as it is, and with or without the prefix that a model with a head puts before it."""
+    """Look a name up as it is, and with or without the prefix that a model with a head puts before it.
+
+    Files for pipelines have ``text_model``, which transformers 5 took out of CLIP's names.
+    """
     found = known.get(name)
+    if found is None and "text_model." in name:
+        found = known.get(name.replace("text_model.", "", 1))
     if found is None and base.prefix:
         prefix = f"{base.prefix}."
         found = known.get(prefix + name, known.get(name.removeprefix(prefix)))

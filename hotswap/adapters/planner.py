@@ -11,6 +11,7 @@ from pathlib import Path
 from hotswap.adapters.fit import fits, same
 from hotswap.adapters.modules import ModuleSpec, TokenRows, widest
 from hotswap.adapters.names import families, family
+from hotswap.adapters.pipeline_folder import family_of_folder
 from hotswap.adapters.plan import (
     APART,
     MIXED,
@@ -23,6 +24,7 @@ from hotswap.adapters.plan import (
 )
 from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.texts import Family
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 
@@ -35,13 +37,18 @@ _TRAITS = {
 """What must be equal in every adapter, or preparation is required."""
 
 
-def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
+def plan(
+    adapters: Iterable[str | Path | AdapterSpec], *, base: str | Path | None = None
+) -> SwapPlan:
     """Find what every adapter fits in, from headers only.
 
+    ``base`` is the folder of the pipeline that files of trainers are for, where their names do not tell.
     Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that
     can be read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
     """
-    specs = _read_all([adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters)
+    family = family_of_folder(base) if base is not None else None
+    given = [adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters
+    specs = _read_all(given, family)
     if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
         specs = [spec.within(*spec.components) for spec in specs]
     modules: dict[str, ModulePlan] = {}
@@ -75,10 +82,12 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
     return replace(envelope, conflicts=tuple(found))
 
 
-def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]:
+def _read_all(
+    adapters: Iterable[str | Path | AdapterSpec], which: Family | None
+) -> list[AdapterSpec]:
     specs: list[AdapterSpec] = []
     findings: list[Finding] = []
-    reader = SpecReader()
+    reader = SpecReader(which)
     for adapter in adapters:
         try:
             specs.append(adapter if isinstance(adapter, AdapterSpec) else reader.spec(str(adapter)))

@@ -72,6 +72,19 @@ class AdapterSpec:
             return self
         return _joined(self.path, {self.components[0]: self})
 
+    def of_component(self, component: str) -> AdapterSpec:
+        """The part for one of several components, with names that are without it."""
+        prefix = f"{component}."
+        tables: dict[str, Any] = {
+            table: {
+                name.removeprefix(prefix): value
+                for name, value in getattr(self, table).items()
+                if name.startswith(prefix)
+            }
+            for table in _TABLES
+        }
+        return replace(self, components=(component,), **tables)
+
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
         """Read a PEFT folder, a file of diffusers or a hub id, without its weights.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeVar
 
+from hotswap.adapters.config import SAVE_AGAIN, saved_module, whole_modules
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.names import family, owner
 from hotswap.adapters.plan import ModulePlan, SwapPlan
@@ -21,6 +22,7 @@ _PLAN_AGAIN = (
 )
 _OTHER_BASE = "use an adapter that was trained for the same base model"
 _FORM = ("kind", "in_features", "out_features", "kernel", "groups", "experts", "parameters")
+_TIE = "use adapters with the same ensure_weight_tying"
 _VERBS = {"kind": "is of", "parameters": "targets"}  # of others: has
 _T = TypeVar("_T")
 
@@ -99,6 +101,10 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
         if shape is not None and shape != info.shape:
             text = f"has shape {list(info.shape)}, the base model has {list(shape)}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
+    carried = {*spec.saved} if whole_modules(spec.config) else {*base.parameters}
+    for name in base.parameters:
+        if name not in carried and saved_module(spec.config, name):
+            findings.append(_lacking(spec, name))
     for name, rows in spec.tokens.items():
         shape = _of_base(base, base.parameters, f"{name}.weight")
         if shape is None or shape[-1] != rows.dimension or max(rows.indices) >= shape[0]:
@@ -148,6 +154,14 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
         elif place.shape != info.shape:
             text = f"has shape {list(info.shape)}, the plan has {list(place.shape)}"
             yield Finding(where, "HSW107", text, "use an adapter with a head of the same size")
+    for name in plan.saved.keys() - spec.saved.keys():
+        if saved_module(spec.config, name):
+            yield _lacking(spec, name)
+    for name, other in {**plan.tied, **spec.tied}.items():
+        if other in spec.saved and (name in spec.tied) != (name in plan.tied):
+            first, second = ("", "not ") if name in spec.tied else ("not ", "")
+            text = f"is {first}tied to {other} in the adapter, and {second}tied in the plan"
+            yield Finding(f"{spec.path}::{name}", "HSW107", text, _TIE)
     for name, rows in spec.tokens.items():
         where, slot = f"{spec.path}::{name}", plan.tokens.get(name)
         missing = set(rows.indices) - set(slot.indices if slot else ())
@@ -164,6 +178,12 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
             where = f"{spec.path}::{min(theirs - mine)}"
             text = "the adapter has no weights for a parameter that the plan targets directly"
             yield Finding(where, "HSW107", text, "use adapters with the same target_parameters")
+
+
+def _lacking(spec: AdapterSpec, name: str) -> Finding:
+    """What PEFT does not load: a head of which the file has nothing."""
+    text = "is of a whole module that the adapter trains, and the file has no weights for it"
+    return Finding(f"{spec.path}::{name}", "HSW103", text, SAVE_AGAIN)
 
 
 def _closest_of(modules: Iterable[str]) -> Callable[[str], str]:

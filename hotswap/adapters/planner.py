@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+from hotswap.adapters.config import whole_modules
 from hotswap.adapters.fit import fits, same
 from hotswap.adapters.modules import ModuleSpec, TokenRows, widest
 from hotswap.adapters.names import families, family
@@ -65,7 +66,7 @@ def plan(
             known = tokens.get(name, rows)
             union = tuple(sorted({*known.indices, *rows.indices}))
             tokens[name] = replace(known, indices=union)
-    whole = {name for spec in specs if spec.saved for name in spec.config["modules_to_save"]}
+    whole = {name for spec in specs if spec.saved for name in whole_modules(spec.config)}
     need, reasons = _need(specs)
     envelope = SwapPlan(
         modules=dict(sorted(modules.items())),
@@ -76,6 +77,7 @@ def plan(
         saved=saved,
         tokens=tokens,
         modules_to_save=tuple(sorted(whole)),
+        tied={name: other for spec in specs for name, other in sorted(spec.tied.items())},
     )
     mixed = [Finding(name, "HSW102", MIXED, APART) for name in envelope.mixed]
     found = dict.fromkeys([*mixed, *(f for spec in specs for f in fits(envelope, spec))])

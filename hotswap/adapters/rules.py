@@ -72,7 +72,7 @@ _RULES = {
         '"init_lora_weights": true',
     ),
     "HSW103": (
-        "Tensors of a module are missing: A without B, or no magnitude of DoRA.",
+        "Tensors of a module are missing: A without B, no magnitude of DoRA, or a head that is named.",
         "PEFT fills the gap with zeros, and the module does nothing.",
         "q_proj.lora_A.weight alone",
         "q_proj.lora_A.weight and q_proj.lora_B.weight",

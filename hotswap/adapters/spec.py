@@ -39,7 +39,8 @@ class AdapterSpec:
 
     Module names are without ``base_model.model.``. Beside LoRA it may carry ``saved`` tensors of
     whole modules (modules_to_save), ``tokens`` (module to the rows that are trained), and ``copies``
-    of base weights, which PEFT writes for embeddings. ``bytes`` counts its tensors, without copies.
+    of base weights, which PEFT writes for embeddings; those of ``tied`` are of a saved module that a head
+    is tied to (ensure_weight_tying). ``bytes`` counts its tensors, without copies.
     ``left_out`` are modules that have weights and that the config does not name: neither PEFT nor a swap
     loads these. ``findings`` is empty for an adapter that can be swapped. ``components`` of a pipeline are
     those that a file of diffusers names; where it is only one, module names are without it.
@@ -55,6 +56,14 @@ class AdapterSpec:
     copies: dict[str, TensorInfo] = field(default_factory=dict)
     components: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """The copies that are tied to a saved tensor, which they then equal, each with its name."""
+        if not self.config.get("ensure_weight_tying"):
+            return {}
+        shapes = {info.shape: name for name, info in self.saved.items()}
+        return {n: shapes[info.shape] for n, info in self.copies.items() if info.shape in shapes}
 
     @property
     def rank(self) -> int:
@@ -107,7 +116,8 @@ class AdapterSpec:
             raise unreadable(where, "HSW003", text, SAVE_AGAIN)
         modules, size, findings = describe_modules(where, config, tensors, names)
         layers = [name for name, module in modules.items() if module.kind != "parameter"]
-        passed = tuple(left_out(config, layers))
+        heads = _tied_heads(modules) if config.get("ensure_weight_tying") else ()
+        passed = tuple(name for name in left_out(config, layers) if name not in heads)
         for name in passed:
             del modules[name]
         rest, more, problems = _describe_rest(where, config, tensors, names)
@@ -155,6 +165,18 @@ def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
     )
 
 
+def _tied_heads(modules: Mapping[str, ModuleSpec]) -> set[str]:
+    """The heads of adapted embeddings that are tied to them: PEFT adapts both (ensure_weight_tying)."""
+    sizes = {
+        (m.out_features, m.in_features, m.rank) for m in modules.values() if m.kind == "embedding"
+    }
+    return {
+        name
+        for name, m in modules.items()
+        if m.kind == "linear" and (m.in_features, m.out_features, m.rank) in sizes
+    }
+
+
 def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Sort findings, and keep one of those that say the same of a module of several layers."""
     groups: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
@@ -196,6 +218,10 @@ def _describe_rest(
             found["copies"][name] = info
         else:
             strange[key] = "is not a LoRA weight that can be swapped"
+    named = config.get("modules_to_save")
+    if named and not found["saved"]:
+        text = f"modules_to_save names {ascii(named[0])[:60]}, for which there are no weights"
+        findings.append(Finding(where, "HSW103", text, SAVE_AGAIN))
     for key, what in strange.items():
         remedy = "remove the tensor, or save the adapter without it"
         findings.append(Finding(f"{where}::{key}", "HSW108", f"the tensor {what}", remedy))

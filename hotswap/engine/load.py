@@ -138,4 +138,5 @@ def _union(plan: SwapPlan) -> LoraConfig:
         trainable_token_indices={name: list(rows.indices) for name, rows in plan.tokens.items()}
         or None,
         inference_mode=True,
+        ensure_weight_tying=bool(plan.tied),
     )

@@ -78,10 +78,13 @@ def test_a_magnitude_outside_the_plan_is_refused() -> None:
     assert fits(plan([spec_of(q=dora), spec_of(q=linear())]), spec_of(q=linear())) == ()
 
 
+HEAD = {"head.weight": TensorInfo("F32", (3, 16), 0, 192)}
+
+
 @pytest.mark.parametrize(
     ("spec", "code"),
     [
-        (trained({"head.bias": TensorInfo("F32", (3,), 0, 12)}, {}), "HSW106"),
+        (trained({**HEAD, "head.bias": TensorInfo("F32", (3,), 0, 12)}, {}), "HSW106"),
         (trained({"head.weight": TensorInfo("F32", (4, 16), 0, 256)}, {}), "HSW107"),
         (trained({}, {"embed": TokenRows((7,), 16, "F32")}), "HSW106"),
         (trained({}, {"other": TokenRows((1,), 16, "F32")}), "HSW106"),

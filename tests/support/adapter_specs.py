@@ -30,7 +30,7 @@ def plan_conv(rank: int, groups: int) -> ModulePlan:
 
 
 def trained(saved: dict[str, TensorInfo], tokens: dict[str, TokenRows]) -> AdapterSpec:
-    config = {"modules_to_save": ["head"]}
+    config = {"modules_to_save": ["head"] if saved else None}
     return replace(spec_of(q=linear()), config=config, saved=saved, tokens=tokens)
 
 

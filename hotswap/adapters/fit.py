@@ -55,7 +55,8 @@ class BaseModel:
 
     ``prefix`` is the name under which a model with a head holds the model without one. ``respell`` gives an
     adapter that was trained with other names of the modules those that they have now. A pipeline has
-    ``components``, with whose names those of its modules start, and a ``family`` of files.
+    ``components``, with whose names those of its modules start, and a ``family`` of files. Below ``widens``
+    a module takes adapters for a narrower input, as diffusers' Flux does.
     """
 
     name: str
@@ -65,6 +66,7 @@ class BaseModel:
     respell: Callable[[AdapterSpec], AdapterSpec] | None = None
     components: tuple[str, ...] = ()
     family: Family | None = None
+    widens: str | None = None
 
 
 def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
@@ -95,6 +97,8 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
             findings.append(Finding(where, "HSW112", text, _OTHER_BASE))
         else:
             room = replace(place, rank=module.rank, bias=True, dora=True)
+            if base.widens is not None and own.startswith(base.widens):
+                room = replace(room, in_features=min(place.in_features, module.in_features))
             findings += _module_findings(where, room, module, module.rank, "the base model")
     for name, info in {**spec.saved, **spec.copies}.items():
         shape = _of_base(base, base.parameters, name.replace(".base_layer.", "."))

@@ -35,6 +35,8 @@ def read_base(base: str | Path) -> BaseModel:
         part = describe(_built(pipeline.path / name, f"{base}/{name}", kind), name)
         whole.modules.update({f"{name}.{key}": place for key, place in part.modules.items()})
         whole.parameters.update({f"{name}.{key}": shape for key, shape in part.parameters.items()})
+        if part.widens is not None:
+            whole = replace(whole, widens=f"{name}.")
     return whole
 
 
@@ -73,7 +75,8 @@ def describe(model: nn.Module, name: str) -> BaseModel:
     modules = {key: place for key, place in places if place is not None}
     parameters = {key: tuple(p.shape) for key, p in model.named_parameters(remove_duplicate=False)}
     prefix = str(getattr(model, "base_model_prefix", "") or "")
-    return BaseModel(name, modules, parameters, prefix)
+    widens = "" if type(model).__name__ == "FluxTransformer2DModel" else None
+    return BaseModel(name, modules, parameters, prefix, widens=widens)
 
 
 def _build(path: Path, name: str, wanted: tuple[str, str] | None = None) -> nn.Module:

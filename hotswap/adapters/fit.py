@@ -12,6 +12,7 @@ from typing import TypeVar
 from hotswap.adapters.config import SAVE_AGAIN, saved_module, whole_modules
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.names import family, owner
+from hotswap.adapters.nested import nested_as, renamed_wrappers
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.adapters.texts import Family
@@ -34,6 +35,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     """
     if spec.components:
         spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
+    spec = nested_as(spec, plan.modules)
     findings = list(spec.findings)
     closest = _closest_of(plan.modules)
     rank = spec.rank
@@ -46,6 +48,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
         elif not same(place, module):
             findings += _module_findings(f"{spec.path}::{name}", place, module, rank)
     findings += _trained_findings(plan, spec)
+    findings += _parameters_left(plan, spec)
     return merge_alike(findings)
 
 
@@ -175,13 +178,18 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
         elif rows.dimension != slot.dimension:
             text = f"has rows of {rows.dimension}, the plan has {slot.dimension}"
             yield Finding(where, "HSW107", text, _OTHER_BASE)
+
+
+def _parameters_left(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
+    """Parameters that the plan targets directly in a module of the adapter, which has no weights for them."""
     mine = {name for name, module in spec.modules.items() if module.kind == "parameter"}
-    if mine:
-        theirs = {name for name, module in plan.modules.items() if module.kind == "parameter"}
-        if mine < theirs:
-            where = f"{spec.path}::{min(theirs - mine)}"
+    known = renamed_wrappers(spec, plan.modules) if mine else {}
+    owners = {*map(owner, mine - known.keys())}
+    for name, place in plan.modules.items() if mine else ():
+        if place.kind == "parameter" and owner(name) in owners and name not in mine:
             text = "the adapter has no weights for a parameter that the plan targets directly"
-            yield Finding(where, "HSW107", text, "use adapters with the same target_parameters")
+            remedy = "use adapters with the same target_parameters"
+            yield Finding(f"{spec.path}::{name}", "HSW107", text, remedy)
 
 
 def _lacking(spec: AdapterSpec, name: str) -> Finding:
@@ -211,6 +219,7 @@ def _module_findings(
         f"{_VERBS.get(name, 'has')} {name} {_shown(found)}, {whose} has {_shown(expected)}"
         for name in _FORM
         if (found := getattr(module, name)) != (expected := getattr(place, name))
+        and not (name == "parameters" and {*found} < {*expected})
     ]
     if differences:
         yield Finding(where, "HSW107", "; ".join(differences), _OTHER_BASE)

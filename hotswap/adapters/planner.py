@@ -12,6 +12,7 @@ from hotswap.adapters.config import whole_modules
 from hotswap.adapters.fit import fits, same
 from hotswap.adapters.modules import ModuleSpec, TokenRows, widest
 from hotswap.adapters.names import families, family
+from hotswap.adapters.nested import most_nested, nested_as
 from hotswap.adapters.pipeline_folder import family_of_folder
 from hotswap.adapters.plan import (
     APART,
@@ -52,6 +53,8 @@ def plan(
     specs = _read_all(given, family)
     if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
         specs = [spec.within(*spec.components) for spec in specs]
+    wrappers = most_nested(specs)
+    specs = [nested_as(spec, wrappers) for spec in specs]
     modules: dict[str, ModulePlan] = {}
     saved: dict[str, SavedTensor] = {}
     tokens: dict[str, TokenRows] = {}
@@ -108,9 +111,11 @@ def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
     if place is None:
         return own
     rank, bias, dora = max(place.rank, own.rank), place.bias or own.bias, place.dora or own.dora
-    wider = replace(own, rank=rank, bias=bias, dora=dora)
-    # fits() reports another shape
-    return wider if wider == replace(place, rank=rank, bias=bias, dora=dora) else place
+    known = max(place.parameters, own.parameters, key=len)
+    wider, other = (
+        replace(each, rank=rank, bias=bias, dora=dora, parameters=known) for each in (own, place)
+    )
+    return wider if wider == other else place  # fits() reports another shape
 
 
 def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:

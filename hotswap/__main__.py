@@ -1,4 +1,4 @@
-"""``python -m hotswap``: the ``hotswap`` command."""
+"""``python -m hotswap``: the command line, for an interpreter whose scripts are not on the path."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ import sys
 
 from hotswap.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,6 +41,12 @@ task_type trainable_token_indices use_bdlora use_dora use_qalora use_rslora velo
 FIELDS = frozenset(_FIELDS.split())
 """What PEFT's LoraConfig knows; it passes over anything else, with a warning."""
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Task type → modules that PEFT's model of the task trains as a whole."""
 _INITS = ("gaussian", "orthogonal", "eva", "mica")
 """Ways to begin that leave the base weights alone."""
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -139,14 +145,23 @@ def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha_of(config, module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
+def whole_modules(config: Mapping[str, Any]) -> list[str]:
+    """The whole modules that the adapter carries: modules_to_save, and the heads that PEFT adds for a task.
+
+    PEFT up to 0.10 saved such a head without naming it.
+    """
+    heads = _HEADS.get(str(config.get("task_type")), ())
+    return [*map(str, config.get("modules_to_save") or ()), *heads]
+
+
 def saved_module(config: Mapping[str, Any], tensor: str) -> bool:
     """Tell whether a tensor belongs to a whole module that the adapter carries (modules_to_save).
 
     As PEFT does (``_set_trainable`` in peft/utils/other.py), a module whose path ends with an entry counts.
     """
-    entries = config.get("modules_to_save")
+    entries = tuple(whole_modules(config))
     paths = [*accumulate(tensor.split(".")[:-1], "{}.{}".format)] if entries else []
-    return any(path.endswith(str(entry)) for path in paths for entry in entries or ())
+    return any(path.endswith(entries) for path in paths)
 
 
 def token_indices(config: Mapping[str, Any], module: str) -> tuple[int, ...]:

@@ -12,8 +12,10 @@ from typing import TypeVar
 from hotswap.adapters.config import SAVE_AGAIN, saved_module
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.names import family, owner
+from hotswap.adapters.nested import nested_as, renamed_wrappers
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
+from hotswap.adapters.texts import Family
 from hotswap.findings import Finding
 
 _PLAN_AGAIN = (
@@ -21,6 +23,7 @@ _PLAN_AGAIN = (
 )
 _OTHER_BASE = "use an adapter that was trained for the same base model"
 _FORM = ("kind", "in_features", "out_features", "kernel", "groups", "experts", "parameters")
+_TIE = "use adapters with the same ensure_weight_tying"
 _VERBS = {"kind": "is of", "parameters": "targets"}  # of others: has
 _T = TypeVar("_T")
 
@@ -32,6 +35,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     """
     if spec.components:
         spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
+    spec = nested_as(spec, plan.modules)
     findings = list(spec.findings)
     closest = _closest_of(plan.modules)
     rank = spec.rank
@@ -44,6 +48,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
         elif not same(place, module):
             findings += _module_findings(f"{spec.path}::{name}", place, module, rank)
     findings += _trained_findings(plan, spec)
+    findings += _parameters_left(plan, spec)
     return merge_alike(findings)
 
 
@@ -52,7 +57,9 @@ class BaseModel:
     """What a base model offers: LoRA's place at each module, the shapes of its parameters, its prefix.
 
     ``prefix`` is the name under which a model with a head holds the model without one. ``respell`` gives an
-    adapter that was trained with other names of the modules those that they have now.
+    adapter that was trained with other names of the modules those that they have now. A pipeline has
+    ``components``, with whose names those of its modules start, and a ``family`` of files. Below ``widens``
+    a module takes adapters for a narrower input, as diffusers' Flux does.
     """
 
     name: str
@@ -60,11 +67,24 @@ class BaseModel:
     parameters: dict[str, tuple[int, ...]]
     prefix: str = ""
     respell: Callable[[AdapterSpec], AdapterSpec] | None = None
+    components: tuple[str, ...] = ()
+    family: Family | None = None
+    widens: str | None = None
 
 
 def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
-    """List the tensors of an adapter that find no module in a base model, or one of other dimensions."""
+    """List the tensors of an adapter that find no module in a base model, or one of other dimensions.
+
+    Of an adapter for several components of a pipeline, a base model by itself is asked about its own.
+    """
     findings: list[Finding] = []
+    if base.components:
+        spec = spec.within(*base.components)
+    elif len(spec.components) > 1:
+        spec = min(
+            map(spec.of_component, spec.components),
+            key=lambda own: sum(_of_base(base, base.modules, name) is None for name in own.modules),
+        )
     if base.respell is not None and any(
         _of_base(base, base.modules, owner(name)) is None for name in spec.modules
     ):
@@ -80,6 +100,8 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
             findings.append(Finding(where, "HSW112", text, _OTHER_BASE))
         else:
             room = replace(place, rank=module.rank, bias=True, dora=True)
+            if base.widens is not None and own.startswith(base.widens):
+                room = replace(room, in_features=min(place.in_features, module.in_features))
             findings += _module_findings(where, room, module, module.rank, "the base model")
     for name, info in {**spec.saved, **spec.copies}.items():
         shape = _of_base(base, base.parameters, name.replace(".base_layer.", "."))
@@ -96,8 +118,13 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
 
 
 def _of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
-    """Look a name up as it is, and with or without the prefix that a model with a head puts before it."""
+    """Look a name up as it is, and with or without the prefix that a model with a head puts before it.
+
+    Files for pipelines have ``text_model``, which transformers 5 took out of CLIP's names.
+    """
     found = known.get(name)
+    if found is None and "text_model." in name:
+        found = known.get(name.replace("text_model.", "", 1))
     if found is None and base.prefix:
         prefix = f"{base.prefix}."
         found = known.get(prefix + name, known.get(name.removeprefix(prefix)))
@@ -132,6 +159,11 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
             text = f"has shape {list(info.shape)}, the plan has {list(place.shape)}"
             yield Finding(where, "HSW107", text, "use an adapter with a head of the same size")
     yield from _missing_of_saved(spec, plan.saved, "the plan")
+    for name, other in {**plan.tied, **spec.tied}.items():
+        if other in spec.saved and (name in spec.tied) != (name in plan.tied):
+            first, second = ("", "not ") if name in spec.tied else ("not ", "")
+            text = f"is {first}tied to {other} in the adapter, and {second}tied in the plan"
+            yield Finding(f"{spec.path}::{name}", "HSW107", text, _TIE)
     for name, rows in spec.tokens.items():
         where, slot = f"{spec.path}::{name}", plan.tokens.get(name)
         missing = set(rows.indices) - set(slot.indices if slot else ())
@@ -141,26 +173,29 @@ def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
         elif rows.dimension != slot.dimension:
             text = f"has rows of {rows.dimension}, the plan has {slot.dimension}"
             yield Finding(where, "HSW107", text, _OTHER_BASE)
+
+
+def _parameters_left(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
+    """Parameters that the plan targets directly in a module of the adapter, which has no weights for them."""
     mine = {name for name, module in spec.modules.items() if module.kind == "parameter"}
-    if mine:
-        theirs = {name for name, module in plan.modules.items() if module.kind == "parameter"}
-        if mine < theirs:
-            where = f"{spec.path}::{min(theirs - mine)}"
+    known = renamed_wrappers(spec, plan.modules) if mine else {}
+    owners = {*map(owner, mine - known.keys())}
+    for name, place in plan.modules.items() if mine else ():
+        if place.kind == "parameter" and owner(name) in owners and name not in mine:
             text = "the adapter has no weights for a parameter that the plan targets directly"
-            yield Finding(where, "HSW107", text, "use adapters with the same target_parameters")
+            remedy = "use adapters with the same target_parameters"
+            yield Finding(f"{spec.path}::{name}", "HSW107", text, remedy)
 
 
 def _missing_of_saved(
     spec: AdapterSpec, known: Iterable[str], whose: str, prefix: str = ""
 ) -> Iterator[Finding]:
     """Tensors of modules that the adapter says to carry whole, and does not."""
-    if not spec.config.get("modules_to_save"):
-        return
     carried = {name.replace(".base_layer.", ".") for name in spec.saved}
     for name in known:
         spelled = {name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")}
         if not (spelled & carried) and saved_module(spec.config, name):
-            text = f"is missing: modules_to_save of the config names its module, and {whose} has it"
+            text = f"is missing: the config says that its module is saved whole, and {whose} has it"
             yield Finding(f"{spec.path}::{name}", "HSW103", text, SAVE_AGAIN)
 
 
@@ -185,6 +220,7 @@ def _module_findings(
         f"{_VERBS.get(name, 'has')} {name} {_shown(found)}, {whose} has {_shown(expected)}"
         for name in _FORM
         if (found := getattr(module, name)) != (expected := getattr(place, name))
+        and not (name == "parameters" and {*found} < {*expected})
     ]
     if differences:
         yield Finding(where, "HSW107", "; ".join(differences), _OTHER_BASE)

@@ -12,8 +12,7 @@ from hotswap.adapters.fit import BaseModel
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.inspect import Inspection, Inspector
 from hotswap.adapters.plan import SwapPlan
-from hotswap.adapters.reader import SpecReader
-from hotswap.adapters.texts import weights_of
+from hotswap.adapters.texts import open_texts, weights_of
 from hotswap.adapters.weights import content_digest, sampled_digest
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
@@ -159,8 +158,8 @@ def _alike(paths: Sequence[str]) -> list[str]:
 def _digest(path: str) -> str | None:
     """The content digest of an adapter's weights on the disk; None if it is not to be read any more."""
     try:
-        with SpecReader().open(path) as opened:
-            return content_digest(opened.file, opened.layout) if opened.file is not None else None
+        with open_texts(path) as texts:
+            return content_digest(texts.file, texts.layout()) if texts.file is not None else None
     except (UnreadableAdapterError, OSError):
         return None
 

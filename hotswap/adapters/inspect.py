@@ -56,8 +56,12 @@ class Inspector:
     plan: SwapPlan | None = None
     base: BaseModel | None = None
     weights: bool = False
-    _reader: SpecReader = field(default_factory=SpecReader)
+    _reader: SpecReader = field(init=False)
     _good: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Read files for the pipeline that the base model is."""
+        self._reader = SpecReader(self.base.family if self.base is not None else None)
 
     def __call__(self, path: str) -> Inspection:
         """Judge a folder, a file or a hub id."""

@@ -87,7 +87,10 @@ class AdapterSummary:
 
 @dataclass(frozen=True, slots=True)
 class SwapPlan:
-    """Per module the largest rank of any adapter; is preparation needed, why, and its memory."""
+    """Per module the largest rank of any adapter; is preparation needed, why, and its memory.
+
+    ``tied`` are tensors that share those of a saved module, each with its name.
+    """
 
     modules: dict[str, ModulePlan]
     adapters: tuple[AdapterSummary, ...] = ()
@@ -98,6 +101,7 @@ class SwapPlan:
     saved: dict[str, SavedTensor] = field(default_factory=dict)
     tokens: dict[str, TokenRows] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
+    tied: dict[str, str] = field(default_factory=dict)
 
     @property
     def target_rank(self) -> int:
@@ -165,6 +169,7 @@ class SwapPlan:
             "saved": {name: _plain(tensor) for name, tensor in self.saved.items()},
             "tokens": {name: _plain(rows) for name, rows in self.tokens.items()},
             "modules_to_save": list(self.modules_to_save),
+            "tied": dict(self.tied),
             "conflicts": [finding.as_dict() for finding in self.conflicts],
         }
 
@@ -189,6 +194,7 @@ class SwapPlan:
                 saved={str(n): _built(SavedTensor, entry) for n, entry in data["saved"].items()},
                 tokens={str(n): _built(TokenRows, entry) for n, entry in data["tokens"].items()},
                 modules_to_save=tuple(map(str, data["modules_to_save"])),
+                tied={str(n): str(other) for n, other in data.get("tied", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -8,9 +8,12 @@ from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+from hotswap.adapters.config import whole_modules
 from hotswap.adapters.fit import fits, same
 from hotswap.adapters.modules import ModuleSpec, TokenRows, widest
 from hotswap.adapters.names import families, family
+from hotswap.adapters.nested import most_nested, nested_as
+from hotswap.adapters.pipeline_folder import family_of_folder
 from hotswap.adapters.plan import (
     APART,
     MIXED,
@@ -23,6 +26,7 @@ from hotswap.adapters.plan import (
 )
 from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.texts import Family
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 
@@ -35,15 +39,22 @@ _TRAITS = {
 """What must be equal in every adapter, or preparation is required."""
 
 
-def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
+def plan(
+    adapters: Iterable[str | Path | AdapterSpec], *, base: str | Path | None = None
+) -> SwapPlan:
     """Find what every adapter fits in, from headers only.
 
+    ``base`` is the folder of the pipeline that files of trainers are for, where their names do not tell.
     Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that
     can be read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
     """
-    specs = _read_all([adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters)
+    family = family_of_folder(base) if base is not None else None
+    given = [adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters
+    specs = _read_all(given, family)
     if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
         specs = [spec.within(*spec.components) for spec in specs]
+    wrappers = most_nested(specs)
+    specs = [nested_as(spec, wrappers) for spec in specs]
     modules: dict[str, ModulePlan] = {}
     saved: dict[str, SavedTensor] = {}
     tokens: dict[str, TokenRows] = {}
@@ -58,7 +69,7 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
             known = tokens.get(name, rows)
             union = tuple(sorted({*known.indices, *rows.indices}))
             tokens[name] = replace(known, indices=union)
-    whole = {name for spec in specs if spec.saved for name in spec.config["modules_to_save"]}
+    whole = {name for spec in specs if spec.saved for name in whole_modules(spec.config)}
     need, reasons = _need(specs)
     envelope = SwapPlan(
         modules=dict(sorted(modules.items())),
@@ -69,16 +80,19 @@ def plan(adapters: Iterable[str | Path | AdapterSpec]) -> SwapPlan:
         saved=saved,
         tokens=tokens,
         modules_to_save=tuple(sorted(whole)),
+        tied={name: other for spec in specs for name, other in sorted(spec.tied.items())},
     )
     mixed = [Finding(name, "HSW102", MIXED, APART) for name in envelope.mixed]
     found = dict.fromkeys([*mixed, *(f for spec in specs for f in fits(envelope, spec))])
     return replace(envelope, conflicts=tuple(found))
 
 
-def _read_all(adapters: Iterable[str | Path | AdapterSpec]) -> list[AdapterSpec]:
+def _read_all(
+    adapters: Iterable[str | Path | AdapterSpec], which: Family | None
+) -> list[AdapterSpec]:
     specs: list[AdapterSpec] = []
     findings: list[Finding] = []
-    reader = SpecReader()
+    reader = SpecReader(which)
     for adapter in adapters:
         try:
             specs.append(adapter if isinstance(adapter, AdapterSpec) else reader.spec(str(adapter)))
@@ -97,9 +111,11 @@ def _wider(place: ModulePlan | None, module: ModuleSpec) -> ModulePlan:
     if place is None:
         return own
     rank, bias, dora = max(place.rank, own.rank), place.bias or own.bias, place.dora or own.dora
-    wider = replace(own, rank=rank, bias=bias, dora=dora)
-    # fits() reports another shape
-    return wider if wider == replace(place, rank=rank, bias=bias, dora=dora) else place
+    known = max(place.parameters, own.parameters, key=len)
+    wider, other = (
+        replace(each, rank=rank, bias=bias, dora=dora, parameters=known) for each in (own, place)
+    )
+    return wider if wider == other else place  # fits() reports another shape
 
 
 def _summarise(spec: AdapterSpec, union: Iterable[str]) -> AdapterSummary:

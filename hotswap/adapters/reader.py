@@ -13,7 +13,7 @@ import xxhash
 
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.spec import AdapterSpec, describe
-from hotswap.adapters.texts import Texts, open_texts
+from hotswap.adapters.texts import Family, Texts, open_texts
 
 _KEPT = 256
 _LONGEST_KEPT = 1_000_000  # bytes of a header
@@ -33,9 +33,13 @@ class Opened:
 
 
 class SpecReader:
-    """Reads adapters; what it made of equal texts or of an equal header before is used again."""
+    """Reads adapters; what it made of equal texts or of an equal header before is used again.
 
-    def __init__(self) -> None:
+    ``family`` says which pipeline files are for, where their names alone do not.
+    """
+
+    def __init__(self, family: Family | None = None) -> None:
+        self._family = family
         self._kept: OrderedDict[bytes, Any] = OrderedDict()  # Opened or FileLayout, by a digest
 
     @contextmanager
@@ -44,7 +48,7 @@ class SpecReader:
 
         Raises UnreadableAdapterError (HSW0xx, HSW101), also at the end when the file has changed.
         """
-        with open_texts(path) as texts:
+        with open_texts(path, family=self._family) as texts:
             known = self._described(texts)
             spec = known.spec if known.spec.path == path else replace(known.spec, path=path)
             yield Opened(spec, known.layout, texts.file, known.mark)

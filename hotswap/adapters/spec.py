@@ -39,7 +39,8 @@ class AdapterSpec:
 
     Module names are without ``base_model.model.``. Beside LoRA it may carry ``saved`` tensors of
     whole modules (modules_to_save), ``tokens`` (module to the rows that are trained), and ``copies``
-    of base weights, which PEFT writes for embeddings. ``bytes`` counts its tensors, without copies.
+    of base weights, which PEFT writes for embeddings; those of ``tied`` are of a saved module that a head
+    is tied to (ensure_weight_tying). ``bytes`` counts its tensors, without copies.
     ``left_out`` are modules that have weights and that the config does not name: neither PEFT nor a swap
     loads these. ``findings`` is empty for an adapter that can be swapped. ``components`` of a pipeline are
     those that a file of diffusers names; where it is only one, module names are without it.
@@ -57,6 +58,14 @@ class AdapterSpec:
     left_out: tuple[str, ...] = ()
 
     @property
+    def tied(self) -> dict[str, str]:
+        """The copies that are tied to a saved tensor, which they then equal, each with its name."""
+        if not self.config.get("ensure_weight_tying"):
+            return {}
+        shapes = {info.shape: name for name, info in self.saved.items()}
+        return {n: shapes[info.shape] for n, info in self.copies.items() if info.shape in shapes}
+
+    @property
     def rank(self) -> int:
         """The largest rank of any module."""
         return max([module.rank for module in self.modules.values()], default=0)
@@ -71,6 +80,19 @@ class AdapterSpec:
         if len(self.components) != 1 or self.components[0] not in components:
             return self
         return _joined(self.path, {self.components[0]: self})
+
+    def of_component(self, component: str) -> AdapterSpec:
+        """The part for one of several components, with names that are without it."""
+        prefix = f"{component}."
+        tables: dict[str, Any] = {
+            table: {
+                name.removeprefix(prefix): value
+                for name, value in getattr(self, table).items()
+                if name.startswith(prefix)
+            }
+            for table in _TABLES
+        }
+        return replace(self, components=(component,), **tables)
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
@@ -94,7 +116,8 @@ class AdapterSpec:
             raise unreadable(where, "HSW003", text, SAVE_AGAIN)
         modules, size, findings = describe_modules(where, config, tensors, names)
         layers = [name for name, module in modules.items() if module.kind != "parameter"]
-        passed = tuple(left_out(config, layers))
+        heads = _tied_heads(modules) if config.get("ensure_weight_tying") else ()
+        passed = tuple(name for name in left_out(config, layers) if name not in heads)
         for name in passed:
             del modules[name]
         rest, more, problems = _describe_rest(where, config, tensors, names)
@@ -140,6 +163,18 @@ def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
         components=(),
         **tables,
     )
+
+
+def _tied_heads(modules: Mapping[str, ModuleSpec]) -> set[str]:
+    """The heads of adapted embeddings that are tied to them: PEFT adapts both (ensure_weight_tying)."""
+    sizes = {
+        (m.out_features, m.in_features, m.rank) for m in modules.values() if m.kind == "embedding"
+    }
+    return {
+        name
+        for name, m in modules.items()
+        if m.kind == "linear" and (m.in_features, m.out_features, m.rank) in sizes
+    }
 
 
 def merge_alike(findings: Sequence[Finding]) -> tuple[Finding, ...]:

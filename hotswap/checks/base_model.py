@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hotswap.adapters.fit import BaseModel
+from hotswap.adapters.pipeline_folder import read_pipeline_folder
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.incoming.renamed import spec_in_names_of
@@ -22,19 +23,35 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def read_base(base: str | Path) -> BaseModel:
     """Build the model of a folder, a config file or a hub id without weights, and describe it.
 
-    No code of the model's own is run. Raises HotswapError when there is no config or no such model.
+    Of the folder of a pipeline all components are built. No code of the model's own is run. Raises
+    HotswapError when there is no config or no such model.
     """
+    pipeline = read_pipeline_folder(base)
+    if pipeline is None:
+        model = _built(Path(base), str(base))
+        return replace(describe(model, str(base)), respell=_Respelling(str(base), model))
+    whole = BaseModel(str(base), {}, {}, "", None, tuple(pipeline.components), pipeline.family)
+    for name, kind in pipeline.components.items():
+        part = describe(_built(pipeline.path / name, f"{base}/{name}", kind), name)
+        whole.modules.update({f"{name}.{key}": place for key, place in part.modules.items()})
+        whole.parameters.update({f"{name}.{key}": shape for key, shape in part.parameters.items()})
+        if part.widens is not None:
+            whole = replace(whole, widens=f"{name}.")
+    return whole
+
+
+def _built(path: Path, name: str, kind: tuple[str, str] | None = None) -> nn.Module:
+    """Build a model; raises HotswapError for whatever keeps it from being built."""
     try:
-        model = _build(Path(base), str(base))
+        return _build(path, name, kind)
     except HotswapError:
         raise
     except Exception as error:  # of any model's code: a missing package, a value that it refuses
         lines = [line.strip() for line in str(error).splitlines()]
         first = next(filter(None, lines), type(error).__name__)
         raise HotswapError(
-            f"--base {base}: the model cannot be built from its config: {first[:300]}"
+            f"--base {name}: the model cannot be built from its config: {first[:300]}"
         ) from error
-    return replace(describe(model, str(base)), respell=_Respelling(str(base), model))
 
 
 class _Respelling:
@@ -58,10 +75,15 @@ def describe(model: nn.Module, name: str) -> BaseModel:
     modules = {key: place for key, place in places if place is not None}
     parameters = {key: tuple(p.shape) for key, p in model.named_parameters(remove_duplicate=False)}
     prefix = str(getattr(model, "base_model_prefix", "") or "")
-    return BaseModel(name, modules, parameters, prefix)
+    widens = "" if type(model).__name__ == "FluxTransformer2DModel" else None
+    return BaseModel(name, modules, parameters, prefix, widens=widens)
 
 
-def _build(path: Path, name: str) -> nn.Module:
+def _build(path: Path, name: str, wanted: tuple[str, str] | None = None) -> nn.Module:
+    """Build a model on the meta device; ``wanted`` is its library and class, else its config tells."""
+    library, known = wanted or ("", "")
+    if library not in ("", "diffusers", "transformers"):
+        raise ValueError(f"{known} is code of the pipeline's own, which is not run")
     file = path / "config.json" if path.is_dir() else path
     fields: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if not isinstance(fields, dict):
@@ -71,9 +93,10 @@ def _build(path: Path, name: str) -> nn.Module:
             return _of_diffusers(fields)
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        known = getattr(config, "architectures", None) or [""]
-        kind = getattr(transformers, known[0], transformers.AutoModel.from_config)
+        where = str(path) if path.exists() else name
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        known = known or (getattr(config, "architectures", None) or [""])[0]
+        kind = getattr(transformers, known, transformers.AutoModel.from_config)
         return kind(config)  # type: ignore[no-any-return]
 
 

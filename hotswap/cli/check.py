@@ -50,7 +50,11 @@ Exit codes: 0, a swap accepts every adapter (warnings do not count, unless --str
 )
 @click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
 @option("--plan", type=FILE, help="The plan that the model is prepared with.")
-@option("--base", metavar="PATH", help="Folder, config.json or id of the base model.")
+@option(
+    "--base",
+    metavar="PATH",
+    help="Folder, config.json or id of the base model, or a pipeline's folder.",
+)
 @option("--weights", is_flag=True, help="Read the values too: NaN, infinity, all zeros.")
 @finding_options
 @option("--strict", is_flag=True, help="Exit with 1 on warnings too.")

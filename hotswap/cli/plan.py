@@ -11,7 +11,7 @@ from click import option
 
 from hotswap.adapters.planner import plan as plan_fleet
 from hotswap.cli import plot as picture
-from hotswap.cli.command import FILE, Command, Exit
+from hotswap.cli.command import FILE, FOLDER, Command, Exit
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.plan_text import sections
 from hotswap.cli.terminal import progress_bar, say
@@ -33,8 +33,15 @@ Exit codes: 0, every adapter fits; 1, one cannot be read or does not fit the oth
 @click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
 @option("--output", "-o", type=FILE, help="Save the plan (hotswap-plan.json).")
 @option("--plot", type=FILE, help="Draw the curve: FILE.svg or FILE.png.")
+@option("--base", type=FOLDER, help="Folder of the pipeline that the files are for.")
 @option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(adapters: tuple[str, ...], output: Path | None, plot: Path | None, as_json: bool) -> None:
+def plan(
+    adapters: tuple[str, ...],
+    output: Path | None,
+    plot: Path | None,
+    base: Path | None,
+    as_json: bool,
+) -> None:
     """Find what a fleet of adapters needs to be hot-swapped.
 
     Says the target rank to prepare for, whether preparation is needed and why, which adapter to load
@@ -46,7 +53,7 @@ def plan(adapters: tuple[str, ...], output: Path | None, plot: Path | None, as_j
         raise Exit(2)
     paths = adapter_paths("plan", adapters)
     with progress_bar(len(paths)) as progress:
-        found = plan_fleet(_counted(paths, progress))
+        found = plan_fleet(_counted(paths, progress), base=base)
     say(json.dumps(found.to_dict(), indent=2) if as_json else f"{found}\n\n{sections(found)}")
     if found.conflicts:
         if as_json:

@@ -10,6 +10,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 
+from hotswap.adapters.names import owner
 from hotswap.adapters.plan import APART, MIXED, SwapPlan
 from hotswap.compiler.compiled import walk
 from hotswap.engine.incoming.renamed import plan_in_names_of
@@ -121,7 +122,10 @@ def _union(plan: SwapPlan) -> LoraConfig:
         module = plan.modules[name]
         if module.kind == "parameter":
             parameters += [f"{name}.{parameter}" for parameter in module.parameters]
-            ranks |= {f"{name}.{parameter}": module.rank for parameter in module.parameters}
+            least = min(own.rank for each, own in plan.modules.items() if owner(each) == name)
+            ranks |= {
+                f"{name}.{parameter}": least for parameter in module.parameters
+            }  # prepare pads
         else:
             targets.append(name)
             ranks[name] = module.rank
@@ -138,4 +142,5 @@ def _union(plan: SwapPlan) -> LoraConfig:
         trainable_token_indices={name: list(rows.indices) for name, rows in plan.tokens.items()}
         or None,
         inference_mode=True,
+        ensure_weight_tying=bool(plan.tied),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -19,11 +19,13 @@ from hotswap.errors import HotswapError, NoAdapterError
 class Part:
     """One module tree that carries an adapter: ``key`` is a component's name, "" for a model by itself.
 
-    ``given`` may be a wrapper of ``torch.compile``, or a module of one's own around the model.
+    ``given`` may be a wrapper of ``torch.compile``, or a module of one's own around the model. Where its
+    pipeline ``widens`` adapters (Flux), those for a narrower input get columns of zeros.
     """
 
     key: str
     given: nn.Module
+    widens: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -37,6 +39,18 @@ class Part:
     def named(self, module: str) -> str:
         """The name that a report gives to a module of this part."""
         return f"{self.key}.{module}" if self.key else module
+
+    def widths(self, modules: Mapping[str, int]) -> dict[str, int]:
+        """How wide the input of modules is here for which an adapter has a narrower one."""
+        found = {}
+        for name, narrow in modules.items() if self.widens else ():
+            try:
+                width = getattr(self.model.get_submodule(name), "in_features", narrow)
+            except AttributeError:
+                continue
+            if width > narrow:
+                found[name] = width
+        return found
 
     @property
     def lost_prefix(self) -> str:
@@ -67,7 +81,13 @@ def models_of(deployment: Any) -> list[Part]:
         raise TypeError(
             f"got a {type(deployment).__name__}, expected a torch module or a pipeline of diffusers"
         )
-    return [Part(key, part) for key, part in components.items() if isinstance(part, nn.Module)]
+    widened = getattr(deployment, "transformer_name", "")
+    widens = hasattr(deployment, "_maybe_expand_lora_state_dict")
+    return [
+        Part(key, part, widens and key == widened)
+        for key, part in components.items()
+        if isinstance(part, nn.Module)
+    ]
 
 
 def parts_of(deployment: Any) -> list[Part]:
@@ -100,7 +120,9 @@ def plans_of(parts: Sequence[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
             strange.append(name)
             continue
         own = found.setdefault(key, SwapPlan({}, dtype=plan.dtype))
-        own.modules[rest.removeprefix(by_key[key].lost_prefix)] = module
+        place = rest.removeprefix(by_key[key].lost_prefix)
+        width = by_key[key].widths({place: module.in_features}).get(place, module.in_features)
+        own.modules[place] = replace(module, in_features=width)
     if strange:
         raise TargetRankError(
             f"the plan has {strange[0]}, which is in no component of the pipeline (these could be: "

@@ -109,7 +109,7 @@ def stage_parts(
     """
     pairs = [*zip(parts, places, strict=True)]
     incoming = {
-        part.key: in_names_of(part.model, place.layers, incoming[part.key])
+        part.key: in_names_of(part.model, place, incoming[part.key])
         for part, place in pairs
         if part.key in incoming
     }

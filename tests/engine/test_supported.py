@@ -53,11 +53,13 @@ FEATURES = {
     "rank_pattern, alpha_pattern": "swapped",
     "target_modules, exclude_modules, layers_to_transform": "swapped; other targets with "
     "hotswap.load(base_model, plan), which puts LoRA layers over all of them",
-    "target_parameters": "swapped; parameters of one module may have different ranks",
+    "target_parameters": "swapped; also a part of the parameters that others target, with ranks of their own",
     "lora_dropout": "swapped; at inference it is nothing",
     "lora_bias": "swapped, also in fleets that mix it; merging one in a layer prepared for DoRA is refused",
     "use_dora": "swapped, also in fleets that mix it",
-    "modules_to_save": "swapped; an adapter without gives the base model's module",
+    "modules_to_save": "swapped; an adapter without gives the base model's module. "
+    "Heads that PEFT adds by task type, too",
+    "ensure_weight_tying": "swapped, trained or with LoRA; adapters of one model must agree on it",
     "trainable_token_indices": "swapped; an adapter without gives the base model's rows",
     "base weights in the file (save_embedding_layers)": "accepted where they equal the model's, "
     "else refused: a swap never writes base weights",

@@ -102,12 +102,12 @@ def for_pipeline(
     Raises what the converter raises, and ValueError where a tensor is of no component.
     """
     options: dict[str, Any] = {"return_lora_metadata": True, "return_alphas": True}
-    if "StableDiffusion" in family.pipeline:
-        options["unet_config"] = SimpleNamespace(layers_per_block=family.layers)
     with _quiet():
         import diffusers
 
         pipeline = getattr(diffusers, family.pipeline)
+        if hasattr(pipeline, "unet_name"):
+            options["unet_config"] = SimpleNamespace(layers_per_block=family.layers)
         state, *more = pipeline.lora_state_dict(dict(tensors), **options)
         alphas = dict((more[0] if len(more) > 1 else None) or {})
         found, factors = {}, {}

@@ -9,7 +9,9 @@ from typing import Any
 from peft import LoraConfig
 from torch import nn
 
+from hotswap.adapters.formats.conversion import infos
 from hotswap.adapters.formats.trainers import of_tensors
+from hotswap.adapters.names import LINEAR
 from hotswap.adapters.texts import Family
 from hotswap.engine.incoming.source import (
     Adapter,
@@ -60,9 +62,27 @@ def read_parts(
     if strange:
         raise AdapterError(strange)
     return {
-        name: replace(one, spec=replace(one.spec, path=f"{label}::{name}"))
+        name: _widened(by_key[name], replace(one, spec=replace(one.spec, path=f"{label}::{name}")))
         for name, one in found.items()
     }
+
+
+def _widened(part: Part, one: IncomingAdapter) -> IncomingAdapter:
+    """The adapter with columns of zeros where a module's input is wider, as diffusers loads it."""
+    narrow = {n: m.in_features for n, m in one.spec.modules.items() if m.kind == "linear"}
+    widths = part.widths(narrow)
+    if not widths:
+        return one
+    values = {name: value.clone() for name, value in one.tensors.items()}
+    for name, width in widths.items():
+        key = f"{name}.{LINEAR[0]}"
+        values[key] = nn.functional.pad(values[key], (0, width - narrow[name]))
+    modules = {
+        name: replace(module, in_features=widths.get(name, module.in_features))
+        for name, module in one.spec.modules.items()
+    }
+    spec = replace(one.spec, modules=modules)
+    return IncomingAdapter(replace(one.known, tensors=infos(values)), spec, values)
 
 
 def label_of(adapter: Adapter) -> str:

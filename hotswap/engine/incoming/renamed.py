@@ -13,28 +13,51 @@ from torch import Tensor, nn
 
 from hotswap.adapters.config import FIELDS
 from hotswap.adapters.formats.conversion import converted_for, infos
+from hotswap.adapters.nested import nested_as, renamed_wrappers
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.planner import plan as plan_for
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.incoming.source import IncomingAdapter, from_state_dict, plain
+from hotswap.engine.layout.placement import Placement
 
 
-def in_names_of(
-    model: nn.Module, layers: Mapping[str, Any], source: IncomingAdapter
-) -> IncomingAdapter:
+def in_names_of(model: nn.Module, placement: Placement, source: IncomingAdapter) -> IncomingAdapter:
     """The adapter under the names of the model's layers, by PEFT's own conversion from transformers 4.
 
-    The same one where it has these names already, or where the conversion does not give them.
+    The same one where it has these names already, or where the conversion does not give them. Wrappers of
+    parameters have the names that they have where the model has more of them.
     """
-    if source.spec.modules.keys() <= layers.keys() or source.config is None:
+    layers = placement.layers
+    if source.config is None:
         return source
+    if source.spec.modules.keys() <= layers.keys():
+        return _nested(placement, source)
     found = _converted(model, source.config, source.tensors)
     if found is None:
         return source
     renamed = from_state_dict(*found)
     if not renamed.spec.modules.keys() <= layers.keys():
         return source
-    return replace(renamed, spec=replace(renamed.spec, path=source.label))
+    return _nested(placement, replace(renamed, spec=replace(renamed.spec, path=source.label)))
+
+
+def _nested(placement: Placement, source: IncomingAdapter) -> IncomingAdapter:
+    if not source.spec.config.get("target_parameters"):
+        return source
+    modules = placement.envelope.modules
+    names = renamed_wrappers(source.spec, modules)
+    if not names:
+        return source
+
+    def renamed(tensor: str) -> str:
+        module, mark, rest = tensor.rpartition(".lora_")
+        return f"{names.get(module, module)}{mark}{rest}"
+
+    known = replace(source.known, tensors={renamed(n): i for n, i in source.infos.items()})
+    values = source.values
+    if isinstance(values, dict):
+        values = {renamed(name): value for name, value in values.items()}
+    return IncomingAdapter(known, nested_as(source.spec, modules), values)
 
 
 def plan_in_names_of(model: nn.Module, plan: SwapPlan) -> SwapPlan:

@@ -28,15 +28,18 @@ def refuse(findings: tuple[Finding, ...]) -> None:
 
 
 def _other_copies(model: nn.Module, source: IncomingAdapter) -> list[Finding]:
-    """Base weights in the adapter that are not the model's: a fresh load would write them into it."""
+    """Base weights in the adapter that are not the model's: a fresh load would write them into it.
+
+    A head that is tied to a module that the adapter carries must be as that one.
+    """
     live = {
         _bare(canonical(name)): tensor
         for name, tensor in model.named_parameters(remove_duplicate=False)
     }
     found, tensors = [], source.tensors
     for name in source.spec.copies:
-        theirs = tensors[name]
-        mine = live.get(_bare(name))
+        theirs, partner = tensors[name], source.spec.tied.get(name)
+        mine = live.get(_bare(name)) if partner is None else tensors[partner]
         same = mine is not None and mine.shape == theirs.shape
         if same and mine is not None:
             same = torch.equal(mine.detach().cpu(), theirs.cpu().to(mine.dtype))

@@ -69,4 +69,6 @@ class AdapterSlots:
                 saved[slot.name] = SavedTensor(tuple(slot.tensor.shape), dtype)
             else:
                 tokens[slot.module] = TokenRows(slot.rows, slot.tensor.shape[-1], dtype)
-        return SwapPlan(envelopes(self.layers, self.of_layer), saved=saved, tokens=tokens)
+        tied = {name: slot.name for slot in self.auxiliary for name in slot.tied}
+        modules = envelopes(self.layers, self.of_layer)
+        return SwapPlan(modules, saved=saved, tokens=tokens, tied=tied)

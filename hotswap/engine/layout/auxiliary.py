@@ -29,7 +29,9 @@ def auxiliary_slots(
     for name, wrapper in _wrappers(walk(model) if walked is None else walked):
         if adapter_name in wrapper._adapters:
             for slot in _slots(canonical(name), wrapper, adapter_name):
-                found.setdefault(id(slot.tensor), slot)
+                known = found.setdefault(id(slot.tensor), slot)
+                if known is not slot:
+                    found[id(slot.tensor)] = known._replace(tied=(*known.tied, slot.name))
     return list(found.values())
 
 

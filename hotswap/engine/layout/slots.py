@@ -43,6 +43,7 @@ class Slot(NamedTuple):
     size_attribute: str = ""  # the owner's attribute that repeats the length of the axis
     default: Tensor | None = None
     rows: tuple[int, ...] = ()
+    tied: tuple[str, ...] = ()  # other names of the same tensor
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement
-from hotswap.engine.layout.scalings import Scalings
+from hotswap.engine.layout.scalings import Moves, Scalings
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.layout.uses import Uses
 from hotswap.errors import NoAdapterError, NotPreparedError
@@ -26,7 +26,7 @@ class Entry:
     def __init__(self) -> None:
         # the layers keep them: what was unloaded or deleted takes its placement along
         self.placements: weakref.WeakValueDictionary[str, Placement] = weakref.WeakValueDictionary()
-        self.moves = [0]
+        self.moves = Moves()
         self.on_the_fly = False
         self.uses = Uses()
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from hotswap.adapters.config import FIELDS
@@ -18,6 +17,9 @@ from hotswap.adapters.planner import plan as plan_for
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.incoming.source import IncomingAdapter, from_state_dict, plain
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 
 def in_names_of(
     model: nn.Module, layers: Mapping[str, Any], source: IncomingAdapter
@@ -26,8 +28,10 @@ def in_names_of(
 
     The same one where it has these names already, or where the conversion does not give them.
     """
-    if source.spec.modules.keys() <= layers.keys() or source.config is None:
+    if source.spec.modules.keys() <= layers.keys() or source.known.fields is None:
         return source
+    if not hasattr(getattr(_base_of(model), "config", None), "model_type"):
+        return source  # only models of transformers have had other names
     found = _converted(model, source.config, source.tensors)
     if found is None:
         return source
@@ -39,6 +43,8 @@ def in_names_of(
 
 def plan_in_names_of(model: nn.Module, plan: SwapPlan) -> SwapPlan:
     """The plan under the names of the model's modules, if it is of adapters that were trained with others."""
+    from peft import LoraConfig
+
     present = {name for name, _ in model.named_modules()}
     if all(name in present for name in plan.modules) or any(
         module.kind != "linear" for module in plan.modules.values()
@@ -63,6 +69,8 @@ def plan_in_names_of(model: nn.Module, plan: SwapPlan) -> SwapPlan:
 
 def spec_in_names_of(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
     """What an adapter says, under the names of a model's modules; the same where they are no others."""
+    from peft import LoraConfig
+
     if any(module.kind != "linear" for module in spec.modules.values()):
         return spec
     known = {key: value for key, value in spec.config.items() if key in FIELDS}
@@ -94,4 +102,8 @@ def _converted(
         for key, value in tensors.items()
     }
     own = copy.deepcopy(config)
-    return converted_for(getattr(model, "get_base_model", lambda: model)(), own, named)
+    return converted_for(_base_of(model), own, named)
+
+
+def _base_of(model: nn.Module) -> Any:
+    return getattr(model, "get_base_model", lambda: model)()

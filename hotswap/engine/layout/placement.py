@@ -89,6 +89,7 @@ class Placement:
     _owners: list[nn.Module] = field(default_factory=list)  # of the tensors, and those above
     _chain: list[nn.Module] = field(default_factory=list)  # those of one layer
     _versioned: list[Tensor] = field(default_factory=list)
+    _counted: bool = True  # autograd counts the writes to each slot; those of a package are views
     # attributes of the layers, and of the DoRA layers in them: torch.export puts copies of what they hold
     _attributes: list[dict[str, Any]] = field(default_factory=list)
     _dora: list[dict[str, Any]] = field(default_factory=list)
@@ -105,6 +106,7 @@ class Placement:
         states = map(states_of, adapter.auxiliary)
         moves: Moves = scalings[0].moves if scalings else Moves()
         with_dora = {slot.module for slot in slots if slot.role == "magnitude"}
+        versioned = [slot.tensor for slot in slots if _has_version(slot.tensor)]
         shared = States.share([*(each.states for each in scalings), *states], name)
         shared.owner = made = cls(
             adapter,
@@ -126,7 +128,8 @@ class Placement:
             ],
             _moves=moves,
             _moves_then=moves.count,
-            _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
+            _versioned=versioned,
+            _counted=len(versioned) == len(slots),
             _attributes=[vars(layer) for layer in layers.values()],
             _dora=[
                 vars(layers[module].lora_magnitude_vector[name])
@@ -308,7 +311,7 @@ class Placement:
 
     def _writes(self) -> tuple[int, int] | None:
         """How often autograd counted a write to a weight, and to a scaling; not those through ``.data``."""
-        if self.arena is None or len(self._versioned) < len(self.slots):
+        if self.arena is None or not self._counted:
             return None
         # the scalings are views of the buffers, and share their counters
         buffers = sum(map(_version, self.arena.buffers.values()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from hotswap.compiler.regions import unwrap
@@ -15,6 +15,9 @@ from hotswap.engine.layout.scalings import Moves, Scalings
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.layout.uses import Uses
 from hotswap.errors import NoAdapterError, NotPreparedError
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
 
 
 class Entry:
@@ -78,6 +81,12 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
         known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
         known.label = label
     return known
+
+
+def register(model: nn.Module, placement: Placement) -> None:
+    """Note that a model without LoRA layers has the tensors of an adapter, as a package does."""
+    _entries[model] = entry = Entry()
+    entry.placements[placement.name] = placement
 
 
 def forget_adapters(model: nn.Module) -> None:

@@ -9,10 +9,9 @@ from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import torch
-from peft import LoraConfig
 
 from hotswap.engine.incoming.parts import read_parts
-from hotswap.engine.incoming.source import Adapter
+from hotswap.engine.incoming.source import Adapter, Config
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.uses import Use, Uses
@@ -65,7 +64,7 @@ class AdapterBank:
         name = self._adapter_name
         return [placement_of(model, name, at_once=at_once) for model in self._models]
 
-    def add(self, name: str, adapter: Adapter | None, *, config: LoraConfig | None = None) -> str:
+    def add(self, name: str, adapter: Adapter | None, *, config: Config | None = None) -> str:
         """Stage an adapter under a name, in place of one that has it; return its digest.
 
         The adapter in place is not touched: what was added anew under its name is put in place by the

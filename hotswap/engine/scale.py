@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
-from hotswap.engine.layout.dora import norm_of
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.layout.slots import slots
 from hotswap.engine.parts import parts_of
 from hotswap.engine.transaction import Changes, exclusive, name_of
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
 
 
 def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> None:
@@ -48,8 +49,7 @@ def _rescale(placement: Placement, scale: float, changes: Changes) -> None:
         for layer in layers.values():
             layer.scaling[name] = scale * _own_scaling(layer, name)
         for layer, magnitude in plain:
-            tensors = {one.key: one.tensor for one in slots(layer, name)}
-            magnitude.copy_(norm_of(layer, name, tensors, layer.scaling[name]))
+            _renorm(layer, name, magnitude)
     placement.rescaled(known)
 
 
@@ -59,10 +59,17 @@ def _write(targets: list[Tensor], values: list[Tensor]) -> None:
         torch._foreach_copy_(targets, values)
 
 
+def _renorm(layer: LoraLayer, name: str, magnitude: Tensor) -> None:
+    from hotswap.engine.layout.dora import norm_of
+
+    tensors = {one.key: one.tensor for one in slots(layer, name)}
+    magnitude.copy_(norm_of(layer, name, tensors, layer.scaling[name]))
+
+
 def user_scale(placement: Placement) -> float | None:
     """The factor by which a scaling in place differs from the adapter's own, if one does."""
     name = placement.name
-    layers = [layer for layer in placement.layers.values() if layer.lora_alpha[name]]
+    layers = [layer for layer in placement.layers.values() if _own_scaling(layer, name)]
     if not layers:
         return None
     values = torch.stack([layer.scaling[name] for layer in layers]).tolist()
@@ -71,6 +78,8 @@ def user_scale(placement: Placement) -> float | None:
 
 
 def _own_scaling(layer: LoraLayer, name: str) -> float:
-    rank, alpha = layer.r[name], layer.lora_alpha[name]
-    root = math.sqrt(rank) if layer.use_rslora.get(name) else rank
-    return float(alpha / root)
+    state = layer.scaling.states[name]
+    if state is None:
+        return 0.0
+    rank = state.rank or 1
+    return float(state.alpha / (math.sqrt(rank) if state.rslora else rank))

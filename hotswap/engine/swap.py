@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import xxhash
-from peft import LoraConfig
 
 from hotswap.engine.incoming.parts import label_of, read_parts
-from hotswap.engine.incoming.source import Adapter, IncomingAdapter
+from hotswap.engine.incoming.source import Adapter, Config, IncomingAdapter
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.parts import Part, parts_of
@@ -57,7 +56,7 @@ def swap(
     adapter: Adapter | None,
     *,
     adapter_name: str | None = None,
-    config: LoraConfig | None = None,
+    config: Config | None = None,
     timeout: float | None = None,
 ) -> SwapReport:
     """Replace the weights of ``adapter_name`` in place, all or nothing.

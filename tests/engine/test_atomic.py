@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 import hotswap
 from hotswap.adapters import texts
 from hotswap.engine import transaction
-from hotswap.engine.incoming import file_reader, parts, source, stage
+from hotswap.engine.incoming import file_reader, parts, source
 from hotswap.engine.layout import arena as arenas
-from hotswap.engine.layout import placement
+from hotswap.engine.layout import dora, placement
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import lora_layers
@@ -99,7 +99,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "reading": (parts, "read"),
     "validating": (transaction, "validate"),
     "staging": (transaction, "stage"),
-    "a DoRA norm": (stage, "norm_of"),
+    "a DoRA norm": (dora, "norm_of"),
     "looking for NaN": (Arena, "finite"),
     "telling the config": (placement, "_tell"),
     "the copy": (Arena, "copy"),

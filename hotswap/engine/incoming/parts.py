@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from peft import LoraConfig
 from torch import nn
 
 from hotswap.adapters.formats.conversion import infos
@@ -15,6 +14,7 @@ from hotswap.adapters.names import LINEAR
 from hotswap.adapters.texts import Family
 from hotswap.engine.incoming.source import (
     Adapter,
+    Config,
     IncomingAdapter,
     describe,
     named,
@@ -27,7 +27,7 @@ from hotswap.findings import Finding
 
 
 def read_parts(
-    deployment: Any, parts: Sequence[Part], adapter: Adapter | None, config: LoraConfig | None
+    deployment: Any, parts: Sequence[Part], adapter: Adapter | None, config: Config | None
 ) -> dict[str, IncomingAdapter]:
     """Read an adapter, part by part; a part for which it has nothing is left out, None has nothing.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from hotswap.adapters.config import FIELDS
@@ -20,6 +19,9 @@ from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.incoming.source import IncomingAdapter, from_state_dict, plain
 from hotswap.engine.layout.placement import Placement
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 
 def in_names_of(model: nn.Module, placement: Placement, source: IncomingAdapter) -> IncomingAdapter:
     """The adapter under the names of the model's layers, by PEFT's own conversion from transformers 4.
@@ -28,10 +30,12 @@ def in_names_of(model: nn.Module, placement: Placement, source: IncomingAdapter)
     parameters have the names that they have where the model has more of them.
     """
     layers = placement.layers
-    if source.config is None:
+    if source.known.fields is None:
         return source
     if source.spec.modules.keys() <= layers.keys():
         return _nested(placement, source)
+    if not hasattr(getattr(_base_of(model), "config", None), "model_type"):
+        return source  # only models of transformers have had other names
     found = _converted(model, source.config, source.tensors)
     if found is None:
         return source
@@ -62,6 +66,8 @@ def _nested(placement: Placement, source: IncomingAdapter) -> IncomingAdapter:
 
 def plan_in_names_of(model: nn.Module, plan: SwapPlan) -> SwapPlan:
     """The plan under the names of the model's modules, if it is of adapters that were trained with others."""
+    from peft import LoraConfig
+
     present = {name for name, _ in model.named_modules()}
     if all(name in present for name in plan.modules) or any(
         module.kind != "linear" for module in plan.modules.values()
@@ -86,6 +92,8 @@ def plan_in_names_of(model: nn.Module, plan: SwapPlan) -> SwapPlan:
 
 def spec_in_names_of(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
     """What an adapter says, under the names of a model's modules; the same where they are no others."""
+    from peft import LoraConfig
+
     if any(module.kind != "linear" for module in spec.modules.values()):
         return spec
     known = {key: value for key, value in spec.config.items() if key in FIELDS}
@@ -117,4 +125,8 @@ def _converted(
         for key, value in tensors.items()
     }
     own = copy.deepcopy(config)
-    return converted_for(getattr(model, "get_base_model", lambda: model)(), own, named)
+    return converted_for(_base_of(model), own, named)
+
+
+def _base_of(model: nn.Module) -> Any:
+    return getattr(model, "get_base_model", lambda: model)()

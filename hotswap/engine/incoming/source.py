@@ -10,9 +10,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from peft import LoraConfig
 from torch import Tensor
 
 from hotswap.adapters import hub
@@ -29,7 +28,12 @@ from hotswap.engine.incoming.file_reader import FileReader
 from hotswap.errors import AdapterError
 from hotswap.findings import has_code
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 Adapter = str | Path | Mapping[str, Tensor]
+Config: TypeAlias = "LoraConfig | Mapping[str, Any]"
+"""A config, or its fields: a process that serves a package has no PEFT."""
 _KEPT = 64  # descriptions
 _kept = threading.local()
 
@@ -38,12 +42,14 @@ _kept = threading.local()
 class Description:
     """What is known of an adapter without its values; adapters of one recipe share it.
 
-    ``tensors`` has canonical names, in the order in which the tensors are given.
+    ``tensors`` has canonical names, in the order in which the tensors are given. ``fields`` are those of
+    its config; None: there is no adapter.
     """
 
     spec: AdapterSpec
     tensors: dict[str, TensorInfo]
-    config: LoraConfig | None  # None: there is no adapter
+    fields: Mapping[str, Any] | None
+    config: LoraConfig | None = None  # if it was given as one
     header: bytes = b""  # of a file
     convert: Convert | None = None
 
@@ -68,8 +74,13 @@ class IncomingAdapter:
 
     @property
     def config(self) -> Any:
-        """The LoraConfig of the adapter; None: there is no adapter."""
-        return self.known.config
+        """The LoraConfig of the adapter, made anew if need be; None: there is no adapter.
+
+        Raises UnreadableAdapterError for a config that is none of LoRA.
+        """
+        if self.known.config is not None or self.known.fields is None:
+            return self.known.config
+        return _config(self.label, self.known.fields)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -101,7 +112,7 @@ NOTHING = IncomingAdapter(Description(_BASE, {}, None), _BASE, {})
 """What is put in place where there is to be no adapter."""
 
 
-def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> IncomingAdapter:
+def read(adapter: Adapter, config: Config | None = None, **hub: Any) -> IncomingAdapter:
     """Read the adapter of one model; ``hub`` are huggingface_hub's arguments (revision, token, …).
 
     Raises UnreadableAdapterError for files that are missing or damaged, AdapterError for a file of several
@@ -120,7 +131,7 @@ def read(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> Inco
 
 def read_components(
     adapter: str | Path,
-    config: LoraConfig | None = None,
+    config: Config | None = None,
     family: Family | None = None,
     lost: Mapping[str, str] | None = None,
     **hub: Any,
@@ -138,7 +149,7 @@ def read_components(
 
 
 def _read(
-    label: str, texts: Texts, config: LoraConfig | None, lost: Mapping[str, str]
+    label: str, texts: Texts, config: Config | None, lost: Mapping[str, str]
 ) -> dict[str, IncomingAdapter]:
     key = texts.config, texts.header, texts.size, texts.family, tuple(lost.items())
     known = _descriptions().get(key)
@@ -176,7 +187,7 @@ def named(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def describe(
     label: str,
     parts: Mapping[str, Component],
-    config: LoraConfig | None,
+    config: Config | None,
     lost: Mapping[str, str],
     header: bytes = b"",
 ) -> dict[str, Description]:
@@ -190,12 +201,15 @@ def describe(
         if spec.left_out:
             owners = tuple(f"{module}.lora_" for module in spec.left_out)
             tensors = {n: info for n, info in tensors.items() if not n.startswith(owners)}
-        of_part = config if config is not None else _config(label, parts[name].config)
-        found[name] = Description(spec, tensors, of_part, header, parts[name].convert)
+        fields = parts[name].config if config is None else plain(config)
+        given = None if isinstance(config, Mapping) else config
+        found[name] = Description(spec, tensors, fields, given, header, parts[name].convert)
     return found
 
 
 def _config(label: str, fields: Mapping[str, Any]) -> LoraConfig:
+    from peft import LoraConfig
+
     known = {field.name for field in dataclasses.fields(LoraConfig)}
     try:
         return LoraConfig(**{key: value for key, value in fields.items() if key in known})
@@ -223,13 +237,13 @@ def _keep(key: Hashable, descriptions: dict[str, Description]) -> None:
 
 def config_of(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> LoraConfig:
     """The config of an adapter of one model, without its weights."""
-    if config is None and not isinstance(adapter, Mapping):
-        found: LoraConfig = read(adapter, **hub).config
-        return found
-    return _given(config)
+    if config is not None:
+        return config
+    found: LoraConfig = read(adapter, **hub).config
+    return found
 
 
-def _given(config: LoraConfig | None) -> LoraConfig:
+def _given(config: Config | None) -> Config:
     if config is None:
         raise ValueError(
             "adapter is a state dict; pass config=LoraConfig(...) with its rank and alpha"
@@ -237,7 +251,7 @@ def _given(config: LoraConfig | None) -> LoraConfig:
     return config
 
 
-def from_state_dict(adapter: Mapping[str, Tensor], config: LoraConfig) -> IncomingAdapter:
+def from_state_dict(adapter: Mapping[str, Tensor], config: Config) -> IncomingAdapter:
     """Take a state dict in PEFT's names; raises ValueError for one that has more than tensors."""
     values = list(adapter.values())
     _require_tensors(adapter, values)
@@ -258,9 +272,10 @@ def _require_tensors(adapter: Mapping[str, Any], values: Sequence[Any]) -> None:
             raise ValueError(f"the state dict has {name} = {kind.__name__}, expected a tensor")
 
 
-def plain(config: LoraConfig) -> dict[str, Any]:
+def plain(config: Config) -> dict[str, Any]:
     """The fields of a config as a config file has them."""
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    fields = config if isinstance(config, Mapping) else config.to_dict()
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()}
 
 
 def _located(adapter: str | Path, options: Mapping[str, Any]) -> Path:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor
 
 from hotswap.adapters.header import TensorInfo
@@ -14,10 +13,12 @@ from hotswap.engine.incoming.file_reader import FileReader, dtype_of
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.incoming.validate import refuse
 from hotswap.engine.layout.arena import Arena
-from hotswap.engine.layout.dora import base_mark, norm_of
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.states import LayerState
 from hotswap.findings import Finding
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _KEPT = 16  # copy plans of a placement
 # config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
@@ -68,7 +69,7 @@ class CopyPlan:
             if (default := placement.slots[index].default) is not None
         ]
         self.states = _states(placement, source)
-        self.fields = _fields(source.config)
+        self.fields = _fields(source.config) if placement.config is not None else None
         self._views: dict[int, CopyViews] = {}
 
     def views_of(self, placement: Placement, image: Arena) -> CopyViews:
@@ -165,6 +166,14 @@ def _fill(placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: 
     for index, rows in plan.rows:
         view = views[index]
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
+    if plan.later:
+        _fill_magnitudes(placement, plan, image)
+
+
+def _fill_magnitudes(placement: Placement, plan: CopyPlan, image: Arena) -> None:
+    from hotswap.engine.layout.dora import base_mark
+
+    slots, views = placement.slots, image.views
     for index in plan.later:
         mark = base_mark(placement.layers[slots[index].module])
         known = plan.norms.get(index)
@@ -177,6 +186,8 @@ def _fill(placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: 
 
 def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
     """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
+    from hotswap.engine.layout.dora import norm_of
+
     slots, name = placement.slots, placement.slots[index].module
     start = index
     while start and slots[start - 1].module == name:  # the slots of a layer lie side by side
@@ -191,14 +202,15 @@ def _states(placement: Placement, source: IncomingAdapter) -> list[Any]:
 
     A layer that it does not target has alpha 0, so that set_scale keeps it at 0.
     """
-    rslora = source.config is not None and bool(source.config.use_rslora)
+    fields = source.known.fields
+    rslora = fields is not None and bool(fields.get("use_rslora"))
     states: list[Any] = []
     for name in placement.layers:
         module = source.spec.modules.get(name)
         if module is not None:
             states.append(LayerState(module.rank, module.alpha, rslora, module.bias, module.dora))
         else:
-            states.append(LayerState(0, rslora=rslora) if source.config is not None else None)
+            states.append(LayerState(0, rslora=rslora) if fields is not None else None)
     for slot in placement.adapter.auxiliary:
         if slot.role == "saved":
             states.append(slot.name in source.infos)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from hotswap.adapters.modules import TokenRows
@@ -14,6 +14,9 @@ from hotswap.adapters.plan import SavedTensor, SwapPlan
 from hotswap.compiler.compiled import Walked
 from hotswap.engine.layout.auxiliary import auxiliary_slots
 from hotswap.engine.layout.slots import Slot, envelopes, lora_layers, slots
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
 
 DTYPES = {
     torch.float64: "F64",

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from peft.utils.other import (
-    AuxiliaryTrainingWrapper,
-    ModulesToSaveWrapper,
-    TrainableTokensWrapper,
-)
 from torch import nn
 
 from hotswap.adapters.names import TOKENS, canonical
@@ -37,6 +32,8 @@ def auxiliary_slots(
 
 def unsupported_wrappers(walked: Walked, adapter_name: str, found: list[Slot]) -> dict[str, str]:
     """Name the wrapped modules whose tensors (``found``) cannot be swapped, with the reason."""
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
     refused = {}
     for name, wrapper in _wrappers(walked):
         known = isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper)
@@ -53,10 +50,14 @@ def unsupported_wrappers(walked: Walked, adapter_name: str, found: list[Slot]) -
 
 
 def _wrappers(walked: Walked) -> Any:
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
     return instances(walked, AuxiliaryTrainingWrapper)
 
 
 def _slots(name: str, wrapper: Any, adapter_name: str) -> Iterator[Slot]:
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
     if isinstance(wrapper, TrainableTokensWrapper):
         adapter = wrapper.token_adapter
         if adapter.tied_adapter is not None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from operator import attrgetter, is_
-from typing import Any, NoReturn
+from operator import attrgetter, is_, itemgetter
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import xxhash
-from peft import LoraConfig
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
@@ -20,9 +18,14 @@ from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import states_of
 from hotswap.engine.layout.hooks import why_elsewhere
+from hotswap.engine.layout.scalings import Moves
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import Shared, States
 from hotswap.errors import HotswapError, MergedAdapterError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora.layer import LoraLayer
 
 _version: Callable[[Tensor], int] = attrgetter("_version")
 
@@ -77,7 +80,7 @@ class Placement:
     _envelope: SwapPlan | None = None
     _undo: Arena | None = None
     _written: tuple[int, int] | None = None
-    _moves: list[int] = field(default_factory=lambda: [0])
+    _moves: Moves = field(default_factory=Moves)
     _moves_then: int = 0
     _places: tuple[list[dict[str, Any]], list[str]] = ([], [])  # of the tensors in their modules
     _held: list[Tensor] = field(default_factory=list)
@@ -86,8 +89,10 @@ class Placement:
     _owners: list[nn.Module] = field(default_factory=list)  # of the tensors, and those above
     _chain: list[nn.Module] = field(default_factory=list)  # those of one layer
     _versioned: list[Tensor] = field(default_factory=list)
-    _merged: list[list[str]] = field(default_factory=list)
-    _caches: list[dict[str, Any]] = field(default_factory=list)  # of peft.helpers.DoraCaching
+    _counted: bool = True  # autograd counts the writes to each slot; those of a package are views
+    # attributes of the layers, and of the DoRA layers in them: torch.export puts copies of what they hold
+    _attributes: list[dict[str, Any]] = field(default_factory=list)
+    _dora: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module, adapter: AdapterSlots, arena: Arena | None = None) -> Placement:
@@ -99,8 +104,9 @@ class Placement:
         else:
             layout = arena.layout
         states = map(states_of, adapter.auxiliary)
-        moves: list[int] = scalings[0].moves if scalings else [0]
+        moves: Moves = scalings[0].moves if scalings else Moves()
         with_dora = {slot.module for slot in slots if slot.role == "magnitude"}
+        versioned = [slot.tensor for slot in slots if _has_version(slot.tensor)]
         shared = States.share([*(each.states for each in scalings), *states], name)
         shared.owner = made = cls(
             adapter,
@@ -121,11 +127,12 @@ class Placement:
                 if name in layer.lora_A
             ],
             _moves=moves,
-            _moves_then=moves[0],
-            _versioned=[slot.tensor for slot in slots if _has_version(slot.tensor)],
-            _merged=[layer.merged_adapters for layer in layers.values()],
-            _caches=[
-                layers[module].lora_magnitude_vector[name]._dora_cache
+            _moves_then=moves.count,
+            _versioned=versioned,
+            _counted=len(versioned) == len(slots),
+            _attributes=[vars(layer) for layer in layers.values()],
+            _dora=[
+                vars(layers[module].lora_magnitude_vector[name])
                 for module in with_dora.intersection(layers)
             ],
             _links=_links(model, layers.values()),
@@ -175,7 +182,7 @@ class Placement:
     @property
     def moved(self) -> bool:
         """Whether the model, or a part of it, went to another device or dtype."""
-        return self.arena is None or self._moves[0] != self._moves_then
+        return self.arena is None or self._moves.count != self._moves_then
 
     @property
     def reassigned(self) -> bool:
@@ -211,7 +218,7 @@ class Placement:
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if an adapter is merged into a base weight."""
-        if not any(self._merged):
+        if not any(map(itemgetter("merged_adapters"), self._attributes)):
             return
         name = next(name for name, layer in self.layers.items() if layer.merged_adapters)
         raise MergedAdapterError(
@@ -304,7 +311,7 @@ class Placement:
 
     def _writes(self) -> tuple[int, int] | None:
         """How often autograd counted a write to a weight, and to a scaling; not those through ``.data``."""
-        if self.arena is None or len(self._versioned) < len(self.slots):
+        if self.arena is None or not self._counted:
             return None
         # the scalings are views of the buffers, and share their counters
         buffers = sum(map(_version, self.arena.buffers.values()))
@@ -332,8 +339,8 @@ class Placement:
                 # a tensor made under inference_mode can only be written under it
                 with torch.inference_mode(any(target.is_inference() for target in targets)):
                     torch._foreach_copy_(targets, image.views)
-        for cache in self._caches:
-            cache.clear()
+        for own in self._dora:
+            own["_dora_cache"].clear()  # of peft.helpers.DoraCaching
 
 
 def _links(

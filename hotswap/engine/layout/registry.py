@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement
-from hotswap.engine.layout.scalings import Scalings
+from hotswap.engine.layout.scalings import Moves, Scalings
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.layout.uses import Uses
 from hotswap.errors import NoAdapterError, NotPreparedError
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
 
 
 class Entry:
@@ -26,7 +29,7 @@ class Entry:
     def __init__(self) -> None:
         # the layers keep them: what was unloaded or deleted takes its placement along
         self.placements: weakref.WeakValueDictionary[str, Placement] = weakref.WeakValueDictionary()
-        self.moves = [0]
+        self.moves = Moves()
         self.on_the_fly = False
         self.uses = Uses()
 
@@ -78,6 +81,12 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
         known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
         known.label = label
     return known
+
+
+def register(model: nn.Module, placement: Placement) -> None:
+    """Note that a model without LoRA layers has the tensors of an adapter, as a package does."""
+    _entries[model] = entry = Entry()
+    entry.placements[placement.name] = placement
 
 
 def forget_adapters(model: nn.Module) -> None:

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from hotswap.engine.layout.states import States
 
 
+class Moves:
+    """How often a module of a model went to another device or dtype; torch.export would copy a list."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Scalings(nn.Module):
     """Map adapter names to 0-d buffers; assigning a number to a known name fills its buffer in place.
 
@@ -18,7 +25,7 @@ class Scalings(nn.Module):
     change its output without a recompile. The buffers are not part of the state dict, follow the model
     to other devices, and keep their dtype there: half precision would turn 1/3 into 0.33325.
     ``states`` say what the adapter in place has of the layer.
-    ``moves`` counts how often one of the model's went to another device or dtype; they share it.
+    ``moves`` is shared by all of a model's.
     """
 
     def __init__(
@@ -28,7 +35,7 @@ class Scalings(nn.Module):
         self.dtype = dtype
         self.device = device
         self.states = States()
-        self.moves = [0]
+        self.moves = Moves()
         for name, value in values.items():
             self[name] = value
 
@@ -101,7 +108,7 @@ class Scalings(nn.Module):
                 keeps = moved.dtype == value.dtype or moved.dtype == torch.float64
                 self._buffers[name] = kept = moved if keeps else value.to(moved.device)
                 self.device, self.dtype = kept.device, kept.dtype
-        self.moves[0] += 1
+        self.moves.count += 1
         return self
 
     def __getstate__(self) -> dict[str, Any]:

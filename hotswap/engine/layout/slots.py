@@ -7,16 +7,18 @@ layer kinds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper, _ConvNd
 from torch import Tensor, nn
 
 from hotswap.adapters.modules import Kind
 from hotswap.adapters.names import MAGNITUDE, canonical
 from hotswap.adapters.plan import ModulePlan
 from hotswap.compiler.compiled import Walked, instances, walk
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
 
 Role = Literal["factor", "bias", "magnitude", "saved", "tokens"]
 
@@ -99,6 +101,8 @@ class Slot(NamedTuple):
 
 def slots(layer: LoraLayer, adapter_name: str, module: str = "") -> list[Slot]:
     """List the tensors of one adapter in a LoRA layer, lora_A and lora_B first."""
+    from peft.tuners.lora.layer import Embedding
+
     if isinstance(layer, Embedding):
         found = [
             # A: (rank, vocabulary), B: (dimension, rank)
@@ -116,6 +120,8 @@ def slots(layer: LoraLayer, adapter_name: str, module: str = "") -> list[Slot]:
 
 
 def _factors(layer: LoraLayer, adapter_name: str, module: str) -> list[Slot]:
+    from peft.tuners.lora.layer import ParamWrapper, _ConvNd
+
     lora_a, lora_b = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     conv = isinstance(layer, _ConvNd)
     groups = layer.get_base_layer().groups if conv else 1
@@ -163,6 +169,8 @@ def lora_layers(
     model: nn.Module, adapter_name: str | None = None, *, walked: Walked | None = None
 ) -> dict[str, LoraLayer]:
     """Find a model's LoRA layers (those that carry ``adapter_name``, if given) by canonical name."""
+    from peft.tuners.lora.layer import LoraLayer
+
     found: Any = instances(walk(model) if walked is None else walked, LoraLayer)
     return {
         canonical(name): layer
@@ -199,6 +207,8 @@ def envelopes(
     layers: Mapping[str, LoraLayer], of_layer: Mapping[str, list[Slot]]
 ) -> dict[str, ModulePlan]:
     """What fits into each layer with these slots."""
+    from peft.tuners.lora.layer import ParamWrapper
+
     parameters: dict[str, list[str]] = {}
     for name, layer in layers.items():
         if isinstance(layer, ParamWrapper):
@@ -217,6 +227,8 @@ def envelopes(
 
 
 def _kind(layer: LoraLayer) -> Kind:
+    from peft.tuners.lora.layer import Embedding, ParamWrapper, _ConvNd
+
     if isinstance(layer, Embedding):
         return "embedding"
     if isinstance(layer, ParamWrapper):

@@ -87,7 +87,7 @@ def prepare_parts(
 ) -> PrepareReport:
     """Prepare parts that are held, as ``prepare`` does; the changes take all of it back."""
     check_options(target_rank, plan, check_compiled)
-    plans = plans_of(parts, plan) if plan is not None else {}
+    plans = plans_of(parts, plan, [part.key for part in parts]) if plan is not None else {}
     if plan is not None and (lacking := [part.key for part in parts if part.key not in plans]):
         raise TargetRankError(
             f"{lacking[0]} carries an adapter, but the plan has no modules of it; "
@@ -141,7 +141,8 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
         if old is not None:
             changes.callback(setattr, old.shared, "owner", old)
         placement = Placement.of(model, adapter, arena)
-        placement.label = old.label if old is not None else adapter.name
+        if old is not None:
+            placement.label = old.label
         changes.keep(placements, adapter.name)
         placements[adapter.name] = placement
     return padded

@@ -66,7 +66,6 @@ class Placement:
     layout: Layout
     arena: Arena | None
     config: LoraConfig | None
-    label: str | None
     shared: Shared
     staged: StagedAdapter | None = None
     copy_plans: list[Any] = field(
@@ -108,7 +107,6 @@ class Placement:
             layout,
             arena,
             getattr(model, "peft_config", {}).get(name),
-            label=name,
             shared=shared,
             _places=(
                 [slot.holder for slot in slots if slot.holder is not None],
@@ -142,6 +140,15 @@ class Placement:
     def name(self) -> str:
         """The adapter's name."""
         return self.adapter.name
+
+    @property
+    def label(self) -> str | None:
+        """What the adapter in place is called; None: it is the base model."""
+        return self.shared.label
+
+    @label.setter
+    def label(self, label: str | None) -> None:
+        self.shared.label = label
 
     @property
     def layers(self) -> dict[str, LoraLayer]:

@@ -72,11 +72,12 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
         return known
     if known is None or known.replaced or known.remade or known.detached:
         require_prepared(root, name)
-        known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+        found = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+        if known is not None:
+            found.label = name  # others have put other tensors there
+        known = found
     elif known.arena is not None and not known.in_place:
-        label = known.label
         known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
-        known.label = label
     return known
 
 

@@ -165,7 +165,7 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
             return
         if bare or entry_of(model).on_the_fly:
             _make_room(part, layers, source.spec, name, changes)
-        exchange([part], [ready(part, name)], {"": source}, source.label, start, changes)
+        exchange([part], [ready(part, name)], {"": source}, {"": source.label}, start, changes)
 
 
 def _whole(source: IncomingAdapter, layers: dict[str, LoraLayer]) -> IncomingAdapter:

@@ -22,6 +22,7 @@ from hotswap.engine.layout.registry import entry_of
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import LayerState
+from hotswap.engine.layout.unsupported import refusal
 from hotswap.engine.parts import Part, TargetRankError, parts_of, plans_of
 from hotswap.engine.preparable import (
     CheckCompiled,
@@ -31,7 +32,6 @@ from hotswap.engine.preparable import (
     own_rank,
 )
 from hotswap.engine.transaction import Changes, exclusive
-from hotswap.errors import UnsupportedLayerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _add_parts(adapter: AdapterSlots, plan: SwapPlan, changes: Changes) -> bool:
         place = plan.modules[module]
         if place.dora and name not in layer.lora_magnitude_vector:
             if why := why_no_dora(layer):
-                raise UnsupportedLayerError({module: why})
+                raise refusal({module: why})
             changes.callback(_remove_magnitude, layer, name)
             changes.keep(vars(layer), "adapter_layer_names")
             add_magnitude(layer, name)

@@ -15,6 +15,7 @@ from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
+from hotswap.engine.layout.unsupported import refusal, why_other_base
 from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.parts import Part
 
@@ -91,6 +92,8 @@ def name_of(part: Part, adapter_name: str | None) -> str:
 def ready(part: Part, adapter_name: str | None) -> Placement:
     """Find the placement of an adapter name; raise what a swap raises when it can take no adapter."""
     placement = placement_of(part.model, name_of(part, adapter_name))
+    if why := why_other_base(part.model, placement.config):
+        raise refusal({f"adapter {placement.name!r}": why})
     placement.require_unmerged()
     placement.require_resident()
     return placement

@@ -22,6 +22,7 @@ from hotswap.engine.layout.auxiliary import states_of
 from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import Shared, States
+from hotswap.engine.layout.unsupported import why_not_there
 from hotswap.errors import HotswapError, MergedAdapterError
 
 _version: Callable[[Tensor], int] = attrgetter("_version")
@@ -233,17 +234,12 @@ class Placement:
         """
         for owner in self._chain if at_once else self._owners:
             if why := why_elsewhere(owner):
-                raise HotswapError(
-                    f"{why}, so a swap would not be served: swap before enable_group_offload(), or "
-                    "offload without offload_to_disk_path and use_stream"
-                )
+                raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
         if self.arena is not None:
             return  # its tensors are where they were when it was made
-        away = next((slot.name for slot in self.slots if slot.tensor.is_meta), None)
-        if away is not None:
-            raise HotswapError(
-                f"{away} is on the meta device (offloaded); load the model without offloading"
-            )
+        for slot in self.slots:
+            if why := why_not_there(slot):
+                raise HotswapError(f"{slot.module}: {why.text}; {why.remedy}")
 
     def staging(self) -> Arena:
         """A buffer to stage an adapter in: one of two, which does not hold what is in place."""

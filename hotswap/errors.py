@@ -40,12 +40,9 @@ class MergedAdapterError(HotswapError, ValueError):
 class UnsupportedLayerError(HotswapError, ValueError):
     """The model has LoRA layers that cannot be prepared; ``layers`` maps name to reason."""
 
-    def __init__(self, layers: dict[str, str]) -> None:
+    def __init__(self, layers: dict[str, str], text: str) -> None:
         self.layers = layers
-        super().__init__(
-            "; ".join(f"{name}: {reason}" for name, reason in layers.items())
-            + "; leave these modules out of target_modules or use an adapter without this feature"
-        )
+        super().__init__(text)
 
 
 class NoAdapterError(HotswapError, ValueError):

@@ -201,6 +201,16 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def remedy_for(feature: str) -> str:
+    """What to do about one of the features that cannot be swapped."""
+    if feature.endswith("_init changes the base weights") and "loftq" not in feature:
+        return (
+            "save the adapter as plain LoRA: "
+            "save_pretrained(folder, path_initial_model_for_weight_conversion=...)"
+        )
+    return "train or merge the adapter without this feature"
+
+
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     for name in ("modules_to_save", "target_parameters"):
         if config.get(name) and not isinstance(config[name], list | tuple | set):

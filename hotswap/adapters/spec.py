@@ -14,6 +14,7 @@ from typing import Any
 from hotswap.adapters.config import (
     SAVE_AGAIN,
     check_config,
+    remedy_for,
     saved_module,
     token_indices,
     unsupported_features,
@@ -245,8 +246,7 @@ def _findings(
 ) -> Iterator[Finding]:
     """What the config has that is not swapped, no LoRA at all, and weights that are no floating numbers."""
     for sentence in unsupported_features(config):
-        remedy = "train or merge the adapter without this feature"
-        yield Finding(where, "HSW102", sentence, remedy)
+        yield Finding(where, "HSW102", sentence, remedy_for(sentence))
     wrapper = for_names(wrapper_in, tuple(tensors))
     if wrapper:
         text = f"names of tensors begin with or hold the wrapper {wrapper}, and PEFT finds none of them"

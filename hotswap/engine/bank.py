@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from hotswap.engine.incoming.parts import read_parts
+from hotswap.engine.incoming.parts import Adapters, read_parts
 from hotswap.engine.incoming.source import Adapter, Config
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import entry_of, placement_of
@@ -56,7 +56,7 @@ class AdapterBank:
         self._max_bytes = max_bytes
         self._device = torch.device("cpu") if device == "cpu" else None
         self._max_shared = max_shared
-        self._staged: OrderedDict[str, list[StagedAdapter]] = OrderedDict()
+        self._staged: OrderedDict[str, list[StagedAdapter | None]] = OrderedDict()
         self._lock = threading.RLock()  # of the dict, held for moments
         self._places()
 
@@ -64,9 +64,12 @@ class AdapterBank:
         name = self._adapter_name
         return [placement_of(model, name, at_once=at_once) for model in self._models]
 
-    def add(self, name: str, adapter: Adapter | None, *, config: Config | None = None) -> str:
+    def add(
+        self, name: str, adapter: Adapter | Adapters | None, *, config: Config | None = None
+    ) -> str:
         """Stage an adapter under a name, in place of one that has it; return its digest.
 
+        A dict names an adapter for each component of a pipeline; see ``swap``.
         The adapter in place is not touched: what was added anew under its name is put in place by the
         next ``using``. Raises what ``swap`` raises for an adapter that does not fit; the bank then
         keeps what it had. HotswapError when one adapter alone is larger than ``max_bytes``.
@@ -80,10 +83,12 @@ class AdapterBank:
                 "raise the limit, or prepare with a smaller rank"
             )
         staged = stage_parts(
-            self._parts, places, incoming, name, lambda place: place.layout.new(self._device)
+            self._parts,
+            places,
+            incoming,
+            dict.fromkeys(incoming, name),
+            lambda place: place.layout.new(self._device),
         )
-        for each in staged:
-            each.label = name
         with self._lock:
             self._staged[name] = staged
             self._staged.move_to_end(name)
@@ -146,7 +151,7 @@ class AdapterBank:
         for uses, use in asked:
             uses.share(use)
 
-    def _of(self, name: str) -> list[StagedAdapter]:
+    def _of(self, name: str) -> list[StagedAdapter | None]:
         staged = self._staged.get(name)
         if staged is None:
             raise UnknownAdapterError(
@@ -158,7 +163,8 @@ class AdapterBank:
         for name in list(self._staged)[:-1]:
             if not self._over():
                 return
-            if not any(place.staged in self._staged[name] for place in places):
+            in_place = [place.staged for place in places if place.staged is not None]
+            if not any(each in self._staged[name] for each in in_place):
                 del self._staged[name]
 
     def _over(self) -> bool:
@@ -169,7 +175,8 @@ class AdapterBank:
     def bytes(self) -> int:
         """The bytes that the staged adapters hold."""
         with self._lock:
-            return sum(each.image.bytes for staged in self._staged.values() for each in staged)
+            held = [each for staged in self._staged.values() for each in staged]
+            return sum(each.image.bytes for each in held if each is not None)
 
     def digest(self, name: str) -> str:
         """The digest of an adapter, as ``swap`` reports it. Raises UnknownAdapterError."""
@@ -240,15 +247,18 @@ def _setter(event: Any) -> Callable[[], Any]:
     return lambda: soon(event.set)
 
 
-def _in_place(places: Sequence[Placement], staged: Sequence[StagedAdapter]) -> bool:
-    return all(place.holds(each) for place, each in zip(places, staged, strict=True))
+def _in_place(places: Sequence[Placement], staged: Sequence[StagedAdapter | None]) -> bool:
+    pairs = zip(places, staged, strict=True)
+    return all(each is None or place.holds(each) for place, each in pairs)
 
 
 def _require_layout(
-    name: str, places: Sequence[Placement], staged: Sequence[StagedAdapter]
+    name: str, places: Sequence[Placement], staged: Sequence[StagedAdapter | None]
 ) -> None:
     """Raise HotswapError for an adapter that was staged before the model was prepared anew."""
     for place, each in zip(places, staged, strict=True):
+        if each is None:
+            continue
         mine, other = place.layout, each.image.layout
         if mine is not other and [r.shape for r in mine.regions] != [
             r.shape for r in other.regions

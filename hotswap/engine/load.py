@@ -13,6 +13,7 @@ from torch import nn
 from hotswap.adapters.names import owner
 from hotswap.adapters.plan import APART, MIXED, SwapPlan
 from hotswap.compiler.compiled import walk
+from hotswap.engine.incoming.parts import Adapters, by_component, require_one
 from hotswap.engine.incoming.renamed import plan_in_names_of
 from hotswap.engine.incoming.source import Adapter, config_of
 from hotswap.engine.layout.slots import lora_layers
@@ -25,7 +26,7 @@ from hotswap.errors import HotswapError
 def load(
     base_model: Any,
     plan: SwapPlan,
-    adapter: Adapter | None = None,
+    adapter: Adapter | Adapters | None = None,
     *,
     adapter_name: str = "default",
     config: LoraConfig | None = None,
@@ -36,20 +37,21 @@ def load(
     adapter does not have is as in the base model. The base weights are not copied, but for whole modules
     of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
     ``adapter`` swapped in (None: the base model). A pipeline of diffusers is returned itself, with LoRA
-    layers in every component that the plan has. Raises HotswapError when the base model lacks a module or
+    layers in every component that the plan has; a dict names an adapter for each component, and files of
+    one component may share a plan. Raises HotswapError when the base model lacks a module or
     carries LoRA layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
     """
     parts = models_of(base_model)
     if isinstance(base_model, nn.Module):
         plan = plan_in_names_of(base_model, plan)
-    plans = plans_of(parts, plan)
+    plans = plans_of(parts, plan, adapter if by_component(adapter) else ())
     for part in parts:  # a component with LoRA layers that the plan lacks would be swapped too
         _require_modules(part, plans.get(part.key, SwapPlan({})))
     planned = [part for part in parts if part.key in plans]
     configs = {key: _union(own) for key, own in plans.items()}
     deployment = base_model
     if "" in configs and adapter is not None:
-        configs[""].task_type = config_of(adapter, config).task_type
+        configs[""].task_type = config_of(require_one(adapter), config).task_type
     with _as_it_was_on_failure(part.given for part in planned):
         for part in planned:
             if part.key:
@@ -60,6 +62,8 @@ def load(
                 deployment = get_peft_model(base_model, configs[""], adapter_name=adapter_name)
                 deployment.eval()
         prepare(deployment, plan=plan, adapter_name=adapter_name)
+        if len(planned) > 1:  # so that what the adapter says nothing of is empty
+            swap(deployment, None, adapter_name=adapter_name)
         swap(deployment, adapter, adapter_name=adapter_name, config=config)
     return deployment
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,11 @@ class Part:
             if width > narrow:
                 found[name] = width
         return found
+
+    @property
+    def denoises(self) -> bool:
+        """Whether it is a denoiser of a pipeline, of which some have two, each with files of its own."""
+        return self.key.partition("_")[0] in ("unet", "transformer")
 
     @property
     def lost_prefix(self) -> str:
@@ -103,9 +108,12 @@ def parts_of(deployment: Any) -> list[Part]:
     return found
 
 
-def plans_of(parts: Sequence[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
+def plans_of(
+    parts: Sequence[Part], plan: SwapPlan, keys: Iterable[str] = ()
+) -> dict[str, SwapPlan]:
     """The part of a plan that is of each part, with the names that its modules have in the model.
 
+    A plan without components in its names is of ``keys``, else of the first part that has its modules.
     Raises TargetRankError for modules of no component.
     """
     if [part.key for part in parts] == [""]:
@@ -113,16 +121,18 @@ def plans_of(parts: Sequence[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
     by_key = {part.key: part for part in parts}
     found: dict[str, SwapPlan] = {}
     strange = []
-    only = _only_component(parts, plan)
+    with_them = _components_with(parts, plan)
+    only = [key for key in keys if key in with_them] or with_them[:1]
     for name, module in plan.modules.items():
-        key, _, rest = (only, ".", name) if only else name.partition(".")
-        if key not in by_key:
-            strange.append(name)
-            continue
-        own = found.setdefault(key, SwapPlan({}, dtype=plan.dtype))
-        place = rest.removeprefix(by_key[key].lost_prefix)
-        width = by_key[key].widths({place: module.in_features}).get(place, module.in_features)
-        own.modules[place] = replace(module, in_features=width)
+        first, _, rest = name.partition(".")
+        for key in only or [first]:
+            if key not in by_key:
+                strange.append(name)
+                continue
+            own = found.setdefault(key, SwapPlan({}, dtype=plan.dtype))
+            place = (name if only else rest).removeprefix(by_key[key].lost_prefix)
+            width = by_key[key].widths({place: module.in_features}).get(place, module.in_features)
+            own.modules[place] = replace(module, in_features=width)
     if strange:
         raise TargetRankError(
             f"the plan has {strange[0]}, which is in no component of the pipeline (these could be: "
@@ -131,14 +141,17 @@ def plans_of(parts: Sequence[Part], plan: SwapPlan) -> dict[str, SwapPlan]:
     return found
 
 
-def _only_component(parts: Sequence[Part], plan: SwapPlan) -> str | None:
-    """The component that a plan is of when its names are without one: that which has its modules."""
+def _components_with(parts: Sequence[Part], plan: SwapPlan) -> list[str]:
+    """The components that have a plan's modules, if its names are without one."""
     keys = {part.key for part in parts}
     if not plan.modules or any(name.partition(".")[0] in keys for name in plan.modules):
-        return None
+        return []
     first = next(iter(plan.modules))
-    for part in parts:
-        wanted = first.removeprefix(part.lost_prefix)
-        if any(canonical(name) == wanted for name, _ in part.given.named_modules()):
-            return part.key
-    return None
+    return [
+        part.key
+        for part in parts
+        if any(
+            canonical(name) == first.removeprefix(part.lost_prefix)
+            for name, _ in part.given.named_modules()
+        )
+    ]

@@ -9,17 +9,18 @@ from typing import Literal, get_args
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.compiled import Walked, compiled_parts, walk
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.auxiliary import unsupported_wrappers
 from hotswap.engine.layout.dora import why_misread
 from hotswap.engine.layout.hooks import why_elsewhere
+from hotswap.engine.layout.registry import others
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot, lora_layers
+from hotswap.engine.layout.unsupported import MERGED, Why, refusal, why_not_replaced, why_other_base
 from hotswap.engine.parts import Part, TargetRankError
-from hotswap.errors import AlreadyCompiledError, NoAdapterError, UnsupportedLayerError
+from hotswap.errors import AlreadyCompiledError, NoAdapterError
 
 CheckCompiled = Literal["error", "warn", "ignore"]
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -67,11 +68,8 @@ def check_preparable(
     loaded = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
     names = loaded if adapter_name is None else [adapter_name]
     if not any(name in layer.scaling for layer in layers.values() for name in names):
-        wanted = "a LoRA adapter" if adapter_name is None else f"an adapter named {adapter_name!r}"
-        raise NoAdapterError(
-            f"the model carries no LoRA layer with {wanted} (found: {loaded}); "
-            "load the first adapter before prepare()"
-        )
+        named = "" if adapter_name is None else f" named {adapter_name!r}"
+        raise NoAdapterError(f"the model carries no LoRA adapter{named}{others(model)}")
     adapters = {name: AdapterSlots.of(model, name, walked=walked, layers=layers) for name in names}
     _check_supported(model, walked, adapters)
     ranks = _target_ranks(adapters, target_rank, plan)
@@ -102,29 +100,26 @@ def _check_supported(model: nn.Module, walked: Walked, adapters: dict[str, Adapt
             if why := why_unsupported(layer, name, adapter.of_layer[module]):
                 refused[module] = why
             if layer.merged_adapters:
-                refused[module] = f"adapters {layer.merged_adapters} are merged: unmerge first"
-        if name in configs:
-            features = unsupported_features(configs[name].to_dict())
-            refused |= {f"adapter {name!r}": "; ".join(features)} if features else {}
+                refused[module] = MERGED
+        if why := why_other_base(model, configs.get(name)):
+            refused[f"adapter {name!r}"] = why
     if refused:
-        raise UnsupportedLayerError(refused)
+        raise refusal(refused)
 
 
-def why_unsupported(layer: LoraLayer, adapter_name: str, found: list[Slot]) -> str | None:
+def why_unsupported(layer: LoraLayer, adapter_name: str, found: list[Slot]) -> Why | None:
     """Say why a layer with these slots cannot be prepared, or None when it can."""
     if adapter_name in layer.lora_variant:
         variant = type(layer.lora_variant[adapter_name]).__name__
         if not variant.startswith(SUPPORTED_VARIANTS):
-            return f"PEFT's {variant} computes with more than lora_A, lora_B and a scaling"
+            return Why(f"PEFT's {variant} computes with more than lora_A, lora_B and a scaling")
     for slot in found:
-        owner, tensor = slot.owner, slot.tensor
+        owner = slot.owner
         if owner is not None and type(owner) not in _PLAIN:
             kind = type(layer).__name__
-            return f"PEFT's {kind} holds its LoRA weights in a {type(owner).__name__}"
-        if tensor.is_meta:
-            return f"{slot.state_key} is on the meta device (offloaded): load the model without offloading"
-        if tensor.grad is not None:
-            return f"{slot.state_key} has a .grad: call zero_grad(set_to_none=True) first"
+            return Why(f"PEFT's {kind} holds its LoRA weights in a {type(owner).__name__}")
+        if why := why_not_replaced(slot):
+            return why
         if slot.role == "magnitude" and (why := why_misread(layer)):
             return why
     return None

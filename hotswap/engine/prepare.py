@@ -22,6 +22,7 @@ from hotswap.engine.layout.registry import entry_of
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import LayerState
+from hotswap.engine.layout.unsupported import refusal
 from hotswap.engine.parts import Part, TargetRankError, parts_of, plans_of
 from hotswap.engine.preparable import (
     CheckCompiled,
@@ -31,7 +32,6 @@ from hotswap.engine.preparable import (
     own_rank,
 )
 from hotswap.engine.transaction import Changes, exclusive
-from hotswap.errors import UnsupportedLayerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def prepare_parts(
 ) -> PrepareReport:
     """Prepare parts that are held, as ``prepare`` does; the changes take all of it back."""
     check_options(target_rank, plan, check_compiled)
-    plans = plans_of(parts, plan) if plan is not None else {}
+    plans = plans_of(parts, plan, [part.key for part in parts]) if plan is not None else {}
     if plan is not None and (lacking := [part.key for part in parts if part.key not in plans]):
         raise TargetRankError(
             f"{lacking[0]} carries an adapter, but the plan has no modules of it; "
@@ -141,7 +141,8 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
         if old is not None:
             changes.callback(setattr, old.shared, "owner", old)
         placement = Placement.of(model, adapter, arena)
-        placement.label = old.label if old is not None else adapter.name
+        if old is not None:
+            placement.label = old.label
         changes.keep(placements, adapter.name)
         placements[adapter.name] = placement
     return padded
@@ -154,7 +155,7 @@ def _add_parts(adapter: AdapterSlots, plan: SwapPlan, changes: Changes) -> bool:
         place = plan.modules[module]
         if place.dora and name not in layer.lora_magnitude_vector:
             if why := why_no_dora(layer):
-                raise UnsupportedLayerError({module: why})
+                raise refusal({module: why})
             changes.callback(_remove_magnitude, layer, name)
             changes.keep(vars(layer), "adapter_layer_names")
             add_magnitude(layer, name)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import xxhash
 
-from hotswap.engine.incoming.parts import label_of, read_parts
+from hotswap.engine.incoming.parts import Adapters, labels_of, read_parts
 from hotswap.engine.incoming.source import Adapter, Config, IncomingAdapter
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import placement_of
@@ -22,9 +22,10 @@ from hotswap.engine.transaction import Changes, commit, exclusive, name_of, read
 class SwapReport:
     """What a swap did.
 
-    ``path`` says whether one copy did it, or one per tensor because the model
-    was copied or moved after prepare(). ``scale_reset`` is the user's scale factor that the swap set
-    back to 1, if there was one.
+    ``components`` names what each part has now ("" is a model by itself, None the base model): those of
+    ``kept`` have what they had, from those of ``emptied`` an adapter was taken out. ``path``
+    says whether one copy did it, or one per tensor because the model was copied or moved after prepare().
+    ``scale_reset`` is the user's scale factor that the swap set back to 1, if there was one.
     """
 
     adapter: str | None
@@ -32,20 +33,24 @@ class SwapReport:
     seconds: float
     path: Literal["arena", "fallback"]
     scale_reset: float | None
+    components: dict[str, str | None]
+    kept: tuple[str, ...]
+    emptied: tuple[str, ...]
     _staged: tuple[StagedAdapter, ...] = field(repr=False, compare=False)
 
     @property
     def digest(self) -> str:
         """The digest of the bytes put in place, computed when it is first asked for.
 
-        Equal adapters in equally prepared models have equal ones, so caches may key on it.
+        Equal adapters in equally prepared models have equal ones, so caches may key on it: on those of
+        all components where some are kept, of which it says nothing.
         """
         return digest_of(self._staged)
 
 
-def digest_of(staged: Sequence[StagedAdapter]) -> str:
-    """The digest of an adapter over all parts; that of its only part."""
-    digests = [each.digest for each in staged]
+def digest_of(staged: Sequence[StagedAdapter | None]) -> str:
+    """The digest of an adapter over all parts that it changes; that of its only part."""
+    digests = [each.digest for each in staged if each is not None]
     return (
         digests[0] if len(digests) == 1 else xxhash.xxh3_128("".join(digests).encode()).hexdigest()
     )
@@ -53,7 +58,7 @@ def digest_of(staged: Sequence[StagedAdapter]) -> str:
 
 def swap(
     model: Any,
-    adapter: Adapter | None,
+    adapter: Adapter | Adapters | None,
     *,
     adapter_name: str | None = None,
     config: Config | None = None,
@@ -61,7 +66,10 @@ def swap(
 ) -> SwapReport:
     """Replace the weights of ``adapter_name`` in place, all or nothing.
 
-    ``model`` is a module, or a pipeline of diffusers: then every component is swapped, or none.
+    ``model`` is a module, or a pipeline of diffusers: then every component is swapped, or none. A
+    component for which the file has nothing gets none, but of two denoisers a file changes the one that
+    it is of. A dict changes what it names, each by a file of its own or None:
+    ``{"transformer": high, "transformer_2": low}``. The report says what each component has then.
     ``adapter`` is a PEFT folder, a safetensors file beside its config, a file or folder of diffusers, a
     hub id, a state dict as ``get_peft_model_state_dict`` returns it (with ``config``), or None for the
     base model. ``adapter_name=None`` is the model's only adapter, or "default". Everything is
@@ -80,35 +88,59 @@ def swap(
     with exclusive(parts, timeout=timeout, name=name), Changes() as changes:
         places = [ready(part, adapter_name) for part in parts]
         incoming = read_parts(model, parts, adapter, config)
-        label = label_of(adapter) if adapter is not None else None
-        return exchange(parts, places, incoming, label, start, changes)
+        return exchange(parts, places, incoming, labels_of(parts, adapter), start, changes)
 
 
 def exchange(
     parts: Sequence[Part],
     places: Sequence[Placement],
     incoming: Mapping[str, IncomingAdapter],
-    label: str | None,
+    labels: Mapping[str, str | None],
     start: float,
     changes: Changes,
 ) -> SwapReport:
-    """Validate, stage and commit an adapter that was read; the parts are held. See ``swap``."""
-    staged = stage_parts(parts, places, incoming, label)
-    scales = [None if place.untouched else user_scale(place) for place in places]
+    """Validate, stage and commit what was read for some of the parts, which are held. See ``swap``."""
+    before = {part.key: place.label for part, place in zip(parts, places, strict=True)}
+    staged = stage_parts(parts, places, incoming, labels)
+    changing = [at for at, each in zip(places, staged, strict=True) if each is not None]
+    scales = [None if place.untouched else user_scale(place) for place in changing]
     scale = next((scale for scale in scales if scale is not None), None)
-    size = sum(place.layout.bytes for place in places)
+    size = sum(place.layout.bytes for place in changing)
     path: Literal["arena", "fallback"] = (
-        "fallback" if any(place.arena is None for place in places) else "arena"
+        "fallback" if any(place.arena is None for place in changing) else "arena"
     )
+    given = {
+        part.key: each.label for part, each in zip(parts, staged, strict=True) if each is not None
+    }
+    emptied = tuple(k for k, label in given.items() if label is None and before[k] is not None)
     commit(places, staged, changes)
     seconds = time.perf_counter() - start
-    return SwapReport(label, size, seconds, path, scale, tuple(staged))
+    return SwapReport(
+        joined(given),
+        size,
+        seconds,
+        path,
+        scale,
+        before | given,
+        tuple(key for key in before if key not in given),
+        emptied,
+        tuple(each for each in staged if each is not None),
+    )
+
+
+def joined(labels: Mapping[str, str | None]) -> str | None:
+    """One name for what several components have, each after its component where they differ."""
+    found = {key: label for key, label in labels.items() if label is not None}
+    if len(set(found.values())) < 2:
+        return next(iter(found.values()), None)
+    return ", ".join(f"{key}: {label}" for key, label in found.items())
 
 
 def active(model: Any, *, adapter_name: str | None = None) -> str | None:
     """Name the adapter in place: the last one swapped in, None for the base model, else the slot's name.
 
-    Of a pipeline it is the first component's that has one.
+    Of a pipeline it is that of its components; where they have different ones, each with its component.
     """
-    labels = [placement_of(p.model, name_of(p, adapter_name)).label for p in parts_of(model)]
-    return next((label for label in labels if label is not None), None)
+    return joined(
+        {p.key: placement_of(p.model, name_of(p, adapter_name)).label for p in parts_of(model)}
+    )

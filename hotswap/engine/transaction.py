@@ -15,6 +15,7 @@ from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
+from hotswap.engine.layout.unsupported import refusal, why_other_base
 from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.parts import Part
 
@@ -91,6 +92,8 @@ def name_of(part: Part, adapter_name: str | None) -> str:
 def ready(part: Part, adapter_name: str | None) -> Placement:
     """Find the placement of an adapter name; raise what a swap raises when it can take no adapter."""
     placement = placement_of(part.model, name_of(part, adapter_name))
+    if why := why_other_base(part.model, placement.config):
+        raise refusal({f"adapter {placement.name!r}": why})
     placement.require_unmerged()
     placement.require_resident()
     return placement
@@ -100,12 +103,12 @@ def stage_parts(
     parts: Sequence[Part],
     places: Sequence[Placement],
     incoming: Mapping[str, IncomingAdapter],
-    label: str | None,
+    labels: Mapping[str, str | None],
     image_of: Callable[[Placement], Arena] = Placement.staging,
-) -> list[StagedAdapter]:
-    """Validate an adapter against every part, then lay it out for each; raises AdapterError.
+) -> list[StagedAdapter | None]:
+    """Validate what each part is to get, then lay it out for each; None for what stays as it is.
 
-    A part for which there is nothing gets no adapter, and no label.
+    What gets no adapter has no label. Raises AdapterError.
     """
     pairs = [*zip(parts, places, strict=True)]
     incoming = {
@@ -114,16 +117,22 @@ def stage_parts(
         if part.key in incoming
     }
     for part, place in pairs:
-        if part.key in incoming:
+        if incoming.get(part.key, NOTHING) is not NOTHING:
             validate(part.model, place, incoming[part.key])
-    staged = []
+    staged: list[StagedAdapter | None] = []
     for part, place in pairs:
-        staged.append(stage(place, incoming.get(part.key, NOTHING), image_of(place)))
-        staged[-1].label = label if part.key in incoming else None
+        source = incoming.get(part.key)
+        made = None if source is None else stage(place, source, image_of(place))
+        if made is not None:
+            made.label = labels[part.key] if source is not NOTHING else None
+        staged.append(made)
     return staged
 
 
-def commit(places: Sequence[Placement], staged: Sequence[StagedAdapter], changes: Changes) -> None:
+def commit(
+    places: Sequence[Placement], staged: Sequence[StagedAdapter | None], changes: Changes
+) -> None:
     """Put staged adapters in place; the changes take all of it back."""
     for place, each in zip(places, staged, strict=True):
-        place.put(each, changes.callback)
+        if each is not None:
+            place.put(each, changes.callback)

@@ -112,6 +112,24 @@ def test_every_swap_equals_a_fresh_load_of_every_component(make: Make, fleet: An
     assert hotswap.active(pipeline) is None
 
 
+def test_what_a_file_takes_out_of_a_component_is_said_and_a_dict_keeps_it(
+    make: Make, denoiser: str, fleet: Any
+) -> None:
+    pipeline = prepared(make, fleet["small"])
+    report = hotswap.swap(pipeline, fleet["large"])
+    assert (report.kept, report.emptied) == ((), ())
+    assert set(report.components.values()) == {str(fleet["large"])}
+    report = hotswap.swap(pipeline, {denoiser: fleet["denoiser"]})
+    assert (report.kept, report.emptied) == (("text_encoder",), ())
+    assert_same(outputs(pipeline)[:1], outputs(loaded(make, fleet["large"]))[:1])
+    report = hotswap.swap(pipeline, fleet["denoiser"])
+    assert (report.kept, report.emptied) == ((), ("text_encoder",))
+    assert report.components == {denoiser: str(fleet["denoiser"]), "text_encoder": None}
+    assert hotswap.swap(pipeline, fleet["denoiser"]).emptied == ()  # there was none any more
+    hotswap.swap(pipeline, {"text_encoder": fleet["small"]})  # of a file of both, its own
+    assert_same(outputs(pipeline)[:1], outputs(loaded(make, fleet["small"]))[:1])
+
+
 def test_prepare_reports_every_component_and_keeps_the_outputs(
     make: Make, denoiser: str, fleet: Any
 ) -> None:
@@ -179,15 +197,15 @@ def test_a_plan_prepares_the_components_that_carry_an_adapter(
         assert_same(outputs(pipeline), outputs(loaded(make, fleet[name])))
     with pytest.raises(HotswapError, match="text_encoder carries an adapter, but the plan has no"):
         hotswap.prepare(loaded(make, fleet["small"]), plan=hotswap.plan([fleet["denoiser"]]))
-    alone = loaded(make, fleet["denoiser"])
-    before = bits(alone)
+    only = loaded(make, fleet["denoiser"])
+    before = bits(only)
     with pytest.raises(HotswapError, match=r"text_encoder.*is in no component"):
-        hotswap.prepare(alone, plan=plan)
-    assert_same(bits(alone), before, exact=True)
-    alone = loaded(make, fleet["denoiser"])  # a plan of one component has no component in its names
-    hotswap.prepare(alone, plan=hotswap.plan([fleet["denoiser"]]))
-    hotswap.swap(alone, fleet["denoiser"])
-    assert_same(outputs(alone), outputs(loaded(make, fleet["denoiser"])))
+        hotswap.prepare(only, plan=plan)
+    assert_same(bits(only), before, exact=True)
+    only = loaded(make, fleet["denoiser"])  # a plan of one component has no component in its names
+    hotswap.prepare(only, plan=hotswap.plan([fleet["denoiser"]]))
+    hotswap.swap(only, fleet["denoiser"])
+    assert_same(outputs(only), outputs(loaded(make, fleet["denoiser"])))
 
 
 def test_compiled_components_do_not_recompile(make: Make, denoiser: str, fleet: Any) -> None:

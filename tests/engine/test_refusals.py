@@ -81,7 +81,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     ),
     "too large": (
         lambda t: t.update({A: t[A].double() * 1e300}),
-        "holds NaN or infinity as torch.fl",
+        "which is infinite as torch.float32",
     ),
     "half a pair": (lambda t: t.pop(B), r"first: lora_B\.weight missing"),
     "other half": (lambda t: t.pop(A), r"first: lora_A\.weight missing"),
@@ -119,7 +119,9 @@ def test_a_value_that_the_slot_cannot_hold_is_refused(base: Any, fleet: Any) -> 
     hotswap.prepare(model, target_rank=8)
     edit(fleet["large"], lambda t: t[A].view(-1)[0].fill_(1e6))
     refused(
-        model, fleet["large"], r"first\.lora_A\.weight: holds NaN or infinity as torch\.float16"
+        model,
+        fleet["large"],
+        r"first\.lora_A\.weight: holds 1e\+06, which is infinite as torch\.float16",
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hotswap.adapters.formats.conversion import infos
 from hotswap.adapters.formats.trainers import of_tensors
 from hotswap.adapters.names import LINEAR
 from hotswap.adapters.texts import Family
 from hotswap.engine.incoming.source import (
+    NOTHING,
     Adapter,
     Config,
     IncomingAdapter,
@@ -25,29 +26,33 @@ from hotswap.engine.parts import Part
 from hotswap.errors import AdapterError
 from hotswap.findings import Finding
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+Adapters = Mapping[str, Adapter | None]
+"""An adapter for each component of a pipeline that is named; None: it is to have none."""
+
 
 def read_parts(
-    deployment: Any, parts: Sequence[Part], adapter: Adapter | None, config: Config | None
+    deployment: Any,
+    parts: Sequence[Part],
+    adapter: Adapter | Adapters | None,
+    config: Config | None,
 ) -> dict[str, IncomingAdapter]:
-    """Read an adapter, part by part; a part for which it has nothing is left out, None has nothing.
+    """Read an adapter, part by part; NOTHING for a part that it empties.
 
-    Raises UnreadableAdapterError, and AdapterError for tensors of no part.
+    A part of which it says nothing is left out: those that a dict does not name, and the other denoiser
+    of two where a file has one. Raises UnreadableAdapterError, and AdapterError for tensors or names of no
+    part.
     """
     if adapter is None:
-        return {}
+        return {part.key: NOTHING for part in parts}
     if isinstance(deployment, nn.Module):
-        return {part.key: read(adapter, config) for part in parts}
+        return {part.key: read(require_one(adapter), config) for part in parts}
+    if by_component(adapter):
+        return _read_each(deployment, parts, adapter, config)
     label, by_key = label_of(adapter), {part.key: part for part in parts}
-    lost = {part.key: part.lost_prefix for part in parts if part.lost_prefix}
-
-    if isinstance(adapter, Mapping):
-        contents, values = of_tensors(family_of(deployment), adapter)
-        found = {
-            name: IncomingAdapter(known, known.spec, named(values[name], lost.get(name, "")))
-            for name, known in describe(label, contents, None, lost).items()
-        }
-    else:
-        found = read_components(adapter, config, family_of(deployment), lost)
+    found = _components(deployment, parts, adapter, config)
     strange = [
         Finding(
             f"{label}::{name}",
@@ -61,7 +66,9 @@ def read_parts(
     ]
     if strange:
         raise AdapterError(strange)
-    return {
+    denoises = any(by_key[name].denoises for name in found)
+    emptied = [part.key for part in parts if not (denoises and part.denoises)]
+    return dict.fromkeys(emptied, NOTHING) | {
         name: _widened(by_key[name], replace(one, spec=replace(one.spec, path=f"{label}::{name}")))
         for name, one in found.items()
     }
@@ -85,9 +92,78 @@ def _widened(part: Part, one: IncomingAdapter) -> IncomingAdapter:
     return IncomingAdapter(replace(one.known, tensors=infos(values)), spec, values)
 
 
+def by_component(adapter: Adapter | Adapters | None) -> TypeIs[Adapters]:
+    """Whether it names an adapter for each component, and is no state dict."""
+    return (
+        isinstance(adapter, Mapping)
+        and bool(adapter)
+        and not any(isinstance(value, Tensor) for value in adapter.values())
+    )
+
+
+def require_one(adapter: Adapter | Adapters) -> Adapter:
+    """The adapter itself; raises ValueError if it names components, which a model by itself lacks."""
+    if by_component(adapter):
+        raise ValueError(
+            f"got an adapter each for {', '.join(map(str, adapter))}, but the model is no pipeline; "
+            "pass the adapter itself, or the pipeline"
+        )
+    return adapter
+
+
+def _read_each(
+    pipeline: Any, parts: Sequence[Part], adapters: Adapters, config: Config | None
+) -> dict[str, IncomingAdapter]:
+    """Read an adapter for each component that is named; of a file of several, that component's."""
+    by_key = {part.key: part for part in parts}
+    for key in adapters:
+        if key not in by_key:
+            text = f"no component {key!r} carries a LoRA layer (these do: {', '.join(by_key)})"
+            remedy = "name one of these, or load an adapter for it first, and prepare it"
+            raise AdapterError([Finding(type(pipeline).__name__, "HSW106", text, remedy)])
+    given: dict[str, IncomingAdapter] = {}
+    for key, adapter in adapters.items():
+        if adapter is None:
+            given[key] = NOTHING
+            continue
+        found = _components(pipeline, parts, adapter, config)
+        # files for the second denoiser have the names of the first
+        one = found.get(key) or (next(iter(found.values())) if len(found) == 1 else None)
+        if one is None:
+            text = f"has nothing for {key} (it has: {', '.join(found)})"
+            remedy = f'leave {key} out, or write "{key}": None to empty it'
+            raise AdapterError([Finding(label_of(adapter), "HSW106", text, remedy)])
+        label, values = f"{label_of(adapter)}::{key}", one.values
+        if isinstance(values, dict):  # the next file is read into the same buffer
+            values = {name: value.clone() for name, value in values.items()}
+        own = replace(one, spec=replace(one.spec, path=label), values=values)
+        given[key] = _widened(by_key[key], own)
+    return given
+
+
+def _components(
+    pipeline: Any, parts: Sequence[Part], adapter: Adapter, config: Config | None
+) -> dict[str, IncomingAdapter]:
+    """Read an adapter of a pipeline, component by component."""
+    lost = {part.key: part.lost_prefix for part in parts if part.lost_prefix}
+    if not isinstance(adapter, Mapping):
+        return read_components(adapter, config, family_of(pipeline), lost)
+    contents, values = of_tensors(family_of(pipeline), adapter)
+    return {
+        name: IncomingAdapter(known, known.spec, named(values[name], lost.get(name, "")))
+        for name, known in describe(label_of(adapter), contents, None, lost).items()
+    }
+
+
 def label_of(adapter: Adapter) -> str:
     """What findings and reports call an adapter."""
     return "state dict" if isinstance(adapter, Mapping) else str(adapter)
+
+
+def labels_of(parts: Sequence[Part], adapter: Adapter | Adapters | None) -> dict[str, str | None]:
+    """What reports call the adapter of each part; None for a part that gets none."""
+    each = adapter if by_component(adapter) else {part.key: adapter for part in parts}
+    return {key: None if one is None else label_of(one) for key, one in each.items()}
 
 
 def family_of(pipeline: Any) -> Family:

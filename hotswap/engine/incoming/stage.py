@@ -69,7 +69,8 @@ class CopyPlan:
             if (default := placement.slots[index].default) is not None
         ]
         self.states = _states(placement, source)
-        self.fields = _fields(source.config) if placement.config is not None else None
+        config = source.config if placement.config is not None else None
+        self.fields = fields_of(config) if config is not None else None
         self._views: dict[int, CopyViews] = {}
 
     def views_of(self, placement: Placement, image: Arena) -> CopyViews:
@@ -220,9 +221,8 @@ def _states(placement: Placement, source: IncomingAdapter) -> list[Any]:
     return states
 
 
-def _fields(config: LoraConfig | None) -> dict[str, Any] | None:
-    if config is None:
-        return None
+def fields_of(config: LoraConfig) -> dict[str, Any]:
+    """What the config of the adapter in place says of an adapter that is swapped in."""
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
@@ -233,13 +233,19 @@ def _fields(config: LoraConfig | None) -> dict[str, Any] | None:
 def _infinite(placement: Placement, source: IncomingAdapter, image: Arena) -> tuple[Finding, ...]:
     names = [slot.name for slot in placement.slots]
     names += [f"{name}.scaling" for name in placement.layers]
+    given = source.tensors
     return tuple(
-        Finding(
-            f"{source.label}::{name}",
-            "HSW110",
-            f"holds NaN or infinity as {view.dtype}",
-            "train or export the adapter again",
-        )
+        not_finite(f"{source.label}::{name}", given.get(name), view.dtype)
         for name, view in zip(names, image.views, strict=True)
         if view.is_floating_point() and not torch.isfinite(view).all()
     )
+
+
+def not_finite(where: str, given: Tensor | None, dtype: torch.dtype) -> Finding:
+    """Tell a value that is NaN or infinite from one that only the model's dtype is too narrow for."""
+    if given is not None and torch.isfinite(given).all():
+        text = f"holds {given.abs().max().item():.4g}, which is infinite as {dtype}"
+        remedy = "serve the model in a dtype that reaches further (bfloat16, float32), or train the adapter in its dtype"
+        return Finding(where, "HSW110", text, remedy)
+    remedy = "train or export the adapter again"
+    return Finding(where, "HSW110", f"holds NaN or infinity as {dtype}", remedy)

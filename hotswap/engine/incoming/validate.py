@@ -7,6 +7,7 @@ from torch import nn
 
 from hotswap.adapters.fit import fits
 from hotswap.adapters.names import canonical
+from hotswap.adapters.spec import merge_alike
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.layout.placement import Placement
 from hotswap.errors import AdapterError, RankTooLargeError
@@ -22,9 +23,10 @@ def validate(model: nn.Module, placement: Placement, source: IncomingAdapter) ->
 
 
 def refuse(findings: tuple[Finding, ...]) -> None:
-    """Raise AdapterError (RankTooLargeError) if there are findings."""
+    """Raise AdapterError (RankTooLargeError) if there are findings, those of a family of modules as one."""
     if findings:
-        raise (RankTooLargeError if has_code(findings, "HSW105") else AdapterError)(findings)
+        kind = RankTooLargeError if has_code(findings, "HSW105") else AdapterError
+        raise kind(merge_alike(findings))
 
 
 def _other_copies(model: nn.Module, source: IncomingAdapter) -> list[Finding]:

@@ -11,6 +11,7 @@ from hotswap.adapters.names import TOKENS, canonical
 from hotswap.compiler.compiled import Walked, instances, walk
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import States
+from hotswap.engine.layout.unsupported import Why, why_not_replaced
 
 STATES = "hotswap_states"
 """Attribute of a wrapped module: what the adapter in place has of it."""
@@ -30,22 +31,18 @@ def auxiliary_slots(
     return list(found.values())
 
 
-def unsupported_wrappers(walked: Walked, adapter_name: str, found: list[Slot]) -> dict[str, str]:
+def unsupported_wrappers(walked: Walked, adapter_name: str, found: list[Slot]) -> dict[str, Why]:
     """Name the wrapped modules whose tensors (``found``) cannot be swapped, with the reason."""
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
-    refused = {}
+    refused: dict[str, Why] = {}
     for name, wrapper in _wrappers(walked):
         known = isinstance(wrapper, ModulesToSaveWrapper | TrainableTokensWrapper)
         if adapter_name in wrapper._adapters and not known:
-            refused[canonical(name)] = f"PEFT's {type(wrapper).__name__} is not known"
+            refused[canonical(name)] = Why(f"PEFT's {type(wrapper).__name__} is not known")
     for slot in found:
-        if slot.tensor.is_meta:
-            refused[slot.name] = (
-                "is on the meta device (offloaded): load the model without offloading"
-            )
-        elif slot.tensor.grad is not None:
-            refused[slot.name] = "has a .grad: call zero_grad(set_to_none=True) first"
+        if why := why_not_replaced(slot):
+            refused[slot.name] = why
     return refused
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hotswap.engine.layout.slots import slots
+from hotswap.engine.layout.unsupported import Why
 
 
 def _dora_of(layer: LoraLayer) -> LoraVariant | None:
@@ -32,14 +33,14 @@ def _dora_of(layer: LoraLayer) -> LoraVariant | None:
     return variant
 
 
-def why_no_dora(layer: LoraLayer) -> str | None:
+def why_no_dora(layer: LoraLayer) -> Why | None:
     """Say why a layer cannot be given DoRA, or None when it can."""
     if _dora_of(layer) is None:
-        return f"PEFT has no DoRA for its {type(layer).__name__}"
+        return Why(f"PEFT has no DoRA for its {type(layer).__name__}")
     return why_misread(layer)
 
 
-def why_misread(layer: LoraLayer) -> str | None:
+def why_misread(layer: LoraLayer) -> Why | None:
     """Say why PEFT's DoRA takes the base weight for another one, or None when it does not.
 
     On a CPU with AVX512-BF16 the first forward of a 4-bit layer packs its weight anew
@@ -49,7 +50,8 @@ def why_misread(layer: LoraLayer) -> str | None:
     if not getattr(base, "support_avx512bf16_for_cpu", False) or base.weight.device.type != "cpu":
         return None
     kind = type(layer).__name__
-    return f"PEFT's DoRA misreads the weight that its {kind} packs for this CPU: serve it on a GPU"
+    text = f"PEFT's DoRA misreads the weight that its {kind} packs for this CPU"
+    return Why(text, "serve it on a GPU")
 
 
 def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:

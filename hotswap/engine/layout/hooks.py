@@ -6,8 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from hotswap.engine.layout.unsupported import Why
 
-def why_elsewhere(module: nn.Module) -> str | None:
+_REMEDY = (
+    "prepare and swap before enable_group_offload(), or offload without offload_to_disk_path and "
+    "use_stream"
+)
+
+
+def why_elsewhere(module: nn.Module) -> Why | None:
     """Say where the weights that a module's forward uses come from, or None when they are its own.
 
     Group offloading with a disk path or a stream keeps copies and puts them back before every forward
@@ -17,7 +24,9 @@ def why_elsewhere(module: nn.Module) -> str | None:
     hooks = registry.hooks if registry is not None else {}
     group = getattr(hooks.get("group_offloading"), "group", None)
     if getattr(group, "offload_to_disk_path", None) is not None:
-        return "group offloading puts its weights back from files before every forward"
+        text = "group offloading puts its weights back from files before every forward"
+        return Why(text, _REMEDY)
     if getattr(group, "stream", None) is not None:
-        return "group offloading with a stream puts copies of its weights back before every forward"
+        text = "group offloading with a stream puts copies of its weights back before every forward"
+        return Why(text, _REMEDY)
     return None

@@ -21,6 +21,7 @@ from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.scalings import Moves
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import Shared, States
+from hotswap.engine.layout.unsupported import why_not_there
 from hotswap.errors import HotswapError, MergedAdapterError
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ class Placement:
     layout: Layout
     arena: Arena | None
     config: LoraConfig | None
-    label: str | None
     shared: Shared
     staged: StagedAdapter | None = None
     copy_plans: list[Any] = field(
@@ -114,7 +114,6 @@ class Placement:
             layout,
             arena,
             getattr(model, "peft_config", {}).get(name),
-            label=name,
             shared=shared,
             _places=(
                 [slot.holder for slot in slots if slot.holder is not None],
@@ -149,6 +148,15 @@ class Placement:
     def name(self) -> str:
         """The adapter's name."""
         return self.adapter.name
+
+    @property
+    def label(self) -> str | None:
+        """What the adapter in place is called; None: it is the base model."""
+        return self.shared.label
+
+    @label.setter
+    def label(self, label: str | None) -> None:
+        self.shared.label = label
 
     @property
     def layers(self) -> dict[str, LoraLayer]:
@@ -233,17 +241,12 @@ class Placement:
         """
         for owner in self._chain if at_once else self._owners:
             if why := why_elsewhere(owner):
-                raise HotswapError(
-                    f"{why}, so a swap would not be served: swap before enable_group_offload(), or "
-                    "offload without offload_to_disk_path and use_stream"
-                )
+                raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
         if self.arena is not None:
             return  # its tensors are where they were when it was made
-        away = next((slot.name for slot in self.slots if slot.tensor.is_meta), None)
-        if away is not None:
-            raise HotswapError(
-                f"{away} is on the meta device (offloaded); load the model without offloading"
-            )
+        for slot in self.slots:
+            if why := why_not_there(slot):
+                raise HotswapError(f"{slot.module}: {why.text}; {why.remedy}")
 
     def staging(self) -> Arena:
         """A buffer to stage an adapter in: one of two, which does not hold what is in place."""

@@ -12,7 +12,7 @@ from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.scalings import Moves, Scalings
-from hotswap.engine.layout.slots import lora_layers
+from hotswap.engine.layout.slots import adapter_names, lora_layers
 from hotswap.engine.layout.uses import Uses
 from hotswap.errors import NoAdapterError, NotPreparedError
 
@@ -75,11 +75,12 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
         return known
     if known is None or known.replaced or known.remade or known.detached:
         require_prepared(root, name)
-        known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+        found = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+        if known is not None:
+            found.label = name  # others have put other tensors there
+        known = found
     elif known.arena is not None and not known.in_place:
-        label = known.label
         known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
-        known.label = label
     return known
 
 
@@ -95,15 +96,21 @@ def forget_adapters(model: nn.Module) -> None:
         placement.forget()
 
 
+def others(model: nn.Module) -> str:
+    """What a model has instead of the LoRA adapter that was asked for, and what to do."""
+    if known := adapter_names(model):
+        return f"; pass adapter_name={known[0]!r}" + "".join(f" or {name!r}" for name in known[1:])
+    for name, config in getattr(model, "peft_config", {}).items():
+        if (kind := getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+            return f": {name!r} is {kind}, and only LoRA is swapped in place"
+    return "; load the first adapter, then prepare() and compile"
+
+
 def require_prepared(model: nn.Module, name: str) -> None:
     """Raise NoAdapterError or NotPreparedError unless every layer with the adapter is prepared for it."""
     layers = lora_layers(model, name)
     if not layers:
-        known = sorted({n for layer in lora_layers(model).values() for n in layer.scaling})
-        raise NoAdapterError(
-            f"the model carries no adapter named {name!r} (found: {known}); "
-            "load the first adapter, then prepare() and compile"
-        )
+        raise NoAdapterError(f"the model carries no LoRA adapter named {name!r}{others(model)}")
     bare = [
         module
         for module, layer in layers.items()

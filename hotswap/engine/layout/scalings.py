@@ -101,6 +101,25 @@ class Scalings(nn.Module):
         """The values as plain numbers, detached from the model."""
         return {name: float(value) for name, value in self._buffers.items() if value is not None}
 
+    @property
+    def _diffusers_hook(self) -> Any:
+        if (hook := self.__dict__.get("_diffusers_hook")) is None:
+            raise AttributeError("there is no hook of diffusers")
+        return hook
+
+    @_diffusers_hook.setter
+    def _diffusers_hook(self, hook: Any) -> None:
+        """Keep the values out of group offloading of leaves.
+
+        It would take the buffers away, and bring them back before a forward of this module, which has none.
+        """
+        self.__dict__["_diffusers_hook"] = hook
+        for name, value in self._buffers.items():
+            if value is not None:
+                self._buffers[name] = (
+                    value.detach()
+                )  # the same bytes in a tensor that it does not know
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scalings:
         for name, value in self._buffers.items():
             if value is not None:

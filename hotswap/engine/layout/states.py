@@ -19,15 +19,17 @@ class LayerState(NamedTuple):
 class Shared:
     """The list that the layers of a placement look into, each at its own place.
 
-    ``owner`` is the placement, which lives as long as a layer looks here. A copy has none.
+    ``label`` names the adapter in place, None the base model; a copy of the model has it too. ``owner`` is
+    the placement, which lives as long as a layer looks here. A copy has none.
     """
 
-    def __init__(self, values: list[Any]) -> None:
+    def __init__(self, values: list[Any], label: str | None) -> None:
         self.values = values
+        self.label = label
         self.owner: object = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"values": self.values, "owner": None}
+        return {"values": self.values, "label": self.label, "owner": None}
 
 
 class States(MutableMapping[str, Any]):
@@ -45,7 +47,7 @@ class States(MutableMapping[str, Any]):
         return shared.values[index]
 
     def __setitem__(self, name: str, state: Any) -> None:
-        shared, index = self._places.setdefault(name, (Shared([state]), 0))
+        shared, index = self._places.setdefault(name, (Shared([state], name), 0))
         if shared.values[index] != state:  # staged adapters hold the same list
             shared.values = [*shared.values[:index], state, *shared.values[index + 1 :]]
 
@@ -62,9 +64,9 @@ class States(MutableMapping[str, Any]):
     def share(every: Sequence[States], name: str) -> Shared:
         """Let all of them look into one list, as they do already if they are those of an earlier time."""
         places = [states._places[name] for states in every]
-        shared = places[0][0] if places else Shared([])
+        shared = places[0][0] if places else Shared([], name)
         if places != [(shared, index) for index in range(len(shared.values))]:
-            shared = Shared([states[name] for states in every])
+            shared = Shared([states[name] for states in every], name)
             for index, states in enumerate(every):
                 states._places[name] = shared, index
         return shared

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from hotswap.adapters.fit import fits
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.plan import ModulePlan, SwapPlan
-from hotswap.adapters.spec import AdapterSpec
+from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.incoming.source import IncomingAdapter, read
+from hotswap.engine.incoming.stage import fields_of, not_finite
 from hotswap.engine.layout.adapter_slots import AdapterSlots
-from hotswap.engine.layout.registry import entry_of
+from hotswap.engine.layout.registry import entry_of, others
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import lora_layers
+from hotswap.engine.layout.unsupported import refusal, why_other_base
 from hotswap.engine.parts import Part
 from hotswap.engine.preparable import CheckCompiled, why_unsupported
 from hotswap.engine.prepare import prepare, prepare_parts
@@ -38,12 +40,9 @@ from hotswap.errors import (
     NoAdapterError,
     NotPreparedError,
     UnexpectedModulesError,
-    UnsupportedLayerError,
 )
 from hotswap.findings import Finding
 
-_TRAIN_AGAIN = "train or export the adapter again"
-_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules")
 HUB = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")
 """The arguments of huggingface_hub that are passed on."""
 _unprepared = threading.Lock()  # models that are not prepared have none of their own
@@ -154,9 +153,9 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
     with exclusive([part], name=name), Changes() as changes:
         layers = lora_layers(model, name)
         if not layers:
-            raise NoAdapterError(
-                f"the model carries no LoRA adapter named {name!r}; load the first one before a swap"
-            )
+            raise NoAdapterError(f"the model carries no LoRA adapter named {name!r}{others(model)}")
+        if why := why_other_base(model, getattr(model, "peft_config", {}).get(name)):
+            raise refusal({f"adapter {name!r}": why})
         source = _whole(source, layers)
         bare = any(not isinstance(layer.scaling, Scalings) for layer in layers.values())
         if bare and _as_it_is(model, layers, source.spec, name):
@@ -165,7 +164,7 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
             return
         if bare or entry_of(model).on_the_fly:
             _make_room(part, layers, source.spec, name, changes)
-        exchange([part], [ready(part, name)], {"": source}, source.label, start, changes)
+        exchange([part], [ready(part, name)], {"": source}, {"": source.label}, start, changes)
 
 
 def _whole(source: IncomingAdapter, layers: dict[str, LoraLayer]) -> IncomingAdapter:
@@ -186,7 +185,7 @@ def _whole(source: IncomingAdapter, layers: dict[str, LoraLayer]) -> IncomingAda
         if module not in layers
     ]
     if findings:
-        raise UnexpectedModulesError(findings)
+        raise UnexpectedModulesError(merge_alike(findings))
     pairs = (("A.weight", "B.weight"), ("embedding_A", "embedding_B"))
     halves = [
         module for module, own in parts.items() if any((a in own) != (b in own) for a, b in pairs)
@@ -237,7 +236,7 @@ def _overwrite(
         if layer.merged_adapters:
             raise MergedAdapterError(f"{module} has merged adapters; call unmerge_adapter() first")
         if why := why_unsupported(layer, name, adapter.of_layer[module]):
-            raise UnsupportedLayerError({module: why})
+            raise refusal({module: why})
     slots = adapter.slots
     targets = [slot.tensor.detach() for slot in slots]
     given = source.tensors
@@ -247,7 +246,7 @@ def _overwrite(
     ]
     _refuse(
         [
-            Finding(f"{source.label}::{slot.name}", "HSW110", "holds NaN or infinity", _TRAIN_AGAIN)
+            not_finite(f"{source.label}::{slot.name}", value, slot.tensor.dtype)
             for slot, value in zip(slots, values, strict=True)
             if not torch.isfinite(value.to(slot.tensor.dtype)).all()
         ]
@@ -259,7 +258,7 @@ def _overwrite(
         notes.append((layer.use_rslora, name, source.config.use_rslora))
     config = getattr(model, "peft_config", {}).get(name)
     if config is not None:
-        notes += [(vars(config), field, getattr(source.config, field)) for field in _FIELDS]
+        notes += [(vars(config), field, value) for field, value in fields_of(source.config).items()]
     changes.callback(torch._foreach_copy_, targets, [target.clone() for target in targets])
     torch._foreach_copy_(targets, values)
     for holder, key, value in notes:
@@ -300,4 +299,4 @@ def _wider(place: ModulePlan, module: ModuleSpec | None) -> ModulePlan:
 
 def _refuse(findings: Sequence[Finding]) -> None:
     if findings:
-        raise AdapterError(findings)
+        raise AdapterError(merge_alike(findings))

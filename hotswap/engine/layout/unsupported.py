@@ -1,0 +1,78 @@
+"""What cannot be prepared or swapped: the reasons, each with what helps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from peft import LoraConfig
+from torch import nn
+
+from hotswap.adapters.config import remedy_for, unsupported_features
+from hotswap.adapters.names import families
+from hotswap.engine.layout.slots import Slot
+from hotswap.errors import UnsupportedLayerError
+
+_LEAVE_OUT = "leave these modules out of target_modules or use an adapter without this feature"
+_FAMILIES = 4  # named in a text
+
+
+class Why(NamedTuple):
+    """Why something is refused, and what to do."""
+
+    text: str
+    remedy: str = _LEAVE_OUT
+
+
+MERGED = Why("has merged adapters", "call unmerge_adapter() first (unfuse_lora() of a pipeline)")
+
+
+def refusal(refused: Mapping[str, Why]) -> UnsupportedLayerError:
+    """The error for some modules, by name: each reason once, with the families of modules that have it."""
+    named: dict[Why, list[str]] = defaultdict(list)
+    for family, why in families(refused.items()):
+        named[why].append(family)
+    sentences = [
+        f"{', '.join(found[:_FAMILIES])}"
+        f"{f' and {len(found) - _FAMILIES} more' if len(found) > _FAMILIES else ''}: "
+        f"{why.text}; {why.remedy}"
+        for why, found in named.items()
+    ]
+    layers = {name: why.text for name, why in refused.items()}
+    return UnsupportedLayerError(layers, "; ".join(sentences))
+
+
+def why_other_base(model: nn.Module, config: LoraConfig | None) -> Why | None:
+    """Say what the adapter in place has that a swap would not take out of the model, or None.
+
+    PiSSA and the like begin by taking a part out of the base weights, ``bias`` trains the base model's
+    own, and diffusers writes the norm layers of a Flux Control LoRA into it.
+    """
+    if getattr(model, "_transformer_norm_layers", None):
+        text = "diffusers has written the adapter's norm layers into the base model"
+        return Why(text, "call unload_lora_weights(), and load an adapter of LoRA weights alone")
+    # a config that was made for another type of adapter has none of the fields
+    fields: Any = {} if config is None else vars(config)
+    for feature in unsupported_features(fields):
+        return Why(feature, remedy_for(feature))
+    return None
+
+
+def why_not_there(slot: Slot) -> Why | None:
+    """Say why what is written into a slot is not what the forward uses, or None when it is."""
+    if slot.tensor.is_meta:
+        text = f"{slot.state_key} is on the meta device (offloaded)"
+        return Why(text, "load the model without offloading")
+    key = slot.state_key.rpartition(".")[2]
+    if slot.holder is not None and slot.holder.get(key) is not slot.tensor:
+        text = f"{slot.state_key} is computed at every forward (parametrization, weight_norm)"
+        return Why(text, "remove that first: torch.nn.utils.parametrize.remove_parametrizations()")
+    return None
+
+
+def why_not_replaced(slot: Slot) -> Why | None:
+    """Say why a slot's tensor cannot become a view of an arena, or None when it can."""
+    if slot.tensor.grad is not None:
+        return Why(f"{slot.state_key} has a .grad", "call zero_grad(set_to_none=True) first")
+    return why_not_there(slot)

@@ -245,7 +245,7 @@ def not_finite(where: str, given: Tensor | None, dtype: torch.dtype) -> Finding:
     """Tell a value that is NaN or infinite from one that only the model's dtype is too narrow for."""
     if given is not None and torch.isfinite(given).all():
         text = f"holds {given.abs().max().item():.4g}, which is infinite as {dtype}"
-        remedy = "serve the model in a dtype that reaches further (bfloat16, float32), or train the adapter in its dtype"
+        remedy = "serve in a dtype that reaches further (bfloat16, float32), or train the adapter in this one"
         return Finding(where, "HSW110", text, remedy)
     remedy = "train or export the adapter again"
     return Finding(where, "HSW110", f"holds NaN or infinity as {dtype}", remedy)

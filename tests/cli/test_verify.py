@@ -30,14 +30,7 @@ from hotswap.report.laws import LAWS
 from tests.support.warm import verify
 
 HAS_EXTRA = all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib"))
-COMMAND = [
-    sys.executable,
-    "-c",
-    "import sys; from hotswap.cli.main import main; sys.exit(main())",
-    "verify",
-    "--backend",
-    "eager",
-]
+COMMAND = [sys.executable, "-m", "hotswap", "verify", "--backend", "eager"]
 
 
 @pytest.fixture(scope="module")

@@ -222,10 +222,14 @@ def _place(subject: Any, settings: Handover) -> None:
 def _feed(subject: Any, path: str) -> None:
     from safetensors.torch import load_file
 
+    from hotswap.checks.inputs import problem_of_inputs
+
     def inputs() -> dict[str, Any]:
         model = subject.base_model()
         device = next(model.parameters()).device
         fed: dict[str, Any] = {key: value.to(device) for key, value in load_file(path).items()}
+        if problem := problem_of_inputs(model, fed):
+            raise pytest.UsageError(f"--inputs {path}: {problem}")
         if hasattr(getattr(model, "config", None), "use_cache"):
             fed["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
         return fed

@@ -33,13 +33,18 @@ def bring_up(
             "or see pytest_hotswap.SubjectProtocol",
             pytrace=False,
         )
+    problem, remedy = "cannot be brought up", ""
     try:
         deployment = Deployment(subject, factory.mktemp("hotswap"))
+        problem = "has a base model that does not run on the inputs"
+        remedy = "; give the arguments of its forward by inputs(), or --inputs of hotswap verify"
+        deployment.run(deployment.base)
+        problem, remedy = "cannot be brought up", ""
         deployment.loaded()  # an adapter of another base model is one sentence, not one a law
     except Exception as error:  # whatever the subject raises
-        kind = type(error).__name__
+        kind = "" if isinstance(error, pytest.UsageError) else f"{type(error).__name__}: "
         pytest.fail(
-            f"{type(subject).__name__} cannot be brought up: {kind}: {brief(error)}", pytrace=False
+            f"{type(subject).__name__} {problem}: {kind}{brief(error)}{remedy}", pytrace=False
         )
     yield deployment
     deployment.close()

@@ -1,4 +1,4 @@
-"""Models to measure, their inputs, and adapters of random weights for them."""
+"""Models to measure, and adapters of random weights for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
-BATCH, LENGTH = 1, 16
 
 
 def llama(**sizes: int) -> nn.Module:
@@ -50,27 +48,3 @@ def draw(
     for name, parameter in model.named_parameters():
         if wanted(name):
             parameter.normal_(0.0, std, generator=generator)
-
-
-def inputs_of(model: nn.Module) -> dict[str, Any]:
-    """Draw seeded inputs of a transformers model by the kind of its main input.
-
-    Raises ValueError when that is neither tokens nor pixels.
-    """
-    generator = torch.Generator().manual_seed(0)
-    config: Any = model.config
-    name = str(getattr(model, "main_input_name", "input_ids"))
-    if name == "input_ids":
-        vocabulary = config.get_text_config().vocab_size
-        tokens = torch.randint(0, vocabulary, (BATCH, LENGTH), generator=generator)
-        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if hasattr(config, "use_cache"):
-            inputs["use_cache"] = False  # one forward, not a generation
-        if config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = tokens
-        return inputs
-    if name == "pixel_values":
-        size = config.image_size
-        pixels = (BATCH, getattr(config, "num_channels", 3), size, size)
-        return {name: torch.randn(pixels, generator=generator)}
-    raise ValueError(f"no inputs are known for a model whose main input is {name!r}")

@@ -27,9 +27,10 @@ from peft.utils.save_and_load import _insert_adapter_name_into_state_dict
 from torch import nn
 
 import hotswap
-from hotswap.bench.models import inputs_of, llama, pretrained, write_adapter
+from hotswap.bench.models import llama, pretrained, write_adapter
 from hotswap.bench.timing import bank_and_copy, default_backend, sampled, seconds_of
 from hotswap.bench.timing import measure as measure_serving
+from hotswap.checks.inputs import default_inputs
 from hotswap.engine.layout.registry import placement_of
 
 FORWARD_LAYERS = 4
@@ -110,7 +111,7 @@ class _Fleet:
         specs = {path: hotswap.AdapterSpec.read(path) for path in paths}
         # PEFT's own swap can only narrow the target modules
         self.paths = sorted(paths, key=lambda path: (-len(specs[path].modules), -specs[path].rank))
-        self.inputs = inputs_of(base)
+        self.inputs = default_inputs(base, batch=1, length=16)
         self.plan = hotswap.plan(list(specs.values()))
         self.model = hotswap.load(copy.deepcopy(base), self.plan, self.paths[0])
         self.peft = self.fresh(0)

@@ -202,11 +202,12 @@ def main(argv: Sequence[str]) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
         with redirect_stdout(sys.stderr):  # what libraries print is not part of the answer
-            from hotswap.bench.models import inputs_of, pretrained
+            from hotswap.bench.models import pretrained
+            from hotswap.checks.inputs import default_inputs
 
             timing = measure(
                 partial(pretrained, asked.base),
-                inputs_of(pretrained(asked.base)),
+                default_inputs(pretrained(asked.base), asked.base, batch=1, length=16),
                 asked.adapters,
                 backend=asked.backend,
                 latency=asked.latency,

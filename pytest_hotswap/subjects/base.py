@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hotswap
+from hotswap.errors import HotswapError
 from pytest_hotswap.adapters.companions import Companions
 
 if TYPE_CHECKING:
@@ -90,20 +91,16 @@ class Subject:
         return cls.from_pretrained(self.base).eval()
 
     def inputs(self) -> Mapping[str, Any]:
-        """The arguments of a forward; by default token ids from the model's configuration."""
-        import torch
+        """The arguments of a forward; by default what the model's config and saved files suggest."""
+        from hotswap.checks.inputs import default_inputs
 
-        config = self.base_model().config
-        size = getattr(config, "vocab_size", None)
-        if size is None:
+        try:
+            return default_inputs(self.base_model(), self.base)
+        except (HotswapError, AttributeError) as error:
             raise usage_error(
-                f"{type(self).__name__} needs inputs(): the model's configuration has no vocab_size"
-            )
-        ids = torch.randint(0, size, (2, 8), generator=torch.Generator().manual_seed(0))
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if hasattr(config, "use_cache"):
-            inputs["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
-        return inputs
+                f"{error}; define {type(self).__name__}.inputs(), or give "
+                "hotswap verify --inputs FILE"
+            ) from error
 
     def load(self, base: Any, adapter: Path) -> Any:
         """Load the first adapter the way the deployment does; the default is PEFT's."""

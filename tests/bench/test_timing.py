@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hotswap.bench.models import inputs_of, pretrained
+from hotswap.bench.models import pretrained
 from hotswap.bench.timing import BY_PEFT, ROWS, default_backend, measure
+from hotswap.checks.inputs import default_inputs
 from hotswap.cli.verify.demo import write_demo
 from hotswap.report.text import timing_table
 from tests.support import warm
@@ -80,7 +81,7 @@ def test_a_row_that_fails_says_why_and_the_others_are_measured(
     get_peft_model(pretrained(str(base)), config).save_pretrained(str(other))
     paths = [adapters[0], other]
     timing = measure(
-        lambda: pretrained(str(base)), inputs_of(pretrained(str(base))), paths, backend="eager"
+        lambda: pretrained(str(base)), default_inputs(pretrained(str(base))), paths, backend="eager"
     )
     plain, unprepared, prepared = (row["error"] for row in timing["rows"])
     assert "unexpected keys" in str(plain)
@@ -108,10 +109,3 @@ def test_with_a_cpp_compiler_the_backend_is_inductor(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert default_backend() == "inductor"
-
-
-def test_a_model_of_unknown_input_is_refused(demo: tuple[Path, list[Path]]) -> None:
-    model = pretrained(str(demo[0]))
-    model.main_input_name = "input_features"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="input_features"):
-        inputs_of(model)

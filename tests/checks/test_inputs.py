@@ -1,0 +1,96 @@
+"""Inputs of a model from its config: whatever its architecture, it runs on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hotswap.checks.inputs import TEXTS, default_inputs, problem_of_inputs
+from hotswap.errors import HotswapError
+from tests.support.architectures import ARCHITECTURES
+
+EXPECTED = {
+    "Llama": {"input_ids", "attention_mask"},
+    "T5": {"input_ids", "attention_mask", "decoder_input_ids"},
+    "Whisper": {"input_features", "decoder_input_ids"},
+    "CLIP": {"input_ids", "attention_mask", "pixel_values"},
+    "LLaVA": {"input_ids", "attention_mask", "pixel_values"},
+    "wav2vec 2.0": {"input_values"},
+    "ViT, classifier": {"pixel_values"},
+}
+
+
+def model_of(name: str) -> Any:
+    torch.manual_seed(0)
+    return ARCHITECTURES[name][0]().eval()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_model_of_any_architecture_runs_on_its_default_inputs(name: str) -> None:
+    model = model_of(name)
+    inputs, again = default_inputs(model), default_inputs(model)
+    with torch.no_grad():
+        model(**inputs)
+    assert inputs.keys() - {"use_cache"} == EXPECTED.get(name, inputs.keys() - {"use_cache"})
+    tensors = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    assert {len(value) for value in tensors.values()} == {2}
+    assert all(torch.equal(value, again[key]) for key, value in tensors.items())
+
+
+def test_an_image_has_its_places_in_the_text() -> None:
+    model = model_of("LLaVA")
+    inputs = default_inputs(model)
+    places = (inputs["input_ids"] == model.config.image_token_index).sum(1)
+    assert places.tolist() == [4, 4]  # 16 pixels wide, in patches of 8
+
+
+def test_a_saved_tokenizer_gives_real_text(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    words = sorted({word for text in TEXTS for word in text.lower().strip(".").split()})
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    )
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    ids = default_inputs(model_of("BERT, embeddings"), tmp_path)["input_ids"]
+    assert ids[0, 0] == 2  # as the tokenizer begins
+    assert ids.unique().numel() > 4
+
+
+def test_a_model_that_runs_on_none_says_what_it_raised() -> None:
+    model = model_of("Llama")
+
+    def forward(input_ids: Any) -> Any:
+        raise ValueError("this model wants music")
+
+    model.forward = forward
+    with pytest.raises(HotswapError, match=r"does not run on inputs from its config: .*music"):
+        default_inputs(model)
+
+
+def test_a_model_of_unknown_inputs_is_one_sentence() -> None:
+    model = model_of("Llama")
+    model.forward = lambda series: series
+    with pytest.raises(HotswapError, match="no inputs are known for LlamaForCausalLM"):
+        default_inputs(model)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ({}, "there are no tensors"),
+        ({"pixels": torch.ones(1)}, "takes no 'pixels'; it takes input_ids"),
+        ({"input_ids": torch.ones(1, 2)}, "has dtype torch.float32, expected whole numbers"),
+        ({"input_ids": torch.tensor([[64]])}, "token 64, and the model's vocabulary has 64"),
+        ({"input_ids": torch.tensor([[-1]])}, "the token -1, expected 0 or more"),
+        ({"input_ids": torch.tensor([[63]])}, None),
+    ],
+)
+def test_given_inputs_are_held_to_the_signature_and_the_vocabulary(
+    inputs: dict[str, Any], problem: str | None
+) -> None:
+    found = problem_of_inputs(model_of("Llama"), inputs)
+    assert (found is None) == (problem is None)
+    assert problem is None or problem in str(found)

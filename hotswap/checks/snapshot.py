@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ _FLAGS = (
 _PLACES = ("_parameters", "_buffers")
 _OF_TORCH = {*vars(nn.Module()), "_compiled_call_impl"} - {"training"}
 _GONE = object()
+_LOOKED_AT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,25 @@ class Snapshot:
             else:
                 found.append(f"{entry.name} is gone")
         return found + (self._changed_flags(modules) if values else [])
+
+    def between(self, other: Snapshot) -> Callable[[], bool]:
+        """A quick look, at a few tensors, whether the models are neither as here nor as in the other."""
+        theirs = {entry.name: entry.values for entry in other._entries}
+        pairs = [(e, theirs[e.name]) for e in self._entries if e.name in theirs]
+        pairs = [(entry, then) for entry, then in pairs if not _same_bits(entry.values, then)]
+        few = pairs[:: len(pairs) // _LOOKED_AT + 1] + pairs[-1:]
+
+        def look() -> bool:
+            live = [entry.holder.get(entry.key) for entry, _ in few]
+            wanted = ([entry.values for entry, _ in few], [then for _, then in few])
+            return not any(
+                all(
+                    isinstance(a, Tensor) and _same_bits(a, b) for a, b in zip(live, w, strict=True)
+                )
+                for w in wanted
+            )
+
+        return look
 
     def _replaced(self, modules: Mapping[str, nn.Module]) -> list[str]:
         """Say which modules are others, are gone or are new; not what is inside of them."""

@@ -40,6 +40,14 @@ def companions_of(plan: SwapPlan, wanted: Companions = "few") -> dict[str, Adapt
             alpha_pattern=tuple((name, 2.3) for name in odd),
         ),
     }
+    few["no alpha, or one below zero, and patterns by the ends of names"] = AdapterDescription(
+        2,
+        0,
+        seed=_SEED + 12,
+        rank_pattern=tuple((name, 1) for name in odd),
+        alpha_pattern=tuple((name, -2.3) for name in odd),
+        loose=True,
+    )
     if len(names) > 1:
         without = tuple(name for name in names if name != middle)
         few["only a module in the middle"] = AdapterDescription(

@@ -6,12 +6,15 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hotswap import AdapterSpec
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import WEIGHTS
 from pytest_hotswap.adapters.described import exactly
+
+OF_A_TENSOR = ("wrong shape", "missing tensor", "not a number")
+"""The defects that one tensor of a file has."""
 
 DEFECTS = (
     "wrong shape",
@@ -25,9 +28,14 @@ DEFECTS = (
 
 
 def break_adapter(
-    source: Path, folder: Path, defect: str, *, room: Mapping[str, int] | None = None
+    source: Path,
+    folder: Path,
+    defect: str,
+    *,
+    room: Mapping[str, int] | None = None,
+    at: Literal["first", "last"] = "last",
 ) -> Path:
-    """Copy an adapter and give its last tensor (or the file, or its config) one defect.
+    """Copy an adapter and give its last or first tensor (or the file, or its config) one defect.
 
     A larger rank is the least one above the ``room`` of each module that its groups divide, by default
     above the adapter's own.
@@ -35,15 +43,15 @@ def break_adapter(
     import torch
 
     def change(tensors: dict[str, Any]) -> None:
-        last = sorted(tensors)[-1]
+        key = sorted(tensors)[0 if at == "first" else -1]
         if defect == "wrong shape":
-            tensors[last] = torch.cat([tensors[last]] * 2)
+            tensors[key] = torch.cat([tensors[key]] * 2)
         elif defect == "missing tensor":
-            del tensors[last]
+            del tensors[key]
         elif defect == "extra tensor":
             tensors["base_model.model.nowhere.weight"] = torch.zeros(2, 2)
         elif defect == "not a number":
-            tensors[last].view(-1)[-1] = float("nan")
+            tensors[key].view(-1)[-1] = float("nan")
 
     if defect not in DEFECTS:
         raise ValueError(f"unknown defect {defect!r}; one of {', '.join(DEFECTS)}")
@@ -107,6 +115,18 @@ def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:
     config = _copy(source, folder)
     patterns = {key: value * factor for key, value in (config.get("alpha_pattern") or {}).items()}
     _configure(folder, config, lora_alpha=config["lora_alpha"] * factor, alpha_pattern=patterns)
+    return folder
+
+
+def negate_adapter(source: Path, folder: Path) -> Path:
+    """Copy an adapter with every lora_B (or the one of an embedding) negated; its config stays."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        for key in tensors:
+            if "lora_B.weight" in key or "lora_embedding_B" in key:
+                tensors[key] = -tensors[key]
+
+    _copy(source, folder, change)
     return folder
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class AdapterDescription(_Readable):
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     use_dora: bool = False
     lora_bias: bool = False
+    loose: bool = False  # patterns are written by the ends of names, as people do, and not exactly
 
     def targets(self, name: str, place: ModulePlan) -> bool:
         """Whether it targets a module: those with a feature target only where the plan has room for it."""
@@ -79,6 +81,7 @@ def config_of(
     targets = [name for name in modules if name not in description.without]
     ranks = ranks or {name: description.rank_of(name) for name in targets}
     alphas = dict(description.alpha_pattern)
+    pattern = partial(_loosely, among=targets) if description.loose else _exactly
     return {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -88,8 +91,8 @@ def config_of(
         "use_dora": description.use_dora,
         "lora_bias": description.lora_bias,
         "target_modules": targets,
-        "rank_pattern": {exactly(n): r for n, r in ranks.items() if r != description.rank},
-        "alpha_pattern": {exactly(n): a for n, a in alphas.items() if n in targets},
+        "rank_pattern": pattern({n: r for n, r in ranks.items() if r != description.rank}),
+        "alpha_pattern": pattern({n: a for n, a in alphas.items() if n in targets}),
         "bias": "none",
         "inference_mode": True,
         "lora_dropout": 0.0,
@@ -139,6 +142,29 @@ def described(plan: SwapPlan) -> dict[str, ModulePlan]:
     """The modules of a plan that a description can have weights for."""
     kinds = ("linear", "embedding", "conv")
     return {name: place for name, place in plan.modules.items() if place.kind in kinds}
+
+
+def _exactly(values: Mapping[str, float]) -> dict[str, float]:
+    return {exactly(name): value for name, value in values.items()}
+
+
+def _loosely(values: Mapping[str, float], among: Collection[str]) -> dict[str, float]:
+    """Patterns by the ends of names; the first that fits counts, and some fit none or come too late.
+
+    The ends are the shortest that no other module has.
+    """
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        words = name.split(".")
+        ends = (".".join(words[at:]) for at in reversed(range(len(words))))
+        others = [other for other in among if other != name]
+        end = next(e for e in ends if not any(f".{o}".endswith(f".{e}") for o in others))
+        fits_none = end[:-1]
+        if fits_none and not any(f".{other}".endswith(f".{fits_none}") for other in among):
+            found[re.escape(fits_none)] = value + 1
+        found[re.escape(end)] = value
+    late = {f".*{re.escape(name)}": value + 2 for name, value in values.items()}
+    return found | late
 
 
 def exactly(module: str) -> str:

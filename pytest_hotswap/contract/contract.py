@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
-import torch
 
 import hotswap
 from hotswap.checks.equivalence import Comparison, compare
-from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.adapters.derived import DEFECTS, break_adapter, widen_adapter
 from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
-from pytest_hotswap.contract.envelope import EnvelopeLaws, knobs_follow
+from pytest_hotswap.contract.envelope import EnvelopeLaws
+from pytest_hotswap.contract.knobs import KnobLaws
 from pytest_hotswap.contract.placed import misplaced, unreached
+from pytest_hotswap.contract.preparation import STYLES, PreparationLaws
 from pytest_hotswap.contract.probes import few, foreign_changes, lora_b, poke, uncovered
 from pytest_hotswap.contract.sequences import SequenceLaws
 from pytest_hotswap.subjects.base import Subject
@@ -47,7 +47,7 @@ class LawName(NamedTuple):
         return unsupported.get(self.law) or unsupported.get(f"{self.law}[{self.case}]")
 
 
-class HotswapContract(EnvelopeLaws, SequenceLaws):
+class HotswapContract(PreparationLaws, EnvelopeLaws, KnobLaws, SequenceLaws):
     """Subclass it, name it Test…, and set ``subject`` to a Subject class."""
 
     subject: ClassVar[type[Subject] | None] = None
@@ -137,17 +137,6 @@ class HotswapContract(EnvelopeLaws, SequenceLaws):
         assert uncovered(deployment, PeftModel.from_pretrained(model, deployment.first)), (
             "preparation-covers would not see that a model was not prepared"
         )
-
-    def test_prepare_before_compile(self, deployment: Deployment, style: str) -> None:
-        model = STYLES[style](deployment.loaded(), deployment.subject.backend)
-        try:
-            deployment.subject.prepare(model, deployment.plan)
-        except Exception:  # whatever the subject raises is a refusal
-            return
-        pytest.fail(f"prepare-before-compile: prepare() accepted a model with {style}")
-
-    def test_control_of_prepare_before_compile(self, deployment: Deployment) -> None:
-        deployment.subject.prepare(deployment.loaded(), deployment.plan)
 
     def test_rank_bound(self, swapping: Deployment) -> None:
         room, folder = swapping.room, swapping.new_folder()
@@ -359,11 +348,6 @@ class HotswapContract(EnvelopeLaws, SequenceLaws):
             f"unprepared-recompiles: without a swap the model recompiles: {few(found)}"
         )
 
-    def test_knobs_follow(self, swapping: Deployment) -> None:
-        adapter = swapping.other(swapping.first)
-        swapping.swap(adapter)
-        knobs_follow(swapping, adapter, adapter.name)
-
     def test_control_of_knobs_follow(self, swapping: Deployment) -> None:
         swapping.swap(swapping.first)
         assert not swapping.compare(swapping.first, scale=0.5).equal, (
@@ -381,30 +365,3 @@ def _in_float64(deployment: Deployment, adapter: Path) -> tuple[Comparison, str]
         return deployment.compare_in_float64(adapter)
     except NotWidenableError as error:
         pytest.skip(f"not applicable: {error}")
-
-
-def _wrapped(model: Any, backend: str) -> Any:
-    return torch.compile(model, backend=backend)
-
-
-def _in_place(model: Any, backend: str) -> Any:
-    model.compile(backend=backend)
-    return model
-
-
-def _submodule(model: Any, backend: str) -> Any:
-    next(iter(lora_layers(model).values())).compile(backend=backend)
-    return model
-
-
-def _forward(model: Any, backend: str) -> Any:
-    model.forward = torch.compile(model.forward, backend=backend)
-    return model
-
-
-STYLES = {
-    "a torch.compile wrapper": _wrapped,
-    "compile() in place": _in_place,
-    "a compiled submodule": _submodule,
-    "a compiled forward": _forward,
-}

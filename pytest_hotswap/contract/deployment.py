@@ -23,7 +23,8 @@ from hotswap.checks.equivalence import (
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
 from pytest_hotswap.adapters.companions import Companions, left_out, write_companions
-from pytest_hotswap.adapters.derived import rescale_adapter
+from pytest_hotswap.adapters.derived import negate_adapter, rescale_adapter
+from pytest_hotswap.contract.settings import changed, settings
 from pytest_hotswap.subjects.base import Subject
 
 NEIGHBOURS = 8
@@ -68,6 +69,10 @@ class Deployment:
         self.left_out: dict[str, str] = {}
         self.disturbed = False
         """Whether the snapshot cannot be brought back: the deployment is brought up anew instead."""
+        self.first_moves: dict[Path, list[str]] = {}
+        """What the first swap to an adapter moved: bringing the snapshot back would undo it."""
+        self.first_changes: dict[Path, list[str]] = {}
+        """Which of the process' settings it changed: at a later one they are changed already."""
         self._expected: OrderedDict[tuple[Path | None, float, int], Any] = OrderedDict()
         self._folders = 0
 
@@ -85,6 +90,11 @@ class Deployment:
     def rescaled(self) -> Path:
         """The first adapter with another alpha: unlike a neighbour, it is never a twin."""
         return rescale_adapter(self.first, self.new_folder(), 3.0)
+
+    @cached_property
+    def negated(self) -> Path:
+        """The first adapter with the opposite effect: its config and the sizes of its files are the same."""
+        return negate_adapter(self.first, self.new_folder())
 
     def other(self, adapter: Path) -> Path:
         """Another adapter of the fleet, or a rescaled copy where there is only one."""
@@ -110,6 +120,11 @@ class Deployment:
         """The adapters from which one is reached: all of a small fleet, the next ones of a large one."""
         at = self.paths.index(adapter)
         return [*self.paths[at:], *self.paths[:at]][:NEIGHBOURS]
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether the subject can swap to the base model."""
+        return not {"swap-has-effect", "swap-has-effect[none]"} & self.subject.unsupported.keys()
 
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
@@ -246,6 +261,10 @@ class Deployment:
         actual = self.run(model, inputs=self.batch(copies))
         return compare(actual, self.expected(adapter, scale, copies=copies))
 
+    def differs(self, before: Any) -> bool:
+        """Whether the compiled model's outputs are others than before, by a single bit."""
+        return compare(self.run(), before).max_error != 0.0
+
     def blame(self, adapter: Path | None, *, model: Any = None) -> str:
         """Name the first module whose output differs from the oracle's."""
         oracle = self.base if adapter is None else self.fresh(adapter)
@@ -324,9 +343,12 @@ class Deployment:
         found, right = {}, []
         for path in self.paths[:FIRST]:
             with contextlib.suppress(Exception):
+                then, model = settings(), self.fingerprint()
                 with hotswap.watch_compiles() as found[path]:
                     self.swap(path)
+                    self.first_moves[path] = model.changes(values=False)
                     output = self.run()
+                self.first_changes[path] = changed(then, settings())
                 right += [path] if compare(output, self.expected(path)).equal else []
         for path in right:
             with contextlib.suppress(Exception):

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 import hotswap
+from hotswap.adapters.config import CONFIG
 from hotswap.checks.equivalence import compare
-from pytest_hotswap.adapters.derived import break_adapter, widen_adapter
-from pytest_hotswap.contract.deployment import NOTE, Deployment, brief
+from pytest_hotswap.adapters.derived import OF_A_TENSOR, break_adapter, widen_adapter
+from pytest_hotswap.contract.deployment import NOTE, Deployment
 from pytest_hotswap.contract.interrupts import interrupted
 from pytest_hotswap.contract.placed import misplaced
-from pytest_hotswap.contract.probes import few, uncovered
+from pytest_hotswap.contract.probes import changes_of_an_active_one, few
+from pytest_hotswap.contract.settings import changed, settings, unusual
 from pytest_hotswap.contract.surroundings import grown, growth, surroundings
 
 
@@ -50,6 +52,39 @@ class EnvelopeLaws:
             f"swap-equals-load: {other.name}, written to the folder that {one.name} was read from: "
             f"{found.detail}{swapping.blame(other)}"
         )
+        for adapter in (one, swapping.negated):  # of the same size and config, one after the other
+            shutil.rmtree(folder)
+            shutil.copytree(adapter, folder, copy_function=shutil.copyfile)
+            swapping.swap(other, folder)
+        found = swapping.compare(swapping.negated)
+        assert found.equal, (
+            f"swap-equals-load: {one.name}, written anew with other weights of the same size: "
+            f"{found.detail}{swapping.blame(swapping.negated)}"
+        )
+
+    def test_swap_equals_load__names(self, swapping: Deployment) -> None:
+        """What is swapped in is what is in the folder, not what another of that name holds."""
+        place, adapters = swapping.new_folder(), (swapping.first, swapping.negated)
+        one, other = adapters
+        named = {
+            place / "v1": one,
+            place / "elsewhere" / "v1": other,  # the same name in another folder
+            place / "v10": one,  # a name that contains the other's
+            place / "v1-of-another": other,
+            place / "v": one,
+        }
+        for folder, adapter in named.items():
+            shutil.copytree(adapter, folder)
+        last = ""
+        for folder, adapter in named.items():
+            swapping.swap(folder)
+            found = swapping.compare(adapter)
+            name = folder.relative_to(place)
+            assert found.equal, (
+                f"swap-equals-load: an adapter named {name}{last}: {found.detail}"
+                f"{swapping.blame(adapter)}"
+            )
+            last = f" after one named {name}"
 
     def test_swap_forgets__companions(self, swapping: Deployment) -> None:
         """What is in place depends on the adapter only, not on the one before it."""
@@ -108,15 +143,28 @@ class EnvelopeLaws:
             swapping.swap(adapter)
             moved = swapping.snapshot.changes(values=False)
             assert not moved, f"swap-in-place: companion, {what}: {few(moved)}"
+        if swapping.takes_none:
+            swapping.swap(None)
+            moved = swapping.snapshot.changes(values=False)
+            assert not moved, f"swap-in-place: to no adapter: {few(moved)}"
+
+    def test_swap_in_place__first(self, swapping: Deployment) -> None:
+        """The first swaps of all: of two buffers that take turns, the snapshot brings one back."""
+        for adapter, moved in swapping.first_moves.items():
+            assert not moved, f"swap-in-place: the first swap to {adapter.name}: {few(moved)}"
 
     def test_zero_recompiles__companions(self, swapping: Deployment, record_property: Any) -> None:
+        """Among companions, and to no adapter and back."""
+        walk: list[Path | None] = [*swapping.companions.values()]
+        if swapping.takes_none:
+            walk += [None, swapping.first]
         swapping.run()
         with hotswap.watch_compiles() as log:
-            for adapter in swapping.companions.values():
+            for adapter in walk:
                 swapping.swap(adapter)
                 swapping.run()
         # those too that showed whether bringing the snapshot back disturbs
-        record_property("hotswap.swaps", len(swapping.companions) + swapping.probed)
+        record_property("hotswap.swaps", len(walk) + swapping.probed)
         record_property("hotswap.recompiles", len(log.recompiles))
         record_property("hotswap.hits", log.total_hits)
         record_property(
@@ -124,70 +172,28 @@ class EnvelopeLaws:
         )
         if swapping.disturbed:
             record_property("hotswap.note", NOTE)
-        if swapping.companions:
+        if walk:
             verdict = log.verdict()
             assert verdict.outcome == "passed", (
-                f"zero-recompiles: among the companions, {few(verdict.reasons)}"
+                f"zero-recompiles: among the companions and no adapter, {few(verdict.reasons)}"
             )
-
-    def test_knobs_follow__companions(self, swapping: Deployment) -> None:
-        for what, adapter in swapping.companions.items():
-            swapping.restore()
-            swapping.swap(adapter)
-            knobs_follow(swapping, adapter, what)
-
-    def test_knobs_follow__disabled(self, swapping: Deployment) -> None:
-        subject, model = swapping.subject, swapping.compiled
-        one, other = swapping.first, swapping.other(swapping.first)
-        swapping.swap(one)
-        with subject.disabled(model):
-            swapping.swap(other)
-            found = swapping.compare(None)
-            assert found.equal, (
-                f"knobs-follow: {other.name}, swapped in while disabled, has an effect: {found.detail}"
-            )
-        found = swapping.compare(other)
-        assert found.equal, (
-            f"knobs-follow: {other.name}, swapped in while disabled, then enabled: {found.detail}"
-            f"{swapping.blame(other)}"
-        )
-
-    def test_preparation_preserves__any_first(self, deployment: Deployment, adapter: Path) -> None:
-        """Whichever adapter is loaded first, it is prepared, or refused before anything changes."""
-        subject = deployment.subject
-        model = subject.load(subject.base_model(), adapter)
-        before, snapshot = deployment.run(model), deployment.fingerprint(model)
-        refusal = ""
-        try:
-            subject.prepare(model, deployment.plan)
-        except Exception as error:  # whatever the subject raises is a refusal
-            refusal = brief(error)
-        changes = snapshot.changes() if refusal else []
-        assert not changes, (
-            f"preparation-preserves: {adapter.name} is refused ({refusal}), but {few(changes)}"
-        )
-        found = compare(deployment.run(model), before)
-        assert found.equal, (
-            f"preparation-preserves: {adapter.name} loaded first: {found.detail}"
-            f"{deployment.blame(adapter, model=model)}"
-        )
-
-    def test_preparation_covers__any_first(self, deployment: Deployment, adapter: Path) -> None:
-        subject = deployment.subject
-        model = subject.load(subject.base_model(), adapter)
-        try:
-            subject.prepare(model, deployment.plan)
-        except Exception:  # refused: looked at by preparation-preserves
-            return
-        missed = uncovered(deployment, model)
-        assert not missed, f"preparation-covers: {adapter.name} loaded first: {few(missed)}"
 
     def test_rank_bound__one_module(self, swapping: Deployment) -> None:
         modules = [*swapping.specs[swapping.first].modules]
         for module in dict.fromkeys((modules[0], modules[len(modules) // 2], modules[-1])):
             swapping.restore()
             groups = swapping.specs[swapping.first].modules[module].groups
-            ranks = {**swapping.plan.ranks, module: swapping.room[module] + groups}
+            full = swapping.room[module]
+            own = {
+                name: found.rank for name, found in swapping.specs[swapping.first].modules.items()
+            }
+            narrow = widen_adapter(swapping.first, swapping.new_folder(), {**own, module: full})
+            assert not swapping.refuses(narrow), (
+                f"rank-bound: rank {full} in {module}, which takes just that, is refused: "
+                f"{swapping.refusal}"
+            )
+            swapping.restore()
+            ranks = {**swapping.plan.ranks, module: full + groups}
             wide = widen_adapter(swapping.first, swapping.new_folder(), ranks)
             refused = swapping.refuses(wide)
             changes = swapping.snapshot.changes()
@@ -196,6 +202,34 @@ class EnvelopeLaws:
                 f"{swapping.room[module]}, was swapped in: {few(changes)}"
             )
             assert not changes, f"rank-bound: refused ({module} alone), but {few(changes)}"
+
+    def test_rank_bound__config(self, swapping: Deployment) -> None:
+        """What counts is the rank of the weights, whatever the config says."""
+        first, room = swapping.first, swapping.room
+        spec = swapping.specs[first].modules
+        above = {name: room[name] + module.groups for name, module in spec.items()}
+        bad = widen_adapter(first, swapping.new_folder(), above)
+        bound = widen_adapter(first, swapping.new_folder(), {name: room[name] for name in spec})
+        shutil.copyfile(bound / CONFIG, bad / CONFIG)
+        refused = swapping.refuses(bad)
+        changes = swapping.snapshot.changes()
+        assert refused, (
+            "rank-bound: weights above the target rank, whose config says the target, were swapped "
+            f"in: {few(changes)}"
+        )
+        assert not changes, f"rank-bound: refused (the config says less), but {few(changes)}"
+
+    def test_swap_atomic__first_tensor(self, swapping: Deployment) -> None:
+        """A defect in the first tensor of a file is found as one in the last is."""
+        other = swapping.other(swapping.first)
+        for defect in OF_A_TENSOR:
+            bad = break_adapter(other, swapping.new_folder(), defect, at="first")
+            refused = swapping.refuses(bad)
+            changes = swapping.snapshot.changes()
+            assert refused, (
+                f"swap-atomic: a first tensor with a {defect} is accepted: {few(changes)}"
+            )
+            assert not changes, f"swap-atomic: refused ({defect}, first tensor), but {few(changes)}"
 
     def test_swap_atomic__narrow_with_a_wrong_config(self, swapping: Deployment) -> None:
         narrow = swapping.companions.get("the narrowest")
@@ -221,13 +255,24 @@ class EnvelopeLaws:
             with torch.random.fork_rng():
                 torch.manual_seed(3)  # a swap that seeds has left its own seed
                 random.seed(3)
-                before = surroundings(swapping)
-                swapping.swap(swapping.first)
-                after = surroundings(swapping)
+                with unusual(grad=True):
+                    before = surroundings(swapping)
+                    swapping.swap(swapping.first)
+                    found = changed(before, surroundings(swapping))
+                with unusual(grad=False):
+                    before = settings()
+                    swapping.swap(swapping.other(swapping.first))
+                    found += changed(before, settings())
         finally:
             random.setstate(state)
-        changed = [f"{what} changed" for what, then in before.items() if after.get(what) != then]
-        assert not changed, f"swap-isolated: a swap to {swapping.first.name}: {few(changed)}"
+        for changes in swapping.first_changes.values():
+            found += changes
+        assert not found, f"swap-isolated: a swap to {swapping.first.name}: {few(found)}"
+
+    def test_swap_isolated__active(self, deployment: Deployment) -> None:
+        """A swap of an adapter that is not the active one leaves the active one as it is."""
+        changes = changes_of_an_active_one(deployment)
+        assert not changes, f"swap-isolated: while another adapter is active: {few(changes)}"
 
     def test_control_of_swap_isolated__surroundings(self, swapping: Deployment) -> None:
         before = surroundings(swapping)
@@ -236,46 +281,3 @@ class EnvelopeLaws:
             assert surroundings(swapping) != before, (
                 "swap-isolated would not see that a swap draws random numbers"
             )
-
-
-def knobs_follow(deployment: Deployment, adapter: Path, what: str) -> None:
-    """Turn every knob on the adapter in place: scale, disable and enable, save and reload."""
-    subject, model = deployment.subject, deployment.compiled
-    tensor = isinstance(_scaling(deployment), torch.Tensor)
-    subject.set_scale(model, 0.5)
-    assert not tensor or isinstance(_scaling(deployment), torch.Tensor), (
-        f"knobs-follow: {what}: after set_scale() the scaling is a number, which recompiles"
-    )
-    found = deployment.compare(adapter, scale=0.5)
-    assert found.equal, f"knobs-follow: {what}: set_scale(0.5) after a swap: {found.detail}"
-    subject.set_scale(model, 1.0)
-    with subject.disabled(model):
-        found = deployment.compare(None)
-        assert found.equal, (
-            f"knobs-follow: {what}: disabled is not the base model: {found.detail}"
-            f"{deployment.blame(None)}"
-        )
-    found = deployment.compare(adapter)
-    assert found.equal, (
-        f"knobs-follow: {what}: enabled again is not the adapter: {found.detail}"
-        f"{deployment.blame(adapter)}"
-    )
-    folder = deployment.new_folder()
-    subject.save(model, folder)
-    try:
-        reloaded = deployment.fresh(folder)
-    except Exception as error:  # whatever PEFT raises about the file
-        pytest.fail(f"knobs-follow: {what}: the saved adapter cannot be loaded: {error}")
-    saved = deployment.compare(adapter, model=reloaded)
-    assert saved.equal, (
-        f"knobs-follow: {what}: the saved adapter reloads differently: {saved.detail}"
-        f"{deployment.blame(adapter, model=reloaded)}"
-    )
-
-
-def _scaling(deployment: Deployment) -> Any:
-    from hotswap.engine.layout.slots import lora_layers
-
-    name = deployment.subject.adapter_name
-    layers = lora_layers(deployment.served, name)
-    return next(iter(layers.values())).scaling[name] if layers else None

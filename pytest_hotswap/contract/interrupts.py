@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from hotswap.checks.snapshot import Snapshot
 from pytest_hotswap.contract.deployment import Deployment
 
 POINTS = 6
 """Places of a swap at which it is interrupted, spread evenly over the lines that it runs."""
 
 _NOT_THEIRS = (sysconfig.get_path("stdlib"), os.path.dirname(torch.__file__))
+_RECORDS = ("peft_config[", ".r changed", ".lora_alpha changed", ".use_rslora changed")
 
 
 class Interrupt(KeyboardInterrupt):
@@ -25,25 +28,34 @@ class Interrupt(KeyboardInterrupt):
 
 
 def interrupted(deployment: Deployment) -> str:
-    """Say after which interrupt the model is neither as before nor as after, or swaps no more."""
+    """Say after which interrupt the model is neither as before nor as after, or swaps no more.
+
+    The swap is interrupted at places that are spread over it, and over the part of it in which the model
+    is neither; what configs and layers say of the adapter does not count.
+    """
     one, other = deployment.first, deployment.other(deployment.first)
     deployment.swap(other)
     after = deployment.fingerprint()
     deployment.swap(one)
     before = deployment.fingerprint()
-    lines = _traced(lambda: deployment.swap(other), None)
-    for point in range(1, POINTS + 1):
+    is_between, between = before.between(after), list[int]()
+
+    def look(line: int) -> None:
+        if is_between():
+            between.append(line)
+
+    lines = _traced(lambda: deployment.swap(other), look)
+    for at in sorted({*_spread(range(1, lines + 1)), *_spread(between)}):
         deployment.restore()
         deployment.swap(one)
-        at = max(1, point * lines // (POINTS + 1))
         try:
-            _traced(lambda: deployment.swap(other), at)
+            _traced(lambda: deployment.swap(other), partial(_interrupt, at))
         except Interrupt as error:
             where = _place(error)
         else:
             continue
-        changes = before.changes(storage=False)
-        if changes and after.changes(storage=False):
+        changes = _changes(before)
+        if changes and _changes(after):
             return f"interrupted at {where}, part of {other.name} is in place: {changes[0]}"
         if deployment.refuses(other):
             return f"after an interrupt at {where} no swap works: {deployment.refusal}"
@@ -52,8 +64,23 @@ def interrupted(deployment: Deployment) -> str:
     return ""
 
 
-def _traced(swap: Callable[[], None], at: int | None) -> int:
-    """Run a swap and count its lines outside of Python and torch; raise at one of them."""
+def _spread(lines: range | list[int]) -> Iterator[int]:
+    for point in range(1, min(POINTS, len(lines)) + 1):
+        yield lines[point * len(lines) // (POINTS + 1)]
+
+
+def _changes(snapshot: Snapshot) -> list[str]:
+    changes = snapshot.changes(storage=False)
+    return [change for change in changes if not any(word in change for word in _RECORDS)]
+
+
+def _interrupt(at: int, line: int) -> None:
+    if line == at:
+        raise Interrupt
+
+
+def _traced(swap: Callable[[], None], at_line: Callable[[int], None]) -> int:
+    """Run a swap, call something at each line outside of Python and torch, and count these lines."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -62,8 +89,7 @@ def _traced(swap: Callable[[], None], at: int | None) -> int:
             return None
         if event == "line":
             count += 1
-            if count == at:
-                raise Interrupt
+            at_line(count)
         return trace
 
     previous = sys.gettrace()

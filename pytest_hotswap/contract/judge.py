@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pytest_hotswap.adapters.derived import DEFECTS
-from pytest_hotswap.contract.contract import STYLES, HotswapContract, LawName
+from pytest_hotswap.contract.contract import HotswapContract, LawName
 from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.preparation import STYLES
 
 _Failed = pytest.fail.Exception
 

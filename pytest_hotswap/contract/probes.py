@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers, slots
 from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.subjects.base import Subject
 
-_BYSTANDER = "default2"  # contains the slot's name
+BYSTANDER = "default2"
+"""The name of another adapter: it contains that of the one that is swapped."""
 
 
 def lora_b(deployment: Deployment, model: Any) -> Any:
@@ -26,6 +30,27 @@ def poke(deployment: Deployment, model: Any) -> None:
     """Change that weight in place."""
     with torch.no_grad():
         lora_b(deployment, model).add_(1.0)
+
+
+@contextmanager
+def active(model: Any, name: str, subject: Subject) -> Iterator[None]:
+    """Make another adapter the active one of each LoRA layer; the flags of its weights stay."""
+    layers = [layer for part in subject.models(model) for layer in lora_layers(part).values()]
+    parameters = [p for part in subject.models(model) for p in part.parameters()]
+    flags = [parameter.requires_grad for parameter in parameters]
+
+    def activate(names: list[list[str]]) -> None:
+        for layer, wanted in zip(layers, names, strict=True):
+            layer.set_adapter(wanted)
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+    before = [list(layer.active_adapters) for layer in layers]
+    activate([[name]] * len(layers))
+    try:
+        yield
+    finally:
+        activate(before)
 
 
 def uncovered(deployment: Deployment, model: Any) -> list[str]:
@@ -52,15 +77,15 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
     subject = deployment.subject
     model = deployment.loaded()
     beside = deployment.other(deployment.first)
-    subject.add(model, beside, _BYSTANDER)
+    subject.add(model, beside, BYSTANDER)
     subject.prepare(model, deployment.plan)
     snapshot, before = deployment.fingerprint(model), records(deployment, model)
     if adapter is not None:
         subject.swap(model, adapter)
     else:
-        layer = next(iter(lora_layers(model, _BYSTANDER).values()))
+        layer = next(iter(lora_layers(model, BYSTANDER).values()))
         with torch.no_grad():
-            slots(layer, _BYSTANDER)[0].tensor.add_(1.0)
+            slots(layer, BYSTANDER)[0].tensor.add_(1.0)
     own = subject.adapter_name
     mine = (f".{own}.", f".{own} ", f"peft_config['{own}']")
     found = [
@@ -73,6 +98,32 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
         if after.get(key) != then
     ]
     return found
+
+
+def changes_of_an_active_one(deployment: Deployment) -> list[str]:
+    """What a swap changes while another adapter is the active one: its outputs, and that it is."""
+    subject, model = deployment.subject, deployment.loaded()
+    subject.add(model, deployment.other(deployment.first), BYSTANDER)
+    subject.prepare(model, deployment.plan)
+    with active(model, BYSTANDER, subject):
+        output = deployment.run(model)
+        layers = {
+            path: (layer, list(layer.active_adapters))
+            for part in subject.models(model)
+            for path, layer in lora_layers(part).items()
+        }
+        try:
+            subject.swap(model, deployment.other(deployment.first))
+        except Exception:  # refused, whatever the subject raises
+            return []
+        found = [
+            f"{path} has {list(layer.active_adapters)} active, not {then}"
+            for path, (layer, then) in layers.items()
+            if list(layer.active_adapters) != then
+        ]
+        if not found and compare(deployment.run(model), output).max_error != 0.0:
+            found.append("the active adapter computes something else")
+        return found
 
 
 _FLAGS = ("r", "lora_alpha", "use_rslora", "lora_bias", "use_dora")

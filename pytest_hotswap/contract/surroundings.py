@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.settings import loud, settings
 
 _ROUNDS = 3
 
@@ -20,20 +20,14 @@ def surroundings(deployment: Deployment) -> dict[str, Any]:
     """A description of it, whose parts compare by ==."""
     files = [file for path in deployment.paths if path.is_dir() for file in sorted(path.iterdir())]
     found = {
+        **settings(),
+        **loud(),
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
         "Python's random state": random.getstate(),
-        "grad mode": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "the default dtype": torch.get_default_dtype(),
-        "the default device": torch.get_default_device(),
-        "the number of threads": torch.get_num_threads(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "torch._dynamo.config": torch._dynamo.config.get_config_copy(),
-        "the working directory": os.getcwd(),
-        "the environment": dict(os.environ),
         "the adapters' files": [(file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     }
     for module in deployment.subject.models(deployment.compiled):
+        found |= {f"the gradient of {n}": id(p.grad) for n, p in module.named_parameters()}
         for path, part in module.named_modules():
             found[f"{path}.training"] = part.training
             found[f"the hooks of {path}"] = (

@@ -123,17 +123,23 @@ def test_a_model_of_diffusers_obeys(model: Deployment, law: str) -> None:
 
 
 BROKEN = {  # law → what its violations say, one after the other
-    "rank-bound": ["an adapter above the target rank was swapped in: transformer.", "refused ("],
+    "rank-bound": [
+        "an adapter above the target rank was swapped in: transformer.",
+        "weights above the target rank, whose config says the target, were swapped in",
+        "rank 4 in transformer.single_transformer_blocks.0.attn.to_k, which takes just that",
+    ],
     "swap-equals-load": [  # peft#3738
         "unequal: output 0 differs",
         "unequal in float64: output 0 differs",
         "unequal: transformer.transformer_blocks.0.attn.to_q does not hold what the file has",
     ],
     "swap-isolated": [
-        "one: transformer.transformer_blocks.0.attn.to_q.lora_A.default2"
+        "one: transformer.transformer_blocks.0.attn.to_q.lora_A.default2",
+        "while another adapter is active: the active adapter computes something else",
     ],  # peft#3780
     "swap-atomic": [
         *(f"an adapter with a {d} was accepted" for d in DEFECTS if d != "truncated file"),
+        "a first tensor with a wrong shape is accepted",
         "interrupted at ",
     ],
     "knobs-follow": ["two: after set_scale() the scaling is a number"],  # diffusers#11408
@@ -176,7 +182,7 @@ def test_a_swap_with_a_text_encoder_is_refused_when_the_denoiser_has_been_swappe
     pipeline: Deployment,
 ) -> None:
     found = list(violations(pipeline, "swap-equals-load"))
-    assert len(found) == 3 * len(FLEET) + 1  # in float64, as placed, and from a rewritten folder
+    assert len(found) == 3 * len(FLEET) + 2  # in float64, as placed, rewritten, and by other names
     assert all("hotswapping is not supported for text encoders" in text for text in found)
     pipeline.snapshot.restore()
     with pytest.raises(ValueError, match="text encoders"):

@@ -1,0 +1,136 @@
+"""Laws of the preparation: whichever adapter is loaded, and whatever stands beside it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hotswap.checks.equivalence import compare
+from hotswap.engine.layout.slots import lora_layers
+from pytest_hotswap.contract.deployment import Deployment, brief
+from pytest_hotswap.contract.probes import BYSTANDER, active, few, uncovered
+
+
+class PreparationLaws:
+    """What prepare() keeps as it was, and what it refuses before it changes anything."""
+
+    def test_preparation_preserves__any_first(self, deployment: Deployment, adapter: Path) -> None:
+        """Whichever adapter is loaded first, it is prepared, or refused before anything changes."""
+        model = deployment.subject.load(deployment.subject.base_model(), adapter)
+        wrong, _ = _prepared(deployment, adapter, model)
+        assert not wrong, f"preparation-preserves: {adapter.name} loaded first: {wrong}"
+
+    def test_preparation_covers__any_first(self, deployment: Deployment, adapter: Path) -> None:
+        subject = deployment.subject
+        model = subject.load(subject.base_model(), adapter)
+        try:
+            subject.prepare(model, deployment.plan)
+        except Exception:  # refused: looked at by preparation-preserves
+            return
+        missed = uncovered(deployment, model)
+        assert not missed, f"preparation-covers: {adapter.name} loaded first: {few(missed)}"
+
+    def test_preparation_preserves__companion_first(self, deployment: Deployment) -> None:
+        subject, wrong = deployment.subject, []
+        for what, adapter in deployment.companions.items():
+            model = None
+            with suppress(Exception):  # a deployment may know its own adapters only
+                model = subject.load(subject.base_model(), adapter)
+            if model is None:
+                continue
+            said, refused = _prepared(deployment, adapter, model)
+            missed = [] if refused else uncovered(deployment, model)
+            wrong += [f"{what}: {fault}" for fault in (said, *missed[:1]) if fault]
+        assert not wrong, f"preparation-preserves: of the companions loaded first, {few(wrong)}"
+
+    def test_preparation_preserves__beside_another(self, deployment: Deployment) -> None:
+        """An adapter that is loaded beside the one to swap computes what it did, or both are refused."""
+        subject, model = deployment.subject, deployment.loaded()
+        other = deployment.other(deployment.first)
+        subject.add(model, other, BYSTANDER)
+        with active(model, BYSTANDER, subject):
+            before = deployment.run(model)
+        wrong, _ = _prepared(deployment, deployment.first, model)
+        assert not wrong, f"preparation-preserves: {other.name} is loaded too: {wrong}"
+        with active(model, BYSTANDER, subject):
+            found = compare(deployment.run(model), before)
+        assert found.equal, (
+            f"preparation-preserves: {other.name}, loaded beside the one that is prepared: "
+            f"{found.detail}"
+        )
+
+    def test_prepare_before_compile(self, deployment: Deployment, style: str) -> None:
+        model = STYLES[style](deployment.loaded(), deployment.subject.backend)
+        snapshot = deployment.fingerprint(model)
+        try:
+            deployment.subject.prepare(model, deployment.plan)
+        except Exception:  # whatever the subject raises is a refusal
+            changes = snapshot.changes()
+            assert not changes, (
+                f"prepare-before-compile: a model with {style} is refused, but {few(changes)}"
+            )
+            return
+        pytest.fail(f"prepare-before-compile: prepare() accepted a model with {style}")
+
+    def test_control_of_prepare_before_compile(self, deployment: Deployment) -> None:
+        deployment.subject.prepare(deployment.loaded(), deployment.plan)
+
+
+def _prepared(deployment: Deployment, adapter: Path, model: Any) -> tuple[str, bool]:
+    """Prepare a model; say what is wrong then, or what a refusal has changed, and whether it is refused."""
+    before, snapshot = deployment.run(model), deployment.fingerprint(model)
+    try:
+        deployment.subject.prepare(model, deployment.plan)
+    except Exception as error:  # whatever the subject raises is a refusal
+        changes = snapshot.changes()
+        return f"it is refused ({brief(error)}), but {few(changes)}" if changes else "", True
+    found = compare(deployment.run(model), before)
+    return "" if found.equal else f"{found.detail}{deployment.blame(adapter, model=model)}", False
+
+
+def _wrapped(model: Any, backend: str) -> Any:
+    return torch.compile(model, backend=backend)
+
+
+def _in_place(model: Any, backend: str) -> Any:
+    model.compile(backend=backend)
+    return model
+
+
+def _submodule(model: Any, backend: str) -> Any:
+    next(iter(lora_layers(model).values())).compile(backend=backend)
+    return model
+
+
+def _forward(model: Any, backend: str) -> Any:
+    model.forward = torch.compile(model.forward, backend=backend)
+    return model
+
+
+def _block(model: Any, backend: str) -> Any:
+    """Put the compiled wrapper of a block in its place: of one in a list, or else of a LoRA layer."""
+    layers = {id(layer) for layer in lora_layers(model).values()}
+    children = [
+        (parent, key, child)
+        for parent in model.modules()
+        for key, child in parent.named_children()
+        if any(id(part) in layers for part in child.modules())
+    ]
+    listed = [found for found in children if isinstance(found[0], nn.ModuleList | nn.Sequential)]
+    parent, key, block = listed[0] if listed else children[-1]
+    parent._modules[key] = torch.compile(block, backend=backend)
+    return model
+
+
+STYLES = {
+    "a torch.compile wrapper": _wrapped,
+    "compile() in place": _in_place,
+    "a compiled submodule": _submodule,
+    "a compiled forward": _forward,
+    "a block replaced by its compiled wrapper": _block,
+}

@@ -140,12 +140,13 @@ class Entries:
 
 
 def _changes(before: list[State], after: list[State]) -> bool:
-    """Tell whether a call changed anything that outlasts it: a model, an attribute, a global name."""
+    """Tell whether a call changed anything that outlasts it: a model, an attribute, a global name, an app."""
     start = before[0]
     for state in after:
         if any(state.models.get(oid) != facts for oid, facts in start.models.items()):
             return True
-        if any(key not in start.heap and key[0] in start.models for key in state.heap):
+        new = [key for key in state.heap if key not in start.heap]
+        if any(key == "web app" or key[0] in start.models for key in new):
             return True
         modules = zip(state.frames, start.frames, strict=True)
         if any(now.names != then.names for now, then in modules):

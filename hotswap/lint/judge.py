@@ -49,6 +49,10 @@ class Judge:
         """What was done to a model behind each branch of a condition that nobody could evaluate."""
         self._first: set[tuple[ast.AST, bool, int]] = set()
         """The branches that a model has gone through without an adapter."""
+        self._first_loads: set[tuple[ast.AST, int]] = set()
+        """The loads that were the first of a model."""
+        self.decided: set[tuple[ast.AST, bool]] = set()
+        """The branches of conditions that could be evaluated, once at least."""
         self._found: Found = {}
         self._fine: set[Place] = set()
         self._swapping: set[int] = set()
@@ -69,6 +73,8 @@ class Judge:
         elif event.kind in ("load", "toggle"):
             elsewhere = oid in self._swapping
             event = replace(event, swaps_elsewhere=elsewhere, file_swaps=self.file_swaps)
+        if event.kind == "load" and not (event.facts.adapters or event.facts.removed):
+            self._first_loads.add((event.node, oid))
         said: Deferred | None = None
         for rule in rules_on(event.kind):
             outcome = rule.check(event)
@@ -134,9 +140,13 @@ class Judge:
         """Tell whether a condition that nobody could evaluate rules out what the problem takes for granted.
 
         One branch loads and the other swaps, or only one sets the model up that the other uses: then the
-        condition asks whether that was done, and of each branch only what agrees with it is believed.
+        condition asks whether that was done, and of each branch only what agrees with it is believed. So it
+        does if it could be evaluated at a first load, and cannot any more when the load is repeated.
         """
+        first = (found.where, oid) in self._first_loads
         for node, guard in found.guards.items():
+            if first and (node, guard.branch) in self.decided:
+                return True
             here, there = (self._under[node, b, oid] for b in (guard.branch, not guard.branch))
             loaded = oid in guard.loaded
             if ("swap" in here and "load" in there - here and not loaded) or (

@@ -16,6 +16,7 @@ from hotswap.lint.definitions import Def, Definitions, functions_of, sets_up
 from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
+from hotswap.lint.interpreter.fixtures import fixture_name
 from hotswap.lint.interpreter.functions import line_of
 from hotswap.lint.interpreter.objects import class_of, read_attribute
 from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
@@ -68,17 +69,24 @@ class _Program:
 
     def _gather(self, chunk: Chunk, open_: set[Path], *, imported: bool = True) -> Relevance:
         """Read a module, after those of the tree that it imports."""
-        matters = Relevance(chunk.tree)
+        known = self.tree.relevance.get(chunk.path) if imported else None
+        matters = known or Relevance(chunk.tree)
         aliases: dict[str, str] = {}
         others: dict[int, Relevance] = {}
-        for node in matters.outline.imports if imported or matters.takes_steps else ():
+        for path in self.tree.conftests(chunk.path):
+            home = self._home(path, open_)
+            others |= {home: self.modules[home]} if home is not None else {}
+        for node in matters.outline.imports:
             for name, path, inner in self.tree.imports(chunk.path, node):
                 home = self._home(path, open_)
                 if home is not None:
                     others[home] = self.modules[home]
                     self.bindings.setdefault(node, []).append((name, home, inner))
                     aliases |= {inner: name} if inner else {}
-        matters.complete(others.values(), aliases, imported=imported)
+        if known is None:
+            matters.complete(others.values(), aliases, imported=imported)
+        if imported:
+            self.tree.relevance[chunk.path] = matters
         self.chunks.append(chunk)
         self.modules.append(matters)
         return matters
@@ -103,7 +111,7 @@ class _Program:
             if func and sets_up(self.matters, node, None):
                 paths = self.entries.call(func, paths)
         later = self._left(free)
-        ordered = [*self.definitions.outermost(later), *later]
+        ordered = sorted([*self.definitions.outermost(later), *later], key=_last)
         functions = [func for node in ordered if (func := self._named(paths, node))]
         self.entries.use(paths, functions)
         for statement in tree.body:
@@ -178,7 +186,7 @@ class _Program:
         opening = [m for m in self._left(methods) if self._matters(m).touches(m, "compile", "swap")]
         self.run.executed |= before
         later = self._left(own)
-        ordered = [*self.definitions.outermost(later), *later]
+        ordered = sorted([*self.definitions.outermost(later), *later], key=_last)
         opening = [m for m in opening if m not in later]
         openers = [m for m in self.definitions.outermost(opening) if not m.name.startswith("__")]
         use, first = ([_bound(paths, cls, m, obj) for m in nodes] for nodes in (ordered, openers))
@@ -195,6 +203,11 @@ class _Program:
             if isinstance(value, Obj) and class_of(self.run, value) == cls:
                 return value
         return None
+
+
+def _last(node: Def) -> bool:
+    """Order functions: fixtures come last, as tests call them."""
+    return fixture_name(node) is not None
 
 
 def _methods(cls: Class) -> list[Def]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from hotswap.lint.apis.classes import kind_made_by
 from hotswap.lint.apis.methods import CALLS, METHODS
+from hotswap.lint.interpreter.fixtures import fixture_name
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.outline import Outline, between, first_line, given, matched, sources
 
@@ -24,7 +25,7 @@ _NAMES: dict[Feature, set[str]] = {
     },
     "compile": _COMPILES,
     "change": (METHODS.keys() | _MAKES | _SCALES | {"inject_adapter_in_model"})
-    - (_COMPILES | {"modules", "named_modules", "save_pretrained"}),
+    - (_COMPILES | {"get_base_model", "modules", "named_modules", "save_pretrained"}),
 }  # fmt: skip
 _FEATURES: dict[str, list[Feature]] = {
     name: [feature for feature in _NAMES if name in _NAMES[feature]]
@@ -58,8 +59,6 @@ class Relevance:
         for name in _FEATURES.keys() & outline.calls.keys():
             direct = (call for call in outline.calls[name] if isinstance(call.func, ast.Name))
             steps += [(name, call.lineno) for call in direct]
-        self.takes_steps = any(name not in _MAKES for name, _ in steps)
-        """Whether the module itself does anything to a model but make one."""
         self._lines: dict[Feature, list[int]] = {feature: [] for feature in (*_NAMES, "run")}
         for name, line in steps:
             for feature in _FEATURES[name]:
@@ -187,6 +186,11 @@ class Relevance:
         new = {
             target for maker in makers for target in self.outline.given.get(maker, ())
         } | self.models
+        new |= {  # what tests are given is called as the fixture that makes it
+            fixture
+            for d in self.outline.definitions
+            if f"{d.name}()" in makers and (fixture := fixture_name(d))
+        }
         for name in (name for name in _FEATURES if name not in _MAKES):
             for call in self.outline.calls.get(name, ()):
                 new.update(*(sources(each) for each in given(call)))

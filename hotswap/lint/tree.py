@@ -11,15 +11,15 @@ from pathlib import Path
 
 from hotswap.lint.chunk import Chunk
 from hotswap.lint.files import Words, mentions, parse, suffices
+from hotswap.lint.relevance import Relevance
 
 MOST_BYTES = 64_000
 """Of a module that is followed: those of applications are smaller, those of libraries larger."""
+DEEPEST = 2
+"""How far imports of imports are looked at for what a file may be about."""
 LIBRARIES = frozenset({"diffusers", "peft", "torch", "transformers"})
 """Packages that define what is swapped: among their own files nothing is followed."""
-_TAKES_STEPS = re.compile(
-    rb"\.(?:load_lora|load_adapter|add_adapter|set_adapter|compile)\w*\(|PeftModel\w*[.(]"
-    rb"|(?<!def )(?:get_peft_model|inject_adapter_in_model)\("
-)
+TESTS = re.compile(r"^test_.*\.py$|_test\.py$|^conftest\.py$")
 _FROM = re.compile(
     rb"^[ \t]*from[ \t]+(?P<dots>\.*)(?P<module>[\w.]*)[ \t]+import[ \t]*(?P<names>\([^)]*\)|[^\n#]+)"
     rb"|^[ \t]*import[ \t]+(?P<modules>[\w., \t]+)",
@@ -38,7 +38,9 @@ class Tree:
         }
         self._data: dict[Path, bytes] = {}
         self._chunks: dict[Path, Chunk | None] = {}
-        self._words: dict[Path, Words] = {}
+        self.relevance: dict[Path, Relevance] = {}
+        """Module → what of it matters, once it was imported."""
+        self._words: dict[tuple[Path, int], Words] = {}
 
     def resolve(self, importer: Path, level: int, module: str) -> Path | None:
         """Return the file of a module, as a module imports it; None if it is not among the files."""
@@ -47,17 +49,20 @@ class Tree:
         folder = os.path.dirname(os.path.abspath(importer))
         for _ in range(level - 1):
             folder = os.path.dirname(folder)
-        inside = module.replace(".", os.sep)
-        while True:
-            base = os.path.join(folder, inside) if inside else folder
-            for name in (f"{base}.py", os.path.join(base, "__init__.py")):
-                found = self._files.get(name)
-                if found is not None and found != importer:
-                    return found if len(self.data(found)) <= MOST_BYTES else None
-            above = os.path.dirname(folder)
-            if level or above == folder:
-                return None
-            folder = above
+        found = self._find(folder, module, not level)
+        if found == importer:
+            found = None if level else self._find(os.path.dirname(folder), module, True)
+        return found if found and len(self.data(found)) <= MOST_BYTES else None
+
+    @functools.cache  # noqa: B019  a tree lives as long as it is linted
+    def _find(self, folder: str, module: str, climbs: bool) -> Path | None:
+        """Return the file of a module in a folder, or in the nearest above it."""
+        base = f"{folder}{os.sep}{module.replace('.', os.sep)}".rstrip(os.sep)
+        found = self._files.get(f"{base}.py") or self._files.get(f"{base}{os.sep}__init__.py")
+        above = os.path.dirname(folder)
+        if found is not None or not climbs or above == folder:
+            return found
+        return self._find(above, module, climbs)
 
     def imports(
         self, importer: Path, node: ast.Import | ast.ImportFrom
@@ -77,6 +82,14 @@ class Tree:
             elif outer is not None:
                 yield bound, outer, alias.name
 
+    def conftests(self, path: Path) -> Iterator[Path]:
+        """Yield the files from which a file of tests has fixtures, the nearest first."""
+        found: Path | None = path if TESTS.search(path.name) else None
+        while found is not None:
+            found = self.resolve(found, 0, "conftest")
+            if found is not None:
+                yield found
+
     def chunk(self, path: Path) -> Chunk | None:
         """Return the program in a file, parsed once; None if it is no Python."""
         if path not in self._chunks:
@@ -95,17 +108,17 @@ class Tree:
 
     def concerns(self, path: Path, data: bytes) -> bool:
         """Tell whether a file, with what it imports, mentions anything that a rule could be about."""
-        known = self._files.get(os.path.abspath(path)) and mentions(data)
-        return bool(known and _TAKES_STEPS.search(data)) and suffices(self.words(path))
+        return os.path.abspath(path) in self._files and suffices(self.words(path))
 
-    def words(self, path: Path) -> Words:
-        """Return what a file and the modules that it imports mention, also through a package."""
-        if path not in self._words:
-            found = self._words[path] = self._own(path)
-            for other in set(self._imported(path)):
-                found |= self.words(other) if other.name == "__init__.py" else self._own(other)
-            self._words[path] = found
-        return self._words[path]
+    def words(self, path: Path, depth: int = DEEPEST) -> Words:
+        """Return what a file and the modules that it imports mention; through a package goes no deeper."""
+        if (path, depth) not in self._words:
+            found = self._words[path, depth] = self._own(path)
+            for other in self._imported(path) if depth else ():
+                package = other.name == "__init__.py"
+                found |= self.words(other, depth if package else depth - 1)
+            self._words[path, depth] = found
+        return self._words[path, depth]
 
     def mentions(self, path: Path) -> bool:
         """Tell whether a file, or a package that hands on names, mentions what rules are about."""
@@ -115,15 +128,16 @@ class Tree:
     def _own(self, path: Path) -> Words:
         return mentions(self.data(path))
 
-    def _imported(self, path: Path) -> Iterator[Path]:
-        """Yield the files that a file imports, as far as its lines say."""
+    @functools.cache  # noqa: B019
+    def _imported(self, path: Path) -> set[Path]:
+        """Return the files that a file imports, as far as its lines say, and those with its fixtures."""
+        imported = set(self.conftests(path))
         for match in _FROM.finditer(self.data(path)):
             names = (match["names"] or match["modules"]).decode(errors="replace").strip("()\n ")
             words = [each.split()[0] for each in names.split(",") if each.split()]
             if match["names"]:
                 module = match["module"].decode(errors="replace")
                 words = [module, *(f"{module}.{word}".lstrip(".") for word in words)]
-            for word in words:
-                found = self.resolve(path, len(match["dots"] or b""), word)
-                if found is not None:
-                    yield found
+            level = len(match["dots"] or b"")
+            imported |= {found for word in words if (found := self.resolve(path, level, word))}
+        return imported

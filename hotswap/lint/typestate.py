@@ -123,8 +123,8 @@ class Facts:
     ran: Ran | None = None
     merged: Node | None = None
     swapped: Node | None = None
-    undone: Prepared | None = None
-    """A preparation that went with the adapters that were removed."""
+    removed: Adapter | None = None
+    """An adapter that was removed; its preparation went with it."""
     told: frozenset[str] = frozenset()
     """The codes of what was found to be wrong with the model on this path."""
     deferred: tuple[Deferred, ...] = field(default=())
@@ -143,7 +143,8 @@ class Facts:
     @property
     def intends_to_swap(self) -> bool:
         """Whether anything was done to the model that only hot-swapping needs."""
-        return bool(self.enabled or self.prepared or self.swapped or self.undone)
+        undone = self.removed is not None and self.removed.prepared
+        return bool(self.enabled or self.prepared or self.swapped or undone)
 
     def adapter(self, name: str | None) -> Adapter | None:
         """Return the adapter of that name; with None, the only one there is."""
@@ -159,12 +160,19 @@ class Facts:
 
 
 def loaded(facts: Facts, adapter: Adapter) -> Facts:
-    """Load an adapter; diffusers and transformers activate it, and prepare it if that was enabled."""
+    """Load an adapter; diffusers and transformers activate it, and prepare it if that was enabled.
+
+    What was removed before is replaced: that the set of adapters changed is told here, if at all.
+    """
     if facts.enabled is not None:
         adapter = replace(adapter, prepared=facts.enabled)
     others = tuple(a for a in facts.adapters if a.name != adapter.name or a.name is None)
     active = facts.active if facts.kind == "peft" and facts.active else (adapter.name,)
-    return replace(facts, adapters=(*others, adapter), active=active, enabled=None)
+    deferred = facts.deferred
+    if facts.removed:
+        deferred = tuple(d for d in deferred if d.code != "HSW212")
+    adapters = (*others, adapter)
+    return replace(facts, adapters=adapters, active=active, enabled=None, deferred=deferred)
 
 
 def prepared(facts: Facts, by: Prepared) -> Facts:
@@ -178,16 +186,17 @@ def unloaded(facts: Facts, names: tuple[str | None, ...] | None = None) -> Facts
     deferred = facts.deferred if kept else tuple(d for d in facts.deferred if d.until != "run")
     active = tuple(a.name for a in kept if a.name in facts.active)
     merged = facts.merged if kept else None
-    undone = None if any(a.prepared for a in kept) else facts.prepared or facts.undone
+    gone = [*(a for a in facts.adapters if a not in kept), facts.removed, None]
+    removed = next((a for a in gone if a and a.prepared), gone[0])
     return replace(
-        facts, adapters=kept, active=active, deferred=deferred, merged=merged, undone=undone
+        facts, adapters=kept, active=active, deferred=deferred, merged=merged, removed=removed
     )
 
 
 def swapped(facts: Facts, name: str | None, where: Node) -> Facts:
     """Swap an adapter in; where that raises, go on as if the mistake were mended."""
-    if not facts.adapters and not facts.open:
-        facts = loaded(facts, Adapter(name, where))
+    if not facts.adapters and (facts.removed or not facts.open):
+        facts = loaded(facts, facts.removed or Adapter(name, where))
     return replace(facts, swapped=where, merged=None)
 
 
@@ -214,7 +223,7 @@ def joined(a: Facts, b: Facts) -> Facts:
         ran=a.ran if b.ran else None,
         merged=a.merged if b.merged else None,
         swapped=a.swapped or b.swapped,
-        undone=a.undone or b.undone,
+        removed=a.removed or b.removed,
         told=a.told | b.told,
         auto_swap=a.auto_swap and b.auto_swap,
         enabled=a.enabled if b.enabled else None,

@@ -275,3 +275,75 @@ def test_a_module_that_is_no_python_is_told_once(tmp_path: Path) -> None:
     files["core/speed.py"] = "import hotswap\ndef (:\n"
     write(tmp_path, files)
     assert found(tmp_path) == {("core/speed.py", 2, "HSW200")}
+
+
+def test_fixtures_of_the_conftests_above_are_followed(tmp_path: Path) -> None:
+    conftest = """
+        import pytest
+        from diffusers import FluxPipeline
+
+        @pytest.fixture
+        def flux():
+            return FluxPipeline.from_pretrained("tiny")
+    """
+    inner = """
+        import pytest
+
+        @pytest.fixture
+        def served(flux):
+            flux.enable_lora_hotswap(target_rank=8)
+            flux.load_lora_weights("a", adapter_name="look")
+            flux.transformer.compile()
+            yield flux
+    """
+    tests = """
+        def test_swaps(served):
+            served.load_lora_weights("b", adapter_name="look", hotswap=True)
+
+        def test_adds(served):
+            served("x")
+            served.load_lora_weights("b", adapter_name="other")  # want HSW206
+    """
+    files = {"tests/conftest.py": conftest, "tests/web/conftest.py": inner}
+    wanted = write(tmp_path, {**files, "tests/web/test_app.py": tests})
+    assert found(tmp_path) == wanted
+    elsewhere = write(tmp_path, {"web/test_app.py": tests.replace("# want", "#")})
+    assert {place for place in found(tmp_path) if place[0] == "web/test_app.py"} == elsewhere
+
+
+def test_a_file_that_takes_no_step_itself_is_followed_into_two_others(tmp_path: Path) -> None:
+    load = """
+        from diffusers import FluxPipeline
+
+        def load():
+            flux = FluxPipeline.from_pretrained("base")
+            flux.load_lora_weights("a", adapter_name="look")
+            return flux
+
+        def change(flux, path):
+            flux.load_lora_weights(path, adapter_name="look", hotswap=True)  # want HSW205
+    """
+    serve = """
+        from functools import partial
+        import loading
+
+        class Served:
+            def __init__(self):
+                self.flux = loading.load()
+                self.flux.transformer.compile()
+                self.use = partial(loading.change, self.flux)
+    """
+    main = """
+        import sys
+        from serve import Served
+
+        served = Served()
+        for path in sys.argv[1:]:
+            served.use(path)
+            served.flux("x")
+    """
+    files = {"loading.py": load, "serve.py": serve, "main.py": main}
+    wanted = write(tmp_path, files)
+    assert found(tmp_path) == wanted
+    write(tmp_path, {"main.py": main.replace("served.use", "print")})
+    assert found(tmp_path) == set()

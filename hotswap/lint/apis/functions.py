@@ -110,7 +110,9 @@ PEFT: dict[str, Effect] = {
 }
 """Functions that PEFT exports from several modules, by their last name."""
 FUNCTIONS: dict[str, Effect] = {
+    "aiohttp.web.Application": _web_app,
     "fastapi.FastAPI": _web_app,
+    "flask.Flask": _web_app,
     "hotswap.AdapterBank": _bank,
     "hotswap.load": _load,
     "hotswap.prepare": _prepare("hotswap"),

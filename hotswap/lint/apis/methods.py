@@ -70,6 +70,7 @@ METHODS: dict[str, Effect] = {
     "enable_lora_hotswap": steps.enable,
     "enable_peft_hotswap": steps.enable,
     "fuse_lora": steps.merge,
+    "get_base_model": lambda run, obj, args, name: v.Part(obj, "base_model.model"),
     "load_adapter": steps.load,
     "load_lora_adapter": steps.load,
     "load_lora_weights": steps.load,
@@ -82,8 +83,8 @@ METHODS: dict[str, Effect] = {
     "set_adapters": steps.toggle,
     "unfuse_lora": steps.merge,
     "unload": _base,
-    "unload_lora": steps.unload,
-    "unload_lora_weights": steps.unload,
+    "unload_lora": steps.toggle,
+    "unload_lora_weights": steps.toggle,
     "unmerge_adapter": steps.merge,
 }
 CALLS = frozenset({"__call__", "encode", "forward", "generate"})

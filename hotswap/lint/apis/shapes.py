@@ -40,7 +40,11 @@ def shape_of(run: Run, value: v.Value | None, node: ast.expr | None = None) -> S
         if rank is not None:
             return Shape(rank)
     text = v.text_of(value)
-    return Shape(origin=key) if text is None else _shape_in_folder(run.folder, text)
+    if text is not None:
+        return _shape_in_folder(run.folder, text)
+    written = ast.walk(node) if isinstance(node, ast.Call | ast.BinOp | ast.JoinedStr) else ()
+    texts = [n.value for n in written if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return Shape(_rank_in_name("/".join(texts)), origin=key)
 
 
 def _shape_in_folder(base: Path | None, path: str) -> Shape:
@@ -56,6 +60,10 @@ def _shape_in_folder(base: Path | None, path: str) -> Shape:
             return Shape(max(ranks), config.get("lora_alpha"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
+    return Shape(_rank_in_name(path))
+
+
+def _rank_in_name(path: str) -> int | None:
     found = [(word.lower(), int(rank)) for word, rank in _RANK_IN_NAME.findall(path)]
     ranks = [rank for word, rank in found if rank in _USUAL_RANKS[word]]
-    return Shape(ranks[0]) if len(ranks) == len(found) == 1 else Shape()
+    return ranks[0] if len(ranks) == len(found) == 1 else None

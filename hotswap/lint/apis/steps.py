@@ -169,7 +169,8 @@ def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     if swaps is True or (swaps is None and facts.adapter(name)):
         run.put(obj, ts.swapped(facts, name, args.node))
     elif not facts.named(name, token) or not (facts.kind == "peft" or code == "HSW216"):
-        mended = facts.undone if code == "HSW206" else None
+        undone = facts.removed.prepared if facts.removed else None
+        mended = undone if code == "HSW206" else None
         run.put(obj, ts.loaded(facts, Adapter(name, args.node, shape, mended, token)))
     return run.fresh()
 
@@ -222,15 +223,18 @@ def toggle(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Change which adapters are active or loaded."""
     obj = carrier(run, obj)
     names = _names(args.get(0, "adapter_names") or args.get(0, "adapter_name"))
-    run.emit(obj, Event("toggle", args.node, run.facts(obj), api, obj.wrapped, names=names))
-    facts = run.facts(obj)
+    before = facts = run.facts(obj)
     if not facts.adapters and not facts.open:
         run.judge.log.add("absent")
-    if api.startswith("delete_adapter"):
+    if api.startswith("unload"):
+        facts = ts.unloaded(facts)
+    elif api.startswith("delete_adapter"):
         facts = ts.unloaded(facts, names) if names else replace(facts, open=True)
     elif api.startswith("set_adapter") and names:
         facts = replace(facts, active=names)
     run.put(obj, facts)
+    if before.merged is None or not api.startswith("unload"):  # what was merged stays as it is
+        run.emit(obj, Event("toggle", args.node, before, api, obj.wrapped, names=names))
     return run.fresh()
 
 
@@ -247,13 +251,6 @@ def merge(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     obj = carrier(run, obj)
     merged = None if api.startswith("un") else args.node
     run.put(obj, replace(run.facts(obj), merged=merged))
-    return v.Const(None)
-
-
-def unload(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
-    """Remove every adapter."""
-    obj = carrier(run, obj)
-    run.put(obj, ts.unloaded(run.facts(obj)))
     return v.Const(None)
 
 

@@ -6,7 +6,7 @@ import ast
 from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.objects import DENOISERS, become, component_key
+from hotswap.lint.interpreter.objects import become, component_key
 from hotswap.lint.interpreter.run import Run
 
 
@@ -40,7 +40,7 @@ def mutate(run: Run, holder: ast.expr, value: v.Value) -> None:
 
 def set_attribute(run: Run, owner: v.Value, name: str, value: v.Value) -> None:
     """Set an attribute; what is given a denoiser is a pipeline."""
-    if isinstance(owner, v.Opaque) and name in DENOISERS and isinstance(value, v.Obj):
+    if isinstance(owner, v.Opaque) and name in v.DENOISERS and isinstance(value, v.Obj):
         owner = become(run, owner, "pipeline") or owner
     if isinstance(owner, v.Module):
         run.s.frames[owner.home].bind(name, value)

@@ -51,6 +51,13 @@ def assume(run: Run, node: ast.expr, outcome: bool) -> None:
                 run.s.assumed[key] = not outcome
 
 
+def assume_something(run: Run, value: v.Value) -> None:
+    """Remember on this path that an unknown value is not None."""
+    same = _sameness(run, value, v.Const(None))
+    if same is not None and (key := v.key_of(same)) is not None:
+        run.s.assumed[key] = False
+
+
 def _repeatable(run: Run, node: ast.expr) -> bool:
     """Tell whether evaluating the condition again has no effect and the same value."""
     if node not in run.cache:

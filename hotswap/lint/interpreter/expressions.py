@@ -14,7 +14,7 @@ from hotswap.lint.interpreter.calls import call
 from hotswap.lint.interpreter.conditions import boolean, compare, holds, negation
 from hotswap.lint.interpreter.objects import look_up, read_attribute
 from hotswap.lint.interpreter.run import Run
-from hotswap.lint.interpreter.state import Table, join
+from hotswap.lint.interpreter.state import Table, join, same_component
 
 _NUMBERS_INSIDE = re.compile(r"(?:^|\.)(?:lora_alpha|r)(?:\[\])?$")
 _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -134,7 +134,7 @@ def _conditional(run: Run, node: ast.IfExp) -> v.Value:
     for one, another in ((value, alternative), (alternative, value)):
         if isinstance(one, v.Obj) and isinstance(another, v.Const | v.Opaque):
             return one
-    return run.fresh()
+    return same_component(value, alternative) or run.fresh()
 
 
 def _subscript(run: Run, node: ast.Subscript) -> v.Value:
@@ -241,6 +241,14 @@ def _comprehended(
     return found if known else None
 
 
+def _yield(run: Run, node: ast.Yield | ast.YieldFrom) -> v.Value:
+    value = run.ev(node.value)
+    many = v.elements(value) if isinstance(node, ast.YieldFrom) else [value]
+    if run.yielded:
+        run.yielded[-1] += [run.fresh()] if many is None else many
+    return run.fresh()
+
+
 EXPRESSIONS: dict[type[ast.AST], Callable[[Run, Any], v.Value]] = {
     ast.Attribute: lambda run, node: read_attribute(run, run.ev(node.value), node.attr),
     ast.Await: lambda run, node: run.ev(node.value),
@@ -264,4 +272,6 @@ EXPRESSIONS: dict[type[ast.AST], Callable[[Run, Any], v.Value]] = {
     ast.Subscript: _subscript,
     ast.Tuple: _sequence,
     ast.UnaryOp: _unary,
+    ast.Yield: _yield,
+    ast.YieldFrom: _yield,
 }

@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
+from hotswap.lint.interpreter.conditions import assume_something
+from hotswap.lint.interpreter.fixtures import fixture
 from hotswap.lint.interpreter.managers import split_at_yield
 from hotswap.lint.interpreter.objects import class_of, last_name, narrow, read_attribute, reveal
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
@@ -43,12 +45,14 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
     run.running.append((node, func.owner))
     run.turn = (*turn, args.node)
     run.defined.append([])
-    manages = "contextmanager" in marks or "asynccontextmanager" in marks
+    run.yielded.append([])
+    manages = not {"contextmanager", "asynccontextmanager", "fixture"}.isdisjoint(marks)
     body, given, rest = _body(run, node, manages)
     if entry and rest is None:
         body = _without_end(run, node, body)
     ends = run.block(body, run.s)
     _call_later(run, run.defined.pop(), ends)
+    yielded = run.yielded.pop()
     run.at(home)
     run.turn = turn
     run.running.pop()
@@ -58,6 +62,8 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
             run.s = end
             names = dict(end.frames[depth].names)
             end.result = v.Entered(run.ev(given), None, tuple(rest), names, func.frame)
+        elif yielded and end.result is None:  # what it goes over, as far as it is known
+            end.result = v.Seq(tuple(yielded))
         del end.frames[depth:]
         end.grad, end.compiler = grad, compiler
         if returned:
@@ -137,16 +143,35 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
         if name not in bound:
             default = defaults.get(parameter)
             given = default is not None and not args.starred
-            bound[name] = run.ev(default) if given else _unknown_of(run, parameter)
+            asked = None if given else fixture(run, func.owner, name)
+            if asked is not None:
+                bound[name] = _given_by(run, asked)
+            else:
+                required = default is None
+                bound[name] = (
+                    run.ev(default) if given else _unknown_of(run, parameter, required=required)
+                )
     return bound
 
 
-def _unknown_of(run: Run, parameter: ast.arg) -> v.Value:
-    annotation = parameter.annotation
+def _given_by(run: Run, asked: v.Func) -> v.Value:
+    """Return what a fixture makes, once for each test."""
+    memo = ("fixture", asked.node, run.turn[:2])
+    if memo not in run.s.heap:
+        call = ast.copy_location(ast.Call(ast.Name("fixture"), [], []), asked.node)
+        made = run.invoke_one(asked, v.Args(call, [], {}, starred=True))
+        run.s.put(memo, made.value if isinstance(made, v.Entered) else made)
+    return run.known(run.s.heap[memo])
+
+
+def _unknown_of(run: Run, parameter: ast.arg, *, required: bool) -> v.Value:
+    annotation, value = parameter.annotation, run.fresh()
     if isinstance(annotation, ast.Name) and annotation.id == "float":
         return v.NUMBER
+    if required and (annotation is None or isinstance(annotation, ast.Name)):
+        assume_something(run, value)
     named = isinstance(annotation, ast.Name | ast.Attribute)
-    return narrow(run, run.fresh(), run.ev(annotation)) if named else run.fresh()
+    return narrow(run, value, run.ev(annotation)) if named else value
 
 
 def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
@@ -180,14 +205,14 @@ def _fields(cls: v.Class) -> list[str]:
 
 
 def make(run: Run, cls: v.Class, args: v.Args) -> v.Value | None:
-    """Create a model of a class of this file that derives from a class of models."""
+    """Create a model of a class of this file that derives from a class of models of a library."""
     for base in cls.bases:
-        if (
-            isinstance(base, v.Ref)
-            and (made := run.language.make(run, base.name, args)) is not None
-        ):
-            if isinstance(made, v.Obj):
-                run.s.put((made.oid, "__class__"), cls)
+        made = None
+        if isinstance(base, v.Ref) and not base.name.endswith(".Module"):
+            made = run.language.make(run, base.name, args)
+        if isinstance(made, v.Obj):
+            run.s.put((made.oid, "__class__"), cls)
+        if made is not None:
             return made
     return None
 

@@ -10,9 +10,7 @@ from hotswap.lint.interpreter.names import unimported
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.typestate import Facts, Kind, Shape
 
-DENOISERS = frozenset({"unet", "transformer"})
-"""The component of a pipeline that adapters change: each pipeline has one of the two."""
-_COMPONENTS = DENOISERS | {
+_COMPONENTS = v.DENOISERS | {
     "controlnet", "image_encoder", "prior", "safety_checker", "scheduler", "text_encoder",
     "text_encoder_2", "text_encoder_3", "tokenizer", "transformer_2", "vae", "vocoder",
 }  # fmt: skip
@@ -72,7 +70,7 @@ def component(run: Run, pipe: v.Obj, name: str) -> v.Obj:
 
 def component_key(name: str) -> str:
     """Return the name under which a pipeline keeps a component."""
-    return "denoiser" if name in DENOISERS else name
+    return "denoiser" if name in v.DENOISERS else name
 
 
 def class_of(run: Run, value: v.Value | None) -> v.Class | None:
@@ -84,6 +82,8 @@ def class_of(run: Run, value: v.Value | None) -> v.Class | None:
 def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     """Read an attribute."""
     owner = run.known(owner)
+    if owner == v.Ref("flask.current_app"):
+        return read_attribute(run, web_app(run) or run.fresh(), name)
     if isinstance(owner, v.Ref):
         qualified = f"{owner.name}.{name}"
         module = run.s.frames[run.home].names.get(qualified)  # import a.b binds a, and finds a.b
@@ -100,14 +100,19 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
         number = owner.rank if name == "r" else owner.alpha
         return v.NUMBER if number is None else v.Const(number)
     if isinstance(owner, v.Opaque):
-        if name in DENOISERS and (pipe := become(run, owner, "pipeline")):
+        if name in v.DENOISERS and (pipe := become(run, owner, "pipeline")):
             return component(run, pipe, name)
         if name == "app":  # request.app, of a web framework
-            app = run.s.heap.get("web app") or run.s.frames[run.main].names.get(name)
-            return run.memo((owner.oid, name)) if app is None else run.known(app)
+            return web_app(run) or run.memo((owner.oid, name))
         return run.memo((owner.oid, name))
     key = v.key_of(owner)
     return run.fresh() if key is None else run.memo((key, name))
+
+
+def web_app(run: Run) -> v.Value | None:
+    """Return the application that the program makes for a web framework."""
+    app = run.s.heap.get("web app") or run.s.frames[run.main].names.get("app")
+    return None if app is None else run.known(app)
 
 
 def _attribute_of(run: Run, owner: v.Obj, name: str) -> v.Value:
@@ -157,6 +162,8 @@ def look_up(run: Run, name: str) -> v.Value:
     frame = run.frame_of(name)
     if frame is not None:
         return run.known(frame.names[name])
+    if name == "__name__":  # every file is looked at as the one that is run
+        return v.Const("__main__" if run.home == run.main else "a module")
     qualified = unimported(name)
     return v.Ref(qualified) if qualified is not None else run.memo(("global", name))
 

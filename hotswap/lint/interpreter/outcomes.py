@@ -83,6 +83,8 @@ def split(run: Run, state: State, value: v.Value, test: ast.expr) -> list[tuple[
     if known is not None or state.exit:
         if v.truth(value) is None:  # known from another condition that nobody could evaluate
             guard(state, test, bool(known))
+        else:
+            run.judge.decided.add((test, bool(known)))
         return [(bool(known), state)]
     found = []
     for outcome, path in ((True, state), (False, state.copy())):

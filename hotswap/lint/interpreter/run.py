@@ -92,6 +92,8 @@ class Run:
         """The functions that are running, each with what ``self`` is."""
         self.defined: list[list[v.Func]] = []
         """The functions that each running function has defined."""
+        self.yielded: list[list[v.Value]] = []
+        """What each running function has yielded."""
         self.memos: dict[Any, v.Value] = {}
         """What unknown things are made of: the same attribute of the same thing is the same."""
         self.cache: dict[Any, Any] = {}
@@ -134,6 +136,7 @@ class Run:
         self.at(self.main)
         self.running.clear()
         self.defined.clear()
+        self.yielded.clear()
 
     def statement(self, node: ast.stmt, state: State) -> list[State]:
         """Execute one statement."""

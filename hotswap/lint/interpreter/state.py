@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hotswap.lint.interpreter.values import Obj, Value
+from hotswap.lint.interpreter.values import DENOISERS, Const, Obj, Value
 from hotswap.lint.typestate import Facts, Guards, joined
 
 MOST_PATHS = 4
@@ -100,6 +100,14 @@ class State:
         self.heap[key] = value
 
 
+def same_component(a: Value, b: Value) -> Value | None:
+    """Return a name of a pipeline's denoiser if both are one: each pipeline has one of the two."""
+    names = [
+        each.value for each in (a, b) if isinstance(each, Const) and isinstance(each.value, str)
+    ]
+    return a if len(names) == 2 and DENOISERS.issuperset(names) else None
+
+
 def merge(states: list[State], fresh: Any, *, most: int = MOST_PATHS) -> list[State]:
     """Unite paths on which the same is known of every object; beyond ``most`` paths unite more."""
     if len(states) < 2:
@@ -188,4 +196,4 @@ def _united(a: Any, b: Any, fresh: Any) -> Any:
         return Obj(a.oid, wrapped=False)
     if a is None or b is None:
         return b if a is None else a
-    return fresh()
+    return same_component(a, b) or fresh()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import assign
 from hotswap.lint.interpreter.conditions import assume, holds
+from hotswap.lint.interpreter.fixtures import fixture_name, key
 from hotswap.lint.interpreter.managers import enter, leave
 from hotswap.lint.interpreter.names import imported
 from hotswap.lint.interpreter.objects import last_name
@@ -52,12 +53,14 @@ def _passed_by(
 
 
 def _stored_in(node: ast.AST) -> list[ast.expr] | None:
-    """Return what the statements of a block assign to; None if one of them leaves it or defines something."""
+    """Return what the statements of a block assign to; None if one leaves it, yields or defines something."""
     found: list[ast.expr] = []
     waiting = [node]
     while waiting:
         inside = waiting.pop()
-        if isinstance(inside, _LEAVES_OR_BINDS):
+        if isinstance(inside, _LEAVES_OR_BINDS) or isinstance(
+            getattr(inside, "value", None), ast.Yield | ast.YieldFrom
+        ):
             return None
         if isinstance(inside, ast.Assign):
             found += inside.targets
@@ -292,6 +295,8 @@ def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[St
     run.here(node)
     func = v.Func(node, None, len(run.s.frames) - 1, _compiler(run, node))
     run.s.frames[-1].bind(node.name, func)
+    if (name := fixture_name(node)) is not None:
+        run.s.frames[-1].bind(key(name), func)
     if run.defined and all(node is not other.node for other in run.defined[-1]):
         run.defined[-1].append(func)
     return [run.s]
@@ -312,7 +317,10 @@ def _class(run: Run, node: ast.ClassDef) -> list[State]:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             run.here(child)
             compiler = _compiler(run, child)
-            run.s.put((cls.oid, child.name), v.Func(child, None, len(run.s.frames) - 1, compiler))
+            func = v.Func(child, None, len(run.s.frames) - 1, compiler)
+            run.s.put((cls.oid, child.name), func)
+            if (name := fixture_name(child)) is not None:
+                run.s.put((cls.oid, key(name)), func)
         elif isinstance(child, ast.Assign | ast.AnnAssign) and child.value:
             target = child.targets[0] if isinstance(child, ast.Assign) else child.target
             if isinstance(target, ast.Name):

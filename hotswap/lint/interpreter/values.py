@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from hotswap.lint.typestate import Shape
 
+DENOISERS = frozenset({"unet", "transformer"})
+"""The component of a pipeline that adapters change: each pipeline has one of the two."""
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 

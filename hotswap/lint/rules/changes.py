@@ -142,10 +142,13 @@ def adapter_set_changed_on_compiled(event: Event) -> Outcome:
         pipe.load_lora_weights("other", adapter_name="style", hotswap=True)
     """
     facts = event.facts
-    if facts.compiled is None or not (facts.ran or facts.swapped) or not _changes_set(event):
+    if facts.compiled is None or not _changes_set(event):
         return None
     if not facts.intends_to_swap and (event.swaps_elsewhere or not event.file_swaps):
         return None
+    unloads = event.api.startswith("unload")
+    if not (facts.prepared if unloads else facts.ran or facts.swapped):
+        return None  # of an adapter that is not prepared, the load was the mistake
     return Problem(
         f"{event.api} changes the active adapters of a compiled model, which then recompiles",
         "keep one adapter active and hot-swap its weights",

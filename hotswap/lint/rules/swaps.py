@@ -52,6 +52,7 @@ def first_load_is_swap(event: Event) -> Outcome:
     return Problem(
         "the first adapter is hot-swapped in, but none is loaded: it raises",
         "load the first adapter without hot-swapping, the later ones with it",
+        ((facts.removed.where, "loaded here, and removed since"),) if facts.removed else (),
     )
 
 

@@ -69,7 +69,11 @@ class Relevance:
         """Return the lines of loads that are told to hot-swap, and of hotswap's own functions."""
         calls = self.outline.calls
         loads = [call for name in _NAMES["change"] & calls.keys() for call in calls[name]]
-        swaps = [call for call in loads if any(k.arg == "hotswap" for k in call.keywords)]
+        swaps = [
+            call
+            for call in loads
+            if len(call.args) > 2 or any(k.arg == "hotswap" for k in call.keywords)
+        ]
         for node in self.outline.imports:
             names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
             if "hotswap" in names:

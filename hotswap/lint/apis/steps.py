@@ -140,6 +140,14 @@ def denoisers(run: Run, pipe: v.Obj) -> Iterator[v.Obj]:
         yield component(run, pipe, "transformer_2")
 
 
+_POSITIONS = {
+    "load_adapter": (1, None),
+    "load_lora_adapter": (None, 2),
+    "load_lora_weights": (1, 2),
+}
+"""Where the name and ``hotswap`` are among the arguments of a load."""
+
+
 def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Load an adapter: anew or, with ``hotswap``, in place of one."""
     into = args.get(None, "load_into_transformer_2")
@@ -147,10 +155,11 @@ def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
         obj = component(run, obj, "transformer_2" if holds(run, into) else "transformer")
     obj = carrier(run, obj)
     facts = run.facts(obj)
-    given = args.get(1 if api == "load_adapter" else None, "adapter_name")
+    at = _POSITIONS[api]
+    given = args.get(at[0], "adapter_name")
     name = v.text_of(given)
     named = None if given is None and args.starred else given not in (None, v.Const(None))
-    hotswap = args.get(None, "hotswap")
+    hotswap = args.get(at[1], "hotswap")
     swaps = _swaps(run, hotswap, facts, name, named)
     if args.starred and hotswap is None:
         swaps = None

@@ -70,7 +70,7 @@ def prepare_before_load(event: Event) -> Outcome:
         prepare_model_for_compiled_hotswap(model, target_rank=64)
     """
     facts = event.facts
-    if facts.open or facts.adapters or facts.kind not in ("transformers", "component"):
+    if facts.open or facts.adapters or facts.kind not in ("transformers", "component", "instance"):
         return None
     return Problem(
         "the model has no adapter when it is prepared: the call raises",

@@ -15,7 +15,9 @@ from hotswap.lint.outline import Outline, between, first_line, given, matched, s
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {"from_pretrained", "from_single_file", "from_pipe", "get_peft_model"}
-_COMPILES = {"compile", "compile_repeated_blocks", "optimize"}
+_COMPILES = {
+    "aot_compile", "aoti_compile_and_package", "compile", "compile_repeated_blocks", "optimize",
+}  # fmt: skip
 _SCALES = {"scale_layer", "set_scale", "unscale_layer"}
 _NAMES: dict[Feature, set[str]] = {
     "make": _MAKES,

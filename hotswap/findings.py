@@ -51,6 +51,7 @@ RULES: dict[str, str] = {
     "HSW214": "grad-mode-mismatch",
     "HSW215": "compile-in-loop",
     "HSW216": "name-already-loaded",
+    "HSW217": "package-of-one-adapter",
     "HSW291": "adapter-toggle-on-compiled",
     "HSW292": "swap-on-compiled-of-unknown-history",
     "HSW293": "unused-noqa",

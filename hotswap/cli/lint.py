@@ -48,6 +48,7 @@ Exit codes: 0, nothing was found (warnings do not count, unless --strict); 1, so
 @finding_options
 @option("--extend-select", multiple=True, metavar="CODES", help="These rules too.")
 @option("--exclude", multiple=True, metavar="PATTERN", help="Not these files, as in .gitignore.")
+@option("--force-exclude", is_flag=True, help="Leave files out even if they are named.")
 @option("--stdin-filename", type=FILE, help="What standard input is to be read as.")
 @option("--fix", is_flag=True, help="Move prepare() before compile() where that is safe.")
 @option("--diff", is_flag=True, help="Show what --fix would change, and change nothing.")
@@ -66,6 +67,7 @@ def lint(
     exit_zero: bool,
     quiet: bool,
     stdin_filename: Path | None,
+    force_exclude: bool,
     **given: Sequence[str],
 ) -> None:
     """Find misuse of adapter hot-swapping around torch.compile, without running the code.
@@ -74,17 +76,25 @@ def lint(
     per-file-ignores. Files that .gitignore names are left out.
     """
     from hotswap.lint.check import check_bytes, check_source  # half of what there is to import
+    from hotswap.lint.files import find
     from hotswap.lint.fix import fixes
 
     paths = paths or (Path(),)
     if form not in FORMATS:
         _refuse(f"--format is {form!r}; choose from {', '.join(FORMATS)}")
-    missing = [path for path in paths if str(path) != "-" and not path.exists()]
-    if missing:
-        _refuse(f"there is no {missing[0]}")
+    piped = "-" in map(str, paths)
+    if piped and (len(paths) > 1 or fix or diff):
+        _refuse("standard input is read on its own, and is not fixed; give files instead of -")
+    for path in () if piped else paths:
+        if not path.exists():
+            _refuse(f"there is no {path}")
+        if path.is_fifo() and path.suffix:  # one of the shell, as in <(git show ...), has none
+            _refuse(f"{path} is a pipe, not a file; give its text on standard input, as -")
     try:
         settings = _settings(given)
-        if "-" in map(str, paths):
+        if force_exclude:
+            paths = tuple(p for p in paths if p.is_dir() or not settings.leaves_out(p))
+        if piped:
             data = sys.stdin.buffer.read()
             findings = check_bytes(data, stdin_filename or Path("<stdin>"), settings=settings)
             fixed: dict[Path, bytes] = {}
@@ -104,9 +114,15 @@ def lint(
         findings += check_source(path, settings=settings)
     text = _statistics(findings) if statistics else _rendered(sorted(findings), form, output)
     if output is not None:
-        output.write_text(f"{text}\n", encoding="utf-8")
+        _write(output, text)
     elif text:
         say(text)
+    if not (piped or findings or any(find(paths, settings.exclude, settings.root))):
+        say(
+            f"hotswap lint: no file to read in {' '.join(map(str, paths)) or 'what is left'}",
+            error=True,
+        )
+        raise Exit(1 if strict and not exit_zero else 0)
     if form == "text" and not quiet:
         say(_count(findings), error=True)
     failed = any(finding.severity == "error" or strict for finding in findings)
@@ -124,7 +140,7 @@ def _settings(given: Mapping[str, Sequence[str]]) -> Settings:
         select=listed["select"] or settings.select,
         ignore=listed["ignore"] or settings.ignore,
         extend_select=[*settings.extend_select, *listed["extend_select"]],
-        exclude=[*settings.exclude, *given["exclude"]],
+        exclude=[*settings.exclude, *listed["exclude"]],
     )
 
 
@@ -152,6 +168,13 @@ def _diff(path: Path, after: bytes) -> str:
         for data in (path.read_bytes(), after)
     )
     return "".join(difflib.unified_diff(before, now, str(path), str(path)))
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        _refuse(f"--output {output} cannot be written: {error.strerror}")
 
 
 def _refuse(message: str) -> NoReturn:

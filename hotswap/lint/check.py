@@ -9,6 +9,7 @@ from hotswap.findings import Finding, Related
 from hotswap.lint.chunk import Chunk, Unread, lines_of
 from hotswap.lint.files import concerns, find, parse
 from hotswap.lint.program import analyse
+from hotswap.lint.rules import RULES
 from hotswap.lint.settings import Settings
 from hotswap.lint.tree import Tree
 
@@ -90,7 +91,7 @@ def findings_in(chunk: Chunk, codes: frozenset[str], tree: Tree | None = None) -
     found = []
     for (code, node), problem in problems.items():
         home = places.get(node, chunk)
-        if code in codes and not home.noqa.suppresses(code, set(lines_of(node))):
+        if not home.noqa.suppresses(code, set(lines_of(node))) and code in codes:
             spans = [
                 (places.get(other, chunk).span(other), told) for other, told in problem.related
             ]
@@ -99,12 +100,12 @@ def findings_in(chunk: Chunk, codes: frozenset[str], tree: Tree | None = None) -
             text = home.line_of(node)
             told = where, code, problem.message, problem.remedy
             found.append(Finding(*told, line, column, last, end, text, related))
-    return [*found, *_unused(chunk, codes)] if "HSW293" in codes else found
+    return [*found, *_unused(chunk)] if "HSW293" in codes else found
 
 
-def _unused(chunk: Chunk, codes: frozenset[str]) -> Iterator[Finding]:
+def _unused(chunk: Chunk) -> Iterator[Finding]:
     """Yield the comments that suppress rules and have suppressed nothing."""
-    for number, prefix in chunk.noqa.unused(codes - {"HSW293"}):
+    for number, prefix in chunk.noqa.unused(RULES.keys() - {"HSW293"}):
         if chunk.noqa.suppresses("HSW293", [number]):
             continue
         where, line = chunk.locate(number)

@@ -22,7 +22,13 @@ EXCLUDED = (
 )  # fmt: skip
 """Folders that are not searched, in the language of .gitignore."""
 Spec: TypeAlias = tuple[Path, GitIgnoreSpec]
-_COMPILE = (b"compile_repeated_blocks", b"import compile", b"_dynamo")
+_COMPILE = (
+    b"compile_repeated_blocks",
+    b"import compile",
+    b"_dynamo",
+    b"aot_compile",
+    b"aoti_compile",
+)
 _METHOD = b".compile"
 _ADAPTER = (
     b"load_lora", b"load_adapter", b"add_adapter", b"set_adapter", b"PeftModel", b"get_peft_model",

@@ -153,7 +153,8 @@ class Judge:
                 "load" in here and "swap" in there - here and loaded
             ):
                 return True
-            sets_up = here & _SETS_UP and there & _USES and not there & _SETS_UP
+            sets_up = here & _SETS_UP and "swap" not in here
+            sets_up = sets_up and there & _USES and not there & _SETS_UP
             if loaded and sets_up and (node, guard.branch, oid) in self._first:
                 return True
         return False

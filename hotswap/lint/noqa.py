@@ -13,7 +13,7 @@ _NOQA = re.compile(
     r"#\s*(?:(?P<tool>hotswap|ruff|flake8)\s*:\s*)?noqa\b(?P<colon>\s*:(?P<codes>[^#]*))?",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"\s*,?\s*([A-Z]+[0-9]+|[a-z]+(?:-[a-z]+)+)\b", re.IGNORECASE)
+_CODE = re.compile(r"\s*,?\s*([A-Z]+[0-9]+|HSW|[a-z]+(?:-[a-z]+)+)\b", re.IGNORECASE)
 _NAMES = {name: code for code, name in RULES.items()}
 _ALL = ("",)
 """The prefix of every code: what ``# noqa`` without codes suppresses."""

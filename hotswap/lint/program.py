@@ -63,6 +63,7 @@ class _Program:
         self.run = Run(_LANGUAGE, judge, matters, folder)
         self.run.modules, self.run.bindings = [*self.modules], self.bindings
         self.run.main = len(self.modules) - 1
+        self.run.limit(sum(len(each.lines) for each in self.chunks))
         self.matters = matters
         self.definitions = Definitions(chunk.text)
         self.entries = Entries(self.run, matters)

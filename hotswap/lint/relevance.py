@@ -15,7 +15,9 @@ from hotswap.lint.outline import Outline, between, first_line, given, matched, s
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {"from_pretrained", "from_single_file", "from_pipe", "get_peft_model"}
-_COMPILES = {"compile", "compile_repeated_blocks", "optimize"}
+_COMPILES = {
+    "aot_compile", "aoti_compile_and_package", "compile", "compile_repeated_blocks", "optimize",
+}  # fmt: skip
 _SCALES = {"scale_layer", "set_scale", "unscale_layer"}
 _NAMES: dict[Feature, set[str]] = {
     "make": _MAKES,
@@ -69,7 +71,11 @@ class Relevance:
         """Return the lines of loads that are told to hot-swap, and of hotswap's own functions."""
         calls = self.outline.calls
         loads = [call for name in _NAMES["change"] & calls.keys() for call in calls[name]]
-        swaps = [call for call in loads if any(k.arg == "hotswap" for k in call.keywords)]
+        swaps = [
+            call
+            for call in loads
+            if len(call.args) > 2 or any(k.arg == "hotswap" for k in call.keywords)
+        ]
         for node in self.outline.imports:
             names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
             if "hotswap" in names:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 Node: TypeAlias = ast.AST
 Kind = Literal["pipeline", "component", "transformers", "peft", "module", "instance", "unknown"]
 How = Literal["wrapper", "in place", "forward", "blocks", "function"]
+Step = Literal["prepare", "enable", "load", "swap", "compile", "run", "toggle", "scale", "package"]
 Guards: TypeAlias = "Mapping[Node, Guard]"
 By = Literal["peft", "diffusers", "transformers", "hotswap"]
 
@@ -235,7 +236,7 @@ def joined(a: Facts, b: Facts) -> Facts:
 class Event:
     """One thing that is done to a model, with what was known just before."""
 
-    kind: Literal["prepare", "enable", "load", "swap", "compile", "run", "toggle", "scale"]
+    kind: Step
     node: Node
     facts: Facts
     api: str
@@ -254,4 +255,6 @@ class Event:
     """Whether the model was prepared or swapped on a path that was run before."""
     file_swaps: bool = False
     """Whether anything in the file hot-swaps."""
+    keeps: bool | None = False
+    """Whether a package keeps its constants apart; None if that is unknown."""
     grad: str | None = None

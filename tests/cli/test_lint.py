@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -198,3 +199,39 @@ def test_the_pre_commit_hook_is_a_command_that_takes_files() -> None:
     assert "types_or: [python, jupyter, markdown]" in hook
     assert main([*entry[0].split(), BAD, HINT]) == 1
     assert main([*entry[0].split(), HINT]) == 0
+
+
+def test_named_files_are_left_out_if_that_is_wanted(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", "serve.py", "--exclude", "doc.*,serve.*"]) == 1
+    assert main(["lint", "serve.py", "--exclude", "doc.*,serve.*", "--force-exclude"]) == 0
+    assert main(["lint", "--exclude", "doc.*,serve.*"]) == 0
+    assert "no file to read in ." in capsys.readouterr().err
+
+
+def test_a_folder_without_a_file_to_read_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("hotswap")
+    assert main(["lint", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"hotswap lint: no file to read in {tmp_path}\n")
+    assert main(["lint", "--strict", str(tmp_path)]) == 1
+    (tmp_path / "notes.py").write_text("import hotswap")
+    assert main(["lint", "--strict", str(tmp_path)]) == 0
+
+
+def test_what_cannot_be_read_or_written_is_wrong_usage(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(project / "pipe.py")
+    assert main(["lint", "--strict", "--exit-zero", "."]) == 0
+    for arguments, told in {
+        "pipe.py": "pipe.py is a pipe, not a file",
+        "serve.py -o missing/x": "--output missing/x cannot be written: No such file",
+        "- serve.py": "standard input is read on its own",
+        "- --fix": "standard input is read on its own",
+    }.items():
+        assert main(["lint", *arguments.split()]) == 2
+        assert told in capsys.readouterr().err

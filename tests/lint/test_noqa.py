@@ -19,6 +19,7 @@ SWAP = 'pipe.load_lora_weights("b", hotswap=True)'
         ("# noqa : HSW207", True),
         ("# noqa:E501,HSW207", True),
         ("# noqa: HSW2", True),
+        ("# noqa: HSW", True),
         ("# noqa: hotswap-without-name", True),
         ("# noqa: HSW207 it is meant", True),
         ("# noqa: HSW206", False),
@@ -79,3 +80,5 @@ def test_comments_that_suppress_nothing_are_told_if_that_is_wanted(
     found = [f for f in check_text(text, select=["HSW2"]) if f.code == "HSW293"]
     assert [f.message.split()[3].rstrip(",") for f in found] == told
     assert not any(f.code == "HSW293" for f in check_text(text))
+    alone = check_text(text, select=["unused-noqa"])  # whatever other rules are chosen
+    assert alone == found

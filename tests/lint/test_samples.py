@@ -38,6 +38,7 @@ BEFORE = {
     "HSW212": ENABLED + 'pipe.load_lora_weights("other", adapter_name="other")\n' + COMPILED,
     "HSW214": LOADED + PREPARED + "model = torch.compile(model)\n",
     "HSW215": LOADED + PREPARED,
+    "HSW217": LOADED,
 }
 """What an example takes for granted."""
 

@@ -1,9 +1,8 @@
 """Applications as others write them: each right, and with one mistake; what is wrong stands on the line.
 
 A page is a text with ``#@program NAME``, ``#@file PATH`` and ``#@cell`` between its parts. A line that
-ends with ``#@ok`` stands in the right one only, with ``#@bad`` in the wrong one; codes after ``#@bad``
-or ``#@want`` say what has to be found there in the wrong one (``A|B``: either), after ``may`` what can
-be.
+ends with ``#@ok`` stands in the right one only, with ``#@bad`` in the wrong one; codes after ``#@bad`` or
+``#@want`` say what has to be found there in the wrong one (``A|B``: either), after ``may`` what can be.
 """
 
 from __future__ import annotations

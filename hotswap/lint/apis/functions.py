@@ -119,10 +119,16 @@ FUNCTIONS: dict[str, Effect] = {
     "hotswap.swap": _swap("hotswap.swap", name=None),
     "isinstance": _isinstance,
     "starlette.applications.Starlette": _web_app,
+    "torch._inductor.aot_compile": lambda run, args: steps.package(run, args, "options"),
+    "torch._inductor.aoti_compile_and_package": lambda run, args: steps.package(
+        run, args, "inductor_configs"
+    ),
     "torch._dynamo.optimize": lambda run, args: v.Partial(v.Ref("torch.compile"), (), {}),
     "torch._dynamo.reset": _reset,
     "torch.compile": _compile,
     "torch.compiler.reset": _reset,
+    "torch.export.export": steps.exported,
+    "torch.export.export_for_training": steps.exported,
     "transformers.pipeline": lambda run, args: args.get(1, "model") or run.fresh(),
 }
 GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_grad": "no_grad"}

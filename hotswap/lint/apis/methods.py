@@ -139,6 +139,8 @@ def _method_inside(run: Run, obj: v.Obj, inside: str, name: str, args: v.Args) -
     if name in ("set_scale", "unscale_layer"):
         tensor = args.get(1, "scale") == v.TENSOR
         steps.scale(run, obj, args.node, name, v.TENSOR if tensor else v.NUMBER)
+    if inside == steps.EXPORTED:  # module(), run_decompositions(): the program still
+        return v.Part(obj, inside)
     if inside == "AdapterBank()" and name in ("add", "using"):
         return steps.use_bank(run, obj, args, name)
     if name in _INSIDE:

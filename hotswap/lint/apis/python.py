@@ -10,7 +10,7 @@ from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import set_attribute
 from hotswap.lint.interpreter.conditions import holds
 from hotswap.lint.interpreter.expressions import joined_path
-from hotswap.lint.interpreter.objects import read_attribute
+from hotswap.lint.interpreter.objects import has_component, read_attribute
 from hotswap.lint.interpreter.run import Run
 
 MOST_NUMBERS = 8
@@ -87,6 +87,8 @@ def _length(run: Run, args: v.Args) -> v.Value:
 
 def _getattr(run: Run, args: v.Args) -> v.Value:
     name = v.text_of(args.get(1, "name"))
+    if len(args.positional) == 3 and has_component(run, args.positional[0], name) is False:
+        return args.positional[2]
     return run.fresh() if name is None else read_attribute(run, args.positional[0], name)
 
 
@@ -101,6 +103,8 @@ def _hasattr(run: Run, args: v.Args) -> v.Value:
     if len(keys) != 2 or None in keys:
         return run.fresh()
     owner, name = args.positional[0], v.text_of(args.positional[1])
+    if (has := has_component(run, owner, name)) is not None:
+        return v.Const(has)
     if isinstance(owner, v.Obj):
         facts = run.facts(owner)
         if name == "_orig_mod" and not facts.open:

@@ -18,6 +18,10 @@ from hotswap.lint.typestate import Adapter, By, Compiled, Event, Facts, Prepared
 
 INNER = ("base_model", "base_model.model", "model")
 """What a PeftModel forwards its attributes to: compiled, it counts as compiled itself."""
+EXPORTED = "export()"
+"""The part of a model that stands for its exported program."""
+_KEEP = ("always_keep_tensor_constants", "aot_inductor.use_runtime_constant_folding")
+"""Options of inductor that keep constants out of the code."""
 _LAYERS = re.compile(
     r"layer|block|^h\[|\.h\[|base_model|^model$|^model\.model|language_model|transformer"
 )
@@ -140,6 +144,14 @@ def denoisers(run: Run, pipe: v.Obj) -> Iterator[v.Obj]:
         yield component(run, pipe, "transformer_2")
 
 
+_POSITIONS = {
+    "load_adapter": (1, None),
+    "load_lora_adapter": (None, 2),
+    "load_lora_weights": (1, 2),
+}
+"""Where the name and ``hotswap`` are among the arguments of a load."""
+
+
 def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     """Load an adapter: anew or, with ``hotswap``, in place of one."""
     into = args.get(None, "load_into_transformer_2")
@@ -147,10 +159,11 @@ def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
         obj = component(run, obj, "transformer_2" if holds(run, into) else "transformer")
     obj = carrier(run, obj)
     facts = run.facts(obj)
-    given = args.get(1 if api == "load_adapter" else None, "adapter_name")
+    at = _POSITIONS[api]
+    given = args.get(at[0], "adapter_name")
     name = v.text_of(given)
     named = None if given is None and args.starred else given not in (None, v.Const(None))
-    hotswap = args.get(None, "hotswap")
+    hotswap = args.get(at[1], "hotswap")
     swaps = _swaps(run, hotswap, facts, name, named)
     if args.starred and hotswap is None:
         swaps = None
@@ -263,6 +276,36 @@ def add(
     run.emit(obj, Event("load", args.node, facts, api, obj.wrapped, name, True, False, shape))
     run.put(obj, ts.loaded(run.facts(obj), Adapter(name, args.node, shape)))
     return v.Const(None)
+
+
+def package(run: Run, args: v.Args, config: str) -> v.Value:
+    """Compile an exported program ahead of time: its adapters stay as they are, or are kept apart."""
+    program = args.get(0, "exported_program")
+    if isinstance(program, v.Part) and program.path == EXPORTED:
+        facts, options = run.facts(program.owner), args.get(None, config)
+        given = (
+            [options.items.get(key, v.Const(False)) for key in _KEEP]
+            if isinstance(options, v.Dict)
+            else []
+        )
+        known = [holds(run, each) for each in given]
+        unknown = args.starred if options is None else not known or None in known
+        keeps = True if True in known else None if unknown else False
+        event = Event("package", args.node, facts, "aoti_compile_and_package", keeps=keeps)
+        run.emit(program.owner, event)
+    return run.fresh()
+
+
+def exported(run: Run, args: v.Args) -> v.Value:
+    """Export a model; of a module of the program around it, the model that it holds."""
+    obj = args.get(0, "mod")
+    if not isinstance(obj, v.Obj):
+        return run.fresh()
+    held = [
+        value for key, value in run.s.heap.items() if key[0] == obj.oid and isinstance(value, v.Obj)
+    ]
+    models = [each for each in (obj, *held) if run.facts(each).adapters]
+    return v.Part(models[0], EXPORTED) if models else run.fresh()
 
 
 def _names(value: v.Value | None) -> tuple[str | None, ...] | None:

@@ -68,6 +68,12 @@ def component(run: Run, pipe: v.Obj, name: str) -> v.Obj:
     return part
 
 
+def has_component(run: Run, pipe: v.Value, name: str | None) -> bool | None:
+    """Tell whether a pipeline has a denoiser of that name; None unless one of the two names was used."""
+    used = run.s.heap.get((pipe.oid, "__denoiser__")) if isinstance(pipe, v.Obj) else None
+    return None if used is None or name not in v.DENOISERS else used == v.Const(name)
+
+
 def component_key(name: str) -> str:
     """Return the name under which a pipeline keeps a component."""
     return "denoiser" if name in v.DENOISERS else name
@@ -121,6 +127,8 @@ def _attribute_of(run: Run, owner: v.Obj, name: str) -> v.Value:
         return v.Obj(owner.oid)
     kind = run.facts(owner).kind
     if kind == "pipeline" and name in _COMPONENTS:
+        if name in v.DENOISERS and (owner.oid, "__denoiser__") not in run.s.heap:
+            run.s.put((owner.oid, "__denoiser__"), v.Const(name))
         return component(run, owner, name)
     if stored is not None:
         return stored  # type: ignore[no-any-return]

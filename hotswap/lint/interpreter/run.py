@@ -14,12 +14,13 @@ from hotswap.lint.interpreter.state import Frame, State, join, merge
 from hotswap.lint.judge import Judge
 from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
-MOST_STEPS = 1500
+MOST_STEPS = 1_000
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 GRAD_MODES = ("grad", "inference_mode", "no_grad")
-MOST_OF_BODY = 4_000
-MOST_OF_PROGRAM = 12_000
-"""Statements that all ways into a program may take together."""
+MOST_OF_BODY = 2_000
+MOST_FOR_A_LINE = 2
+"""Statements that all ways into a program may take together, for each of its lines."""
+MOST_OF_PROGRAM = 6_000
 
 
 Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]]]"
@@ -87,6 +88,7 @@ class Run:
         self.turn: tuple[Any, ...] = ()
         """Which calls and which turns of loops are running: what is compared between paths."""
         self.steps = self.all_steps = 0
+        self.most_steps = MOST_OF_PROGRAM
         self.executed: set[ast.AST] = set()
         self.running: list[tuple[ast.AST, v.Value | None]] = []
         """The functions that are running, each with what ``self`` is."""
@@ -129,6 +131,10 @@ class Run:
                 break
         return live + done
 
+    def limit(self, lines: int) -> None:
+        """Let the program take as many steps as are right for its length."""
+        self.most_steps = min(max(MOST_FOR_A_LINE * lines, MOST_OF_BODY), MOST_OF_PROGRAM)
+
     def give_up(self, node: ast.AST) -> None:
         """Note that something is too long, and that nothing of it is running any more."""
         if node not in self.foreign:
@@ -143,7 +149,7 @@ class Run:
         self.steps += 1
         self.all_steps += 1
         most = MOST_STEPS if self.turn else MOST_OF_BODY
-        if self.steps > most or self.all_steps > MOST_OF_PROGRAM:
+        if self.steps > most or self.all_steps > self.most_steps:
             raise TooLongError
         self.s = state
         handler = self.language.statements.get(type(node))

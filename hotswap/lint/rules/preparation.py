@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from hotswap.lint.rules.rule import Outcome, rule
+from hotswap.lint.rules.rule import Outcome, rule, seen
 from hotswap.lint.typestate import Event, Prepared, Problem
 
 _DONE = {
@@ -70,7 +70,7 @@ def prepare_before_load(event: Event) -> Outcome:
         prepare_model_for_compiled_hotswap(model, target_rank=64)
     """
     facts = event.facts
-    if facts.open or facts.adapters or facts.kind not in ("transformers", "component"):
+    if facts.open or facts.adapters or facts.kind not in ("transformers", "component", "instance"):
         return None
     return Problem(
         "the model has no adapter when it is prepared: the call raises",
@@ -122,6 +122,40 @@ def enable_after_load(event: Event) -> Outcome:
         f"{event.api} is called after an adapter was loaded: it raises",
         f"call {event.api} before the first adapter is loaded",
         ((facts.adapters[0].where, "loaded here"),),
+    )
+
+
+@rule("HSW217", "package")
+def package_of_one_adapter(event: Event) -> Outcome:
+    """A model is packaged with its adapter compiled in, so that no other can be put in its place.
+
+    AOTInductor writes small tensors, such as a scaling, into the code as numbers: what is swapped later is
+    ignored in part, without an error. And without preparation the ranks of the adapter that is loaded are
+    fixed. ``hotswap.export`` prepares, keeps constants apart and says in the package where they are.
+
+    Bad:
+        prepare_model_for_compiled_hotswap(model, target_rank=64)
+        program = torch.export.export(model, args)
+        torch._inductor.aoti_compile_and_package(program, package_path="model.pt2")
+
+    Good:
+        hotswap.prepare(model, target_rank=64)
+        hotswap.export(model, args, "model.pt2")
+    """
+    facts = event.facts
+    if (
+        facts.open
+        or not facts.adapters
+        or facts.merged
+        or (event.keeps is not False and facts.prepared)
+    ):
+        return None
+    lost = "its constants are inlined" if facts.prepared else "it is not prepared"
+    return Problem(
+        f"the model is packaged with its adapter, but {lost}: the package goes on serving that adapter",
+        "use hotswap.export, or compile with always_keep_tensor_constants=True after preparing; "
+        "merge the adapter if it is to stay",
+        ((facts.adapters[0].where, "loaded here"), *seen(facts)),
     )
 
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from hotswap.findings import RULES as NAMES
-from hotswap.lint.typestate import Event, Facts, Problem
+from hotswap.lint.typestate import Event, Facts, Problem, Step
 
 FINE: Final = "fine"
 """On one path the model is fine, so nothing is said about this place."""
 Outcome: TypeAlias = Problem | Literal["fine"] | None
 Check: TypeAlias = Callable[[Event], Outcome]
-Kind = Literal["prepare", "enable", "load", "swap", "compile", "run", "toggle", "scale"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,7 @@ class Rule:
     """One rule: its code, what it looks at, and whether it is on unless it is asked for."""
 
     code: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[Step, ...]
     check: Check
     default: bool
 
@@ -43,7 +42,7 @@ RULES: dict[str, Rule] = {}
 """Every rule by its code, in the order in which they look at an event."""
 
 
-def rule(code: str, *kinds: Kind, default: bool = True) -> Callable[[Check], Check]:
+def rule(code: str, *kinds: Step, default: bool = True) -> Callable[[Check], Check]:
     """Register a rule for events of these kinds."""
 
     def register(check: Check) -> Check:

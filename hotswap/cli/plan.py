@@ -54,6 +54,11 @@ def plan(
     paths = adapter_paths("plan", adapters)
     with progress_bar(len(paths)) as progress:
         found = plan_fleet(_counted(paths, progress), base=base)
+    if not found.conflicts:  # files first: whoever reads the text may stop reading
+        if plot is not None:
+            _write(plot, lambda: picture.plot(found, plot), "--plot")
+        if output is not None:
+            _write(output, lambda: found.save(output), "-o")
     say(json.dumps(found.to_dict(), indent=2) if as_json else f"{found}\n\n{sections(found)}")
     if found.conflicts:
         if as_json:
@@ -61,10 +66,6 @@ def plan(
         if output is not None:
             say(f"hotswap plan: {output} is not written, there are conflicts", error=True)
         raise Exit(1)
-    if plot is not None:
-        _write(plot, lambda: picture.plot(found, plot), "--plot")
-    if output is not None:
-        _write(output, lambda: found.save(output), "-o")
 
 
 def _counted(paths: Iterable[str], progress: Callable[[int], None]) -> Iterator[str]:

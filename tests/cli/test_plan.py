@@ -174,8 +174,12 @@ def test_a_full_disk_is_one_line(fleet: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 @pytest.mark.parametrize("ending", ["| head -1", ">&-"])
-def test_nobody_who_reads_the_output_is_no_traceback(fleet: Path, ending: str) -> None:
-    line = f"'{sys.executable}' -m hotswap.cli.main plan '{fleet}/*' {ending}"
+def test_a_plan_is_saved_although_nobody_reads_the_text(
+    fleet: Path, tmp_path: Path, ending: str
+) -> None:
+    saved = tmp_path / "plan.json"
+    line = f"'{sys.executable}' -m hotswap plan '{fleet}/*' -o '{saved}' {ending}"
     done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stderr == ""
+    assert done.stderr == f"saved {saved}\n"
+    assert SwapPlan.read(saved).target_rank

@@ -45,9 +45,12 @@ class Entries:
     def __init__(self, run: Run, matters: Relevance) -> None:
         self.run, self.judge, self.matters = run, run.judge, matters
         self._calls = 0
+        self._called: list[Func] = []
+        """What was called before the rest, as it sets models up."""
 
     def call(self, func: Func, paths: list[State]) -> list[State]:
         """Call a function with unknown arguments on every path; return the states after it."""
+        self._called.append(func)
         return self._attempt(func, paths, keep=True).ends
 
     def _attempt(self, func: Func, paths: list[State], *, keep: bool = False) -> Attempt:
@@ -75,6 +78,7 @@ class Entries:
         do that), each of the rest: what is wrong then is wrong whatever ran before, unless it can be
         called earlier. What does not set up is called twice, as one request after another.
         """
+        called, self._called = self._called, []
         compiled = any(f.compiled for state in paths for f in state.models.values())
         attempts = []
         for func in functions:
@@ -88,6 +92,11 @@ class Entries:
             again = [self._attempt(a.func, states[-1]) for a in again]
         elif not compiled:
             return
+        for func in (*called, *chain):  # some set up on the first call only
+            if self.matters.touches(func.node, "swap"):
+                later = self._attempt(func, states[-1])
+                if not later.did.intersection(_SETS_UP):
+                    self.judge.keep(later.found)
         ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}
         used = [_after_a_run(state, ran) for state in states[-1]]
         for before in again:

@@ -115,6 +115,10 @@ def _call_object(run: Run, obj: v.Obj, args: v.Args) -> list[State]:
             if isinstance(target, v.Func):
                 if run.facts(obj).compiled:
                     run.invoke(model, args)
+                if name == "forward" and not run.modules[
+                    run.foreign.get(target.node, run.main)
+                ].touches(target.node):
+                    break  # it computes, and calls no model
                 return inline(run, target, args)
     return run.invoke(model, args)
 

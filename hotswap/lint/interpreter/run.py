@@ -14,12 +14,13 @@ from hotswap.lint.interpreter.state import Frame, State, join, merge
 from hotswap.lint.judge import Judge
 from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
-MOST_STEPS = 1_000
+MOST_STEPS = 1_500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 GRAD_MODES = ("grad", "inference_mode", "no_grad")
 MOST_OF_BODY = 2_000
 MOST_FOR_A_LINE = 2
 """Statements that all ways into a program may take together, for each of its lines."""
+MOST_OF_SMALL = 4_000
 MOST_OF_PROGRAM = 6_000
 
 
@@ -133,7 +134,7 @@ class Run:
 
     def limit(self, lines: int) -> None:
         """Let the program take as many steps as are right for its length."""
-        self.most_steps = min(max(MOST_FOR_A_LINE * lines, MOST_OF_BODY), MOST_OF_PROGRAM)
+        self.most_steps = min(max(MOST_FOR_A_LINE * lines, MOST_OF_SMALL), MOST_OF_PROGRAM)
 
     def give_up(self, node: ast.AST) -> None:
         """Note that something is too long, and that nothing of it is running any more."""

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hotswap.lint.relevance import Relevance
 
 Def = ast.FunctionDef | ast.AsyncFunctionDef
-_CALL = re.compile(r"\b(\w+)\(")
 
 
-class Definitions:
-    """What is known of a module's functions without running them."""
+def outermost(functions: Sequence[Def], matters: Callable[[Def], Relevance]) -> list[Def]:
+    """Return the functions that none of the others calls; ``matters`` is of the module of each."""
+    return [f for f in functions if not any(_calls(matters(g), g, f.name) for g in functions)]
 
-    def __init__(self, text: str) -> None:
-        self._lines = text.split("\n")
-        self._calls: dict[Def, set[str]] = {}
 
-    def outermost(self, functions: Sequence[Def]) -> list[Def]:
-        """Return the functions that none of the others calls."""
-        return [
-            f
-            for f in functions
-            if not any(f.name in self._called_by(g) - {g.name} for g in functions)
-        ]
-
-    def _called_by(self, node: Def) -> set[str]:
-        """Return the names that stand before a parenthesis in the function's lines."""
-        if node not in self._calls:
-            text = "\n".join(self._lines[node.lineno : node.end_lineno])
-            self._calls[node] = set(_CALL.findall(text))
-        return self._calls[node]
+def _calls(matters: Relevance, node: Def, name: str) -> bool:
+    """Tell whether another function of that name is called in a function's lines."""
+    lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    calls = matters.outline.calls.get(name, ())
+    return node.name != name and any(call.lineno in lines for call in calls)
 
 
 def sets_up(matters: Relevance, node: Def, instance: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,10 @@ _COMPILE = (
     b"aot_compile",
     b"aoti_compile",
 )
-_METHOD = b".compile"
+_COMPILES = re.compile(rb"\.compile(?!\w)(?<!\bre\.compile)")
+"""A method that compiles anything but a regular expression."""
+_FIRST = (b"hotswap", b"HSW2", b"compile")
+"""What is looked for before the rest: one of them is in every file that a rule can be about."""
 _ADAPTER = (
     b"load_lora", b"load_adapter", b"add_adapter", b"set_adapter", b"PeftModel", b"get_peft_model",
     b"inject_adapter",
@@ -106,22 +110,10 @@ def mentions(data: bytes) -> Words:
     """Return what a file mentions of what rules are about."""
     found = {
         "hotswap": b"hotswap" in data or b"HSW2" in data,
-        "compile": _compiles(data) or any(word in data for word in _COMPILE),
+        "compile": bool(_COMPILES.search(data)) or any(word in data for word in _COMPILE),
         "adapter": any(word in data for word in _ADAPTER),
     }
     return frozenset(word for word, there in found.items() if there)
-
-
-def _compiles(data: bytes) -> bool:
-    """Tell whether anything but a regular expression is compiled by a method."""
-    at = data.find(_METHOD)
-    while at >= 0:
-        before, after = data[max(at - 3, 0) : at], data[at + len(_METHOD) : at + len(_METHOD) + 1]
-        regular = before.endswith(b"re") and not before[:-2].isalnum() and before[:-2] != b"_"
-        if not regular and not after.isalnum() and after != b"_":
-            return True
-        at = data.find(_METHOD, at + 1)
-    return False
 
 
 def suffices(words: Words) -> bool:
@@ -131,11 +123,7 @@ def suffices(words: Words) -> bool:
 
 def concerns(data: bytes) -> bool:
     """Tell whether a file mentions anything that a rule could be about."""
-    if b"hotswap" in data or b"HSW2" in data:
-        return True
-    return (
-        b"compile" in data and any(word in data for word in _ADAPTER) and suffices(mentions(data))
-    )
+    return any(word in data for word in _FIRST) and suffices(mentions(data))
 
 
 def parse(data: bytes, path: Path) -> tuple[list[Chunk], list[Unread]]:

@@ -12,7 +12,7 @@ from hotswap.lint.apis.classes import kind_made_by, make
 from hotswap.lint.apis.functions import call_imported
 from hotswap.lint.apis.methods import call_inside, kind_with, set_item
 from hotswap.lint.chunk import Chunk
-from hotswap.lint.definitions import Def, Definitions, functions_of, sets_up
+from hotswap.lint.definitions import Def, functions_of, outermost, sets_up
 from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
@@ -65,7 +65,6 @@ class _Program:
         self.run.main = len(self.modules) - 1
         self.run.limit(sum(len(each.lines) for each in self.chunks))
         self.matters = matters
-        self.definitions = Definitions(chunk.text)
         self.entries = Entries(self.run, matters)
 
     def _gather(self, chunk: Chunk, open_: set[Path], *, imported: bool = True) -> Relevance:
@@ -112,7 +111,7 @@ class _Program:
             if func and sets_up(self.matters, node, None):
                 paths = self.entries.call(func, paths)
         later = self._left(free)
-        ordered = sorted([*self.definitions.outermost(later), *later], key=_last)
+        ordered = sorted([*outermost(later, self._matters), *later], key=_last)
         functions = [func for node in ordered if (func := self._named(paths, node))]
         self.entries.use(paths, functions)
         for statement in tree.body:
@@ -182,14 +181,14 @@ class _Program:
                     paths = self.entries.call(init, paths)
         setups = [m for m in self._left(methods) if m not in before or m not in own]
         setups = [m for m in setups if sets_up(self._matters(m), m, "self")]
-        for method in self.definitions.outermost(setups):
+        for method in outermost(setups, self._matters):
             paths = self.entries.call(_bound(paths, cls, method, obj), paths)
         opening = [m for m in self._left(methods) if self._matters(m).touches(m, "compile", "swap")]
         self.run.executed |= before
         later = self._left(own)
-        ordered = sorted([*self.definitions.outermost(later), *later], key=_last)
+        ordered = sorted([*outermost(later, self._matters), *later], key=_last)
         opening = [m for m in opening if m not in later]
-        openers = [m for m in self.definitions.outermost(opening) if not m.name.startswith("__")]
+        openers = [m for m in outermost(opening, self._matters) if not m.name.startswith("__")]
         use, first = ([_bound(paths, cls, m, obj) for m in nodes] for nodes in (ordered, openers))
         self.entries.use(paths, use, first)
 

@@ -10,11 +10,12 @@ from typing import Literal
 from hotswap.lint.apis.classes import kind_made_by
 from hotswap.lint.apis.methods import CALLS, METHODS
 from hotswap.lint.interpreter.fixtures import fixture_name
+from hotswap.lint.interpreter.names import FACTORIES
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.outline import Outline, between, first_line, given, matched, sources
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
-_MAKES = {"from_pretrained", "from_single_file", "from_pipe", "get_peft_model"}
+_MAKES = {*FACTORIES, "get_peft_model"}
 _COMPILES = {
     "aot_compile", "aoti_compile_and_package", "compile", "compile_repeated_blocks", "optimize",
 }  # fmt: skip

@@ -10,8 +10,9 @@ from hotswap.lint.apis.python import Effect
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.calls import call_unknown
 from hotswap.lint.interpreter.conditions import holds
+from hotswap.lint.interpreter.names import FACTORIES
 from hotswap.lint.interpreter.objects import become
-from hotswap.lint.interpreter.run import Run
+from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import By, Shape
 
@@ -131,8 +132,6 @@ FUNCTIONS: dict[str, Effect] = {
     "torch.export.export_for_training": steps.exported,
     "transformers.pipeline": lambda run, args: args.get(1, "model") or run.fresh(),
 }
-GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_grad": "no_grad"}
-"""Functions of torch that set the gradient mode, by their last name."""
 TENSORS = frozenset(
     {
         "as_tensor", "empty", "from_numpy", "full", "full_like", "ones", "ones_like",
@@ -140,7 +139,6 @@ TENSORS = frozenset(
     }
 )  # fmt: skip
 """Functions of torch that make a tensor, by their last name."""
-_FACTORIES = ("from_pretrained", "from_single_file", "from_pipe", "from_config")
 
 
 def call_imported(run: Run, ref: v.Ref, args: v.Args) -> list[State]:
@@ -151,7 +149,7 @@ def call_imported(run: Run, ref: v.Ref, args: v.Args) -> list[State]:
     effect = effect or python.FUNCTIONS.get(name)
     if effect is not None:
         return run.done(effect(run, args))
-    factory = last in _FACTORIES
+    factory = last in FACTORIES
     made = make(run, owner if factory else name, args) if factory or last[:1].isupper() else None
     if made is not None or factory:
         return run.done(made or run.fresh())

@@ -7,7 +7,7 @@ import ast
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import mutate
 from hotswap.lint.interpreter.functions import inherited, inline, instantiate, is_module, make
-from hotswap.lint.interpreter.names import HARMLESS, OBSERVES
+from hotswap.lint.interpreter.names import FACTORIES, HARMLESS, OBSERVES
 from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
 from hotswap.lint.interpreter.run import Callables, Run
 from hotswap.lint.interpreter.state import State
@@ -23,7 +23,6 @@ _CALLS_ITS_ARGUMENT = {
 """Functions that call a function they are given, and which of their arguments that is."""
 _CHANGES_LIST = frozenset({"extend", "insert", "pop", "remove", "clear", "sort", "reverse"})
 _CHANGES_DICT = frozenset({"update", "pop", "setdefault", "clear"})
-_FACTORIES = ("from_pretrained", "from_single_file", "from_pipe")
 
 
 def call(run: Run, node: ast.Call) -> list[State]:
@@ -64,7 +63,7 @@ def arguments(run: Run, node: ast.Call) -> v.Args:
 
 def _call_attribute(run: Run, owner: v.Value, name: str, args: v.Args) -> list[State]:
     """Call ``owner.name(...)``."""
-    if isinstance(owner, v.Class) and name in _FACTORIES:
+    if isinstance(owner, v.Class) and name in FACTORIES:
         made = make(run, owner, args)
         if made is not None:
             return run.done(made)

@@ -36,7 +36,7 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
             return run.done(run.s.heap[memo])
     grad, depth, turn, compiler = run.s.grad, len(run.s.frames), run.turn, run.s.compiler
     run.s.compiler = func.compiler or compiler
-    run.s.grad = (*grad, *(mark for mark in marks if mark in GRAD_MODES))
+    run.s.grad = (*grad, *(GRAD_MODES[mark] for mark in marks if mark in GRAD_MODES))
     names = _bound(run, node.args, func, args)
     parent = min(func.frame, depth - 1)
     home, own = run.home, run.s.frames[parent].home

@@ -25,6 +25,8 @@ UNMISTAKABLE = re.compile(
     r"^(Auto)?PeftModel|Pipeline$|^AutoPipelineFor|^AutoModelFor|^UNet2D\w*Model$|Transformer2DModel$"
 )
 """Names of classes that make models, wherever they are imported from."""
+FACTORIES = frozenset({"from_config", "from_pipe", "from_pretrained", "from_single_file"})
+"""Methods of classes of models that make one."""
 HARMLESS = frozenset(
     {
         *dir(builtins), "accelerate", "argparse", "bitsandbytes", "collections", "copy", "datasets",

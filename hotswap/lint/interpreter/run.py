@@ -16,7 +16,8 @@ from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
 MOST_STEPS = 1_500
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
-GRAD_MODES = ("grad", "inference_mode", "no_grad")
+GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_grad": "no_grad"}
+"""Functions of torch that set the gradient mode, by their last name."""
 MOST_OF_BODY = 2_000
 MOST_FOR_A_LINE = 2
 """Statements that all ways into a program may take together, for each of its lines."""

@@ -202,7 +202,7 @@ def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
         if isinstance(value, v.Entered):
             exits.append(value)
             value = value.value
-        elif isinstance(value, v.Sort) and value.name in GRAD_MODES:
+        elif isinstance(value, v.Sort) and value.name in GRAD_MODES.values():
             run.s.grad = (*run.s.grad, value.name)
         if item.optional_vars is not None:
             assign(run, item.optional_vars, value)

@@ -18,6 +18,7 @@ _HOME = {
     "DiffusersSubject": "pytest_hotswap.subjects.diffusers",
     "HotswapContract": "pytest_hotswap.contract.contract",
     "PeftSubject": "pytest_hotswap.subjects.peft",
+    "PipelineSubject": "pytest_hotswap.subjects.pipeline",
     "ReferenceSubject": "pytest_hotswap.subjects.reference",
     "Subject": "pytest_hotswap.subjects.base",
     "SubjectProtocol": "pytest_hotswap.subjects.protocol",
@@ -29,6 +30,7 @@ __all__ = [
     "DiffusersSubject",
     "HotswapContract",
     "PeftSubject",
+    "PipelineSubject",
     "ReferenceSubject",
     "Subject",
     "SubjectProtocol",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from pytest_hotswap.subjects.base import Subject
     from pytest_hotswap.subjects.diffusers import DiffusersSubject
     from pytest_hotswap.subjects.peft import PeftSubject
+    from pytest_hotswap.subjects.pipeline import PipelineSubject
     from pytest_hotswap.subjects.protocol import SubjectProtocol
     from pytest_hotswap.subjects.reference import ReferenceSubject
     from pytest_hotswap.subjects.transformers import TransformersSubject

@@ -12,6 +12,7 @@ from torch import nn
 
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS as WEIGHTS
 from hotswap.adapters.formats.diffusers import COMPONENTS
+from hotswap.errors import HotswapError
 from pytest_hotswap.subjects.diffusers_files import (
     component_of,
     file_of,
@@ -83,7 +84,10 @@ class Components(nn.Module):
                 for name, part in self.named_children():
                     config = getattr(part, "peft_config", {}).get(adapter_name)
                     if config is not None:
-                        state = get_peft_model_state_dict(part, adapter_name=adapter_name)
+                        try:
+                            state = get_peft_model_state_dict(part, adapter_name=adapter_name)
+                        except HotswapError:  # what is in place has nothing of this component
+                            continue
                         layers[f"{name}_lora_layers"] = state
                         layers[f"{name}_lora_adapter_metadata"] = config.to_dict()
                 self.whole.save_lora_weights(saved, **layers)

@@ -115,7 +115,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], list[str], dict[str, Any]]] = 
     ),
     "ViT, classifier": (
         _model("ViTConfig", "ViTForImageClassification", **IMAGE),
-        ["query", "value"],
+        ["q_proj", "v_proj"],
         {"modules_to_save": ["classifier"]},
     ),
     "CLIP": (
@@ -131,7 +131,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], list[str], dict[str, Any]]] = 
     ),
     "DINOv2": (
         _model("Dinov2Config", "Dinov2Model", **IMAGE),
-        ["query", "value"],
+        ["q_proj", "v_proj"],
         {},
     ),
     "wav2vec 2.0": (_wav2vec2, ["q_proj", "v_proj"], {}),

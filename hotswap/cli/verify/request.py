@@ -18,6 +18,8 @@ from hotswap.errors import HotswapError, MissingExtraError
 Backend = Literal["eager", "aot_eager", "inductor"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Level = Literal["error", "warning"]
+PIPELINE = "model_index.json"
+"""The file that tells a pipeline of diffusers from a model of transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class Request:
     def part(self) -> tuple[int, int] | None:
         """The shard's index and their count."""
         return None if self.shard is None else parse_shard(self.shard)
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether the base model is a pipeline of diffusers."""
+        return self.base is not None and Path(self.base, PIPELINE).is_file()
 
     def told(self) -> dict[str, Any]:
         """What the report says of the request; equal for all shards of one run."""
@@ -147,8 +154,10 @@ def _adapter_problems(request: Request) -> Iterator[str]:
         yield "no adapters; give adapter folders and --base PATH, or try hotswap verify --demo"
     if base is None:
         yield "no base model; give --base PATH, the folder of the model the adapters belong to"
-    elif Path(base).is_dir() and not Path(base, "config.json").is_file():
+    elif Path(base).is_dir() and not (request.is_pipeline or Path(base, "config.json").is_file()):
         yield (
-            f"--base {base}: no config.json in it; give a folder that the model's save_pretrained "
-            "wrote"
+            f"--base {base}: no config.json and no {PIPELINE} in it; give a folder that the model's "
+            "or pipeline's save_pretrained wrote"
         )
+    elif request.is_pipeline and find_spec("diffusers") is None:
+        raise MissingExtraError(f"--base {base}", "diffusers", "diffusers")

@@ -19,6 +19,8 @@ from hotswap.cli.verify.handover import Handover
 from hotswap.cli.verify.request import Request
 from hotswap.report.records import Results
 
+_PIPELINE = "pytest_hotswap.subjects.pipeline:PipelineSubject"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -36,11 +38,12 @@ def run_suite(
 ) -> Run:
     """Run the contract; the plan is the whole fleet's, the adapters are this shard's."""
     plan = folder / "plan.json"
+    planned = fleet.plan is not None and not (request.is_pipeline and request.plan is None)
     if fleet.plan is not None:
         fleet.plan.save(plan)
     refused = [str(Path(path).resolve()) for path in mine if path in fleet.refused]
     settings = Handover(
-        plan=str(plan) if fleet.plan is not None else None,
+        plan=str(plan) if planned else None,  # a pipeline's has names with its components
         device=request.device,
         dtype=request.dtype,
         compile_mode=request.compile_mode,
@@ -72,7 +75,7 @@ def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder:
         ("-p", "pytest_hotswap.evidence"),
         ("--hotswap-settings", folder / "settings.json"),
         ("--hotswap-backend", request.backend),
-        ("--hotswap-subject", request.subject),
+        ("--hotswap-subject", request.subject or (_PIPELINE if request.is_pipeline else None)),
         ("--hotswap-base", base.resolve() if base and base.exists() else request.base),
         *(("--hotswap-adapters", glob.escape(str(path))) for path in accepted),
         ("-n", request.processes),
@@ -88,8 +91,9 @@ def run_timing(
 ) -> Run:
     """Measure in a child process; what goes wrong is said in the table, and changes no verdict."""
     answer = folder / "timing.json"
-    if not request.base or not accepted or not all(Path(path).exists() for path in accepted):
-        return run  # a subject's own loading is not timed: its swaps are, in the laws
+    here = [path for path in accepted if Path(path).exists()]
+    if not (request.base and here) or request.is_pipeline:
+        return run  # what a subject loads itself is not timed apart; its swaps are, in the laws
     if time.time() > deadline:
         problem = "the time budget was used up"
     else:

@@ -1,0 +1,65 @@
+"""PipelineSubject: the contract on hotswap's own verbs for a pipeline, and verify of a pipeline's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+from hotswap.report.laws import LAWS
+from pytest_hotswap import PipelineSubject
+from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.judge import violations
+from tests.support.pipelines import stable_diffusion, write_pipeline_adapter
+from tests.support.warm import verify
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+FLEET = {"one": ("unet",), "two": ("unet", "text_encoder"), "three": ("unet",)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    stable_diffusion(folder).save_pretrained(folder / "base")
+    for number, (name, parts) in enumerate(FLEET.items()):
+        write_pipeline_adapter(
+            folder / "adapters" / name,
+            stable_diffusion(folder),
+            seed=number,
+            parts=parts,
+            r=number + 2,
+            lora_alpha=3,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployment(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    subject = PipelineSubject(base=str(files / "base"), adapters=[str(files / "adapters" / "*")])
+    found = Deployment(subject, tmp_path_factory.mktemp("deployment"))
+    yield found
+    found.close()
+
+
+def test_the_inputs_are_one_step_to_a_small_image(deployment: Deployment) -> None:
+    expected = {"prompt": "a", "num_inference_steps": 1, "height": 64, "width": 64}
+    assert deployment.inputs == {**expected, "output_type": "latent"}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_hotswap_obeys_every_law_on_a_pipeline(deployment: Deployment, law: str) -> None:
+    assert list(violations(deployment, law)) == []
+
+
+def test_verify_takes_the_folder_of_a_pipeline(files: Path) -> None:
+    adapters = [files / "adapters" / name for name in FLEET]
+    words = ["--base", files / "base", "--no-timing", "--json", "--", "-k", "equals_load or covers"]
+    ended = verify(*adapters, *words)
+    document = json.loads(ended.stdout)
+    assert [a["verdict"] for a in document["adapters"]] == ["passed"] * 3, ended.stdout
+    (environment,) = document["environment"]
+    assert environment["subject"].endswith("PipelineSubject")

@@ -28,8 +28,9 @@ def set_scale(
     A mapping has scales by pattern: ``{"unet": 0.8, "up_blocks": 0.5, "up_blocks.0": 0.3}``. A pattern is
     a regular expression for whole words of a module's dotted name, of which a component's name is the
     first; where several match, the last one counts, and where none does the scale stays as it is.
-    Unlike PEFT's ``scale_layer`` it covers embeddings too. Raises ValueError for a scale that is not finite, a pattern
-    that is none or matches nothing; NoAdapterError or NotPreparedError. Nothing has changed then.
+    Unlike PEFT's ``scale_layer`` it covers embeddings too. Raises ValueError for a scale that is not
+    finite, a pattern that is none or matches nothing; NoAdapterError or NotPreparedError. Nothing has
+    changed then.
     """
     patterns = scale if isinstance(scale, Mapping) else {"": scale}
     for pattern, factor in patterns.items():

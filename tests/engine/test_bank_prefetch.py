@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import hotswap
+from hotswap.adapters import hub
 from hotswap.engine.layout.registry import placement_of
 from hotswap.errors import (
     BusyError,
@@ -109,12 +110,14 @@ def test_a_name_is_registered_and_read_when_it_is_first_wanted(
     assert bank.digest("one")  # reads it
 
 
+@pytest.mark.parametrize("where", ["disk", "hub"])
 def test_what_is_not_read_yet_is_read_while_nobody_holds_the_model(
-    model: Any, fleet: Any, expected: Any
+    where: str, model: Any, fleet: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: fleet["two"])
     bank = hotswap.AdapterBank(model)
     bank.add("one", fleet["one"])
-    bank.register("two", fleet["two"])
+    bank.register("two", fleet["two"] if where == "disk" else "somebody/two")
     outputs: list[torch.Tensor] = []
 
     def use() -> None:
@@ -134,9 +137,7 @@ def test_what_is_not_read_yet_is_read_while_nobody_holds_the_model(
     assert torch.equal(outputs[0], expected["two"])
 
 
-def test_who_wants_what_is_being_read_waits_for_that(
-    model: Any, fleet: Any, expected: Any
-) -> None:
+def test_who_wants_what_is_being_read_waits_for_that(model: Any, fleet: Any, expected: Any) -> None:
     bank = hotswap.AdapterBank(model)
     outputs: list[torch.Tensor] = []
 
@@ -190,7 +191,7 @@ def test_a_name_is_prefetched_once_however_often_it_is_asked_for(model: Any, fle
         assert reading.labels() == ["two"]
 
 
-@pytest.mark.parametrize("bad", ["missing", "wide", "a hub id"])
+@pytest.mark.parametrize("bad", ["missing", "wide"])
 def test_a_prefetch_that_fails_leaves_what_serves(
     bad: str,
     base: Any,
@@ -198,11 +199,9 @@ def test_a_prefetch_that_fails_leaves_what_serves(
     fleet: Any,
     expected: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     wide = write_named(tmp_path, base, "wide", 6)
-    source = {"missing": tmp_path / "missing", "wide": wide, "a hub id": "nobody/nothing"}[bad]
+    source = wide if bad == "wide" else tmp_path / "missing"
     error = RankTooLargeError if bad == "wide" else UnreadableAdapterError
     bank = hotswap.AdapterBank(model)
     bank.add("x", fleet["two"])

@@ -50,6 +50,12 @@ def size_of(model: Any) -> int:
     return int(hotswap.state(model)["bytes"]["in_place"])
 
 
+def serves(bank: Any, model: Any, name: str, answer: torch.Tensor) -> None:
+    """Assert that a request for an adapter is answered with exactly that."""
+    with bank.using(name, timeout=30):
+        assert torch.equal(run(model, VALUES), answer)
+
+
 class Reading:
     """What adapters are read with: counts, and waits where it is told to."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "AdapterBank": "hotswap.engine.bank",
+    "AdapterBank": "hotswap.engine.bank.bank",
     "AdapterSpec": "hotswap.adapters.spec",
     "CompileLog": "hotswap.compiler.watch",
     "Finding": "hotswap.findings",
@@ -27,6 +27,7 @@ _HOME = {
     "plan": "hotswap.adapters.planner",
     "prepare": "hotswap.engine.prepare",
     "set_scale": "hotswap.engine.scale",
+    "state": "hotswap.engine.state",
     "swap": "hotswap.engine.swap",
     "watch_compiles": "hotswap.compiler.watch",
     "would_recompile": "hotswap.compiler.audit",
@@ -49,6 +50,7 @@ __all__ = [
     "plan",
     "prepare",
     "set_scale",
+    "state",
     "swap",
     "watch_compiles",
     "would_recompile",
@@ -61,11 +63,12 @@ if TYPE_CHECKING:
     from hotswap.checks.adapters import check_adapters
     from hotswap.compiler.audit import audit_guards, would_recompile
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
-    from hotswap.engine.bank import AdapterBank
+    from hotswap.engine.bank.bank import AdapterBank
     from hotswap.engine.load import load
     from hotswap.engine.peft.patch import patch_peft
     from hotswap.engine.prepare import prepare
     from hotswap.engine.scale import set_scale
+    from hotswap.engine.state import state
     from hotswap.engine.swap import active, swap
     from hotswap.errors import HotswapError
     from hotswap.findings import Finding

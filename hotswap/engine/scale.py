@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,31 +13,78 @@ from torch import Tensor
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.layout.slots import slots
-from hotswap.engine.parts import parts_of
+from hotswap.engine.parts import Part, parts_of
 from hotswap.engine.transaction import Changes, exclusive, name_of
 
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
 
 
-def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> None:
+def set_scale(
+    model: Any, scale: float | Mapping[str, float], *, adapter_name: str | None = None
+) -> None:
     """Multiply the adapter's own alpha / rank by ``scale``, in place and without a recompile.
 
+    A mapping has scales by pattern: ``{"unet": 0.8, "up_blocks": 0.5, "up_blocks.0": 0.3}``. A pattern is
+    a regular expression for whole words of a module's dotted name, of which a component's name is the
+    first; where several match, the last one counts, and where none does the scale stays as it is.
     Unlike PEFT's ``scale_layer`` it covers embeddings too. Raises ValueError for a scale that is not
-    finite, NoAdapterError or NotPreparedError.
+    finite, a pattern that is none or matches nothing; NoAdapterError or NotPreparedError. Nothing has
+    changed then.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale!r}; expected a finite number")
+    patterns = scale if isinstance(scale, Mapping) else {"": scale}
+    for pattern, factor in patterns.items():
+        if not math.isfinite(factor):
+            at = f" for {pattern!r}" if pattern else ""
+            raise ValueError(f"scale is {factor!r}{at}; expected a finite number")
     parts = parts_of(model)
     with exclusive(parts, nested=True), Changes() as changes:
-        for part in parts:
-            _rescale(placement_of(part.model, name_of(part, adapter_name)), scale, changes)
+        places = [placement_of(part.model, name_of(part, adapter_name)) for part in parts]
+        for place, factors in zip(places, _factors(parts, places, patterns), strict=True):
+            if factors:
+                _rescale(place, factors, changes)
+
+
+def _factors(
+    parts: Sequence[Part], places: Sequence[Placement], patterns: Mapping[str, float]
+) -> list[dict[str, float]]:
+    """The factor of each layer that a pattern matches, part by part; "" matches all."""
+    found: list[dict[str, float]] = [{} for _ in parts]
+    for pattern, factor in patterns.items():
+        wanted = _pattern(pattern)
+        matched = [
+            {name: factor for name in place.layers if wanted.search(part.named(name))}
+            for part, place in zip(parts, places, strict=True)
+        ]
+        if not any(matched) and pattern:
+            layers = [
+                part.named(name)
+                for part, place in zip(parts, places, strict=True)
+                for name in place.layers
+            ]
+            raise ValueError(
+                f"{pattern!r} matches no module with an adapter; expected words of names such as "
+                f"{layers[0]} or {layers[-1]}"
+            )
+        for factors, more in zip(found, matched, strict=True):
+            factors |= more
+    return found
+
+
+def _pattern(words: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)" if words else "")
+    except re.error as error:
+        raise ValueError(
+            f"{words!r} is no regular expression ({error}); expected words of a module's name"
+        ) from error
 
 
 @torch.no_grad()
-def _rescale(placement: Placement, scale: float, changes: Changes) -> None:
-    """Set every scaling, and let DoRA layers go on computing plain LoRA where that is in place."""
-    name, layers = placement.name, placement.layers
+def _rescale(placement: Placement, factors: Mapping[str, float], changes: Changes) -> None:
+    """Set the scalings of layers, and let DoRA layers go on computing plain LoRA where that is in place."""
+    name = placement.name
+    layers = {module: placement.layers[module] for module in factors}
     magnitudes = [
         (layers[slot.module], slot.tensor)
         for slot in placement.slots
@@ -46,8 +95,8 @@ def _rescale(placement: Placement, scale: float, changes: Changes) -> None:
     known = placement.staged is not None and placement.holds(placement.staged)
     with torch.inference_mode(any(target.is_inference() for target in targets)):
         changes.callback(_write, targets, [target.clone() for target in targets])
-        for layer in layers.values():
-            layer.scaling[name] = scale * _own_scaling(layer, name)
+        for module, layer in layers.items():
+            layer.scaling[name] = factors[module] * _own_scaling(layer, name)
         for layer, magnitude in plain:
             _renorm(layer, name, magnitude)
     placement.rescaled(known)

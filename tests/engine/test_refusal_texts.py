@@ -151,7 +151,7 @@ def test_a_value_that_the_dtype_cannot_hold_is_told_from_a_broken_one(
         hotswap.prepare(model)
     name = next(iter(good))
     for value, text in (
-        (7e4, r"holds 7e\+04, which is infinite as torch.float16; serve .*bfloat16"),
+        (7e4, r"holds 7e\+04, which is infinity as torch.float16; serve .*bfloat16"),
         (float("inf"), "holds NaN or infinity as torch.float16; train or export"),
     ):
         tensors = {key: tensor.clone() for key, tensor in good.items()}

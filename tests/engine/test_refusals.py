@@ -81,7 +81,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     ),
     "too large": (
         lambda t: t.update({A: t[A].double() * 1e300}),
-        "which is infinite as torch.float32",
+        "which is infinity as torch.float32",
     ),
     "half a pair": (lambda t: t.pop(B), r"first: lora_B\.weight missing"),
     "other half": (lambda t: t.pop(A), r"first: lora_A\.weight missing"),
@@ -121,7 +121,7 @@ def test_a_value_that_the_slot_cannot_hold_is_refused(base: Any, fleet: Any) -> 
     refused(
         model,
         fleet["large"],
-        r"first\.lora_A\.weight: holds 1e\+06, which is infinite as torch\.float16",
+        r"first\.lora_A\.weight: holds 1e\+06, which is infinity as torch\.float16",
     )
 
 

@@ -244,7 +244,7 @@ def _infinite(placement: Placement, source: IncomingAdapter, image: Arena) -> tu
 def not_finite(where: str, given: Tensor | None, dtype: torch.dtype) -> Finding:
     """Tell a value that is NaN or infinite from one that only the model's dtype is too narrow for."""
     if given is not None and torch.isfinite(given).all():
-        text = f"holds {given.abs().max().item():.4g}, which is infinite as {dtype}"
+        text = f"holds {given.abs().max().item():.4g}, which is infinity as {dtype}"
         remedy = "serve in a dtype that reaches further (bfloat16, float32), or train the adapter in this one"
         return Finding(where, "HSW110", text, remedy)
     remedy = "train or export the adapter again"

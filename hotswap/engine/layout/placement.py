@@ -49,11 +49,23 @@ class StagedAdapter:
     def digest(self) -> str:
         """The digest of the bytes (128 bits of XXH3); equal bytes have equal ones."""
         if self._digest is None:
-            digest = xxhash.xxh3_128()
-            for buffer in self.image.buffers.values():
-                digest.update(buffer.cpu().numpy().data)
-            self._digest = digest.hexdigest()
+            self._digest = self._hash()
         return self._digest
+
+    def digest_while(self, in_place: Callable[[], bool]) -> str | None:
+        """The digest; None if the adapter is not in place after the bytes were read: they may be others."""
+        if self._digest is None:
+            found = self._hash()
+            if not in_place():
+                return None
+            self._digest = found
+        return self._digest
+
+    def _hash(self) -> str:
+        digest = xxhash.xxh3_128()
+        for buffer in self.image.buffers.values():
+            digest.update(buffer.cpu().numpy().data)
+        return digest.hexdigest()
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -273,7 +285,7 @@ class Placement:
         old, label, writes = self.staged, self.label, self._writes()
         untouched = writes is not None and writes == self._written
         image = old.image if old is not None and untouched else self._copy()
-        states = self.shared.values
+        states, swaps = self.shared.values, self.shared.swaps
         fields = dict(vars(self.config)) if self.config is not None else {}
 
         def put_back() -> None:
@@ -282,7 +294,7 @@ class Placement:
             if self.config is not None:
                 vars(self.config).clear()
                 vars(self.config).update(fields)
-            self.staged, self.label = old, label
+            self.staged, self.label, self.shared.swaps = old, label, swaps
             self._written = self._writes() if untouched else None
 
         noted(put_back)
@@ -290,7 +302,7 @@ class Placement:
         self.shared.values = staged.states
         if self.config is not None:
             _tell(self.config, staged)
-        self.staged, self.label = staged, staged.label
+        self.staged, self.label, self.shared.swaps = staged, staged.label, swaps + 1
         if self.stages_in(staged.image):
             self._reported.add(staged)
         self._write(staged.image)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -32,6 +33,7 @@ class Entry:
         self.moves = Moves()
         self.on_the_fly = False
         self.uses = Uses()
+        self.banks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 _entries: weakref.WeakKeyDictionary[nn.Module, Entry] = weakref.WeakKeyDictionary()
@@ -104,6 +106,18 @@ def others(model: nn.Module) -> str:
         if (kind := getattr(config.peft_type, "value", config.peft_type)) != "LORA":
             return f": {name!r} is {kind}, and only LoRA is swapped in place"
     return "; load the first adapter, then prepare() and compile"
+
+
+def _forked() -> None:
+    """Let a child process begin anew where a thread that it does not have was using a model."""
+    for entry in set(_entries.values()):
+        if entry.uses.forked():
+            for placement in list(entry.placements.values()):
+                placement.forget()  # that thread may have been writing
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forked)
 
 
 def require_prepared(model: nn.Module, name: str) -> None:

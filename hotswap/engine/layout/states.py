@@ -19,17 +19,19 @@ class LayerState(NamedTuple):
 class Shared:
     """The list that the layers of a placement look into, each at its own place.
 
-    ``label`` names the adapter in place, None the base model; a copy of the model has it too. ``owner`` is
-    the placement, which lives as long as a layer looks here. A copy has none.
+    ``label`` names the adapter in place, None the base model; a copy of the model has it too. ``swaps``
+    counts how often one was put there. ``owner`` is the placement, which lives as long as a layer looks here.
+    A copy has none.
     """
 
     def __init__(self, values: list[Any], label: str | None) -> None:
         self.values = values
         self.label = label
+        self.swaps = 0
         self.owner: object = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"values": self.values, "label": self.label, "owner": None}
+        return {"values": self.values, "label": self.label, "swaps": 0, "owner": None}
 
 
 class States(MutableMapping[str, Any]):

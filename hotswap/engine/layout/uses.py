@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,7 +28,19 @@ class Use:
     is in place, so that it may be shared with others who want the same, at most ``most`` of them.
     """
 
-    __slots__ = ("__weakref__", "_wake", "granted", "in_place", "most", "name", "shared", "thread")
+    __slots__ = (
+        *(
+            "__weakref__",
+            "_wake",
+            "granted",
+            "in_place",
+            "most",
+            "name",
+            "shared",
+            "since",
+            "thread",
+        ),
+    )
 
     def __init__(
         self, name: str | None, in_place: Callable[[], bool] = _always_alone, most: int = 1
@@ -38,6 +51,7 @@ class Use:
         self.thread = threading.get_ident()
         self.granted = False
         self.shared = False
+        self.since = 0.0  # when it began to wait
         self._wake: Callable[[], Any] = _always_alone
 
     def grant(self) -> None:
@@ -60,9 +74,15 @@ def _in_event_loop() -> bool:
 
 
 class Uses:
-    """The uses of one model: those that have its adapters, and a queue."""
+    """The uses of one model: those that have its adapters, and a queue.
+
+    ``waits`` counts those that could not begin at once, ``waited`` the seconds that they took to begin or
+    to give up.
+    """
 
     def __init__(self) -> None:
+        self.waits = 0
+        self.waited = 0.0
         self._lock = threading.RLock()  # held for moments; the end of a Use may come at any line
         self._holders: OrderedDict[int, weakref.ref[Use]] = OrderedDict()
         self._queue: OrderedDict[int, weakref.ref[Use]] = OrderedDict()
@@ -71,6 +91,11 @@ class Uses:
     def waiting(self) -> int:
         """How many wait."""
         return len(self._queue)
+
+    @property
+    def using(self) -> int:
+        """How many have the adapters now."""
+        return len(self._holders)
 
     def mine(self) -> list[Use]:
         """The uses of this context that have the adapters now."""
@@ -114,11 +139,16 @@ class Uses:
                     )
                 self._queue[id(use)] = weakref.ref(use, self._ended(id(use)))
                 self._next()
+                if not use.granted:
+                    self.waits += 1
+                    use.since = time.monotonic()
         _mine.set((*(ref for ref in _mine.get() if ref() is not None), weakref.ref(use)))
         return use.granted
 
     def require(self, use: Use, timeout: float | None) -> None:
-        """Raise BusyError, and leave the queue, unless a use has its turn."""
+        """Raise BusyError, and leave the queue, unless a use that waited has its turn."""
+        with self._lock:
+            self.waited += time.monotonic() - use.since
         if not use.granted:
             self.end(use)
             raise BusyError(f"the model's adapters were in use for {timeout} s; raise timeout=")
@@ -135,6 +165,19 @@ class Uses:
             self._holders.pop(id(use), None)
             self._queue.pop(id(use), None)
             self._next()
+
+    def forked(self) -> bool:
+        """Forget those of threads that a child process does not have; tell whether one had the adapters."""
+        self._lock = threading.RLock()  # one of them may have held it
+        here, foreign = threading.get_ident(), False
+        for uses in (self._queue, self._holders):
+            for key, ref in list(uses.items()):
+                use = ref()
+                if use is None or use.thread != here:
+                    del uses[key]
+                    foreign = uses is self._holders
+        self._next()
+        return foreign
 
     def _within(self, use: Use, own: list[Use]) -> bool:
         """Whether a use may begin inside others of its context: of another name, or of the same adapter."""

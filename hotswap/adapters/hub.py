@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Collection
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, PICKLE, PICKLED, WEIGHTS, damaged, unreadable
@@ -19,114 +21,219 @@ from hotswap.errors import UnreadableAdapterError
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What huggingface_hub raises for a header that is JSON of another form."""
 _PATIENCE = 2.0  # seconds
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_WORD = re.compile(rf"(?P<id>{_ID})(@(?P<revision>[\w./-]+))?")
+_WITH_FILE = re.compile(rf"(?P<id>{_ID})/(?P<file>[\w./ -]+\.safetensors)")
+_PAGE = re.compile(rf"/(?P<id>{_ID})(/(tree|blob|resolve)/(?P<revision>[^/]+)(/(?P<file>.+?))?)?/?")
+
+
+class Place(NamedTuple):
+    """Where an adapter is on the hub; ``folder`` ends with a slash, ``file`` is "" where none is named."""
+
+    repository: str
+    revision: str | None = None
+    folder: str = ""
+    file: str = ""
+
+
+def place_of(word: str) -> Place | None:
+    """Where a word is on the hub: an id, an id with a revision or a file, a page's address; else None.
+
+    What begins with a folder that is here is a path.
+    """
+    if word.startswith(("https://", "http://")):
+        address = urlsplit(word)
+        found = _PAGE.fullmatch(unquote(address.path))
+    else:
+        found = _WORD.fullmatch(word) or _WITH_FILE.fullmatch(word)
+        if Path(word).exists() or Path(word.partition("/")[0]).is_dir():
+            return None
+    if found is None:
+        return None
+    named = found.groupdict()
+    file = named.get("file") or ""
+    if file.endswith(".safetensors"):
+        folder, slash, file = file.rpartition("/")
+        return Place(named["id"], named.get("revision"), folder + slash, file)
+    folder = f"{file.strip('/')}/" if file else ""
+    return Place(named["id"], named.get("revision"), folder)
 
 
 def looks_like_id(path: str) -> bool:
-    """Tell whether a word is ``org/name`` and no path that exists."""
-    return _ID.fullmatch(path) is not None and not Path(path).exists()
+    """Tell whether a word is a place on the hub, and no path that exists or could."""
+    return place_of(path) is not None
 
 
-def read_texts(repository: str) -> tuple[bytes | None, bytes, int]:
+def read_texts(word: str) -> tuple[bytes | None, bytes, int]:
     """Get the config (None where there is none), the header and the size of the data behind it.
 
     The weights are not downloaded. The endpoint is ``HF_ENDPOINT``. Raises UnreadableAdapterError.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        SafetensorsParsingError,
-    )
+    from huggingface_hub.errors import SafetensorsParsingError
 
-    _require_reachable(repository)
-    api = HfApi()
+    place = _placed(word)
+    api, revision = HfApi(), place.revision
+    config, weights = _files(word, place, _listed(word, place))
     try:
-        names = set(api.list_repo_files(repository))
-        config = None
-        if CONFIG in names:
-            config = Path(api.hf_hub_download(repository, CONFIG)).read_bytes()
-        weights = DIFFUSERS_WEIGHTS if config is None else WEIGHTS
-        if weights not in names:
-            raise _absent(repository, names)
-        told = api.parse_safetensors_file_metadata(repository, weights)
+        text = None
+        if config:
+            local = api.hf_hub_download(place.repository, config, revision=revision)
+            text = Path(local).read_bytes()
+        told = api.parse_safetensors_file_metadata(place.repository, weights, revision=revision)
         entries = {name: asdict(info) for name, info in told.tensors.items()}
         size = max([info.data_offsets[1] for info in told.tensors.values()], default=0)
         header = json.dumps({"__metadata__": dict(told.metadata), **entries})
-    except UnreadableAdapterError:
-        raise
-    except (EntryNotFoundError, HFValidationError, OSError) as error:
-        raise not_to_be_had(repository, error) from error
     except (SafetensorsParsingError, *_MALFORMED) as error:
-        raise damaged(repository, f"the weights: {_first(error)}", "upload it again") from error
+        raise damaged(word, f"the weights: {_first(error)}", "upload it again") from error
     except Exception as error:  # of the library below huggingface_hub: no connection
-        raise not_to_be_had(repository, error) from error
-    return config, header.encode(), size
+        raise not_to_be_had(word, error) from error
+    return text, header.encode(), size
 
 
-def _require_reachable(repository: str) -> None:
-    """Raise UnreadableAdapterError (HSW001) soon where nobody answers, instead of trying again and again."""
+def cache_only() -> bool:
+    """Whether only the cache of huggingface_hub is read: told so, or its endpoint does not answer."""
     from huggingface_hub import constants
 
-    address = urlsplit(constants.ENDPOINT)
-    if getproxies() or not address.hostname:
-        return
+    return bool(constants.HF_HUB_OFFLINE) or _unreachable() is not None
+
+
+def fetched(word: str, **options: Any) -> Path:
+    """Fetch an adapter, and return its folder or, where it stands alone, its file.
+
+    ``options`` are huggingface_hub's. Raises UnreadableAdapterError.
+    """
+    options = dict(options)
+    place = _placed(word)._replace(**_own(options))
+    if cache_only() or options.get("local_files_only"):
+        return _cached(word, place, options)
+    config, weights = _files(word, place, _listed(word, place, options.get("token")))
+    found = _download(word, place, weights, options)
+    if config:
+        _download(word, place, config, options)
+    return found if place.file or not config else found.parent
+
+
+def _cached(word: str, place: Place, options: dict[str, Any]) -> Path:
+    """The same from the cache, in which nothing can be listed."""
+    own = {**options, "local_files_only": True}
+    named = (place.file,) if place.file else (WEIGHTS, DIFFUSERS_WEIGHTS)
+    for name in named:
+        try:
+            found = _download(word, place, place.folder + name, own)
+            if name == WEIGHTS:
+                _download(word, place, place.folder + CONFIG, own)
+        except UnreadableAdapterError as error:
+            missing = error
+        else:
+            return found.parent if name == WEIGHTS else found
+    reason = _unreachable()
+    raise missing if reason is None else not_to_be_had(word, reason)
+
+
+def _own(options: dict[str, Any]) -> dict[str, str]:
+    """Take out of huggingface_hub's options what says where an adapter is."""
+    found = {}
+    if revision := options.pop("revision", None):
+        found["revision"] = revision
+    if subfolder := options.pop("subfolder", None):
+        found["folder"] = f"{subfolder.strip('/')}/"
+    return found
+
+
+def _download(word: str, place: Place, name: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(place.repository, name, revision=place.revision, **options)
+    except Exception as error:  # also of the library below huggingface_hub
+        raise not_to_be_had(word, error) from error
+    return Path(found)
+
+
+def _placed(word: str) -> Place:
+    place = place_of(word)
+    if place is None:
+        raise ValueError(f"{word!r} is no place on the hub; pass an id like 'org/name'")
+    return place
+
+
+def _listed(word: str, place: Place, token: Any = None) -> set[str]:
+    """The names of the files of a repository, asked for once; raises UnreadableAdapterError."""
+    from huggingface_hub import HfApi
+
+    reason = _unreachable()
+    if reason is not None:
+        raise not_to_be_had(word, reason)
+    try:
+        told = HfApi(token=token).model_info(
+            place.repository, revision=place.revision, timeout=5 * _PATIENCE
+        )
+    except Exception as error:  # also of the library below huggingface_hub
+        raise not_to_be_had(word, error) from error
+    return {each.rfilename for each in told.siblings or ()}
+
+
+def _files(word: str, place: Place, names: Collection[str]) -> tuple[str, str]:
+    """The config ("" for none) and the weights of an adapter; raises UnreadableAdapterError."""
+    inside = {n.removeprefix(place.folder) for n in names if n.startswith(place.folder)}
+    config = CONFIG if CONFIG in inside else ""
+    weights = place.file or (WEIGHTS if config else DIFFUSERS_WEIGHTS)
+    if weights not in inside:
+        raise _absent(word, weights, bool(config), inside)
+    return config and place.folder + config, place.folder + weights
+
+
+def _absent(word: str, wanted: str, config: bool, names: set[str]) -> UnreadableAdapterError:
+    if PICKLE in names:
+        return unreadable(word, "HSW006", PICKLED, "upload safetensors in its place")
+    others = sorted(name for name in names if name.endswith(".safetensors"))
+    where = "in the repository" + (f", which has {', '.join(others[:5])}" if others else "")
+    remedy = f"pass {word.rstrip('/')}/{others[0]}" if others else "pass the id of an adapter"
+    if config or wanted != DIFFUSERS_WEIGHTS:
+        return unreadable(word, "HSW004", f"no {wanted} {where}", remedy)
+    text = f"neither {CONFIG} nor {DIFFUSERS_WEIGHTS} {where}"
+    return unreadable(word, "HSW002", text, remedy)
+
+
+def _unreachable() -> OSError | None:
+    """Why the endpoint does not answer, told soon instead of trying again and again; None: it does."""
+    from huggingface_hub import constants
+
+    return _connection(constants.ENDPOINT, int(time.monotonic() // 60))
+
+
+@lru_cache(maxsize=4)
+def _connection(endpoint: str, minute: int) -> OSError | None:
+    """What a connection fails with; asked anew each minute."""
+    del minute
+    address = urlsplit(endpoint)
+    host, proxies = address.hostname, getproxies()
+    through = {address.scheme, "all"} & proxies.keys()
+    if not host or (through and not proxy_bypass(host)):
+        return None
     try:
         port = address.port or {"http": 80}.get(address.scheme, 443)
-        socket.create_connection((address.hostname, port), timeout=_PATIENCE).close()
+        socket.create_connection((host, port), timeout=_PATIENCE).close()
     except OSError as error:
-        raise not_to_be_had(repository, error) from error
-
-
-def offline() -> bool:
-    """Whether huggingface_hub is told to read its cache only."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def cached(repository: str) -> Path:
-    """The folder of an adapter in huggingface_hub's cache; raises UnreadableAdapterError (HSW001)."""
-    try:
-        return fetch(repository, (CONFIG, WEIGHTS))
-    except UnreadableAdapterError:
-        return fetch(repository, (DIFFUSERS_WEIGHTS,))
-
-
-def fetched(repository: str) -> Path:
-    """Fetch the weights of an adapter that stand alone in a repository; raises UnreadableAdapterError."""
-    return fetch(repository, (DIFFUSERS_WEIGHTS,)) / DIFFUSERS_WEIGHTS
-
-
-def fetch(repository: str, files: Sequence[str], **options: Any) -> Path:
-    """Fetch files of a repository and return their folder; ``options`` are huggingface_hub's.
-
-    Raises UnreadableAdapterError (HSW001).
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = [hf_hub_download(repository, name, **options) for name in files]
-    except (HFValidationError, OSError) as error:
-        raise not_to_be_had(repository, error) from error
-    return Path(found[0]).parent
+        return error
+    return None
 
 
 def not_to_be_had(adapter: str, error: Exception) -> UnreadableAdapterError:
-    """The error for a word that is no path, and that the hub has no adapter for (HSW001)."""
-    text = f"is no folder or file here, and not to be had from the hub: {_first(error)}"
+    """The error for a word that is no path, and that the hub gives no adapter for (HSW001)."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
     remedy = f"pass a folder with {CONFIG}, or the id of a public repository"
+    if status in (401, 403):
+        text = f"the hub gives no access ({status}): it is private or gated, or not there"
+        remedy = "check the id, and set HF_TOKEN to a token of an account that has access"
+    elif status == 429:
+        text, remedy = "the hub was asked too often (429)", "wait, or set HF_TOKEN"
+    elif isinstance(status, int) and status >= 500:
+        text, remedy = f"the hub itself fails ({status})", "try again later"
+    else:
+        text = f"is no folder or file here, and not to be had from the hub: {_first(error)}"
     return unreadable(adapter, "HSW001", text, remedy)
-
-
-def _absent(repository: str, names: set[str]) -> UnreadableAdapterError:
-    if PICKLE in names:
-        return unreadable(repository, "HSW006", PICKLED, "upload safetensors in its place")
-    if CONFIG in names:
-        return unreadable(repository, "HSW004", f"no {WEIGHTS} in the repository", "upload it")
-    text = f"neither {CONFIG} nor {DIFFUSERS_WEIGHTS} in the repository"
-    return unreadable(repository, "HSW002", text, "pass the id of an adapter")
 
 
 def _first(error: Exception) -> str:

@@ -76,8 +76,8 @@ def open_texts(
     Raises UnreadableAdapterError, also at the end when the file has changed; where the texts are not
     as they should be it has the findings of the config too.
     """
-    if hub.looks_like_id(path) and hub.offline():
-        with open_texts(str(hub.cached(path)), config=config, family=family) as texts:
+    if hub.looks_like_id(path) and hub.cache_only():
+        with open_texts(str(hub.fetched(path)), config=config, family=family) as texts:
             yield replace(texts, path=path)
         return
     if hub.looks_like_id(path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import hotswap
 from tests.support.adapter_files import lora_tensors, write_adapter
 from tests.support.adapter_samples import diffusers_file
 from tests.support.hub_server import hub
@@ -35,27 +37,133 @@ def test_adapters_of_the_hub_are_judged_by_their_headers(tmp_path: Path) -> None
     diffusers_file(root / "org" / "style" / "pytorch_lora_weights.safetensors", tensors, None)
     names = ["good", "wrong", "pickle", "torn", "style", "none"]
     with hub(root) as (endpoint, seen):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *(f"org/{name}" for name in names)],
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
-                "HF_ENDPOINT": endpoint,
-                "HF_HOME": str(tmp_path / "cache"),
-                "NO_PROXY": "127.0.0.1",
-            },
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.stderr == ""
-    *found, modules = done.stdout.splitlines()
+        out = asked(SCRIPT, tmp_path, endpoint, *(f"org/{name}" for name in names))
+    *found, modules = out.splitlines()
     expected = {"wrong": "HSW104", "pickle": "HSW006", "torn": "HSW005", "none": "HSW001"}
     assert sorted(found) == sorted(f"org/{name} {code}" for name, code in expected.items())
     assert modules.split()[0] == "layers.0.q_proj"
     weights = [ranged for path, ranged in seen if path.endswith(".safetensors")]
     assert weights
     assert set(weights) == {"bytes=0-100000"}
+
+
+def asked(script: str, folder: Path, endpoint: str, *words: str, **env: str) -> str:
+    """Run a script that asks the hub at an endpoint, with a cache in the folder."""
+    (folder / "here").mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *words],
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(folder / "cache"),
+            "NO_PROXY": "127.0.0.1",
+            **env,
+        },
+        cwd=folder / "here",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+SENTENCES = """
+import sys, hotswap
+for word in sys.argv[1:]:
+    for found in hotswap.check_adapters(word) or [None]:
+        print(word, found)
+"""
+
+
+def test_a_folder_a_file_a_revision_and_an_address_are_understood(tmp_path: Path) -> None:
+    root = tmp_path / "hub"
+    write_adapter(root / "org" / "good")
+    write_adapter(root / "org" / "many" / "sub" / "one")
+    tensors = {
+        "unet.to_q.lora_A.weight": ("F32", (2, 8)),
+        "unet.to_q.lora_B.weight": ("F32", (8, 2)),
+    }
+    diffusers_file(root / "org" / "many" / "other.safetensors", tensors, None)
+    with hub(root) as (endpoint, seen):
+        good = [
+            "org/good@main",
+            f"{endpoint}/org/good",
+            f"{endpoint}/org/good/tree/main",
+            f"{endpoint}/org/many/tree/main/sub/one",
+            f"{endpoint}/org/many/resolve/main/other.safetensors",
+            f"{endpoint}/org/many/blob/v2/sub/one/adapter_model.safetensors",
+            "org/many/other.safetensors",
+            "org/many/sub/one/adapter_model.safetensors",
+        ]
+        out = asked(SENTENCES, tmp_path, endpoint, *good, "org/many", "org/many/no.safetensors")
+    found = dict(line.split(" ", 1) for line in out.splitlines())
+    assert {word: found.pop(word) for word in good} == dict.fromkeys(good, "None")
+    assert "HSW002" in found["org/many"]
+    assert "which has other.safetensors, sub/one/adapter_model.safetensors" in found["org/many"]
+    assert "pass org/many/other.safetensors" in found["org/many"]
+    assert "HSW004" in found["org/many/no.safetensors"]
+    assert any(path.endswith("/resolve/v2/sub/one/adapter_model.safetensors") for path, _ in seen)
+
+
+def test_what_the_hub_refuses_is_told_apart(tmp_path: Path) -> None:
+    codes = {"org/private": 401, "org/gated": 403, "org/busy": 429, "org/broken": 503}
+    (tmp_path / "hub").mkdir()
+    with hub(tmp_path / "hub", codes) as (endpoint, _):
+        start = time.monotonic()
+        out = asked(SENTENCES, tmp_path, endpoint, *codes, "org/none")
+        assert time.monotonic() - start < 20  # of which most is the import
+    found = dict(line.split(" ", 1) for line in out.splitlines())
+    words = {"private": "HF_TOKEN", "gated": "HF_TOKEN", "busy": "too often", "broken": "(503)"}
+    for name, expected in words.items():
+        assert "HSW001" in found[f"org/{name}"]
+        assert expected in found[f"org/{name}"]
+        assert "no folder or file here" not in found[f"org/{name}"]
+    assert "is no folder or file here" in found["org/none"]
+
+
+SWAP = """
+import sys, torch, hotswap
+from peft import LoraConfig, PeftModel, get_peft_model
+net = torch.nn.Sequential(torch.nn.Linear(32, 16))
+model = get_peft_model(net, LoraConfig(r=8, target_modules=["0"]))
+hotswap.prepare(model, target_rank=8)
+for word in sys.argv[1:]:
+    try:
+        print(word, hotswap.swap(model, word).adapter)
+    except hotswap.HotswapError as error:
+        print(word, error)
+"""
+
+
+def test_a_swap_fetches_what_a_check_reads_and_takes_the_cache_without_a_hub(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "hub"
+    write_adapter(root / "org" / "good", modules={"0": (32, 16)})
+    with hub(root) as (endpoint, _):
+        words = ["org/good", f"{endpoint}/org/good"]
+        out = asked(SWAP, tmp_path, endpoint, *words)
+    assert out.splitlines() == [f"{word} {word}" for word in words]
+    for env in ({}, {"HF_HUB_OFFLINE": "1"}):
+        start = time.monotonic()
+        out = asked(SWAP, tmp_path, "http://127.0.0.1:9", "org/good", "org/other", **env)
+        good, other = out.splitlines()
+        assert good == "org/good org/good"
+        assert "HSW001" in other or "is no folder or file here" in other
+        out = asked(SENTENCES, tmp_path, "http://127.0.0.1:9", "org/good", "org/other", **env)
+        good, other = out.splitlines()
+        assert (good, "HSW001" in other) == ("org/good None", True)
+        assert time.monotonic() - start < 40
+
+
+def test_what_begins_with_a_folder_that_is_here_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapters").mkdir()
+    (found,) = hotswap.check_adapters("adapters/typo")
+    assert (found.code, "the adapter folder does not exist" in found.message) == ("HSW001", True)
 
 
 @pytest.mark.parametrize("word", ["org/name", "a.b/c-d_e"])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +15,13 @@ COMMIT = "0" * 39 + "1"
 
 
 @contextmanager
-def hub(root: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Serve the repositories below ``root``; give the endpoint and the (path, range) of each GET."""
+def hub(
+    root: Path, refused: Mapping[str, int] | None = None
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Serve the repositories below ``root``; give the endpoint and the (path, range) of each GET.
+
+    ``refused`` are repositories that are answered with a status.
+    """
     seen: list[tuple[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,8 +39,12 @@ def hub(root: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
             path = self.path.partition("?")[0]
             listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/(tree|revision)/.*)?", path)
             file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
-            if listed and (root / listed[1]).is_dir():
-                names = sorted(p.name for p in (root / listed[1]).iterdir())
+            status = (refused or {}).get((listed or file or [path, path])[1])
+            if status:
+                self._send(status, b"{}", body, {})
+            elif listed and (root / listed[1]).is_dir():
+                files = [p for p in (root / listed[1]).rglob("*") if p.is_file()]
+                names = sorted(str(p.relative_to(root / listed[1])) for p in files)
                 entries = [{"rfilename": name} for name in names]
                 told = {"id": listed[1], "sha": COMMIT, "siblings": entries}
                 tree = [{"type": "file", "path": n, "oid": "0" * 40, "size": 1} for n in names]

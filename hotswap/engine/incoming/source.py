@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from hotswap.adapters import hub
-from hotswap.adapters.config import CONFIG, SAVE_AGAIN
-from hotswap.adapters.files import WEIGHTS, open_weights, unreadable
+from hotswap.adapters.config import SAVE_AGAIN
+from hotswap.adapters.files import open_weights, unreadable
 from hotswap.adapters.formats import components_of
 from hotswap.adapters.formats.component import Component, Convert, without_prefix
 from hotswap.adapters.formats.conversion import infos
@@ -280,7 +280,6 @@ def plain(config: Config) -> dict[str, Any]:
 
 def _located(adapter: str | Path, options: Mapping[str, Any]) -> Path:
     """Find an adapter on the disk, or get it from the hub when it is no path but looks like an id."""
-    path = Path(adapter) / (options.get("subfolder") or "") if options else Path(adapter)
-    if path.exists() or isinstance(adapter, Path) or not hub.looks_like_id(adapter):
-        return path
-    return hub.fetch(adapter, (CONFIG, WEIGHTS), **options)
+    if not isinstance(adapter, Path) and hub.looks_like_id(adapter):
+        return hub.fetched(adapter, **options)
+    return Path(adapter) / (options.get("subfolder") or "") if options else Path(adapter)

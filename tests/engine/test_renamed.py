@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 pytest.importorskip("peft.utils.transformers_weight_conversion")
 
+from peft.utils import hotswap as peft_hotswap
 from safetensors.torch import save_file
 
 import hotswap
@@ -112,6 +113,23 @@ def test_old_names_are_prepared_loaded_swapped_and_checked(name: str, tmp_path: 
     with pytest.raises(hotswap.errors.AdapterError, match="x_proj"):
         hotswap.swap(loaded, other)
     torch.testing.assert_close(run(loaded), expected)
+
+
+@pytest.mark.parametrize("name", OLD)
+@pytest.mark.parametrize("prepared", [True, False])
+def test_pefts_own_function_takes_old_names(name: str, prepared: bool, tmp_path: Path) -> None:
+    make, modules = OLD[name]
+    a = write(tmp_path / "a", modules, 4, 1)
+    b = write(tmp_path / "b", modules, 2 if prepared else 4, 2)
+    model = PeftModel.from_pretrained(make(), a).eval()
+    if prepared:
+        hotswap.prepare(model, target_rank=8)
+    with hotswap.patch_peft():
+        peft_hotswap.hotswap_adapter(model, str(b), "default")
+    torch.testing.assert_close(run(model), run(PeftModel.from_pretrained(make(), b).eval()))
+    other = write(tmp_path / "other", {"model.layers.0.self_attn.x_proj": (16, 16)}, 2, 3)
+    with hotswap.patch_peft(), pytest.raises(RuntimeError, match="x_proj"):
+        peft_hotswap.hotswap_adapter(model, str(other), "default")
 
 
 def test_two_parameters_of_one_module_may_have_different_ranks(tmp_path: Path) -> None:

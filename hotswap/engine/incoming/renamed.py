@@ -13,27 +13,30 @@ from torch import Tensor, nn
 from hotswap.adapters.config import FIELDS
 from hotswap.adapters.formats.conversion import converted_for, infos
 from hotswap.adapters.nested import nested_as, renamed_wrappers
-from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.planner import plan as plan_for
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.incoming.source import IncomingAdapter, from_state_dict, plain
+from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-def in_names_of(model: nn.Module, placement: Placement, source: IncomingAdapter) -> IncomingAdapter:
+def in_names_of(
+    model: nn.Module, places: Placement | AdapterSlots, source: IncomingAdapter
+) -> IncomingAdapter:
     """The adapter under the names of the model's layers, by PEFT's own conversion from transformers 4.
 
     The same one where it has these names already, or where the conversion does not give them. Wrappers of
     parameters have the names that they have where the model has more of them.
     """
-    layers = placement.layers
+    layers = places.layers
     if source.known.fields is None:
         return source
     if source.spec.modules.keys() <= layers.keys():
-        return _nested(placement, source)
+        return _nested(places.envelope.modules, source)
     if not hasattr(getattr(_base_of(model), "config", None), "model_type"):
         return source  # only models of transformers have had other names
     found = _converted(model, source.config, source.tensors)
@@ -42,13 +45,12 @@ def in_names_of(model: nn.Module, placement: Placement, source: IncomingAdapter)
     renamed = from_state_dict(*found)
     if not renamed.spec.modules.keys() <= layers.keys():
         return source
-    return _nested(placement, replace(renamed, spec=replace(renamed.spec, path=source.label)))
+    return _nested(
+        places.envelope.modules, replace(renamed, spec=replace(renamed.spec, path=source.label))
+    )
 
 
-def _nested(placement: Placement, source: IncomingAdapter) -> IncomingAdapter:
-    if not source.spec.config.get("target_parameters"):
-        return source
-    modules = placement.envelope.modules
+def _nested(modules: Mapping[str, ModulePlan], source: IncomingAdapter) -> IncomingAdapter:
     names = renamed_wrappers(source.spec, modules)
     if not names:
         return source

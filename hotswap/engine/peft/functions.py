@@ -22,6 +22,7 @@ from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.compiler.compiled import compiled_parts
+from hotswap.engine.incoming.renamed import in_names_of
 from hotswap.engine.incoming.source import IncomingAdapter, read
 from hotswap.engine.incoming.stage import fields_of, not_finite
 from hotswap.engine.layout.adapter_slots import AdapterSlots
@@ -156,7 +157,7 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
             raise NoAdapterError(f"the model carries no LoRA adapter named {name!r}{others(model)}")
         if why := why_other_base(model, getattr(model, "peft_config", {}).get(name)):
             raise refusal({f"adapter {name!r}": why})
-        source = _whole(source, layers)
+        source = _whole(_in_names_of(model, layers, source, name), layers)
         bare = any(not isinstance(layer.scaling, Scalings) for layer in layers.values())
         if bare and _as_it_is(model, layers, source.spec, name):
             with _unprepared:
@@ -165,6 +166,16 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
         if bare or entry_of(model).on_the_fly:
             _make_room(part, layers, source.spec, name, changes)
         exchange([part], [ready(part, name)], {"": source}, {"": source.label}, start, changes)
+
+
+def _in_names_of(
+    model: nn.Module, layers: dict[str, LoraLayer], source: IncomingAdapter, name: str
+) -> IncomingAdapter:
+    """The adapter under the names of the model's layers, where it was trained with others."""
+    spec = source.spec
+    if spec.modules.keys() <= layers.keys() and not spec.config.get("target_parameters"):
+        return source
+    return in_names_of(model, AdapterSlots.of(model, name, layers=layers), source)
 
 
 def _whole(source: IncomingAdapter, layers: dict[str, LoraLayer]) -> IncomingAdapter:

@@ -99,11 +99,13 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
     if config.get("target_parameters"):
         names += [f"{n}.{p}" for n, module in spec.modules.items() for p in module.parameters]
     for patterns in ("rank_pattern", "alpha_pattern"):
-        for key in config.get(patterns) or ():
-            if names and not any(matches(key, name) for name in names):
-                text = f"{patterns} has {ascii(key)[:80]}, which matches no module with weights"
-                remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
-                yield Finding(path, "HSW111", text, remedy)
+        keys = config.get(patterns) or () if names else ()
+        idle = [key for key in keys if not any(matches(key, name) for name in names)]
+        if idle:
+            more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+            text = f"{patterns} has {ascii(idle[0])[:80]}, which matches no module with weights{more}"
+            remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
+            yield Finding(path, "HSW111", text, remedy)
     dtypes = {*map(itemgetter(0), layout.tensors.values())}
     if len(dtypes) > 1:
         dtypes = {info.dtype for name, info in layout.tensors.items() if ".lora_" in name}

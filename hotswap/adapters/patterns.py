@@ -13,14 +13,15 @@ MOST_REPEATS = 3
 """Open repeats of one pattern; each multiplies the time of a match by the length of the name."""
 MOST_STEPS = 2_000_000_000
 """Steps that the patterns of one adapter may take; some three seconds."""
+_KEPT = 1 << 14
+"""Patterns that are kept compiled."""
 _REPEATS = {str(name) for name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")}
 _TAIL = re.compile(r"(?<!\\)(?:\\.)?([A-Za-z0-9_]*)\Z")
 
 
 def matches(key: str, module: str) -> bool:
     """Tell whether a key of rank_pattern or alpha_pattern means a module, as PEFT's get_pattern_key does."""
-    tail, compiled = _compiled(key)
-    return module.endswith(tail) and compiled.match(module) is not None
+    return module.endswith(_tail(key)) and _compiled(key).match(module) is not None
 
 
 def pattern_problem(key: str, most: int = MOST_REPEATS) -> str | None:
@@ -39,13 +40,19 @@ def pattern_problem(key: str, most: int = MOST_REPEATS) -> str | None:
 
 
 def steps(keys: Iterable[str], modules: Iterable[str]) -> int:
-    """The most steps that matching keys of several repeats takes: each repeat may end anywhere."""
+    """The most steps that matching keys takes: of several repeats each may end anywhere.
+
+    A comparison counts as a hundred, and as much more where there are too many patterns to be kept.
+    """
+    keys, lengths = [*keys], [len(name) for name in modules]
+    open_end = sum(not _tail(key) for key in keys)
+    each = 100 if open_end <= _KEPT else 100_000
     repeats = [n for n in map(_open_repeats, keys) if n > 2]
-    lengths = [len(name) for name in modules] if repeats else []
-    return sum(length**n // math.factorial(n) for n in repeats for length in lengths)
+    found = sum(length**n // math.factorial(n) for n in repeats for length in lengths)
+    return found + each * len(keys) * len(lengths)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_KEPT)
 def _open_repeats(key: str) -> int:
     return len(_depths(key))
 
@@ -54,11 +61,16 @@ def _depths(key: str) -> list[int]:
     return [*_repeats(parser.parse(rf"(.*\.)?({key})$"), 0)]
 
 
-@lru_cache(maxsize=4096)
-def _compiled(key: str) -> tuple[str, re.Pattern[str]]:
-    """The literal end that a match must have, which is quicker to compare, and the whole pattern."""
+@lru_cache(maxsize=1 << 17)
+def _tail(key: str) -> str:
+    """The literal end that a match must have, which is quicker to compare than the whole pattern."""
     found = None if "|" in key or "(?" in key else _TAIL.search(key)
-    return found[1] if found else "", re.compile(rf"(.*\.)?({key})$")
+    return found[1] if found else ""
+
+
+@lru_cache(maxsize=_KEPT)
+def _compiled(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")
 
 
 def _repeats(tree: Any, depth: int) -> Iterator[int]:

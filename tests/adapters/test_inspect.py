@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hotswap
+from hotswap.adapters.inspect import Inspector
 from tests.support.adapter_files import raw_safetensors, write_adapter
 from tests.support.adapter_samples import WEIGHTS, adapter
 
@@ -44,6 +45,17 @@ def test_hostile_configs_are_one_finding(text: str, tmp_path: Path) -> None:
     (tmp_path / "a" / "adapter_config.json").write_text(text, errors="surrogatepass")
     (found,) = hotswap.check_adapters(tmp_path / "a")
     assert found.code == "HSW003"
+
+
+@pytest.mark.parametrize("key", ["x.layers.{}.q", "x.layers.{}.(q|v)"])
+def test_thousands_of_patterns_take_seconds(key: str, tmp_path: Path) -> None:
+    modules = {f"layers.{n}.self_attn.{part}": (8, 8) for n in range(80) for part in "qkvo"}
+    pattern = {key.format(n): 4 for n in range(4200)}
+    folder = write_adapter(tmp_path, modules=modules, config={"rank_pattern": pattern})
+    start = time.process_time()
+    (found,) = Inspector()(str(folder)).findings
+    assert time.process_time() - start < 15  # a cache that thrashes takes minutes
+    assert (found.code, "(and 4199 more)" in found.message) == ("HSW111", True)
 
 
 def test_patterns_that_take_long_together_are_refused(tmp_path: Path) -> None:

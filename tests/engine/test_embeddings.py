@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,28 @@ def test_an_embedding_with_lora_in_one_adapter_and_trained_in_another_is_refused
     with pytest.raises(HotswapError, match=r"embed_tokens has LoRA in some .* two models"):
         hotswap.load(base, plan)
     assert [*base.state_dict()] == names
+
+
+def test_a_base_weight_of_another_shape_is_not_read(tmp_path: Path) -> None:
+    """A file of holes claims a terabyte: it is refused by its header."""
+    base = llama()
+    folder = write_adapter(tmp_path / "a", base, **{**PLAIN, "target_modules": ["embed_tokens"]})
+    model = fresh(base, folder)
+    hotswap.prepare(model, target_rank=4)
+    file = folder / "adapter_model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    name = next(key for key in header if "base_layer" in key)
+    start, end = header[name]["data_offsets"]
+    for key, entry in header.items():
+        if key != "__metadata__" and entry["data_offsets"][0] > start:
+            entry["data_offsets"] = [offset - (end - start) for offset in entry["data_offsets"]]
+    least = len(raw) - 8 - length - (end - start)
+    header[name].update(shape=[2**32, 64], data_offsets=[least, least + 2**40])
+    text = json.dumps(header).encode()
+    with file.open("wb") as sparse:
+        sparse.write(len(text).to_bytes(8, "little") + text)
+        sparse.truncate(8 + len(text) + least + 2**40)
+    with pytest.raises(AdapterError, match="base weight that differs"):
+        hotswap.swap(model, folder)

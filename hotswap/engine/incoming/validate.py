@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hotswap.adapters.fit import fits
 from hotswap.adapters.names import canonical
@@ -38,24 +38,26 @@ def _other_copies(model: nn.Module, source: IncomingAdapter) -> list[Finding]:
         _bare(canonical(name)): tensor
         for name, tensor in model.named_parameters(remove_duplicate=False)
     }
-    found, tensors = [], source.tensors
-    for name in source.spec.copies:
-        theirs, partner = tensors[name], source.spec.tied.get(name)
-        mine = live.get(_bare(name)) if partner is None else tensors[partner]
-        same = mine is not None and mine.shape == theirs.shape
-        if same and mine is not None:
-            same = torch.equal(mine.detach().cpu(), theirs.cpu().to(mine.dtype))
-        if not same:
-            found.append(
-                Finding(
-                    f"{source.label}::{name}",
-                    "HSW107",
-                    "the adapter carries a base weight that differs from the model's",
-                    "save it with save_pretrained(folder, save_embedding_layers=False), or "
-                    "load it into a base model of its own",
-                )
-            )
-    return found
+    copies, tied = source.spec.copies, source.spec.tied
+    others = [
+        name
+        for name, info in copies.items()
+        if name not in tied and info.shape != getattr(live.get(_bare(name)), "shape", None)
+    ]
+    if not others:  # else nothing is read: a file of holes may claim any size
+        tensors = source.tensors
+        expected = {n: tensors[tied[n]] if n in tied else live[_bare(n)] for n in copies}
+        others = [name for name in copies if not _equal(expected[name], tensors[name])]
+    text = "the adapter carries a base weight that differs from the model's"
+    remedy = (
+        "save it with save_pretrained(folder, save_embedding_layers=False), or "
+        "load it into a base model of its own"
+    )
+    return [Finding(f"{source.label}::{name}", "HSW107", text, remedy) for name in others]
+
+
+def _equal(mine: Tensor, theirs: Tensor) -> bool:
+    return torch.equal(mine.detach().cpu(), theirs.cpu().to(mine.dtype))
 
 
 def _bare(name: str) -> str:

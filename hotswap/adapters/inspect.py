@@ -103,7 +103,9 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
         idle = [key for key in keys if not any(matches(key, name) for name in names)]
         if idle:
             more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
-            text = f"{patterns} has {ascii(idle[0])[:80]}, which matches no module with weights{more}"
+            text = (
+                f"{patterns} has {ascii(idle[0])[:80]}, which matches no module with weights{more}"
+            )
             remedy = "correct the pattern: rank and alpha of these modules are the usual ones"
             yield Finding(path, "HSW111", text, remedy)
     dtypes = {*map(itemgetter(0), layout.tensors.values())}

@@ -48,7 +48,7 @@ def steps(keys: Iterable[str], modules: Iterable[str]) -> int:
     open_end = sum(not _tail(key) for key in keys)
     each = 100 if open_end <= _KEPT else 100_000
     repeats = [n for n in map(_open_repeats, keys) if n > 2]
-    found = sum(length**n // math.factorial(n) for n in repeats for length in lengths)
+    found: int = sum(length**n // math.factorial(n) for n in repeats for length in lengths)
     return found + each * len(keys) * len(lengths)
 
 

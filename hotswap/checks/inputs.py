@@ -152,11 +152,11 @@ def _sights(
             else (batch, _SAMPLES)
         )
     if "input_features" in takes:
-        bins = getattr(config, "num_mel_bins", None) or getattr(
-            config, "input_feat_per_channel", 80
+        bins = int(
+            getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
         )
         frames = 2 * getattr(config, "max_source_positions", 50)
-        wide = (batch, bins, frames)
+        wide: tuple[int, ...] = (batch, bins, frames)
         found["input_features"] = wide if hasattr(config, "num_mel_bins") else (batch, frames, bins)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return {

@@ -20,7 +20,7 @@ class DiffusersSubject(Subject):
 
     companions = "none"  # they are folders of PEFT, and these files are of diffusers
 
-    unsupported = {  # noqa: RUF012
+    unsupported: Mapping[str, str] = {
         "swap-has-effect[none]": "diffusers cannot swap to the base model",
         "preparation-idempotent": "enable_lora_hotswap() is called before the first adapter is loaded",
         "prepare-before-compile": "enable_lora_hotswap() is called before the first adapter is loaded",

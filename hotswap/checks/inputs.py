@@ -144,17 +144,15 @@ def _sights(
         side = getattr(own, "image_size", None) or _SIDE
         height, width = side if isinstance(side, list | tuple) else (side, side)
         found["pixel_values"] = (batch, getattr(own, "num_channels", None) or 3, height, width)
+    bins: Any = getattr(config, "num_mel_bins", None)
     if "input_values" in takes:
-        bins = getattr(config, "num_mel_bins", None)
         found["input_values"] = (
             (batch, config.max_length, bins)
             if bins and hasattr(config, "patch_size")
             else (batch, _SAMPLES)
         )
     if "input_features" in takes:
-        bins = int(
-            getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
-        )
+        bins = bins or getattr(config, "input_feat_per_channel", 80)
         frames = 2 * getattr(config, "max_source_positions", 50)
         wide: tuple[int, ...] = (batch, bins, frames)
         found["input_features"] = wide if hasattr(config, "num_mel_bins") else (batch, frames, bins)

@@ -151,7 +151,8 @@ def _exactly(values: Mapping[str, float]) -> dict[str, float]:
 def _loosely(values: Mapping[str, float], among: Collection[str]) -> dict[str, float]:
     """Patterns by the ends of names; the first that fits counts, and some fit none or come too late.
 
-    The ends are the shortest that no other module has.
+    The ends are the shortest that no other module has. Sorted by key, as PEFT saves them, they say the
+    same.
     """
     found: dict[str, float] = {}
     for name, value in values.items():
@@ -163,8 +164,8 @@ def _loosely(values: Mapping[str, float], among: Collection[str]) -> dict[str, f
         if fits_none and not any(f".{other}".endswith(f".{fits_none}") for other in among):
             found[re.escape(fits_none)] = value + 1
         found[re.escape(end)] = value
-    late = {f".*{re.escape(name)}": value + 2 for name, value in values.items()}
-    return found | late
+        found[f"{re.escape(end)}|{re.escape(name)}"] = value + 2  # too late
+    return found
 
 
 def exactly(module: str) -> str:

@@ -113,6 +113,7 @@ class EnvelopeLaws:
 
     def test_swap_has_effect__weights(self, swapping: Deployment) -> None:
         """The outputs come from the weights that are in place."""
+        swapping.swap(swapping.first)
         before = swapping.run()
         with torch.no_grad():
             for module in swapping.subject.models(swapping.compiled):

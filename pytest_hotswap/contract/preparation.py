@@ -51,7 +51,9 @@ class PreparationLaws:
     def test_preparation_preserves__beside_another(self, deployment: Deployment) -> None:
         """An adapter that is loaded beside the one to swap computes what it did, or both are refused."""
         subject, model = deployment.subject, deployment.loaded()
-        other = deployment.other(deployment.first)
+        others = [path for path in deployment.paths if path != deployment.first]
+        narrow = min(others, key=lambda path: deployment.specs[path].rank, default=None)
+        other = narrow or deployment.rescaled  # one that has to be padded
         subject.add(model, other, BYSTANDER)
         with active(model, BYSTANDER, subject):
             before = deployment.run(model)

@@ -40,13 +40,14 @@ class Plain(Engine):
     """It pads with zeros, makes scalings tensors, and copies tensor by tensor; a failure is undone."""
 
     fleet = "plain"
-    first: Path
 
-    # ---- before a swap
+    def __init__(self, folder: Path) -> None:
+        super(Engine, self).__init__(adapters=[str(folder / "fleet" / "*")])
 
     def load(self, base: Any, adapter: Path) -> Any:
-        self.first = adapter
-        return PeftModel.from_pretrained(base, adapter).eval()
+        model: Any = PeftModel.from_pretrained(base, adapter).eval()
+        model.in_place = self.read(adapter)
+        return model
 
     def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         if self.is_compiled(model):
@@ -114,8 +115,6 @@ class Plain(Engine):
         wide = value.new_zeros(shape[0], rank // groups, *shape[2:])
         wide[:, : shape[1]] = value
         return wide
-
-    # ---- a swap
 
     def swap(self, model: Any, adapter: Path | None) -> None:
         given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
@@ -235,9 +234,8 @@ class Plain(Engine):
     def in_place(self, model: Any) -> Given:
         """What is in place."""
         (inner,) = self.models(model)
-        return getattr(inner, "in_place", None) or self.read(self.first)
-
-    # ---- knobs
+        found: Given = inner.in_place
+        return found
 
     @torch.no_grad()
     def set_scale(self, model: Any, scale: float) -> None:

@@ -23,21 +23,24 @@ from hotswap.report.laws import LAWS
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import Violation, violations
 from tests.mutants.engines import ENGINES
+from tests.mutants.plain import Plain
 from tests.mutants.subject import FLEETS, Engine, write_fleets
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "mutants.md"
 PACKAGES = ("peft", "torch")
+SOUND: dict[str, type[Engine]] = {**dict.fromkeys(FLEETS, Engine), "plain": Plain}
+"""The sound engine that the faulty ones of a fleet derive from."""
 
 
 class Bench:
     """The unmutated deployments, one a fleet, that faulty engines with a sound model share."""
 
-    def __init__(self, folder: Path, fleets: Iterable[str] = FLEETS) -> None:
+    def __init__(self, folder: Path, fleets: Iterable[str] = SOUND) -> None:
         self.folder = folder
         write_fleets(folder)
         self.shared: dict[str, Deployment] = {}
         for fleet in fleets:
-            engine = type("Sound", (Engine,), {"fleet": fleet})
+            engine = type("Sound", (SOUND[fleet],), {"fleet": fleet})
             self.shared[fleet] = Deployment(engine(folder), folder / f"sound-{fleet}")
             torch._dynamo.reset()  # it remembers numbers that have changed
             _ = self.shared[fleet].unprepared_recompiles

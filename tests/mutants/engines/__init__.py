@@ -13,6 +13,12 @@ from tests.mutants.engines import (  # noqa: F401, I001 (each adds its own to th
     knobs,
     envelopes,
     moments,
+    plain_values,
+    plain_storage,
+    plain_failures,
+    plain_knobs,
+    plain_preparation,
+    plain_surroundings,
 )
 from tests.mutants.registry import ENGINES
 

@@ -1,0 +1,188 @@
+"""Engines of PEFT and torch alone that accept what is broken, or leave a half when they fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor
+
+from tests.mutants.plain import Given, Plain
+from tests.mutants.registry import breaks
+
+
+class ChecksSome(Plain):
+    """Only some modules of a file are looked at."""
+
+    def some(self, given: Given, known: set[str]) -> list[str]:
+        raise NotImplementedError
+
+    def check(self, model: Any, given: Given) -> None:
+        known = {self.name_of(path) for path, _ in self.found(model)}
+        some = {name: given.tensors[name] for name in self.some(given, known)}
+        super().check(model, replace(given, tensors=some))
+
+
+@breaks("swap-atomic")
+class FirstModuleChecked(ChecksSome):
+    """The first module of a file is looked at."""
+
+    def some(self, given: Given, known: set[str]) -> list[str]:
+        return [*given.tensors][:1]
+
+
+@breaks("swap-atomic")
+class LastModuleChecked(ChecksSome):
+    """The last module of a file is looked at."""
+
+    def some(self, given: Given, known: set[str]) -> list[str]:
+        return [*given.tensors][-1:]
+
+
+@breaks("swap-atomic")
+class UnknownModulesPassedOver(ChecksSome):
+    """A module that the model does not have is passed over."""
+
+    def some(self, given: Given, known: set[str]) -> list[str]:
+        return [name for name in given.tensors if name in known]
+
+
+@breaks("swap-atomic")
+class HalfModulesPassedOver(ChecksSome):
+    """A module with one of its two tensors is passed over, and gets zeros for the other."""
+
+    def some(self, given: Given, known: set[str]) -> list[str]:
+        return [name for name, tensors in given.tensors.items() if len(tensors) == 2]
+
+
+class ChecksSomeTensors(Plain):
+    """Only one of the two tensors of a module is looked at."""
+
+    looked_at = ""
+
+    def check_tensor(
+        self, layer: LoraLayer, name: str, value: Tensor, place: Tensor, rank: int
+    ) -> None:
+        if self.looked_at in name:
+            super().check_tensor(layer, name, value, place, rank)
+
+
+@breaks("swap-atomic")
+class RowsChecked(ChecksSomeTensors):
+    """lora_A is looked at."""
+
+    looked_at = "_A"
+
+
+@breaks("swap-atomic")
+class ColumnsChecked(ChecksSomeTensors):
+    """lora_B is looked at."""
+
+    looked_at = "_B"
+
+
+@breaks("swap-atomic")
+class NotANumberAccepted(Plain):
+    """Values are not looked at."""
+
+    def check_tensor(
+        self, layer: LoraLayer, name: str, value: Tensor, place: Tensor, rank: int
+    ) -> None:
+        super().check_tensor(layer, name, value.nan_to_num(), place, rank)
+
+
+@breaks("swap-atomic")
+class NothingIsUndone(Plain):
+    """All is checked before, so nothing is undone: an interrupt leaves a part."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
+        self.check(model, given)
+        self.commit(self.staged(model, given))
+        self.record(model, given)
+
+
+@breaks("swap-atomic")
+class OnlyErrorsAreUndone(Plain):
+    """``except Exception``: an interrupt is none."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
+        self.check(model, given)
+        staged = self.staged(model, given)
+        old = [(tensor, tensor.detach().clone()) for tensor, _ in staged]
+        try:
+            self.commit(staged)
+        except Exception:
+            self.commit(old)
+            raise
+        self.record(model, given)
+
+
+@breaks("swap-atomic")
+class UndoesTheWeights(Plain):
+    """What is undone are the weights; the scalings are those of the adapter that failed."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
+        for path, layer in self.found(model):
+            if (scaling := given.scalings.get(self.name_of(path))) is not None:
+                layer.scaling[self.adapter_name].fill_(scaling)
+        super().swap(model, adapter)
+
+
+@breaks("swap-atomic")
+class RecordsFirst(Plain):
+    """The config is that of the new adapter before the new adapter is looked at."""
+
+    def check(self, model: Any, given: Given) -> None:
+        self.record(model, given)
+        super().check(model, given)
+
+
+@breaks("swap-atomic")
+class DisabledWhileItWrites(Plain):
+    """The layers are disabled during a swap, and after one that is refused."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        layers = [layer for _, layer in self.found(model)]
+        for layer in layers:
+            layer._disable_adapters = True
+        super().swap(model, adapter)
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+@breaks("swap-atomic")
+class TrainableWhileItWrites(Plain):
+    """The same with requires_grad."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        _, layer = next(self.found(model))
+        tensors = self.parts(layer, self.adapter_name).values()
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+        super().swap(model, adapter)
+        for tensor in tensors:
+            tensor.requires_grad_(False)
+
+
+@breaks("swap-atomic")
+class SwitchedOffMeanwhile(Plain):
+    """The scalings are zero while tensors are copied, which an error brings back and an interrupt not."""
+
+    def commit(self, staged: list[tuple[Tensor, Tensor]]) -> None:
+        with torch.no_grad():
+            for place, _ in staged:
+                if place.ndim == 0:
+                    place.zero_()
+        super().commit(staged)
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
+        self.check(model, given)
+        self.commit(self.staged(model, given))
+        self.record(model, given)

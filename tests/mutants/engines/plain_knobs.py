@@ -1,0 +1,213 @@
+"""Engines of PEFT and torch alone whose knobs speak of another adapter, or change the model."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor
+
+from tests.mutants.plain import Given, Plain
+from tests.mutants.registry import breaks
+
+
+@breaks("knobs-follow")
+class ScalesMultiply(Plain):
+    """A factor is multiplied to what is there."""
+
+    @torch.no_grad()
+    def set_scale(self, model: Any, scale: float) -> None:
+        for _, layer in self.found(model):
+            layer.scaling[self.adapter_name].mul_(scale)
+
+
+@breaks("knobs-follow")
+class NoneIsAScale(Plain):
+    """The base model is a scaling of zero, which the next set_scale() makes another."""
+
+    def staged(self, model: Any, given: Given) -> list[tuple[Tensor, Tensor]]:
+        found = super().staged(model, given)
+        return found if given.tensors else [pair for pair in found if pair[0].ndim == 0]
+
+    def record(self, model: Any, given: Given) -> None:
+        if given.tensors:
+            super().record(model, given)
+
+
+@breaks("knobs-follow")
+class ScaleOutlivesASwap(Plain):
+    """A user's factor applies to the next adapter too."""
+
+    factor = 1.0
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        self.factor = scale
+        super().set_scale(model, scale)
+
+    def staged(self, model: Any, given: Given) -> list[tuple[Tensor, Tensor]]:
+        found = super().staged(model, given)
+        return [(p, value if p.ndim else value * self.factor) for p, value in found]
+
+    def restored(self, model: Any) -> None:
+        self.factor = 1.0
+
+
+@breaks("knobs-follow", own=True)
+class LastScalingIsANumber(Plain):
+    """set_scale() leaves a number in the last layer."""
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        super().set_scale(model, scale)
+        layer = [layer for _, layer in self.found(model)][-1]
+        layer.scaling[self.adapter_name] = float(layer.scaling[self.adapter_name])
+
+
+@breaks("knobs-follow", own=True)
+class ScaleIsGuardedOn(Plain):
+    """The factor is an attribute that the forward reads."""
+
+    def base_model(self) -> Any:
+        model = super().base_model()
+        model.factor = 1.0
+        model.register_forward_hook(lambda module, _, output: output + 0 * module.factor)
+        return model
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        super().set_scale(model, scale)
+        self.models(model)[0].base_model.model.factor = scale
+
+
+@breaks("knobs-follow")
+class EnabledUnlessItFails(Plain):
+    """A ``finally`` is missing: after an error the adapter stays disabled."""
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:  # type: ignore[override]
+        layers = [layer for _, layer in self.found(model)]
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+@breaks("knobs-follow")
+class DisabledByScalings(Plain):
+    """Disabling keeps the scalings and writes them back, whatever was swapped in meanwhile."""
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:  # type: ignore[override]
+        old = [(layer, float(layer.scaling[self.adapter_name])) for _, layer in self.found(model)]
+        for layer, _ in old:
+            layer.scaling[self.adapter_name].fill_(0.0)
+        try:
+            yield
+        finally:
+            for layer, value in old:
+                layer.scaling[self.adapter_name].fill_(value)
+
+
+@breaks("knobs-follow")
+class NoSwapWhileDisabled(Plain):
+    """A swap while the adapter is disabled is passed over."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        if not next(self.found(model))[1]._disable_adapters:
+            super().swap(model, adapter)
+
+
+@breaks("knobs-follow")
+class OneLayerDisabled(Plain):
+    """The first layer is disabled."""
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:  # type: ignore[override]
+        _, layer = next(self.found(model))
+        layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            layer._disable_adapters = False
+
+
+@breaks("knobs-follow")
+class SavesWhatIsPadded(Plain):
+    """Tensors are saved at the target rank under a config of the adapter's own."""
+
+    def trimmed(self, layer: LoraLayer, part: str, tensor: Tensor, rank: int) -> Tensor:
+        return tensor.contiguous()
+
+
+@breaks("knobs-follow")
+class SavesTheFirstRows(Plain):
+    """lora_A of a grouped convolution is cut as one block."""
+
+    def trimmed(self, layer: LoraLayer, part: str, tensor: Tensor, rank: int) -> Tensor:
+        if "A" in part:
+            return tensor[:rank].contiguous()
+        return super().trimmed(layer, part, tensor, rank)
+
+
+@breaks("knobs-follow")
+class SavesAtTheTarget(Plain):
+    """The saved alpha is one for the target rank."""
+
+    def saved_config(self, given: Given) -> dict[str, Any]:
+        config = given.config
+        return {**config, "lora_alpha": config["lora_alpha"] * 8 / config["r"]}
+
+
+@breaks("knobs-follow")
+class SavesWithoutAlphas(Plain):
+    """The saved config has no pattern of alphas."""
+
+    def saved_config(self, given: Given) -> dict[str, Any]:
+        return {**given.config, "alpha_pattern": {}}
+
+
+@breaks("knobs-follow")
+class SavesWithoutRsLora(Plain):
+    """The saved config does not say rsLoRA."""
+
+    def saved_config(self, given: Given) -> dict[str, Any]:
+        return {**given.config, "use_rslora": False}
+
+
+@breaks("knobs-follow")
+class SavesAnother(Plain):
+    """Whatever is in place, the first adapter of the fleet is saved."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        shutil.copytree(self.adapter_paths()[0], folder)
+
+
+@breaks("knobs-follow")
+class SavingTrims(Plain):
+    """Saving cuts the tensors in the model; the next swap pads them again."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        super().save(model, folder)
+        given = self.in_place(model)
+        for path, layer in self.found(model):
+            if (module := self.name_of(path)) in given.tensors:
+                for part, tensor in self.parts(layer, self.adapter_name).items():
+                    tensor.data = self.trimmed(
+                        layer, part, tensor.data, given.ranks[module]
+                    ).clone()
+
+
+@breaks("knobs-follow")
+class SavingRounds(Plain):
+    """What is saved in float16 to be small is rounded in the model."""
+
+    @torch.no_grad()
+    def save(self, model: Any, folder: Path) -> None:
+        super().save(model, folder)
+        for _, layer in self.found(model):
+            for tensor in self.parts(layer, self.adapter_name).values():
+                tensor.copy_(tensor.half().float())

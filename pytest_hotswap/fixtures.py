@@ -14,16 +14,19 @@ from pytest_hotswap.subjects.protocol import missing
 if TYPE_CHECKING:
     from torch import nn
 
-    from pytest_hotswap.contract.deployment import Deployment
+    from pytest_hotswap.contract.deployment import Broken, Deployment
 
 
 def bring_up(
     request: pytest.FixtureRequest, factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
-    """Build the deployment of a contract class between two resets of Dynamo."""
+) -> Iterator[Deployment | Broken]:
+    """Build the deployment of a contract class between two resets of Dynamo; call it once.
+
+    What keeps it from that is one sentence, not one a law: a Broken is yielded then.
+    """
     import torch
 
-    from pytest_hotswap.contract.deployment import Deployment, brief
+    from pytest_hotswap.contract.deployment import Broken, Deployment, brief
 
     torch._dynamo.reset()
     subject = subject_at_run(request.cls, request)
@@ -40,12 +43,13 @@ def bring_up(
         remedy = "; give the arguments of its forward by inputs(), or --inputs of hotswap verify"
         deployment.run(deployment.base)
         problem, remedy = "cannot be brought up", ""
-        deployment.loaded()  # an adapter of another base model is one sentence, not one a law
+        _ = deployment.compiled
     except Exception as error:  # whatever the subject raises
+        torch._dynamo.reset()
         kind = "" if isinstance(error, pytest.UsageError) else f"{type(error).__name__}: "
-        pytest.fail(
-            f"{type(subject).__name__} {problem}: {kind}{brief(error)}{remedy}", pytrace=False
-        )
+        text = f"{type(subject).__name__} {problem}: {kind}{brief(error)}{remedy}"
+        yield Broken(text)
+        return
     yield deployment
     deployment.close()
 

@@ -15,7 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from hotswap import CompileLog
-    from pytest_hotswap.contract.deployment import Deployment
+    from pytest_hotswap.contract.deployment import Broken, Deployment
     from pytest_hotswap.subjects.base import Subject
 
 BACKENDS = ("eager", "aot_eager", "inductor")
@@ -233,7 +233,7 @@ def hotswap_subject(pytestconfig: pytest.Config) -> Subject:
 @pytest.fixture(scope="class")
 def hotswap_deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
+) -> Iterator[Deployment | Broken]:
     """The deployment of a contract class: loaded, prepared, compiled, with its oracle."""
     from pytest_hotswap.fixtures import bring_up
 

@@ -10,7 +10,7 @@ import pytest
 import hotswap
 from hotswap.checks.equivalence import Comparison, compare
 from pytest_hotswap.adapters.derived import DEFECTS, break_adapter, widen_adapter
-from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
+from pytest_hotswap.contract.deployment import Broken, Deployment, NotWidenableError
 from pytest_hotswap.contract.envelope import EnvelopeLaws
 from pytest_hotswap.contract.knobs import KnobLaws
 from pytest_hotswap.contract.placed import misplaced, unreached
@@ -64,9 +64,17 @@ class HotswapContract(PreparationLaws, EnvelopeLaws, KnobLaws, SequenceLaws):
                 metafunc.parametrize(name, list(cases))
 
     @pytest.fixture
-    def deployment(self, hotswap_deployment: Deployment) -> Deployment:
-        """The subject, brought up once for the class."""
-        return hotswap_deployment
+    def deployment(
+        self, hotswap_deployment: Deployment | Broken, record_property: Any
+    ) -> Deployment:
+        """The subject, brought up once for the class; where that fails one test does, and no other runs."""
+        if isinstance(hotswap_deployment, Deployment):
+            return hotswap_deployment
+        record_property("hotswap.law", None)  # none was tried
+        if hotswap_deployment.told:
+            pytest.skip(f"not run: {hotswap_deployment.text}")
+        hotswap_deployment.told = True
+        pytest.fail(hotswap_deployment.text, pytrace=False)
 
     @pytest.fixture(autouse=True)
     def _law(self, request: pytest.FixtureRequest, record_property: Any) -> None:

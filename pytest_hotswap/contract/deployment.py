@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ NOTE = (
 
 FIRST = 8
 """Adapters whose first swap is watched: after the second one torch has made dynamic what changes."""
+
+
+@dataclass
+class Broken:
+    """A deployment that cannot be brought up, why, and whether a test has said so."""
+
+    text: str
+    told: bool = False
 
 
 class NotWidenableError(Exception):

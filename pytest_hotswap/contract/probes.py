@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hotswap.checks.equivalence import compare
+from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.subjects.base import Subject
@@ -86,11 +87,7 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
         layer = next(iter(lora_layers(model, BYSTANDER).values()))
         with torch.no_grad():
             slots(layer, BYSTANDER)[0].tensor.add_(1.0)
-    own = subject.adapter_name
-    mine = (f".{own}.", f".{own} ", f"peft_config['{own}']")
-    found = [
-        c for c in snapshot.changes() if _is_tensor_change(c) and not any(m in c for m in mine)
-    ]
+    found = _foreign(snapshot, subject.adapter_name)
     after = records(deployment, model)
     found += [
         f"{key} changed: {then} to {after.get(key)}"
@@ -106,7 +103,7 @@ def changes_of_an_active_one(deployment: Deployment) -> list[str]:
     subject.add(model, deployment.other(deployment.first), BYSTANDER)
     subject.prepare(model, deployment.plan)
     with active(model, BYSTANDER, subject):
-        output = deployment.run(model)
+        output, snapshot = deployment.run(model), deployment.fingerprint(model)
         layers = {
             path: (layer, list(layer.active_adapters))
             for part in subject.models(model)
@@ -116,7 +113,8 @@ def changes_of_an_active_one(deployment: Deployment) -> list[str]:
             subject.swap(model, deployment.other(deployment.first))
         except Exception:  # refused, whatever the subject raises
             return []
-        found = [
+        found = _foreign(snapshot, subject.adapter_name)
+        found += [
             f"{path} has {list(layer.active_adapters)} active, not {then}"
             for path, (layer, then) in layers.items()
             if list(layer.active_adapters) != then
@@ -146,6 +144,13 @@ def records(deployment: Deployment, model: Any) -> dict[str, Any]:
                 if isinstance(value, Mapping):
                     found |= {f"{path}.{flag}[{n!r}]": v for n, v in value.items() if n != own}
     return found
+
+
+def _foreign(snapshot: Snapshot, own: str) -> list[str]:
+    """What has changed of tensors that are not those of the adapter of this name."""
+    mine = (f".{own}.", f".{own} ", f"peft_config['{own}']")
+    changes = [change for change in snapshot.changes() if _is_tensor_change(change)]
+    return [change for change in changes if not any(word in change for word in mine)]
 
 
 def _is_tensor_change(change: str) -> bool:

@@ -212,7 +212,8 @@ def _print(request: Request, document: Document, run: Run) -> None:
 
 def _refuse_run(request: Request, run: Run) -> int:
     """Say why no law was tried: what each failing record says, or else what pytest printed."""
-    messages = dict.fromkeys(str(r["message"]) for r in run.results.records if r.get("message"))
+    failing = [record for record in run.results.records if record["outcome"] == "failed"]
+    messages = dict.fromkeys(str(r["message"]) for r in failing if r.get("message"))
     if not messages and not request.verbose:
         say(run.output.rstrip(), error=True)
     return _refuse(": ".join(["nothing was verified", *messages]))

@@ -250,6 +250,25 @@ def test_twins_in_the_fleet_are_no_failure(fleet: Path) -> None:
     assert (code, failed(records), len(records)) == (0, {}, 8)
 
 
+@pytest.mark.parametrize("step", ["prepare", "compile", "run"])
+def test_what_keeps_a_deployment_from_coming_up_is_one_failure(fleet: Path, step: str) -> None:
+    (fleet / f"broken_{step}.py").write_text(
+        "from micro_deployed import Sound\n\nclass Broken(Sound):\n"
+        f"    def {step}(self, *_):\n        raise OSError('no room for it')\n"
+    )
+    words = ["--pyargs", "pytest_hotswap.suite", "--hotswap-subject", f"broken_{step}.py:Broken"]
+    code, records = pytest_report(fleet, *words)
+    assert code == 1
+    (told,) = (r["message"] for r in records if r["outcome"] == "failed")
+    assert told.startswith("Broken ")
+    assert "OSError: no room for it" in told
+    assert {r["message"] for r in records if r["outcome"] == "skipped"} <= {
+        f"not run: {told}",
+        "not applicable: no adapter was refused",
+    }
+    assert {r["outcome"] for r in records} == {"failed", "skipped"}
+
+
 def test_no_deployment_is_a_usage_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--pyargs", "pytest_hotswap.suite"]
     done = warm.run(command, cwd=tmp_path)

@@ -43,7 +43,9 @@ class Judge:
         """What was too long to be followed."""
         self.steps = 0
         """How many steps there were that are more than a call of a model."""
-        self._done: dict[ast.AST | None, set[tuple[str, int, ast.AST]]] = defaultdict(set)
+        self._done: dict[ast.AST | None, set[tuple[str, int, ast.AST, str | None]]] = defaultdict(
+            set
+        )
         """What was done to each model, by the way into the program; with None, by the body."""
         self._under: dict[tuple[ast.AST, bool, int], set[str]] = defaultdict(set)
         """What was done to a model behind each branch of a condition that nobody could evaluate."""
@@ -63,7 +65,7 @@ class Judge:
         """Show a step to the rules; return what the first that objects says."""
         self.log.add(event.kind)
         self.steps += event.kind != "run"
-        self._done[turn[0] if turn else None].add((event.kind, oid, event.node))
+        self._done[turn[0] if turn else None].add((event.kind, oid, event.node, event.name))
         for node, guard in guards.items():
             self._under[node, guard.branch, oid].add(event.kind)
             if oid not in guard.loaded:
@@ -84,7 +86,7 @@ class Judge:
                 self._fine.add((rule.code, event.node, turn))
             elif isinstance(outcome, Problem) and said is None and not muted:
                 where = outcome.where or event.node
-                said = Deferred(rule.code, where, outcome, turn, guards)
+                said = Deferred(rule.code, where, outcome, turn, guards, event.name)
         return said
 
     def report(self, oid: int, found: Deferred) -> None:
@@ -133,7 +135,8 @@ class Judge:
         return any(
             kind in missing and of == oid and node not in before
             for other in others
-            for kind, of, node in self._done[other]
+            for kind, of, node, name in self._done[other]
+            if None in (name, found.name) or name == found.name
         )
 
     def _told(self, found: Deferred, oid: int) -> bool:

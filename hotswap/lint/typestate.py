@@ -92,6 +92,8 @@ class Deferred:
     problem: Problem
     turn: tuple[Any, ...]
     guards: Guards = field(compare=False)
+    name: str | None = None
+    """The name of the adapter that the step is about, if it is known."""
 
     @property
     def until(self) -> Literal["now", "run", "compile"]:

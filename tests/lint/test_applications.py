@@ -1,6 +1,6 @@
 """Whole applications of many kinds: what is wrong with one is found, and the right one is silent.
 
-They were written in three rounds before the linter had seen them; docs/lint.md says what it found then.
+They were written in four rounds before the linter had seen them; docs/lint.md says what it found then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MISSED = {"first": 1}
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_an_application_has_one_mistake_or_none(page: Path) -> None:
     made = list(applications(page))
-    assert len(made) >= 30
+    assert len(made) >= 24
     for right, wrong in zip(made[::2], made[1::2], strict=True):
         assert not right.wanted
         assert len(wrong.wanted) <= 1

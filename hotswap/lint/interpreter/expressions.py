@@ -134,7 +134,15 @@ def _conditional(run: Run, node: ast.IfExp) -> v.Value:
     for one, another in ((value, alternative), (alternative, value)):
         if isinstance(one, v.Obj) and isinstance(another, v.Const | v.Opaque):
             return one
-    return same_component(value, alternative) or run.fresh()
+    return same_component(value, alternative) or class_like(run, [value, alternative])
+
+
+def class_like(run: Run, values: Sequence[v.Value]) -> v.Value:
+    """Return one of several classes that make models of the same kind, for whichever it is."""
+    kinds = {
+        run.language.kind_of(each.name) if isinstance(each, v.Ref) else None for each in values
+    }
+    return values[0] if len(kinds) == 1 and None not in kinds else run.fresh()
 
 
 def _subscript(run: Run, node: ast.Subscript) -> v.Value:
@@ -146,6 +154,8 @@ def _subscript(run: Run, node: ast.Subscript) -> v.Value:
         return inside if name is None else read_attribute(run, owner.owner, name)
     if isinstance(index, v.Const):
         return item(run, owner, index.value)
+    if isinstance(owner, v.Dict) and owner.items:
+        return class_like(run, [*owner.items.values()])
     if isinstance(owner, v.Seq) and isinstance(node.slice, ast.Slice):
         return _slice(run, owner, node.slice)
     if index is not None and (key := v.key_of(index)) and (whole := v.key_of(owner)):

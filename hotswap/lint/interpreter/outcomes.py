@@ -7,6 +7,7 @@ import ast
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.calls import call
 from hotswap.lint.interpreter.conditions import assume, holds, negation
+from hotswap.lint.interpreter.expressions import class_like
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import Guard
@@ -19,6 +20,10 @@ def outcomes(run: Run, node: ast.expr | None) -> Outcomes:
     if isinstance(node, ast.Await | ast.NamedExpr | ast.UnaryOp) and run.matters.touches(node):
         return _wrapped(run, node)
     if isinstance(node, ast.IfExp):
+        if isinstance(node.body, ast.Name) and isinstance(node.orelse, ast.Name):
+            cls = class_like(run, [run.ev(node.body), run.ev(node.orelse)])
+            if isinstance(cls, v.Ref):
+                return [(run.s, cls)]
         results: Outcomes = []
         for chosen, state in branches(run, node.test):
             run.s = state

@@ -143,7 +143,7 @@ class AdapterBank:
             for place in places:
                 place.require_resident(at_once=True)
             _require_layout(name, places, staged)
-            with Changes() as changes:
+            with Changes() as changes, changes:
                 commit(places, staged, changes)
         with self._lock:
             if name in self._staged:

@@ -27,7 +27,7 @@ def set_scale(model: Any, scale: float, *, adapter_name: str | None = None) -> N
     if not math.isfinite(scale):
         raise ValueError(f"scale is {scale!r}; expected a finite number")
     parts = parts_of(model)
-    with exclusive(parts, nested=True), Changes() as changes:
+    with exclusive(parts, nested=True), Changes() as changes, changes:
         for part in parts:
             _rescale(placement_of(part.model, name_of(part, adapter_name)), scale, changes)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
@@ -20,6 +19,7 @@ from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.parts import Part, models_of, plans_of
 from hotswap.engine.prepare import prepare
 from hotswap.engine.swap import swap
+from hotswap.engine.transaction import Changes
 from hotswap.errors import HotswapError
 
 
@@ -52,7 +52,8 @@ def load(
     deployment = base_model
     if "" in configs and adapter is not None:
         configs[""].task_type = config_of(require_one(adapter), config).task_type
-    with _as_it_was_on_failure(part.given for part in planned):
+    with Changes() as changes, changes:
+        _note((part.given for part in planned), changes)
         for part in planned:
             if part.key:
                 inject_adapter_in_model(configs[part.key], part.given, adapter_name)
@@ -68,9 +69,8 @@ def load(
     return deployment
 
 
-@contextmanager
-def _as_it_was_on_failure(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Take out again what was put into the models, and around their modules, if the scope fails."""
+def _note(models: Iterable[nn.Module], changes: Changes) -> None:
+    """Note how to take out again what is put into the models, and around their modules."""
     modules = [module for model in models for _, module in walk(model)]
     attributes = [dict(vars(module)) for module in modules]
     parts = [dict(module._modules) for module in modules]
@@ -80,9 +80,8 @@ def _as_it_was_on_failure(models: Iterable[nn.Module]) -> Iterator[None]:
         for p in module._parameters.values()
         if p is not None
     }
-    try:
-        yield
-    except BaseException:
+
+    def put_back() -> None:
         for module, own, inside in zip(modules, attributes, parts, strict=True):
             vars(module).clear()
             vars(module).update(own)
@@ -91,7 +90,8 @@ def _as_it_was_on_failure(models: Iterable[nn.Module]) -> Iterator[None]:
         for parameter, trained in parameters.items():
             if parameter.requires_grad != trained:
                 parameter.requires_grad_(trained)
-        raise
+
+    changes.callback(put_back)
 
 
 def _require_modules(part: Part, plan: SwapPlan) -> None:

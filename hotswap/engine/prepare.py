@@ -65,7 +65,7 @@ def prepare(
     ValueError) before anything is changed.
     """
     parts = parts_of(model)
-    with exclusive(parts, nested=True), Changes() as changes:
+    with exclusive(parts, nested=True), Changes() as changes, changes:
         return prepare_parts(
             parts,
             changes,
@@ -258,7 +258,7 @@ def _move_into(
         scaling: Any = layer.scaling
         changes.keep(scaling._buffers, name)
         scaling.put(name, view)
-        changes.keep(scaling.states, name)
+        changes.keep(scaling.states.places, name)
         scaling.states.setdefault(name, state)
     return sum(view.numel() > old.numel() for view, old in zip(arena.views, before, strict=False))
 

@@ -38,7 +38,7 @@ def set_scale(
             at = f" for {pattern!r}" if pattern else ""
             raise ValueError(f"scale is {factor!r}{at}; expected a finite number")
     parts = parts_of(model)
-    with exclusive(parts, nested=True), Changes() as changes:
+    with exclusive(parts, nested=True), Changes() as changes, changes:
         places = [placement_of(part.model, name_of(part, adapter_name)) for part in parts]
         for place, factors in zip(places, _factors(parts, places, patterns), strict=True):
             if factors:

@@ -85,7 +85,7 @@ def swap(
     start = time.perf_counter()
     parts = parts_of(model)
     name = name_of(parts[0], adapter_name)
-    with exclusive(parts, timeout=timeout, name=name), Changes() as changes:
+    with exclusive(parts, timeout=timeout, name=name), Changes() as changes, changes:
         places = [ready(part, adapter_name) for part in parts]
         incoming = read_parts(model, parts, adapter, config)
         return exchange(parts, places, incoming, labels_of(parts, adapter), start, changes)

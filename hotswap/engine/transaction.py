@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
+
+import torch
 
 from hotswap.engine.incoming.renamed import in_names_of
 from hotswap.engine.incoming.source import NOTHING, IncomingAdapter
@@ -20,21 +23,38 @@ from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.parts import Part
 
 
-class Changes(ExitStack):
+class Changes:
     """What a scope changes; taken back, last first, if the scope fails.
 
-    ``callback`` notes how to take back a change that is about to be made.
+    ``callback`` notes how to take back a change that is about to be made; doing it twice must be
+    harmless. Enter it twice, ``with Changes() as changes, changes:``; then what a second interrupt leaves
+    of taking back is done by the outer one.
     """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+        self._grad = torch.is_grad_enabled()
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
+    ) -> None:
         if kind is None:
-            self.pop_all()
-        return super().__exit__(kind, error, traceback)
+            self._undo.clear()
+        else:  # an interrupt at the end of a no_grad() leaves gradients off
+            torch.set_grad_enabled(self._grad)
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def callback(self, undo: Callable[..., object], *args: Any) -> None:
+        """Note how to take back a change."""
+        self._undo.append(partial(undo, *args) if args else undo)
 
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute."""

@@ -261,7 +261,7 @@ class AdapterBank:
             for place in places:
                 place.require_resident(at_once=True)
             _require_layout(version.name, places, staged)
-            with Changes() as changes:
+            with Changes() as changes, changes:
                 commit(places, staged, changes)
         for uses, use in asked:
             uses.share(use)

@@ -103,16 +103,18 @@ def unhook(slot: Slot) -> Callable[[], None]:
     if owner is None:
         raise TypeError(f"{slot.name} hangs in no wrapped module")
     holders = owner._state_dict_hooks, owner._load_state_dict_pre_hooks
-    before, known = [dict(hooks) for hooks in holders], set(vars(owner).get(STATES, ()))
+    before, states = [dict(hooks) for hooks in holders], vars(owner).get(STATES)
+    places = dict(states.places) if states is not None else {}
 
     def undo() -> None:
         for hooks, then in zip(holders, before, strict=True):
             hooks.clear()
             hooks.update(then)
-        for name in set(vars(owner).get(STATES, ())) - known:
-            del vars(owner)[STATES][name]
-        if not known:
+        if states is None:
             vars(owner).pop(STATES, None)
+        else:
+            states.places.clear()
+            states.places.update(places)
 
     return undo
 

@@ -38,37 +38,43 @@ class States(MutableMapping[str, Any]):
     """Map adapter names to what the adapter in place has of one layer or wrapped module.
 
     A layer's are LayerState, None where there is no adapter in place; a wrapped module's are the token
-    rows, or whether it has any.
+    rows, or whether it has any. ``places`` says in which list each is, and where.
     """
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[Shared, int]] = {}
+        self.places: dict[str, tuple[Shared, int]] = {}
 
     def __getitem__(self, name: str) -> Any:
-        shared, index = self._places[name]
+        shared, index = self.places[name]
         return shared.values[index]
 
     def __setitem__(self, name: str, state: Any) -> None:
-        shared, index = self._places.setdefault(name, (Shared([state], name), 0))
+        shared, index = self.places.setdefault(name, (Shared([state], name), 0))
         if shared.values[index] != state:  # staged adapters hold the same list
             shared.values = [*shared.values[:index], state, *shared.values[index + 1 :]]
 
     def __delitem__(self, name: str) -> None:
-        del self._places[name]
+        del self.places[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     @staticmethod
     def share(every: Sequence[States], name: str) -> Shared:
         """Let all of them look into one list, as they do already if they are those of an earlier time."""
-        places = [states._places[name] for states in every]
+        places = [states.places[name] for states in every]
         shared = places[0][0] if places else Shared([], name)
-        if places != [(shared, index) for index in range(len(shared.values))]:
-            shared = Shared([states[name] for states in every], name)
+        alike = len(shared.values) == len(every) and all(
+            held is shared and every[index] is states
+            for (held, index), states in zip(places, every, strict=True)
+        )
+        if not alike:
+            labels = {held.label for held, _ in places}
+            label = labels.pop() if len(labels) == 1 else name
+            shared = Shared([states[name] for states in every], label)
             for index, states in enumerate(every):
-                states._places[name] = shared, index
+                states.places[name] = shared, index
         return shared

@@ -151,7 +151,7 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
     start = time.perf_counter()
     source, part = source_of(), Part("", wrapped)
     model = part.model
-    with exclusive([part], name=name), Changes() as changes:
+    with exclusive([part], name=name), Changes() as changes, changes:
         layers = lora_layers(model, name)
         if not layers:
             raise NoAdapterError(f"the model carries no LoRA adapter named {name!r}{others(model)}")

@@ -19,6 +19,8 @@ from hotswap.cli.verify.handover import Handover
 from hotswap.cli.verify.request import Request
 from hotswap.report.records import Results
 
+_PACKAGED = "pytest_hotswap.subjects.package:PackageSubject"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -50,6 +52,7 @@ def run_suite(
         budget=request.time_budget or "",
         refused=tuple(refused),
         own_adapters=not request.adapters,
+        package=str(request.package.resolve()) if request.package else None,
     )
     settings.save(folder / "settings.json")
     report = folder / "report.jsonl"
@@ -72,7 +75,7 @@ def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder:
         ("-p", "pytest_hotswap.evidence"),
         ("--hotswap-settings", folder / "settings.json"),
         ("--hotswap-backend", request.backend),
-        ("--hotswap-subject", request.subject),
+        ("--hotswap-subject", request.subject or (_PACKAGED if request.package else None)),
         ("--hotswap-base", base.resolve() if base and base.exists() else request.base),
         *(("--hotswap-adapters", glob.escape(str(path))) for path in accepted),
         ("-n", request.processes),

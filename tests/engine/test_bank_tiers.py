@@ -281,3 +281,57 @@ def test_users_that_share_finish_on_their_version(model: Any, fleet: Any, expect
         thread.join(WAIT)
     assert right == [True] * 3
     assert torch.equal(outputs[0], expected["two"])
+
+
+def test_adapters_of_single_components_are_prefetched_dropped_and_read_again(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("diffusers", reason="not run: diffusers is not installed")
+    from tests.support.pipelines import outputs, stable_diffusion, write_pipeline_adapter
+
+    files = [
+        write_pipeline_adapter(
+            tmp_path / str(seed),
+            stable_diffusion(tmp_path),
+            seed=seed,
+            parts=("unet", "text_encoder"),
+            r=2,
+        )
+        for seed in range(2)
+    ]
+    pipeline = stable_diffusion(tmp_path)
+    pipeline.load_lora_weights(files[0], adapter_name="default")
+    hotswap.prepare(pipeline, target_rank=4)
+    asked: dict[str, dict[str, Any]] = {
+        "unet only": {"unet": files[1]},
+        "both": {"unet": files[0], "text_encoder": files[1]},
+        "empty": {"unet": None, "text_encoder": None},
+    }
+    expected = {}
+    for name, each in asked.items():
+        hotswap.swap(pipeline, files[0])
+        hotswap.swap(pipeline, each)
+        expected[name] = outputs(pipeline)
+    bank = hotswap.AdapterBank(pipeline, max_adapters=1, max_device_bytes=1 << 30)
+    for name, each in asked.items():
+        bank.register(name, each)
+    for name in ("both", "unet only", "empty", "both"):
+        hotswap.swap(pipeline, files[0])
+        bank.prefetch(name).result(WAIT)
+        assert list(bank) == [name]
+        with bank.using(name):
+            for mine, theirs in zip(outputs(pipeline), expected[name], strict=True):
+                assert torch.equal(mine, theirs)
+        found = hotswap.state(pipeline)
+        size = found["bytes"]["in_place"]
+        assert (
+            found["bytes"]["host"] < size if name == "unet only" else found["bytes"]["host"] == size
+        )
+        assert found["bytes"]["device"] == found["bytes"]["host"]
+        hotswap.swap(pipeline, files[0])
+    kept = hotswap.AdapterBank(pipeline)
+    kept.add("unet only", asked["unet only"])
+    kept.add_weighted("half", {"unet only": 0.5})
+    with kept.using("half"):
+        assert torch.equal(outputs(pipeline)[0], expected["unet only"][0])  # the text encoder's
+        assert hotswap.active(pipeline) == f"text_encoder: {files[0]}, unet: half"

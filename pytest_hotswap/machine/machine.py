@@ -52,6 +52,8 @@ def swap_machine(steps: Steps) -> type[_Machine]:
     """The machine of a compiled deployment, over the modules and ranks of its plan."""
     plan = steps.deployment.plan
     adapters = adapter_descriptions(max_rank=plan.target_rank, modules=list(described(plan)))
+    if known := steps.companions():
+        adapters |= st.sampled_from(known)
     unsupported = steps.deployment.subject.unsupported
 
     class SwapMachine(_Machine):

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import hotswap
+from pytest_hotswap.adapters.companions import Companions, companions_of
 from pytest_hotswap.adapters.derived import break_adapter
 from pytest_hotswap.adapters.described import AdapterDescription, write_adapter
 from pytest_hotswap.contract.deployment import Deployment
@@ -62,6 +63,12 @@ class Steps:
             write_adapter(folder, adapter, self.deployment.plan, task_type=self.task_type)
             self._written[adapter] = folder
         return self._written[adapter]
+
+    def companions(self) -> list[AdapterDescription]:
+        """The companions of the contract, as data."""
+        wanted: Companions = getattr(self.subject, "companions", "few")
+        described = companions_of(self.deployment.plan, wanted)
+        return [described[what] for what in self.deployment.companions]
 
     def run(self) -> None:
         """Call the model."""

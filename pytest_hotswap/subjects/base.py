@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import hotswap
 from hotswap.errors import HotswapError
@@ -38,7 +38,14 @@ class Subject:
     unsupported: Mapping[str, str] = {}
     companions: Companions = "few"  # adapters that the contract writes inside of the plan
     plan: hotswap.SwapPlan | None = None  # the fleet's own where None
+    made_with: tuple[tuple[Any, ...], dict[str, Any]]
     refused: Sequence[Path] = ()  # adapters that swap() must go on refusing
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Keep what it is built with, which a script that reproduces a failure repeats."""
+        self = super().__new__(cls)
+        self.made_with = (args, given)
+        return self
 
     def __init__(
         self,

@@ -35,6 +35,12 @@ def load_class(name: str, folder: Path) -> type[Any]:
     return value
 
 
+def names_in(file: Path) -> dict[str, Any]:
+    """What stands in the module of a file, but what Python puts there."""
+    found = vars(_import_file(file))
+    return {name: value for name, value in found.items() if not name.startswith("__")}
+
+
 def _import(name: str) -> ModuleType:
     importlib.invalidate_caches()
     folder = str(Path.cwd())  # as python -m does; pytest alone does not

@@ -193,6 +193,20 @@ def test_a_scaling_that_became_a_number_is_said_with_what_does_it(model: Any) ->
     assert found.startswith("first.scaling.default is no tensor any more (PEFT's set_scale()")
 
 
+def test_a_model_between_two_snapshots_is_neither(model: Any) -> None:
+    tensors = [t for t in layer(model).parameters() if t.is_floating_point()]
+    before = Snapshot.take(model)
+    old = [tensor.detach().clone() for tensor in tensors]
+    for tensor in tensors:
+        tensor.data.add_(1.0)
+    is_between = before.between(Snapshot.take(model))
+    assert not is_between()
+    tensors[0].data.copy_(old[0])
+    assert is_between()
+    before.restore()
+    assert not is_between()
+
+
 def test_what_does_not_move_storage_is_no_change(model: Any) -> None:
     snapshot = Snapshot.take(model)
     model.train()

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import hotswap
 from hotswap import AdapterSpec
 from hotswap.adapters.fit import fits
+from hotswap.adapters.plan import ModulePlan
+from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap import ReferenceSubject
 from pytest_hotswap.adapters.companions import companions_of, write_companions
+from pytest_hotswap.adapters.derived import break_adapter
+from pytest_hotswap.adapters.described import AdapterDescription, write_adapter
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 from pytest_hotswap.contract.placed import misplaced, unreached
+from pytest_hotswap.contract.preparation import STYLES
+from pytest_hotswap.contract.settings import changed, loud, settings, unusual
 from tests.mutants.subject import Engine, write_fleets
 from tests.support.models import TOKENS, seeded, write_fleet
 
@@ -122,3 +133,75 @@ def test_what_torch_noted_in_a_control_hides_no_recompile(tmp_path: Path) -> Non
     deployment = Deployment(FirstScalingIsANumber(tmp_path), tmp_path / "numbers")
     assert deployment.unprepared_recompiles["another alpha"]
     assert any("recompiled" in found for found in violations(deployment, "zero-recompiles"))
+
+
+def test_patterns_by_the_ends_of_names_say_what_the_description_says(tmp_path: Path) -> None:
+    names = ["layers.1.q", "layers.10.q", "layers.1.qq", "q"]
+    plan = hotswap.SwapPlan({name: ModulePlan("linear", 4, 4, 6) for name in names})
+    described = AdapterDescription(
+        2,
+        0,
+        rank_pattern=((names[0], 1), (names[2], 3)),
+        alpha_pattern=((names[1], -2.5), (names[3], 7.0)),
+        loose=True,
+    )
+    path = write_adapter(tmp_path / "loose", described, plan)
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert not any(key.startswith("^") for key in config["rank_pattern"])
+    for text in (config, json.loads(json.dumps(config, sort_keys=True))):  # as PEFT saves it
+        (path / "adapter_config.json").write_text(json.dumps(text))
+        spec = AdapterSpec.read(path)
+        assert not fits(plan, spec)
+        assert {name: module.rank for name, module in spec.modules.items()} == {
+            "layers.1.q": 1,
+            "layers.10.q": 2,
+            "layers.1.qq": 3,
+            "q": 2,
+        }
+        assert [spec.modules[name].alpha for name in names] == [0.0, -2.5, 0.0, 7.0]
+
+
+def test_an_adapter_is_negated_under_the_same_config(adapters: str, tmp_path: Path) -> None:
+    deployment = Deployment(Sound(adapters=[adapters]), tmp_path / "negated")
+    one, other = deployment.first, deployment.negated
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    assert [(one / f).stat().st_size for f in files] == [(other / f).stat().st_size for f in files]
+    base = deployment.expected(None)
+    torch.testing.assert_close(deployment.expected(other) - base, base - deployment.expected(one))
+
+
+@pytest.mark.parametrize("at", ["first", "last"])
+def test_a_defect_is_in_the_first_or_the_last_tensor(
+    adapters: str, tmp_path: Path, at: Any
+) -> None:
+    source = Path(adapters.replace("*", "one"))
+    bad = break_adapter(source, tmp_path / "bad", "not a number", at=at)
+    tensors = load_file(bad / "adapter_model.safetensors")
+    broken = [name for name in sorted(tensors) if tensors[name].isnan().any()]
+    assert broken == [sorted(tensors)[0 if at == "first" else -1]]
+
+
+def test_unusual_settings_are_seen_and_taken_back() -> None:
+    kept = settings() | loud()
+    for grad in (True, False):
+        with unusual(grad=grad):
+            now = settings() | loud()
+            assert now["grad mode"] == grad
+            assert changed(now, settings() | loud()) == []
+            logging.getLogger("peft").setLevel(logging.ERROR)
+            warnings.simplefilter("ignore")
+            torch.set_float32_matmul_precision("high")
+            assert changed(now, settings() | loud()) == [
+                "the precision of matrix products changed",
+                "the filters of warnings changed",
+                "the levels of loggers changed",
+            ]
+    assert changed(kept, settings() | loud()) == []
+
+
+def test_a_block_is_replaced_by_its_compiled_wrapper(adapters: str) -> None:
+    model = Sound(adapters=[adapters])
+    loaded = model.load(model.base_model(), Path(adapters.replace("*", "one")))
+    for style in STYLES.values():
+        assert compiled_parts(style(copy.deepcopy(loaded), "eager"))
+    assert not compiled_parts(loaded)

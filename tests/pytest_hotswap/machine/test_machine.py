@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
+from torch import nn
 
+from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap import ReferenceSubject, run_hotswap_machine
 from pytest_hotswap.machine.steps import LawBrokenError, Steps
 from pytest_hotswap.subjects.located import load_class
 from tests.support import warm
-from tests.support.models import TOKENS, micro, write_adapter
+from tests.support.models import TOKENS, Around, micro, seeded, write_adapter
 
 FEW = settings(max_examples=6, stateful_step_count=6, derandomize=True, database=None)
 SUBJECT = """
@@ -137,3 +141,53 @@ def test_micro_models_of_every_kind_survive_swaps(tmp_path: Path) -> None:
 
     subject = Micro(adapters=[str(tmp_path / "*")])
     run_hotswap_machine(subject, settings=FEW)
+
+
+class Given(ReferenceSubject):
+    """A subject with arguments of its own."""
+
+    def __init__(self, folder: Path, share: float = 1.0) -> None:
+        super().__init__(adapters=[str(folder / "*")])
+        self.share = share
+
+    def base_model(self) -> Any:
+        return seeded(lambda: Around(nn.Linear(6, 5)))
+
+    def inputs(self) -> dict[str, Any]:
+        return {"value": torch.linspace(-1, 1, 12).reshape(2, 6)}
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        super().swap(model, adapter)
+        for layer in lora_layers(model).values():
+            layer.scaling["default"] *= self.share
+
+
+def test_a_script_repeats_arguments_and_local_classes(tmp_path: Path) -> None:
+    folder, factor = tmp_path / "fleet", 3.0
+    write_adapter(folder / "one", Given(folder).base_model(), r=2, target_modules=["layer"])
+
+    class Local(Given):
+        def swap(self, model: Any, adapter: Path | None) -> None:
+            super().swap(model, adapter)
+            for layer in lora_layers(model).values():
+                layer.scaling["default"] *= factor
+
+    for subject in (Given(folder, share=2.0), Local(folder)):
+        with pytest.raises(LawBrokenError) as caught:
+            run_hotswap_machine(subject, settings=settings(FEW, max_examples=20))
+        script: str = caught.value.hotswap_script  # type: ignore[attr-defined]
+        done = warm.run([sys.executable, "-c", f"{script}\nraise SystemExit('nothing failed')"])
+        assert done.returncode == 1
+        assert f"LawBrokenError: {caught.value.law}" in done.stderr, script
+
+
+def test_the_machine_knows_the_companions(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "one", Given(tmp_path).base_model(), r=2, target_modules=["layer"])
+    steps = Steps(Given(tmp_path))
+    try:
+        known = steps.companions()
+        assert known
+        for adapter in known:
+            steps.swap(adapter)
+    finally:
+        steps.close()

@@ -16,11 +16,14 @@ _HOME = {
     "CompileLog": "hotswap.compiler.watch",
     "Finding": "hotswap.findings",
     "HotswapError": "hotswap.errors",
+    "Package": "hotswap.engine.package",
     "SwapPlan": "hotswap.adapters.plan",
     "active": "hotswap.engine.swap",
     "audit_guards": "hotswap.compiler.audit",
     "check_adapters": "hotswap.checks.adapters",
+    "check_package": "hotswap.checks.package",
     "check_source": "hotswap.lint.check",
+    "export": "hotswap.engine.export",
     "forbid_recompiles": "hotswap.compiler.watch",
     "load": "hotswap.engine.load",
     "patch_peft": "hotswap.engine.peft.patch",
@@ -39,11 +42,14 @@ __all__ = [
     "CompileLog",
     "Finding",
     "HotswapError",
+    "Package",
     "SwapPlan",
     "active",
     "audit_guards",
     "check_adapters",
+    "check_package",
     "check_source",
+    "export",
     "forbid_recompiles",
     "load",
     "patch_peft",
@@ -61,10 +67,13 @@ if TYPE_CHECKING:
     from hotswap.adapters.planner import plan
     from hotswap.adapters.spec import AdapterSpec
     from hotswap.checks.adapters import check_adapters
+    from hotswap.checks.package import check_package
     from hotswap.compiler.audit import audit_guards, would_recompile
     from hotswap.compiler.watch import CompileLog, forbid_recompiles, watch_compiles
     from hotswap.engine.bank.bank import AdapterBank
+    from hotswap.engine.export import export
     from hotswap.engine.load import load
+    from hotswap.engine.package import Package
     from hotswap.engine.peft.patch import patch_peft
     from hotswap.engine.prepare import prepare
     from hotswap.engine.scale import set_scale

@@ -21,6 +21,14 @@ class AdapterError(HotswapError, ValueError):
         super().__init__("; ".join(f"{f.where}: {f.message}; {f.remedy}" for f in self.findings))
 
 
+class PackageError(HotswapError, ValueError):
+    """An exported model's adapters cannot be swapped; ``findings`` says why, each with a remedy."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("; ".join(f"{f.where}: {f.message}; {f.remedy}" for f in self.findings))
+
+
 class UnreadableAdapterError(AdapterError):
     """The adapter's files are missing, damaged or in a format that is not read."""
 

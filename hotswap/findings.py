@@ -63,10 +63,17 @@ RULES: dict[str, str] = {
     "HSW306": "shared-code",
     "HSW307": "hook-ignored",
     "HSW308": "nothing-compiled",
+    "HSW311": "package-unreadable",
+    "HSW312": "package-without-plan",
+    "HSW313": "constant-missing",
+    "HSW314": "constants-folded",
+    "HSW315": "constants-frozen",
+    "HSW316": "constant-differs",
 }
 """Stable code → kebab name.
 
-``HSW0xx`` unreadable, ``HSW1xx`` adapter files, ``HSW2xx`` source code, ``HSW3xx`` compiled code.
+``HSW0xx`` unreadable, ``HSW1xx`` adapter files, ``HSW2xx`` source code, ``HSW3xx`` compiled code
+and exported models.
 """
 
 WARNINGS = frozenset(

@@ -17,6 +17,7 @@ if sys.modules.get("pytest"):  # a script that reproduces a failure runs without
 _HOME = {
     "DiffusersSubject": "pytest_hotswap.subjects.diffusers",
     "HotswapContract": "pytest_hotswap.contract.contract",
+    "PackageSubject": "pytest_hotswap.subjects.package",
     "PeftSubject": "pytest_hotswap.subjects.peft",
     "PipelineSubject": "pytest_hotswap.subjects.pipeline",
     "ReferenceSubject": "pytest_hotswap.subjects.reference",
@@ -29,6 +30,7 @@ _HOME = {
 __all__ = [
     "DiffusersSubject",
     "HotswapContract",
+    "PackageSubject",
     "PeftSubject",
     "PipelineSubject",
     "ReferenceSubject",
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pytest_hotswap.machine.machine import run_hotswap_machine
     from pytest_hotswap.subjects.base import Subject
     from pytest_hotswap.subjects.diffusers import DiffusersSubject
+    from pytest_hotswap.subjects.package import PackageSubject
     from pytest_hotswap.subjects.peft import PeftSubject
     from pytest_hotswap.subjects.pipeline import PipelineSubject
     from pytest_hotswap.subjects.protocol import SubjectProtocol

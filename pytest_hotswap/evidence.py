@@ -196,6 +196,8 @@ def adapt(subject: Any, settings: Handover) -> None:
         subject.refused = tuple(Path(path) for path in settings.refused)
     if settings.plan:
         subject.plan = hotswap.SwapPlan.read(settings.plan)
+    if settings.package:
+        subject.package = settings.package
     if settings.device or settings.dtype:
         _place(subject, settings)
     if settings.inputs:

@@ -35,6 +35,7 @@ Examples:
   hotswap check adapters/* --plan hotswap-plan.json
   hotswap check adapters/new --base path/to/base --weights
   hotswap check 'adapters/*' --format sarif -o adapters.sarif
+  hotswap check adapters/* --package model.pt2
 
 Exit codes: 0, a swap accepts every adapter (warnings do not count, unless --strict); 1, it refuses one;
 2, wrong usage.
@@ -48,13 +49,14 @@ Exit codes: 0, a swap accepts every adapter (warnings do not count, unless --str
     },
     epilog=EPILOG,
 )
-@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1)
 @option("--plan", type=FILE, help="The plan that the model is prepared with.")
 @option(
     "--base",
     metavar="PATH",
     help="Folder, config.json or id of the base model, or a pipeline's folder.",
 )
+@option("--package", type=FILE, help="A .pt2 file: judge it, and hold the adapters to it.")
 @option("--weights", is_flag=True, help="Read the values too: NaN, infinity, all zeros.")
 @finding_options
 @option("--strict", is_flag=True, help="Exit with 1 on warnings too.")
@@ -63,6 +65,7 @@ def check(
     *,
     adapters: Sequence[str],
     plan: Path | None,
+    package: Path | None,
     base: str | None,
     weights: bool,
     form: str,
@@ -83,11 +86,15 @@ def check(
             raise ValueError(f"--format is {form!r}; choose from {', '.join(FORMATS)}")
         if jobs < 0:
             raise ValueError(f"--jobs is {jobs}, expected 0 or more")
+        if not (adapters or package):
+            raise ValueError("no adapters; give adapter folders, or --package FILE")
+        if plan and package:
+            raise ValueError("a package has a plan of its own; leave out --plan or --package")
         file, table = read_table(Path.cwd(), "hotswap", _SETTINGS) or (Path(), {})
         given = [words(select) or table.get("select", ()), words(ignore) or table.get("ignore", ())]
         codes = chosen(*given)
-        where = plan or (file.parent / table["plan"] if table.get("plan") else None)
-        room = SwapPlan.read(where) if where is not None else None
+        where = package or plan or (file.parent / table["plan"] if table.get("plan") else None)
+        room, of_package = _room(where, is_package=package is not None)
         model = _base(base)
     except (ValueError, HotswapError) as error:
         say(f"hotswap check: {error}", error=True)
@@ -102,9 +109,19 @@ def check(
             jobs=jobs or os.cpu_count() or 1,
             progress=progress,
         )
+    findings = [*(finding for finding in of_package if finding.code in codes), *findings]
     _show(fleet, findings, form, output)
     refused = any(finding.severity == "error" or strict for finding in findings)
     raise Exit(1 if refused else 0)
+
+
+def _room(path: Path | None, *, is_package: bool) -> tuple[SwapPlan | None, list[Finding]]:
+    """What the adapters are held to, and what is wrong with the package that says so."""
+    if is_package and path is not None:
+        from hotswap.checks.package import read_room
+
+        return read_room(path)
+    return (None if path is None else SwapPlan.read(path)), []
 
 
 def _base(base: str | None) -> BaseModel | None:

@@ -23,7 +23,9 @@ def verdict(
     """Judge what a run gathered: the outcome, the last line, the reasons behind it, the warnings."""
     refused = [a for a in gathered["adapters"] if a["findings"]]
     plan, shards = gathered["plan"], gathered["shards"]
-    outcome, line = last_line(results, accepted, plan["target_rank"] if plan else None)
+    exported = gathered["request"].get("package") is not None
+    rank = plan["target_rank"] if plan else None
+    outcome, line = last_line(results, accepted, rank, exported=exported)
     if shards and outcome != "not ready":
         absent = set(range(1, shards[0]["count"] + 1)) - {shard["index"] for shard in shards}
         if absent and gathered.get("merged"):
@@ -68,9 +70,12 @@ def verdict(
 
 
 def last_line(
-    results: Results, adapters: Sequence[str], target_rank: int | None
+    results: Results, adapters: Sequence[str], target_rank: int | None, *, exported: bool = False
 ) -> tuple[str, str]:
-    """Give the outcome and the line about the adapters that were accepted."""
+    """Give the outcome and the line about the adapters that were accepted.
+
+    What is ``exported`` cannot recompile, so nothing has to be watched for it.
+    """
     laws, records = law_rows(results), results.records
     failed = [row["law"] for row in laws if row["state"] == "failed"]
     failed += [f"{row['law']} (control)" for row in laws if row["control"] == "failed"]
@@ -96,15 +101,19 @@ def last_line(
     if results.exitstatus is None or (results.exitstatus and not missing):
         reasons.append("the run did not come to its end")
     off = [row["law"] for row in laws if row["state"] == "not applicable"]
-    if needed := [law for law in INDISPENSABLE if law in off]:
+    needed = [law for law in INDISPENSABLE if law in off]
+    if exported and "zero-recompiles" in needed:
+        needed.remove("zero-recompiles")
+    if needed:
         verb = "is" if len(needed) == 1 else "are"
         reasons.append(f"{', '.join(needed)} {verb} switched off, and nothing is ready without")
-    if not (missing or needed or results.swaps):
+    if not (missing or needed or exported or results.swaps):
         reasons.append("no swap was watched for recompiles")
     if reasons:
         return "incomplete", f"incomplete: {'; '.join(reasons)}"
     rank = f", target rank {target_rank}" if target_rank is not None else ""
     swaps = f"{results.recompiles} recompiles in {results.swaps} swaps"
+    swaps = "nothing that could recompile" if exported else swaps
     without = f", {_laws(off)} switched off" if off else ""
     return "ready", f"ready to hot-swap: {_adapters(adapters)}{rank}, {swaps}{without}"
 

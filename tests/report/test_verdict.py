@@ -92,6 +92,14 @@ class TestTheVerdict:
         assert outcome == "incomplete"
         assert f"{law} is switched off, and nothing is ready without" in line
 
+    def test_an_exported_model_that_cannot_recompile_is_ready(self) -> None:
+        lines = [line for line in complete() if line.get("law") != "zero-recompiles"]
+        skip = record("zero-recompiles", "skipped", message="not applicable: it is exported")
+        results = Results.of([skip, *lines])
+        assert judge(results, ["a"], 8)[0] == "incomplete"
+        line = "ready to hot-swap: 1 adapter, target rank 8, nothing that could recompile"
+        assert judge(results, ["a"], 8, exported=True)[1] == f"{line}, 1 law switched off"
+
     def test_a_law_that_was_skipped_did_not_run(self) -> None:
         lines = [line for line in complete() if line.get("law") != "knobs-follow"]
         skip = record("knobs-follow", "skipped", message="no GPU")

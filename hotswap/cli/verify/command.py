@@ -61,6 +61,7 @@ fail_on_option = option(
 @click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
 @option("--base", metavar="PATH", help="Base model: a folder, or a hub id.")
 @option("--demo", is_flag=True, help="Write a small model and four adapters, and verify them.")
+@option("--package", type=FILE, help="Verify this .pt2 file of hotswap.export against --base.")
 @option("--plan", type=FILE, help="Plan to hold the adapters to; their own if not given.")
 @option(
     "--subject",
@@ -140,7 +141,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
             return _refuse_run(request, run)
         if run.results.exitstatus is None and not (run.interrupted or request.verbose):
             say(run.output.rstrip(), error=True)
-        if not (request.no_timing or run.interrupted):
+        if not (request.no_timing or request.package or run.interrupted):
             run = run_timing(request, run, accepted, folder, deadline)
     files = run.files or files_of(request.adapters, mine, fleet)
     document = derive(_gathered(request, files, run, notes))

@@ -30,6 +30,7 @@ class Request:
     base: str | None = None
     plan: Path | None = None
     subject: str | None = None
+    package: Path | None = None
     backend: Backend | None = None
     compile_mode: str | None = None
     regional: bool = False
@@ -68,6 +69,7 @@ class Request:
         return {
             **{name: getattr(self, name) for name in names},
             "inputs": str(self.inputs) if self.inputs else None,
+            "package": str(self.package) if self.package else None,
             "plan_file": str(self.plan) if self.plan else None,
             **{name: getattr(self, name) for name in ("time_budget", "fail_on", "demo")},
             "pytest_arguments": list(self.pytest_args),
@@ -111,6 +113,8 @@ def _problems(request: Request) -> Iterator[str]:
         yield f"--inputs {file}: no such file; give a .safetensors file of the inputs"
     if (file := request.plan) is not None and not file.is_file():
         yield f"--plan {file}: no such file; make it with 'hotswap plan -o {file}'"
+    if (file := request.package) is not None and not file.is_file():
+        yield f"--package {file}: no such file; write it with hotswap.export(model, args, path)"
     if not request.demo:
         yield from _adapter_problems(request)
     elif request.base or request.adapters:

@@ -20,6 +20,7 @@ from hotswap.cli.verify.request import Request
 from hotswap.report.records import Results
 
 _PIPELINE = "pytest_hotswap.subjects.pipeline:PipelineSubject"
+_PACKAGED = "pytest_hotswap.subjects.package:PackageSubject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def run_suite(
         budget=request.time_budget or "",
         refused=tuple(refused),
         own_adapters=not request.adapters,
+        package=str(request.package.resolve()) if request.package else None,
     )
     settings.save(folder / "settings.json")
     report = folder / "report.jsonl"
@@ -66,6 +68,13 @@ def run_suite(
     return Run(results, output=ended.output, interrupted=ended.interrupted, files=files)
 
 
+def _own_subject(request: Request) -> str | None:
+    """The subject of what is verified, where that is no plain model."""
+    if request.package:
+        return _PACKAGED
+    return _PIPELINE if request.is_pipeline else None
+
+
 def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:
     base = Path(request.base) if request.base else None
     accepted = [Path(path).resolve() for path in mine if path not in fleet.refused]
@@ -75,7 +84,7 @@ def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder:
         ("-p", "pytest_hotswap.evidence"),
         ("--hotswap-settings", folder / "settings.json"),
         ("--hotswap-backend", request.backend),
-        ("--hotswap-subject", request.subject or (_PIPELINE if request.is_pipeline else None)),
+        ("--hotswap-subject", request.subject or _own_subject(request)),
         ("--hotswap-base", base.resolve() if base and base.exists() else request.base),
         *(("--hotswap-adapters", glob.escape(str(path))) for path in accepted),
         ("-n", request.processes),

@@ -1,0 +1,118 @@
+"""A small exported model in every variant, each compiled once, and the fleet that it takes."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import hotswap
+from hotswap.bench.timing import default_backend
+from tests.support.compiled import Mlp
+from tests.support.models import fresh, seeded, write_fleet
+
+needs_compiler = pytest.mark.skipif(
+    default_backend() != "inductor",
+    reason="AOTInductor needs a C++ compiler, and none was found",
+)
+TARGETS = ["up", "down"]
+FLEET: dict[str, dict[str, Any]] = {
+    "small": {"r": 2, "lora_alpha": 4, "target_modules": TARGETS},
+    "large": {"r": 4, "lora_alpha": 1, "target_modules": TARGETS},
+    "some": {"r": 3, "lora_alpha": 6, "use_rslora": True, "target_modules": ["up"]},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "runtime folding": {
+        "always_keep_tensor_constants": True,
+        "aot_inductor.use_runtime_constant_folding": True,
+    },
+    "freezing": {"freezing": True},
+}
+"""What others compile packages with."""
+INPUT = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+
+
+def base() -> Any:
+    return seeded(Mlp)
+
+
+def prepared(adapter: Path) -> nn.Module:
+    model: nn.Module = fresh(base(), adapter)
+    hotswap.prepare(model, target_rank=4)
+    return model
+
+
+def exported(adapter: Path, path: Path, **options: Any) -> Path:
+    """What hotswap exports, to be called as the contract calls models: by keywords."""
+    return hotswap.export(prepared(adapter), (), path, kwargs={"x": INPUT}, **options)
+
+
+class Packages:
+    """The packages, compiled when they are first asked for, with the least optimisation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fleet = write_fleet(folder / "fleet", base(), FLEET)
+        self.larger = write_fleet(
+            folder / "refused", base(), {"larger": {"r": 5, "target_modules": ["up"]}}
+        )["larger"]
+        self._variants: dict[str, Path] = {}
+
+    @cached_property
+    def ours(self) -> Path:
+        with quickly():
+            return exported(self.fleet["small"], self.folder / "ours.pt2")
+
+    @cached_property
+    def program(self) -> Path:
+        return exported(self.fleet["small"], self.folder / "program.pt2", form="program")
+
+    def of(self, variant: str) -> Path:
+        """What torch makes of a prepared model with these options, without hotswap."""
+        if variant == "keep":
+            return rewritten(self.ours, self.folder / "keep.pt2", note=lambda _: None)
+        if variant not in self._variants:
+            path = self.folder / f"{variant.replace(' ', '-')}.pt2"
+            with torch.no_grad(), quickly():
+                program = torch.export.export(prepared(self.fleet["small"]), (INPUT,))
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(path), inductor_configs=dict(VARIANTS[variant])
+                )
+            self._variants[variant] = path
+        return self._variants[variant]
+
+
+def quickly() -> Any:
+    """What compiles the code around the kernels in less time."""
+    return torch._inductor.config.patch("aot_inductor.compile_wrapper_opt_level", "O0")
+
+
+def rewritten(
+    source: Path,
+    path: Path,
+    *,
+    note: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda told: told,
+    code: Callable[[str], str] = lambda text: text,
+) -> Path:
+    """Copy a package with something else in hotswap's note, or in the code that lists the constants."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("_metadata.json"):
+                told = json.loads(data)
+                if "hotswap" in told:
+                    changed = note(json.loads(told.pop("hotswap")))
+                    told |= {} if changed is None else {"hotswap": json.dumps(changed)}
+                data = json.dumps(told).encode()
+            elif name.endswith("wrapper.cpp"):
+                data = code(data.decode()).encode()
+            new.writestr(name, data)
+    return path

@@ -82,7 +82,7 @@ class Packages:
         if variant not in self._variants:
             path = self.folder / f"{variant.replace(' ', '-')}.pt2"
             with torch.no_grad(), quickly():
-                program = torch.export.export(prepared(self.fleet["small"]), (INPUT,))
+                program = torch.export.export(prepared(self.fleet["small"]), (), {"x": INPUT})
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(path), inductor_configs=dict(VARIANTS[variant])
                 )

@@ -19,10 +19,11 @@ from hotswap.compiler.packages import Form, PackageFile, save_package
 from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.scalings import Scalings
+from hotswap.engine.layout.unsupported import Why, refusal
 from hotswap.engine.manifest import Manifest
 from hotswap.engine.parts import TargetRankError, parts_of
 from hotswap.engine.transaction import exclusive, ready
-from hotswap.errors import HotswapError, PackageError, UnsupportedLayerError
+from hotswap.errors import HotswapError, PackageError
 from hotswap.findings import Finding
 
 _OPTIONS = {
@@ -109,12 +110,12 @@ def _require_swappable(placement: Placement) -> None:
         "saved": "a whole module of modules_to_save is not swapped in an exported model",
         "tokens": "token rows are not swapped in an exported model",
     }
-    refused = {s.module: of_slots[s.role] for s in placement.slots if s.role in of_slots}
+    refused = {s.module: Why(of_slots[s.role]) for s in placement.slots if s.role in of_slots}
     for name, layer in placement.layers.items():
         if isinstance(layer, MultiheadAttention | ParamWrapper):
-            refused[name] = f"torch.export cannot trace PEFT's {type(layer).__name__}"
+            refused[name] = Why(f"torch.export cannot trace PEFT's {type(layer).__name__}")
     if refused:
-        raise UnsupportedLayerError(refused)
+        raise refusal(refused)
 
 
 def _require_reached(program: torch.export.ExportedProgram, manifest: Manifest, path: Path) -> None:

@@ -70,10 +70,10 @@ class Package(nn.Module):
             arena.layout,
             arena,
             config=None,
-            label=None,
             shared=shared,
             _envelope=manifest.plan,
         )
+        placement.label = None
         self._placement = placement  # the arena too: the package has its addresses only
         register(self, placement)
         self._bank = AdapterBank(self, adapter_name=name)

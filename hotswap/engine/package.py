@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.packages import PackageFile
-from hotswap.engine.bank import AdapterBank, Using
+from hotswap.engine.bank.bank import AdapterBank, Using
 from hotswap.engine.incoming.source import Adapter, Config
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peft import LoraConfig
 from torch import nn
 
 from hotswap.adapters.config import remedy_for, unsupported_features
 from hotswap.adapters.names import families
 from hotswap.engine.layout.slots import Slot
 from hotswap.errors import UnsupportedLayerError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _LEAVE_OUT = "leave these modules out of target_modules or use an adapter without this feature"
 _FAMILIES = 4  # named in a text

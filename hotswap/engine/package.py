@@ -73,6 +73,7 @@ class Package(nn.Module):
             shared=shared,
             _envelope=manifest.plan,
         )
+        placement.label = None
         self._placement = placement  # the arena too: the package has its addresses only
         register(self, placement)
         self._bank = AdapterBank(self, adapter_name=name)

@@ -68,10 +68,11 @@ def run_suite(
     return Run(results, output=ended.output, interrupted=ended.interrupted, files=files)
 
 
-def _subject(request: Request) -> str | None:
-    if request.subject or not (request.package or request.is_pipeline):
-        return request.subject
-    return _PACKAGED if request.package else _PIPELINE
+def _own_subject(request: Request) -> str | None:
+    """The subject of what is verified, where that is no plain model."""
+    if request.package:
+        return _PACKAGED
+    return _PIPELINE if request.is_pipeline else None
 
 
 def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:
@@ -83,7 +84,7 @@ def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder:
         ("-p", "pytest_hotswap.evidence"),
         ("--hotswap-settings", folder / "settings.json"),
         ("--hotswap-backend", request.backend),
-        ("--hotswap-subject", _subject(request)),
+        ("--hotswap-subject", request.subject or _own_subject(request)),
         ("--hotswap-base", base.resolve() if base and base.exists() else request.base),
         *(("--hotswap-adapters", glob.escape(str(path))) for path in accepted),
         ("-n", request.processes),

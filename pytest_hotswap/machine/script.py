@@ -98,7 +98,7 @@ def _repeated(cls: type[Any]) -> Iterator[str]:
 
 def _free(cls: type[Any]) -> dict[str, Any]:
     """What the methods of a class take from the function around it, but classes."""
-    found = {}
+    found: dict[str, Any] = {}
     for value in vars(cls).values():
         if inspect.isfunction(value):
             cells = inspect.getclosurevars(value).nonlocals

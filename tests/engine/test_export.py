@@ -241,7 +241,7 @@ class Half(nn.Module):
         (disabled, PackageError, "is not read by the forward.*enable the adapter"),
         (training, HotswapError, r"training mode.*eval\(\)"),
         (copied, HotswapError, "prepare it again"),
-        (with_feature(micro, use_dora=True), UnsupportedLayerError, "embed: .*DoRA magnitude"),
+        (with_feature(micro, use_dora=True), UnsupportedLayerError, "embed.*: .*DoRA magnitude"),
         (
             with_feature(Head, target_modules=["first"], modules_to_save=["head"]),
             UnsupportedLayerError,

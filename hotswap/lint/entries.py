@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hotswap.lint.interpreter.functions import call_from_outside
 from hotswap.lint.interpreter.run import Run, TooLongError
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.interpreter.values import Func
+from hotswap.lint.interpreter.values import Func, Obj, Opaque
 from hotswap.lint.judge import Found
 from hotswap.lint.relevance import Feature, Relevance
 from hotswap.lint.typestate import Ran
@@ -115,7 +115,9 @@ class Entries:
         chain: list[Func] = []
         states = [paths]
         done: set[str] = set()
-        rest = [a for a in attempts if a.did.intersection(_SETS_UP) and _changes(paths, a.ends)]
+        rest = [
+            a for a in attempts if a.did.intersection(_SETS_UP) and self._changes(paths, a.ends)
+        ]
         for attempt in sorted(rest, key=lambda a: a.rank)[:MOST_OPENERS]:
             only_loads = not attempt.did.intersection(_SETS_UP) - {"load"}
             if only_loads and ("load" in done or "run" in attempt.did):
@@ -128,6 +130,32 @@ class Entries:
         if done & {"enable", "prepare", "compile"}:
             return chain, states
         return [], [paths]
+
+    def _changes(self, before: list[State], after: list[State]) -> bool:
+        """Tell whether a call changed what outlasts it: a model, an attribute, a global name, an app."""
+        start = before[0]
+        for state in after:
+            if any(state.models.get(oid) != facts for oid, facts in start.models.items()):
+                return True
+            new = [(key, value) for key, value in state.heap.items() if key not in start.heap]
+            if any(key == "web app" or key[0] in start.models for key, _ in new):
+                return True
+            if any(isinstance(value, Obj) and self._is_kept(key[0], start) for key, value in new):
+                return True
+            modules = zip(state.frames, start.frames, strict=True)
+            if any(now.names != then.names for now, then in modules):
+                return True
+        return False
+
+    def _is_kept(self, owner: object, start: State) -> bool:
+        """Tell whether something unknown is an attribute, at any depth, of what a global name stands for."""
+        made_of = {
+            each.oid: key for key, each in self.run.memos.items() if isinstance(each, Opaque)
+        }
+        while owner in made_of and made_of[owner][0] != "global":
+            owner = made_of[owner][0]
+        names = (value for frame in start.frames for value in frame.names.values())
+        return owner in made_of or any(getattr(value, "oid", None) == owner for value in names)
 
     def _can_come_earlier(
         self, attempt: Attempt, chain: list[Func], states: list[list[State]]
@@ -146,21 +174,6 @@ class Entries:
             if trial.clean:
                 return True
         return False
-
-
-def _changes(before: list[State], after: list[State]) -> bool:
-    """Tell whether a call changed anything that outlasts it: a model, an attribute, a global name, an app."""
-    start = before[0]
-    for state in after:
-        if any(state.models.get(oid) != facts for oid, facts in start.models.items()):
-            return True
-        new = [key for key in state.heap if key not in start.heap]
-        if any(key == "web app" or key[0] in start.models for key in new):
-            return True
-        modules = zip(state.frames, start.frames, strict=True)
-        if any(now.names != then.names for now, then in modules):
-            return True
-    return False
 
 
 def _after_a_run(state: State, ran: set[int]) -> State:

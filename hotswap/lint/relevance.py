@@ -10,7 +10,7 @@ from typing import Literal
 from hotswap.lint.apis.classes import kind_made_by
 from hotswap.lint.apis.methods import CALLS, METHODS
 from hotswap.lint.interpreter.fixtures import fixture_name
-from hotswap.lint.interpreter.names import FACTORIES
+from hotswap.lint.interpreter.names import FACTORIES, MUTATES
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.outline import Outline, between, first_line, given, matched, sources
 
@@ -36,9 +36,6 @@ _FEATURES: dict[str, list[Feature]] = {
 }
 _OWN = frozenset({"load", "prepare", "swap"})
 _LEAVES_PROGRAM = ("abort", "error", "exit", "_exit", "fail", "quit", "skip")
-_MUTATES = (
-    "append", "clear", "extend", "insert", "pop", "remove", "reverse", "setdefault", "sort", "update",
-)  # fmt: skip
 MOST_OF_SMALL = 8
 """Lines up to which a function is run for what it returns."""
 
@@ -176,7 +173,7 @@ class Relevance:
         self._steps = sorted({line for of_feature in lines.values() for line in of_feature})
         self._needed = self._needed_names()
         own = {line for name in models for line in self.outline.named[name]}
-        own |= {call.lineno for name in _MUTATES for call in self.outline.calls.get(name, ())}
+        own |= {call.lineno for name in MUTATES for call in self.outline.calls.get(name, ())}
         own |= {n for n, names in self.outline.kept.items() if not names.isdisjoint(self._needed)}
         leaving = [
             call.lineno for name in _LEAVES_PROGRAM for call in self.outline.calls.get(name, ())

@@ -7,7 +7,7 @@ import ast
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import mutate
 from hotswap.lint.interpreter.functions import inherited, inline, instantiate, is_module, make
-from hotswap.lint.interpreter.names import FACTORIES, HARMLESS, OBSERVES
+from hotswap.lint.interpreter.names import FACTORIES, HARMLESS, MUTATES, OBSERVES
 from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
 from hotswap.lint.interpreter.run import Callables, Run
 from hotswap.lint.interpreter.state import State
@@ -21,8 +21,6 @@ _CALLS_ITS_ARGUMENT = {
     "to_thread": 0,
 }
 """Functions that call a function they are given, and which of their arguments that is."""
-_CHANGES_LIST = frozenset({"extend", "insert", "pop", "remove", "clear", "sort", "reverse"})
-_CHANGES_DICT = frozenset({"update", "pop", "setdefault", "clear"})
 
 
 def call(run: Run, node: ast.Call) -> list[State]:
@@ -84,13 +82,10 @@ def _container_method(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Va
     func = args.node.func
     holder = func.value if isinstance(func, ast.Attribute) else None
     held = holder if isinstance(holder, ast.Name | ast.Attribute) else None
-    if isinstance(owner, v.Seq):
-        if name == "append" and args.positional:
-            if held is not None:
-                mutate(run, held, v.Seq((*owner.items, args.positional[0])))
-            return v.Const(None)
-        if name in _CHANGES_LIST and held is not None:
-            mutate(run, held, run.fresh())
+    if isinstance(owner, v.Seq) and name == "append" and args.positional:
+        if held is not None:
+            mutate(run, held, v.Seq((*owner.items, args.positional[0])))
+        return v.Const(None)
     if isinstance(owner, v.Dict):
         if name == "values":
             return v.Seq(tuple(owner.items.values()))
@@ -101,8 +96,8 @@ def _container_method(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Va
         if name == "get" and args.positional and isinstance(args.positional[0], v.Const):
             default = args.positional[1] if len(args.positional) > 1 else v.Const(None)
             return owner.items.get(args.positional[0].value, default)
-        if name in _CHANGES_DICT and held is not None:
-            mutate(run, held, run.fresh())
+    if name in MUTATES and held is not None:
+        mutate(run, held, run.fresh())
     return run.fresh()
 
 

@@ -11,7 +11,14 @@ from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.conditions import assume_something
 from hotswap.lint.interpreter.fixtures import fixture
 from hotswap.lint.interpreter.managers import split_at_yield
-from hotswap.lint.interpreter.objects import class_of, last_name, narrow, read_attribute, reveal
+from hotswap.lint.interpreter.objects import (
+    class_of,
+    last_name,
+    narrow,
+    read_attribute,
+    reveal,
+    web_app,
+)
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
 
@@ -168,6 +175,8 @@ def _unknown_of(run: Run, parameter: ast.arg, *, required: bool) -> v.Value:
     annotation, value = parameter.annotation, run.fresh()
     if isinstance(annotation, ast.Name) and annotation.id == "float":
         return v.NUMBER
+    if parameter.arg == "app" and (app := web_app(run)) is not None:
+        return app  # of a hook of a web framework
     if required and (annotation is None or isinstance(annotation, ast.Name)):
         assume_something(run, value)
     named = isinstance(annotation, ast.Name | ast.Attribute)

@@ -27,6 +27,12 @@ UNMISTAKABLE = re.compile(
 """Names of classes that make models, wherever they are imported from."""
 FACTORIES = frozenset({"from_config", "from_pipe", "from_pretrained", "from_single_file"})
 """Methods of classes of models that make one."""
+MUTATES = frozenset(
+    {
+        "append", "clear", "extend", "insert", "pop", "remove", "reverse", "setdefault", "sort", "update",
+    }
+)  # fmt: skip
+"""Methods that change a container in place."""
 HARMLESS = frozenset(
     {
         *dir(builtins), "accelerate", "argparse", "bitsandbytes", "collections", "copy", "datasets",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from hotswap.lint.interpreter.assign import assign
 from hotswap.lint.interpreter.conditions import assume, holds
 from hotswap.lint.interpreter.fixtures import fixture_name, key
 from hotswap.lint.interpreter.managers import enter, leave
-from hotswap.lint.interpreter.names import imported
+from hotswap.lint.interpreter.names import MUTATES, imported
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.interpreter.outcomes import branches, guard, outcomes
 from hotswap.lint.interpreter.patterns import captured, matches
@@ -64,6 +64,8 @@ def _stored_in(node: ast.AST) -> list[ast.expr] | None:
             return None
         if isinstance(inside, ast.Assign):
             found += inside.targets
+        elif isinstance(inside, ast.Expr):
+            found += _changed_in(inside)
         elif isinstance(inside, ast.AugAssign | ast.AnnAssign | ast.For | ast.AsyncFor):
             found.append(inside.target)
         elif isinstance(inside, ast.With | ast.AsyncWith):
@@ -71,6 +73,15 @@ def _stored_in(node: ast.AST) -> list[ast.expr] | None:
         for name in ("body", "orelse", "finalbody", "handlers", "cases"):
             waiting += getattr(inside, name, ())
     return found
+
+
+def _changed_in(node: ast.Expr) -> Iterator[ast.expr]:
+    """Yield the containers that an expression changes in place."""
+    for call in ast.walk(node):
+        func = call.func if isinstance(call, ast.Call) else None
+        changes = isinstance(func, ast.Attribute) and func.attr in MUTATES
+        if changes and isinstance(func.value, ast.Name | ast.Attribute):
+            yield func.value
 
 
 def passed_over(run: Run, node: ast.stmt, state: State) -> State:

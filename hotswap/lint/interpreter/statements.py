@@ -78,10 +78,11 @@ def _stored_in(node: ast.AST) -> list[ast.expr] | None:
 def _changed_in(node: ast.Expr) -> Iterator[ast.expr]:
     """Yield the containers that an expression changes in place."""
     for call in ast.walk(node):
-        func = call.func if isinstance(call, ast.Call) else None
-        changes = isinstance(func, ast.Attribute) and func.attr in MUTATES
-        if changes and isinstance(func.value, ast.Name | ast.Attribute):
-            yield func.value
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        holder = call.func.value
+        if call.func.attr in MUTATES and isinstance(holder, ast.Name | ast.Attribute):
+            yield holder
 
 
 def passed_over(run: Run, node: ast.stmt, state: State) -> State:

@@ -68,7 +68,8 @@ class PackageFile:
         """Load it: an ``AOTICompiledModel``, or the module of a program. Raises PackageError."""
         try:
             if self.form == "aotinductor":
-                return private.package_functions().load(str(self.path))
+                _, load = private.package_functions()
+                return load(str(self.path))
             return torch.export.load(self.path).module()
         except (RuntimeError, OSError, ValueError) as error:
             text = f"cannot be loaded: {(str(error).splitlines() or [''])[0][:200]}"
@@ -82,8 +83,8 @@ def save_package(program: Any, path: Path, form: Form, note: str, options: dict[
         torch.export.save(program, path, extra_files={_NOTE_FILE: note})
     else:
         told = {**options, "aot_inductor.metadata": {NOTE: note}}
-        compile_package = private.package_functions().compile
-        compile_package(program, package_path=str(path), inductor_configs=told)
+        write, _ = private.package_functions()
+        write(program, package_path=str(path), inductor_configs=told)
 
 
 def _told(archive: zipfile.ZipFile) -> list[str]:

@@ -5,7 +5,6 @@ On a torch that lacks one of them CannotObserveError is raised: nothing passes b
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 import threading
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -436,24 +435,15 @@ def tensor_keys(tensor: Tensor) -> str:
     return str(keys - c._dispatch_tls_local_exclude_set())
 
 
-class PackageFunctions(NamedTuple):
-    """AOTInductor's functions: write an exported program as a ``.pt2`` file, and load one."""
-
-    compile: Callable[..., Any]
-    load: Callable[..., Any]
-
-
 @_observing("packages")
-def package_functions() -> PackageFunctions:
-    """Find both."""
-    inductor = importlib.import_module("torch._inductor")
-    return PackageFunctions(inductor.aoti_compile_and_package, inductor.aoti_load_package)
+def package_functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """AOTInductor's functions: to write an exported program as a ``.pt2`` file, and to load one."""
+    return torch._inductor.aoti_compile_and_package, torch._inductor.aoti_load_package
 
 
 @_observing("programs")
 def dtype_of_program(number: int) -> torch.dtype:
     """The dtype that a saved program means by a number."""
-    from torch._export.serde.schema import ScalarType
-    from torch._export.serde.serialize import deserialize_scalar_type
+    from torch._export.serde import schema, serialize
 
-    return deserialize_scalar_type(ScalarType(number))
+    return serialize.deserialize_scalar_type(schema.ScalarType(number))

@@ -90,6 +90,7 @@ def from_bank(package: Any, fleet: dict[str, Path], _: Path) -> None:
 
 
 def to_none(package: Any, fleet: dict[str, Path], _: Path) -> None:
+    assert package.active is None
     close(package, None)
     package.swap(fleet["large"])
     package.swap(None)

@@ -56,7 +56,7 @@ class TokenRows:
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """The dtype that holds every value of the given ones: float16 with bfloat16 gives float32, 8 bits are in either."""
+    """The dtype that holds every value of others: float32 for float16 with bfloat16; 8 bits fit in any."""
     given = set(dtypes) & set(FLOATING)
     found = given - set(_EIGHT_BITS)
     if found == {"F16", "BF16"}:

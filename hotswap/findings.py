@@ -34,6 +34,7 @@ RULES: dict[str, str] = {
     "HSW116": "identical-adapters",
     "HSW117": "all-zero",
     "HSW118": "targets-differ-from-weights",
+    "HSW119": "unknown-config-field",
     "HSW200": "not-analysed",
     "HSW201": "prepare-after-compile",
     "HSW202": "prepare-before-load",
@@ -77,7 +78,18 @@ and exported models.
 """
 
 WARNINGS = frozenset(
-    {"HSW008", "HSW111", "HSW113", "HSW114", "HSW115", "HSW116", "HSW117", "HSW118", "HSW200"}
+    {
+        "HSW008",
+        "HSW111",
+        "HSW113",
+        "HSW114",
+        "HSW115",
+        "HSW116",
+        "HSW117",
+        "HSW118",
+        "HSW119",
+        "HSW200",
+    }
 )
 """Codes of what a swap does not refuse, but what is seldom meant; and of what could not be judged."""
 Severity = Literal["error", "warning"]

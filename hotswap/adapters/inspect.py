@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 
-from hotswap.adapters.config import CONFIG
+from hotswap.adapters.config import CONFIG, FIELDS
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
 from hotswap.adapters.fit import BaseModel, belongs, fits
 from hotswap.adapters.header import FileLayout
@@ -81,7 +81,7 @@ class Inspector:
             findings += fits(self.plan, spec) if self.plan is not None else spec.findings
             findings += belongs(self.base, spec) if self.base is not None else ()
             findings += _remarks(self.plan, spec, opened.layout)
-        if not findings and opened.mark and len(self._good) < _MOST_GOOD:
+        if not findings and opened.mark and opened.whole and len(self._good) < _MOST_GOOD:
             self._good.add(opened.mark)
         if opened.file is not None:
             findings += _links(spec.path, str(opened.file.name))
@@ -117,6 +117,12 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
     elif plan is not None and dtypes and widest((plan.dtype, *dtypes)) != plan.dtype:
         text = f"has weights in {min(dtypes)}, which the plan's {plan.dtype} rounds"
         yield Finding(path, "HSW115", text, "save it in the plan's dtype, or plan again with it")
+    unknown = sorted(config.keys() - FIELDS)
+    if unknown:
+        text = f"the config has {ascii(unknown[0])[:60]}, which PEFT's LoraConfig does not know"
+        text += f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        remedy = "remove it, or correct its name: PEFT and a swap pass over it"
+        yield Finding(path, "HSW119", text, remedy)
     yield from _target_remarks(spec)
 
 

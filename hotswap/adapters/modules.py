@@ -15,7 +15,8 @@ from hotswap.adapters.names import BIAS, EMBEDDING, LINEAR, MAGNITUDE, Names, in
 from hotswap.findings import Finding
 
 Kind = Literal["linear", "embedding", "conv", "parameter"]
-FLOATING = ("F16", "BF16", "F32", "F64")  # narrow to wide
+_EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+FLOATING = (*_EIGHT_BITS, "F16", "BF16", "F32", "F64")  # narrow to wide
 _Shape = tuple[int, ...]
 _Form = tuple[str, _Shape]  # with the dtype before it
 
@@ -55,11 +56,12 @@ class TokenRows:
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """The dtype that holds every value of the given ones: float16 with bfloat16 gives float32."""
-    found = set(dtypes) & set(FLOATING)
+    """The dtype that holds every value of others: float32 for float16 with bfloat16; 8 bits fit in any."""
+    given = set(dtypes) & set(FLOATING)
+    found = given - set(_EIGHT_BITS)
     if found == {"F16", "BF16"}:
         return "F32"
-    return max(found, key=FLOATING.index, default="F32")
+    return max(found, key=FLOATING.index, default="BF16" if given else "F32")
 
 
 def describe_modules(

@@ -11,6 +11,7 @@ from typing import Any
 
 import xxhash
 
+from hotswap.adapters.formats import told_by_texts
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.spec import AdapterSpec, describe
 from hotswap.adapters.texts import Family, Texts, open_texts
@@ -23,13 +24,15 @@ _LONGEST_KEPT = 1_000_000  # bytes of a header
 class Opened:
     """An adapter whose texts were read; ``file`` is its open weights file, None on the hub.
 
-    ``mark`` is a digest of the texts and of the size, equal for copies and b"" on the hub.
+    ``mark`` is a digest of the texts and of the size, equal for copies and b"" on the hub. They are the
+    ``whole`` of what the spec is made from, unless values are, too.
     """
 
     spec: AdapterSpec
     layout: FileLayout
     file: BufferedReader | None
     mark: bytes = b""
+    whole: bool = True
 
 
 class SpecReader:
@@ -51,7 +54,7 @@ class SpecReader:
         with open_texts(path, family=self._family) as texts:
             known = self._described(texts)
             spec = known.spec if known.spec.path == path else replace(known.spec, path=path)
-            yield Opened(spec, known.layout, texts.file, known.mark)
+            yield Opened(spec, known.layout, texts.file, known.mark, known.whole)
 
     def spec(self, path: str) -> AdapterSpec:
         """Describe an adapter; raises UnreadableAdapterError with all HSW0xx and HSW101 findings."""
@@ -69,9 +72,12 @@ class SpecReader:
         found: Opened | None = self._kept.get(mark)
         if found is None:
             layout = self._kept.get(header) or texts.layout()
-            found = Opened(describe(texts, layout), layout, None, mark if texts.file else b"")
+            whole = told_by_texts(texts, layout)
+            found = Opened(
+                describe(texts, layout), layout, None, mark if texts.file else b"", whole
+            )
             self._keep(texts, header, layout)
-        if not found.spec.findings:  # they name the file
+        if found.whole and not found.spec.findings:  # they name the file
             self._keep(texts, mark, found)
         return found
 

@@ -167,6 +167,12 @@ _RULES = {
         '"target_modules": ["q_proj"] with weights for v_proj',
         '"target_modules": ["q_proj", "v_proj"]',
     ),
+    "HSW119": (
+        "The config has a field that this PEFT does not know.",
+        "PEFT passes over it with a warning: what it asked for is not done.",
+        '"use_dorra": true',
+        '"use_dora": true',
+    ),
 }
 """Code → what the rule reports in a sentence, why that matters, an example of bad and one of good."""
 DOCUMENTATION: dict[str, str] = {

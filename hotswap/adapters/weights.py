@@ -15,7 +15,14 @@ from hotswap.findings import Finding
 CHUNK = 8 << 20
 """Bytes that are held at once; a multiple of every element's size."""
 _SAMPLES, _SAMPLE = 8, 4096
-_EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000}
+_EXPONENTS = {
+    "F8_E4M3": 0x7F,  # which has NaN and no infinity
+    "F8_E5M2": 0x7C,
+    "F16": 0x7C00,
+    "BF16": 0x7F80,
+    "F32": 0x7F80_0000,
+    "F64": 0x7FF0_0000_0000_0000,
+}
 
 
 def content_digest(file: BufferedReader, layout: FileLayout) -> str:

@@ -18,6 +18,7 @@ import hotswap
 from hotswap.adapters.formats import trainers
 from hotswap.adapters.formats.conversion import Converted, infos
 from hotswap.adapters.inspect import Inspector
+from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.adapters.texts import Family
 from hotswap.engine.parts import parts_of
@@ -169,6 +170,48 @@ def test_names_of_a_family_are_found_without_being_told(name: str, tmp_path: Pat
     spec = AdapterSpec.read(tmp_path / "own.safetensors")
     assert spec.findings == ()
     assert (set(spec.modules), spec.components) == (expected, ("transformer",))
+
+
+def test_files_of_one_header_have_alphas_of_their_own(tmp_path: Path) -> None:
+    files, reader, inspector = [], SpecReader(), Inspector()
+    for alpha in (1.0, 4.0):
+        file = tmp_path / f"{alpha}.safetensors"
+        save_file(with_alpha(kohya_unet(), alpha), file)
+        files.append(file)
+        assert inspector(str(file)).findings == ()
+        assert {m.alpha for m in reader.spec(str(file)).modules.values()} == {alpha}
+    reference = stable_diffusion(tmp_path)
+    reference.load_lora_weights(str(files[1]))
+    pipeline = hotswap.load(stable_diffusion(tmp_path), hotswap.plan(files), files[0])
+    hotswap.swap(pipeline, files[1])
+    compare(weights(pipeline), weights(reference))
+
+
+@pytest.mark.parametrize("rank", [3, 4, 8, 12])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_fused_weights_are_split_by_whether_they_are_sparse(
+    rank: int, sparse: bool, tmp_path: Path
+) -> None:
+    tensors = pair("lora_unet_single_blocks_0_linear1", 96 + 128, 32, KOHYA, rank)
+    tensors |= pair("lora_unet_double_blocks_0_img_attn_qkv", 96, 32, KOHYA, rank)
+    if sparse:
+        for name, sizes in (
+            ("lora_unet_single_blocks_0_linear1.lora_up.weight", (32, 32, 32, 128)),
+            ("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", (32, 32, 32)),
+        ):
+            keep, start = torch.zeros_like(tensors[name]), 0
+            for part, size in enumerate(sizes):
+                own = rank // len(sizes)
+                keep[start : start + size, part * own : (part + 1) * own] = 1
+                start += size
+            tensors[name] *= keep
+    file = tmp_path / "own.safetensors"
+    save_file(with_alpha(tensors, 2.0), file)
+    reference = flux(tmp_path)
+    reference.load_lora_weights(str(file))
+    assert [f for f in Inspector()(str(file)).findings if f.severity == "error"] == []
+    loaded = hotswap.load(flux(tmp_path), hotswap.plan([file]), file)
+    compare(weights(loaded), weights(reference))
 
 
 def test_one_recipe_in_two_formats_plans_to_the_same_modules(tmp_path: Path) -> None:

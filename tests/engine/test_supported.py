@@ -1,6 +1,6 @@
 """docs/supported.md: every LoRA layer and variant of PEFT, and every feature, is swapped or refused.
 
-``python tests/engine/test_supported.py`` writes the page anew.
+``python -m tests.engine.test_supported`` writes the page anew.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from pathlib import Path
 import peft.tuners.lora
 import pytest
 
+pytest.importorskip("diffusers")
+
 from hotswap.adapters.config import unsupported_features
 from hotswap.engine.preparable import SUPPORTED_VARIANTS
+from tests.support.trainer_files import FORMATS as TRAINERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported.md"
+TESTS = Path(__file__).parents[1]
 PEFT = Path(peft.tuners.lora.__file__).parent
 CLASS = re.compile(r"^ *class (\w+)\(.*?(?:LoraLayer|LoraVariant|Variant|Linear|_ConvNd)\):", re.M)
 
@@ -84,19 +88,66 @@ REFUSED = [
 ]
 
 
+WAYS = "plan, check, load, swap"
+PROVEN = "engine/test_format_property.py::test_each_format_is_accepted_and_its_damages_are_not"
+FOUND = "engine/test_formats.py::test_names_of_a_family_are_found_without_being_told"
+REFUSED_FILES = "adapters/test_refused.py::test_"
+FILES = {
+    "PEFT's folder": (
+        WAYS,
+        "checks/test_base_model.py::test_the_checker_accepts_what_a_swap_accepts",
+    ),
+    "with module names of transformers 4": (
+        WAYS,
+        "engine/test_renamed.py::test_old_names_are_prepared_loaded_swapped_and_checked",
+    ),
+    "with heads of PEFT up to 0.10": (
+        WAYS,
+        "engine/test_heads.py::test_a_head_that_the_config_does_not_name_is_swapped",
+    ),
+    **dict.fromkeys(TRAINERS, (WAYS, PROVEN)),
+    "LTX, Qwen-Image, Z-Image, Hunyuan (ComfyUI)": (
+        "plan, check; the values were not compared",
+        FOUND,
+    ),
+    "PEFT's file without its config": (
+        "refused (HSW002)",
+        "engine/test_formats.py::test_a_file_of_peft_without_its_config_is_refused_in_every_way_in",
+    ),
+    "LoHa, LoKr, OFT, IA3, mlx-lm, torchtune, Megatron, whole models": (
+        "refused by name (HSW101)",
+        f"{REFUSED_FILES}a_method_or_program_of_another_kind_is_named",
+    ),
+    "Git LFS pointers, HTML pages, gguf, files of torch.save": (
+        "refused by name (HSW005, HSW006)",
+        f"{REFUSED_FILES}a_file_of_another_kind_is_named",
+    ),
+}
+"""Format of a file → who reads it, and the test that shows it."""
+
+
 def page() -> str:
     """The whole page."""
     lines = [
         "# What is swapped, and what is refused",
         "",
         "Nothing is skipped in silence: a layer or a feature is swapped, or refused by name before",
-        "anything changes. Written by `python tests/engine/test_supported.py`; a test holds it true.",
+        "anything changes. Written by `python -m tests.engine.test_supported`; a test holds it true.",
         "",
         "## Layers",
         "",
         "| PEFT's class | |",
         "|---|---|",
         *(f"| `{name}` | {text} |" for name, text in LAYERS.items()),
+        "",
+        "## Files",
+        "",
+        "All ways in have one reader; files that are not in PEFT's names go through diffusers' or PEFT's own",
+        "converters. The tests compare what a swap puts in place with a fresh load of PEFT or diffusers.",
+        "",
+        "| format | read by | shown by |",
+        "|---|---|---|",
+        *(f"| {name} | {ways} | `tests/{proof}` |" for name, (ways, proof) in FILES.items()),
         "",
         "## Features of an adapter",
         "",
@@ -116,6 +167,12 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_what_shows_that_a_format_is_read_exists(name: str) -> None:
+    file, _, test = FILES[name][1].partition("::")
+    assert f"\ndef {test}(" in (TESTS / file).read_text("utf-8")
+
+
 def peft_classes() -> set[str]:
     return {
         n for path in PEFT.glob("*.py") for n in CLASS.findall(path.read_text("utf-8"))
@@ -123,7 +180,7 @@ def peft_classes() -> set[str]:
 
 
 def test_the_page_is_what_the_code_says() -> None:
-    assert PAGE.read_text("utf-8") == page(), "run: python tests/engine/test_supported.py"
+    assert PAGE.read_text("utf-8") == page(), "run: python -m tests.engine.test_supported"
 
 
 def test_every_lora_layer_and_variant_of_peft_is_in_the_page() -> None:

@@ -113,6 +113,7 @@ SAMPLES: dict[str, Sample] = {
     ),
     "HSW116": Sample(lambda root: _two(root, {}, {})),
     "HSW117": Sample(lambda root: write_adapter(root / "a"), {"weights": True}),
+    "HSW119": Sample(adapter(config={"use_dorra": True})),
     "HSW118": Sample(adapter(config={"target_modules": ["v_proj"]})),
 }
 """HSW009 is not here: it needs a file that changes while it is read."""

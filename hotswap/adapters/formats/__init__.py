@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hotswap.adapters.files import damaged
 from hotswap.adapters.formats import diffusers, peft, refused, trainers
 from hotswap.adapters.formats.component import Component
-from hotswap.adapters.header import FileLayout
+from hotswap.adapters.header import FileLayout, for_names
 from hotswap.adapters.texts import Texts
 
 FORMATS: tuple[Callable[[Texts, FileLayout], dict[str, Component] | None], ...] = (
@@ -21,6 +21,11 @@ FORMATS: tuple[Callable[[Texts, FileLayout], dict[str, Component] | None], ...] 
 Each gives None for an adapter of another format, and raises UnreadableAdapterError for a damaged one
 of its own. The first that knows an adapter is taken.
 """
+
+
+def told_by_texts(texts: Texts, layout: FileLayout) -> bool:
+    """Whether config and header tell what an adapter is; of trainers' files values do, too: their alphas."""
+    return texts.config is not None or for_names(diffusers.current, tuple(layout.tensors))
 
 
 def components_of(texts: Texts, layout: FileLayout) -> dict[str, Component]:

@@ -26,7 +26,7 @@ _BLOCKS = re.compile(
 
 
 @lru_cache(maxsize=32)
-def _current(names: tuple[str, ...]) -> bool:
+def current(names: tuple[str, ...]) -> bool:
     """Whether all tensors have the names that diffusers writes today."""
     return all(_TENSOR.fullmatch(name) and not name.startswith(_PREFIXES) for name in names)
 
@@ -36,7 +36,7 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
 
     Without metadata alpha is the rank, as in diffusers. Raises UnreadableAdapterError (HSW002/003/004).
     """
-    if texts.config is not None or not for_names(_current, tuple(layout.tensors)):
+    if texts.config is not None or not for_names(current, tuple(layout.tensors)):
         return None
     if not layout.tensors:
         text, remedy = "the adapter has no LoRA weights", "save the adapter after it was trained"

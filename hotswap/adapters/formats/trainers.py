@@ -31,7 +31,7 @@ _FAMILIES = {
     r"|lora_\w+_(double|single)_blocks_\d+_|transformer_blocks[._]\d+[._](attn|norm|ff|proj)",
     "Flux2Pipeline": r"(double|single)_blocks\.\d+\.(?!img_attn_qkv)|stream_modulation|to_qkv_mlp_proj",
     "HunyuanVideoPipeline": r"\.(img|txt)_attn_qkv\.|individual_token_refiner",
-    "WanPipeline": r"(?<![a-z]_)blocks[._]\d+[._](self_attn|cross_attn|attn[12]|ffn)",
+    "WanPipeline": r"(^|\.|^lora_unet_)blocks[._]\d+[._](self_attn|cross_attn|attn[12]|ffn)",
     "LTXPipeline": r"transformer_blocks\.\d+\.(attn[12]|ff)\.",
     "LTX2Pipeline": r"transformer_blocks\.\d+\.(audio|video)_",
     "QwenImagePipeline": r"(^|\.|^lora_unet_)transformer_blocks[._]\d+[._](attn[._]|img_m|txt_m)",
@@ -62,7 +62,7 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
     problem = ""
     for family in families:
         try:
-            found[family] = converted(family, layout.tensors, values, _pairs(layout))
+            found[family] = _converted(family, texts, layout, values)
         except UnreadableAdapterError:
             raise
         except Exception as error:  # of a library, on files of strangers
@@ -79,6 +79,18 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
     told = layout.metadata.get(METADATA)
     fields = {} if told is None else parse_config(texts.weights, told)
     return _components(texts.weights, family, first, fields)
+
+
+def _converted(
+    family: Family, texts: Texts, layout: FileLayout, values: Mapping[str, bytes]
+) -> Converted:
+    """Run a converter over the header; over all values where it asks for one (is a fused weight sparse)."""
+    try:
+        return converted(family, layout.tensors, values, _pairs(layout))
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+    return converted(family, layout.tensors, texts.values(layout, layout.tensors), _pairs(layout))
 
 
 def of_tensors(

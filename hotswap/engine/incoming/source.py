@@ -156,7 +156,8 @@ def _read(
     if known is None:
         parts = components_of(texts, texts.layout())
         known = describe(label, parts, config, lost, texts.header)
-        _keep(key, known)
+        if all(each.convert is None for each in known.values()):  # else alphas are in the values
+            _keep(key, known)
     values = {}
     convert = next((each.convert for each in known.values()), None)
     if convert is not None and isinstance(texts.file, BufferedReader):

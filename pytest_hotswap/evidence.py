@@ -6,12 +6,15 @@ where it ran. All of it travels as the test's user properties, so xdist and a sh
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import platform
+import shutil
+import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +24,7 @@ import pytest
 
 import hotswap
 from hotswap.cli.fleet import files_of, read_fleet, read_values
-from hotswap.cli.verify.handover import Handover
+from hotswap.cli.verify.handover import COLLECTED, Handover
 from pytest_hotswap.reporting import PREFIX
 
 MOST_SAMPLES = 200
@@ -39,14 +42,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start gathering."""
     path = config.getoption("--hotswap-settings")
     settings = Handover.read(path) if path else Handover()
-    config.pluginmanager.register(Evidence(settings), "hotswap-evidence-of-session")
+    folder = Path(path).parent if path else None
+    config.pluginmanager.register(Evidence(settings, folder), "hotswap-evidence-of-session")
 
 
 class Evidence:
     """What one process notes while the suite runs in it."""
 
-    def __init__(self, settings: Handover) -> None:
+    def __init__(self, settings: Handover, folder: Path | None = None) -> None:
         self.settings = settings
+        self._folder = folder
         self._times: defaultdict[str, list[float]] = defaultdict(list)
         self._ready = False
         self._subject: Any = None
@@ -64,12 +69,18 @@ class Evidence:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        """Leave out the test of refused adapters where none is."""
+        """Leave out the test of refused adapters where none is; run those of one adapter together."""
+        items[:] = by_adapter(items)
         refused = any(finding["findings"] for finding in self._files.get("adapters", ()))
         if not (self.settings.refused or refused):
             idle = [item for item in items if item.name == REFUSED]
             items[:] = [item for item in items if item.name != REFUSED]
             config.hook.pytest_deselected(items=idle)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Say how many tests there are, for the line of progress; each worker of xdist has all of them."""
+        if self._folder is not None and session.items:
+            (self._folder / COLLECTED).write_text(str(len(session.items)), encoding="utf-8")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -101,6 +112,7 @@ class Evidence:
             _note(item, "environment", environment(self._subject, deployment.base))
             _note(item, "files", self._files)
             self._subject = None
+            gc.freeze()  # each copy of a model would make the collector look at all that is imported
         with self._noted(item, "call"):
             try:
                 return (yield)
@@ -150,6 +162,15 @@ class Evidence:
 def _note(item: pytest.Item, key: str, value: Any) -> None:
     if value:
         item.user_properties.append((f"{PREFIX}{key}", json.dumps(value)))
+
+
+def by_adapter(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The tests of an adapter one after the other, so that its fresh load serves all of them."""
+    order: dict[Any, list[pytest.Item]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        order.setdefault(callspec.params.get("adapter") if callspec else None, []).append(item)
+    return [item for group in order.values() for item in group]
 
 
 def judge_files(subject: Any) -> dict[str, Any]:
@@ -288,4 +309,21 @@ def environment(subject: Any, base: Any) -> dict[str, Any]:
         "dtype": dtype,
         "backend": str(subject.backend),
         "subject": f"{type(subject).__module__}:{type(subject).__qualname__}",
+        "commit": commit(Path.cwd()),
     }
+
+
+def commit(folder: Path) -> str:
+    """The git commit that is checked out in a folder, and whether something was changed since."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+
+    def told(*words: str) -> str:
+        done = subprocess.run(
+            [git, *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    found = told("rev-parse", "HEAD")
+    return f"{found}, with changes" if found and told("status", "--porcelain") else found

@@ -47,7 +47,7 @@ def watched_setup(item: pytest.Item) -> Iterator[None]:
     """Watch the setup of a test; what it compiles is told apart from what the test does."""
     from hotswap import watch_compiles
 
-    _drop_trace_capture()
+    drop_trace_capture()
     with watch_compiles() as log:
         yield
     _record(
@@ -71,7 +71,7 @@ def watched_call(item: pytest.Item) -> Iterator[None]:
     marker = item.get_closest_marker(MARKER)
     own = item.stash.get(LOG, None) if marker is None else None
     with nullcontext(own) if own is not None else watch_compiles() as log:
-        _drop_trace_capture()
+        drop_trace_capture()
         failed = True
         try:
             yield
@@ -98,7 +98,7 @@ def _record(item: pytest.Item, **counts: float) -> None:
     item.user_properties[:] = [*kept, *named.items()]  # a rerun counts anew
 
 
-def _drop_trace_capture() -> None:
+def drop_trace_capture() -> None:
     """Keep torch's structured trace out of the captured log: it is hundreds of lines a compile."""
     trace = logging.getLogger("torch.__trace")
     for handler in [h for h in trace.handlers if type(h).__module__ == "_pytest.logging"]:

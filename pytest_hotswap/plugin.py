@@ -172,6 +172,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
 
 
+@pytest.hookimpl(tryfirst=True, specname="pytest_runtest_call")
+def pytest_runtest_quiet_call(item: pytest.Item) -> None:
+    """Keep torch's trace out of what a failing law prints."""
+    contract = sys.modules.get("pytest_hotswap.contract.contract")
+    if contract and issubclass(getattr(item, "cls", None) or object, contract.HotswapContract):
+        from pytest_hotswap.marker import drop_trace_capture
+
+        drop_trace_capture()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

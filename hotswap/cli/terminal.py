@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+EVERY = 30.0
+"""Seconds between two lines of progress in a log, which nobody can rewrite."""
+
+
 def say(*lines: object, error: bool = False) -> None:
     """Print lines, with escapes for what the terminal's encoding lacks."""
     stream = sys.stderr if error else sys.stdout
@@ -55,9 +59,17 @@ def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def progress_line(line: Callable[[], str]) -> Iterator[Callable[[], None]]:
-    """A line on standard error that is rewritten; silent, and not asked for, where that is no terminal."""
+    """A line on standard error: rewritten on a terminal, elsewhere a new one every half minute."""
     if not _is_watched():
-        yield lambda: None
+        told = time.monotonic()
+
+        def now_and_then() -> None:
+            nonlocal told
+            if time.monotonic() - told >= EVERY:
+                told = time.monotonic()
+                say(line(), error=True)
+
+        yield now_and_then
         return
     from rich.console import Console
     from rich.markup import escape

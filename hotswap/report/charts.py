@@ -137,6 +137,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "hotswap", "font.size": 10})
+    mpl.rcParams["text.parse_math"] = False  # an adapter may be called $$
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     axes = figure.add_subplot()

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from hotswap.findings import RULES, Finding, Related
 
+Level = Literal["error", "warning", "notice"]
 Format = Literal["text", "json", "github", "sarif"]
 FORMATS: tuple[Format, ...] = ("text", "json", "github", "sarif")
 _STYLES = {"place": "1", "error": "1;31", "warning": "1;33", "help": "36"}
@@ -64,13 +65,19 @@ def _caret(finding: Finding) -> str:
 
 def _annotation(finding: Finding) -> str:
     path, _, inside = finding.where.partition("::")
-    fields = {"file": path, "title": f"{finding.code} {finding.name}"}
+    fields: dict[str, str] = {}
     if finding.line is not None and not inside:
         fields |= {"line": str(finding.line), "col": str(finding.column)}
         fields |= {"endLine": str(finding.end_line), "endColumn": str(finding.end_column)}
-    properties = ",".join(f"{k}={_escaped(v, ':,')}" for k, v in fields.items())
     text = f"{f'{inside}: ' if inside else ''}{finding.message}; {finding.remedy}"
-    return f"::{finding.severity} {properties}::{_escaped(text)}"
+    return annotation(finding.severity, path, f"{finding.code} {finding.name}", text, **fields)
+
+
+def annotation(level: Level, file: str, title: str, text: str, **fields: str) -> str:
+    """Write one workflow command of GitHub; it can neither end early nor begin another one."""
+    named = {"file": file, "title": title, **fields}
+    properties = ",".join(f"{k}={_escaped(v, ':,')}" for k, v in named.items() if v)
+    return f"::{level} {properties}::{_escaped(text)}"
 
 
 def _escaped(text: str, more: str = "") -> str:

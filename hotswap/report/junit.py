@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from hotswap.report.text import printable
+
 
 def junit(document: dict[str, Any]) -> str:
     """Render a document; what did not run is a skipped test case."""
@@ -12,15 +14,15 @@ def junit(document: dict[str, Any]) -> str:
     for adapter in document["adapters"]:
         for finding in adapter["findings"]:
             case = SubElement(
-                suite, "testcase", classname="adapters", name=adapter["name"], time="0"
+                suite, "testcase", classname="adapters", name=printable(adapter["name"]), time="0"
             )
             words = f"{finding['code']} {finding['message']}; {finding['remedy']}"
-            SubElement(case, "failure", message=_printable(words))
+            SubElement(case, "failure", message=printable(words))
     for test in document["tests"]:
-        classname, _, name = str(test["nodeid"]).rpartition("::")
+        classname, _, name = printable(str(test["nodeid"])).rpartition("::")
         seconds = f"{float(test.get('seconds') or 0):.6f}"
         case = SubElement(suite, "testcase", classname=classname, name=name, time=seconds)
-        message = _printable(str(test.get("message") or ""))
+        message = "\n".join(map(printable, str(test.get("message") or "").split("\n")))
         if test["outcome"] == "failed":
             SubElement(case, "failure", message=message)
         elif test["outcome"] != "passed":
@@ -33,8 +35,3 @@ def junit(document: dict[str, Any]) -> str:
     root.append(suite)
     indent(root)
     return "<?xml version='1.0' encoding='utf-8'?>\n" + tostring(root, encoding="unicode") + "\n"
-
-
-def _printable(words: str) -> str:
-    """XML 1.0 has no place for control characters."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in words)

@@ -7,9 +7,14 @@ from collections.abc import Iterable, Sequence
 from hotswap.report.records import Record
 
 
+def printable(words: str) -> str:
+    """Replace what a terminal would obey and XML has no place for: control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in words)
+
+
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out cells in columns as wide as their widest cell, whatever the terminal."""
-    cells = [head, *rows]
+    cells = [head, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hotswap.report.records import Results, adapter_rows, judged, law_rows
+from hotswap.report.text import printable
 
 INDISPENSABLE = ("swap-equals-load", "swap-atomic", "zero-recompiles")
 """Laws without which a deployment is not ready, whatever its subject says of them."""
@@ -56,17 +57,27 @@ def verdict(
         for f in a["findings"]
     ]
     reasons += [
-        {"adapter": "", "text": f"{row['law']}: {row['message']}", "remedy": ""}
+        {
+            "adapter": "",
+            "text": f"{row['law']}: {row['message']}",
+            "remedy": _again(gathered, row["law"]),
+        }
         for row in law_rows(results)
         if row["message"] and "failed" in (row["state"], row["control"])
     ]
     return {
         "outcome": outcome,
-        "line": "; ".join([line, *gathered.get("notes", ())]),
+        "line": printable("; ".join([line, *gathered.get("notes", ())])),
         "partial": bool(gathered["interrupted"]),
         "reasons": reasons,
         "warnings": warnings,
     }
+
+
+def _again(gathered: Mapping[str, Any], law: str) -> str:
+    """How to repeat just one law."""
+    command = gathered["request"].get("command")
+    return f"run just this law again: {command} -- -k {law.replace('-', '_')}" if command else ""
 
 
 def last_line(

@@ -37,6 +37,9 @@ KEPT = 32
 WIDEST = 4 * 2**30
 """Bytes of a model in float64 up to which it is computed so: two copies are made of it."""
 
+SMALL = 2**28
+"""Bytes of a base model up to which the last fresh load is kept: a second copy of it."""
+
 LONGEST = 400
 """Characters of what a subject raises that are repeated: a state dict's mismatches fill pages."""
 
@@ -83,6 +86,7 @@ class Deployment:
         self.first_changes: dict[Path, list[str]] = {}
         """Which of the process' settings it changed: at a later one they are changed already."""
         self._expected: OrderedDict[tuple[Path | None, float, int], Any] = OrderedDict()
+        self._fresh: tuple[Any, Any] | None = None
         self._folders = 0
 
     @cached_property
@@ -243,14 +247,26 @@ class Deployment:
         return self.subject.base_model()
 
     def fresh(self, adapter: Path, scale: float = 1.0) -> Any:
-        """The oracle: the adapter as PEFT loads it into a base model of its own."""
+        """The oracle: the adapter as PEFT loads it into a base model of its own; only to be read.
+
+        Of a small model the last one is kept: the laws of one adapter ask for it one after the other.
+        """
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(copy.deepcopy(self.base), adapter).eval()
+        key = (adapter, scale, adapter.stat().st_mtime_ns)
+        if self._fresh is not None and self._fresh[0] == key:
+            return self._fresh[1]
+        model = PeftModel.from_pretrained(self.copied_base(), adapter).eval()
         if scale != 1.0:
             for layer in lora_layers(model).values():
                 layer.set_scale("default", scale)
+        size = sum(p.numel() * p.element_size() for p in self.base.parameters())
+        self._fresh = (key, model) if size <= SMALL else None
         return model
+
+    def copied_base(self) -> Any:
+        """A base model of its own, without reading files again."""
+        return copy.deepcopy(self.base)
 
     def expected(self, adapter: Path | None, scale: float = 1.0, *, copies: int = 1) -> Any:
         """What the oracle (None: the base model) gives; computed once while it is used."""
@@ -291,7 +307,7 @@ class Deployment:
         needed = sum(parameter.numel() * 8 for parameter in ours.parameters())
         if needed > WIDEST:
             raise NotWidenableError(f"in float64 the model takes {needed} bytes, above {WIDEST}")
-        theirs = self.fresh(adapter)
+        theirs = copy.deepcopy(self.fresh(adapter))
         _cast_like(theirs, ours, self.subject.adapter_name)
         inputs = {
             name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
@@ -301,7 +317,7 @@ class Deployment:
         with torch.compiler.set_stance("force_eager"):
             # the oracle first: where it fails, the model is at fault and not the subject
             try:
-                theirs = widened(theirs)
+                theirs = theirs.double()
                 expected = run(theirs)
             except Exception as error:  # as quantised layers raise
                 text = f"the fresh load does not run in float64: {brief(error)}"

@@ -21,13 +21,13 @@ class PreparationLaws:
 
     def test_preparation_preserves__any_first(self, deployment: Deployment, adapter: Path) -> None:
         """Whichever adapter is loaded first, it is prepared, or refused before anything changes."""
-        model = deployment.subject.load(deployment.subject.base_model(), adapter)
+        model = deployment.subject.load(deployment.copied_base(), adapter)
         wrong, _ = _prepared(deployment, adapter, model)
         assert not wrong, f"preparation-preserves: {adapter.name} loaded first: {wrong}"
 
     def test_preparation_covers__any_first(self, deployment: Deployment, adapter: Path) -> None:
         subject = deployment.subject
-        model = subject.load(subject.base_model(), adapter)
+        model = subject.load(deployment.copied_base(), adapter)
         try:
             subject.prepare(model, deployment.plan)
         except Exception:  # refused: looked at by preparation-preserves

@@ -32,7 +32,7 @@ class PipelineSubject(DiffusersSubject):
     Define ``pipeline()``; by default it is read from ``base``.
     """
 
-    unsupported: Mapping[str, str] = {}
+    unsupported = {}  # noqa: RUF012
 
     def pipeline(self) -> Any:
         made = super().pipeline()

@@ -23,12 +23,14 @@ print(ended.code, ended.output.strip())
 """
 
 
-def test_progress_says_how_many_tests_are_done_and_the_last_law(tmp_path: Path) -> None:
+def test_progress_says_how_many_of_all_are_done_how_fast_and_the_last_law(tmp_path: Path) -> None:
     report = tmp_path / "report.jsonl"
-    assert progress(report) == "verifying: 0 tests done"
+    assert progress(report, 4) == "verifying: loading and compiling, 4 s"
+    (tmp_path / "collected").write_text("42")
     lines = [{"nodeid": "a", "law": "rank-bound"}, {"nodeid": "b", "law": "swap-forgets"}]
     report.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert progress(report) == "verifying: 2 tests done, last: swap-forgets"
+    expected = "2 of 42 tests, 4 s, 0.5 a second, about 1 min 20 s left, last: swap-forgets"
+    assert progress(report, 4) == f"verifying: {expected}"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")

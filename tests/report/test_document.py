@@ -12,7 +12,9 @@ import pytest
 
 from hotswap.errors import HotswapError
 from hotswap.report.document import derive, dumps, merge, percentiles, read
+from hotswap.report.github import github
 from hotswap.report.junit import junit
+from hotswap.report.text import adapter_table
 from tests.support.reports import FINDING, adapter, gathered, record, records
 
 
@@ -254,6 +256,33 @@ class TestShards:
         first, second = shards()
         with pytest.raises(HotswapError, match=reason):
             merge([first, {**second, **change}])
+
+
+def test_github_annotations_end_where_they_should() -> None:
+    fleet = [*gathered()["adapters"], adapter("broken", 4, FINDING)]
+    fleet[-1]["name"] = "b\n::error::x"
+    bad = record("swap-forgets", "failed", message="two\nlines")
+    told = gathered(adapters=fleet, tests=[*records("abc"), bad], warnings=["no compiler"])
+    told["request"] |= {"command": "hotswap verify a"}
+    lines = github(derive(told)).splitlines()
+    assert [line.split(" ", 1)[0] for line in lines] == [
+        "::error",
+        "::error",
+        "::warning",
+        "::error",
+    ]
+    assert "two%0Alines" in lines[1]
+    assert lines[1].endswith("run just this law again: hotswap verify a -- -k swap_forgets")
+    ready = github(derive(gathered())).splitlines()
+    assert [line.split(" ", 1)[0] for line in ready] == ["::notice"]
+
+
+def test_names_with_control_characters_are_harmless() -> None:
+    fleet = [adapter("a\x1b[2J", 4), adapter("b\x01", 8)]
+    names = [one["name"] for one in fleet]
+    document = derive(gathered(adapters=fleet, tests=records(names)))
+    ET.fromstring(junit(document))  # noqa: S314  (our own text)
+    assert "\x1b" not in adapter_table(document["adapters"])
 
 
 def test_junit_counts_failures_skips_and_refused_adapters() -> None:

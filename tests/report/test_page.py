@@ -126,6 +126,11 @@ def test_merge_writes_the_whole_and_exits_as_verify_does(
     assert capsys.readouterr().err == "hotswap: shard 1 is given twice\n"
 
 
+def test_a_name_that_looks_like_mathematics_is_a_name() -> None:
+    document = derive(gathered(["$$", "$x^2$", "a_{"]))
+    assert "$x^2$" in html(document)
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

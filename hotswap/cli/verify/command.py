@@ -6,6 +6,7 @@ settings of the project in the current folder nor those of the environment can l
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 import time
@@ -24,11 +25,12 @@ from hotswap.cli.fleet import files_of, read_fleet, read_values, shard
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
-from hotswap.cli.verify.request import Backend, Dtype, Level, Request, usage_problem
+from hotswap.cli.verify.request import Backend, Dtype, Form, Level, Request, usage_problem
 from hotswap.cli.verify.suite import Run, run_suite, run_timing
 from hotswap.errors import HotswapError
 from hotswap.report import text
 from hotswap.report.document import Document, derive, dumps
+from hotswap.report.github import github
 
 READY, NOT_READY, USAGE, INTERRUPTED = 0, 1, 2, 130
 EPILOG = """\b
@@ -90,7 +92,14 @@ fail_on_option = option(
 )
 @option("-n", "processes", metavar="N", help="Spread over processes: a number, auto.")
 @fail_on_option
-@option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@option(
+    "--format",
+    "form",
+    type=Choice(get_args(Form)),
+    default="text",
+    help="Print tables, the report as JSON, or annotations for GitHub.",
+)
+@option("--json", "form", flag_value="json", help="The same as --format json.")
 @option("--no-timing", is_flag=True, help="Leave out the timing table.")
 @option("--verbose", is_flag=True, help="Show what pytest prints.")
 @click.pass_obj
@@ -102,7 +111,19 @@ def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any)
     whether the fleet is ready to hot-swap, or what is wrong.
     """
     folders = tuple(adapter_folders("verify", adapters))
-    raise Exit(_answer(Request(adapters=folders, pytest_args=tuple(pytest_args), **options)))
+    command = spoken(adapters, options)
+    request = Request(adapters=folders, pytest_args=tuple(pytest_args), command=command, **options)
+    raise Exit(_answer(request))
+
+
+def spoken(adapters: Sequence[str], options: Mapping[str, Any]) -> str:
+    """The command line that runs the same laws on the same deployment, whatever shard this is."""
+    words = ["hotswap", "verify", *adapters]
+    for name in ("base", "plan", "subject", "backend", "compile_mode", "device", "dtype", "inputs"):
+        if options.get(name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    words += [f"--{name}" for name in ("demo", "regional") if options.get(name)]
+    return shlex.join(words)
 
 
 def _answer(request: Request) -> int:
@@ -129,7 +150,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
     sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
     mine = shard(request.adapters, sizes, *(request.part or (1, 1)))
     fleet = read_values(fleet, mine)
-    if fleet.plan is not None and not request.as_json:
+    if fleet.plan is not None and request.form == "text":
         say(fleet.plan, "")
     say(*(finding for path in mine for finding in fleet.refused.get(path, ())), error=True)
     run = Run()
@@ -199,8 +220,8 @@ def _gathered(
 
 
 def _print(request: Request, document: Document, run: Run) -> None:
-    if request.as_json:
-        say(dumps(document).rstrip())
+    if request.form != "text":
+        say(dumps(document).rstrip() if request.form == "json" else github(document))
         return
     if run.results.records:
         say(text.adapter_table([a for a in document["adapters"] if not a["findings"]]), "")

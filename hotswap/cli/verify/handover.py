@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+COLLECTED = "collected"
+"""The file beside the settings in which the plugin says how many tests there are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Handover:

@@ -18,6 +18,7 @@ from hotswap.errors import HotswapError, MissingExtraError
 Backend = Literal["eager", "aot_eager", "inductor"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Level = Literal["error", "warning"]
+Form = Literal["text", "json", "github"]
 PIPELINE = "model_index.json"
 """The file that tells a pipeline of diffusers from a model of transformers."""
 
@@ -43,10 +44,11 @@ class Request:
     report: Path | None = None
     fail_on: Level = "error"
     demo: bool = False
-    as_json: bool = False
     no_timing: bool = False
     verbose: bool = False
     pytest_args: tuple[str, ...] = ()
+    form: Form = "text"
+    command: str = "hotswap verify"
 
     @property
     def seconds(self) -> float:
@@ -73,6 +75,7 @@ class Request:
             "plan_file": str(self.plan) if self.plan else None,
             **{name: getattr(self, name) for name in ("time_budget", "fail_on", "demo")},
             "pytest_arguments": list(self.pytest_args),
+            "command": self.command,
         }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from hotswap.cli.fleet import Fleet
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
-from hotswap.cli.verify.handover import Handover
+from hotswap.cli.verify.handover import COLLECTED, Handover
 from hotswap.cli.verify.request import Request
 from hotswap.report.records import Results
 
@@ -59,7 +59,10 @@ def run_suite(
     settings.save(folder / "settings.json")
     report = folder / "report.jsonl"
     command = _pytest_command(request, fleet, mine, folder)
-    ended = child.run(command, folder / "pytest.txt", lambda: progress(report))
+    begun = time.monotonic()
+    ended = child.run(
+        command, folder / "pytest.txt", lambda: progress(report, time.monotonic() - begun)
+    )
     if request.verbose:
         say(ended.output.rstrip(), error=True)
     results = Results.read(report)
@@ -118,10 +121,24 @@ def run_timing(
     return replace(run, timing={"error": problem, "rows": [], "samples": {}})
 
 
-def progress(report: Path) -> str:
-    """Say how far the run is, from the records written until now."""
+def progress(report: Path, seconds: float) -> str:
+    """Say how far the run is, from the records written in the seconds until now."""
     written = report.read_bytes() if report.exists() else b""
     lines = written[: written.rfind(b"\n") + 1].splitlines()
-    lines = [line for line in lines if b'"nodeid"' in line]
-    last = f", last: {json.loads(lines[-1]).get('law') or 'a test'}" if lines else ""
-    return f"verifying: {len(lines)} tests done{last}"
+    records = [line for line in lines if b'"nodeid"' in line]
+    collected = report.with_name(COLLECTED)
+    total = int(collected.read_text() or 0) if collected.exists() else 0
+    done = len(records)
+    if not done:
+        return f"verifying: loading and compiling, {_spoken(seconds)}"
+    law = json.loads(records[-1]).get("law") or "a test"
+    left = f", about {_spoken((total - done) * seconds / done)} left" if total > done else ""
+    return (
+        f"verifying: {done} of {total or '?'} tests, {_spoken(seconds)}, {done / seconds:.1f} a second{left}"
+        f", last: {law}"
+    )
+
+
+def _spoken(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -81,6 +81,8 @@ class Deployment:
         self.left_out: dict[str, str] = {}
         self.disturbed = False
         """Whether the snapshot cannot be brought back: the deployment is brought up anew instead."""
+        self.first_none: hotswap.CompileLog | None = None
+        """What the first swap to the base model compiled."""
         self.first_moves: dict[Path, list[str]] = {}
         """What the first swap to an adapter moved: bringing the snapshot back would undo it."""
         self.first_changes: dict[Path, list[str]] = {}
@@ -375,6 +377,11 @@ class Deployment:
                     output = self.run()
                 self.first_changes[path] = changed(then, settings())
                 right += [path] if compare(output, self.expected(path)).equal else []
+        if self.takes_none:
+            with contextlib.suppress(Exception), hotswap.watch_compiles() as self.first_none:
+                self.probed += 1
+                self.swap(None)
+                self.run()
         for path in right:
             with contextlib.suppress(Exception):
                 self.probed += 1

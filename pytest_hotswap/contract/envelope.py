@@ -173,8 +173,8 @@ class EnvelopeLaws:
         )
         if swapping.disturbed:
             record_property("hotswap.note", NOTE)
-        if walk:
-            verdict = log.verdict()
+        logs = [log] if swapping.first_none is None else [swapping.first_none, log]
+        for verdict in (log.verdict() for log in logs if walk):
             assert verdict.outcome == "passed", (
                 f"zero-recompiles: among the companions and no adapter, {few(verdict.reasons)}"
             )

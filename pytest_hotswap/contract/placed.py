@@ -78,8 +78,21 @@ def _adds_the_same(layer: Any, name: str, theirs: Any) -> bool:
         if key not in wanted and "bias" in key and tensor.any():
             return False
     try:
-        ours = layer.get_delta_weight(name).detach()
-        other = ours * 0 if theirs is None else theirs.get_delta_weight("default").detach()
+        ours = _delta(layer, name)
+        other = ours * 0 if theirs is None else _delta(theirs, "default")
     except Exception:  # PEFT has none for some kinds of layers
         return False
     return compare(ours, other.to(ours), tolerances=TOLERANCES["widened"]).equal
+
+
+def _delta(layer: Any, name: str) -> torch.Tensor:
+    """What an adapter adds to a layer's weight; for a grouped convolution, where PEFT has none, by group."""
+    a, b, *_ = slots(layer, name)
+    if b.groups == 1:
+        found: torch.Tensor = layer.get_delta_weight(name).detach()
+        return found
+    # a: (rank, in / groups, *kernel), b: (out, rank / groups, *ones)
+    rows, columns = (
+        slot.tensor.detach().unflatten(0, (b.groups, -1)).flatten(2) for slot in (a, b)
+    )
+    return columns @ rows * float(layer.scaling[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -155,10 +156,11 @@ class KeptByPathAndSize(Remembering):
 
 @breaks("swap-equals-load")
 class KeptByConfig(Remembering):
-    """The key is the text of the config: other weights under the same one are not read."""
+    """The key is the config: other weights under the same one are not read."""
 
     def key(self, adapter: Path) -> Any:
-        return (adapter / "adapter_config.json").read_text()
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        return json.dumps(config, sort_keys=True)
 
 
 @breaks("swap-equals-load")

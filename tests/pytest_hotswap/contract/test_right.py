@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners._buffer_dict import BufferDict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hotswap
 from hotswap.adapters.fit import fits
@@ -23,6 +24,7 @@ from hotswap.engine.layout.slots import lora_layers, slots
 from hotswap.report.laws import LAWS
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
+from tests.mutants.plain import Given, Plain
 from tests.mutants.subject import Engine, write_fleets
 
 
@@ -178,7 +180,43 @@ class ReplacesModules(TensorByTensor):
         inner.base_model.model._modules.update(layers)
 
 
+class Folded(Plain):
+    """The scaling is multiplied into lora_B, and the layer's own is a user's factor."""
+
+    def prepare_layer(self, layer: Any, rank: int) -> None:
+        name = self.adapter_name
+        first = not isinstance(layer.scaling[name], torch.Tensor)
+        scaling = float(layer.scaling[name])
+        super().prepare_layer(layer, rank)
+        if first:
+            [*self.parts(layer, name).values()][1].data.mul_(scaling)
+            layer.scaling[name].fill_(1.0)
+
+    def staged(self, model: Any, given: Given) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        each = iter(super().staged(model, given))
+        found = []
+        for a, (b, value), (scaling, number) in zip(each, each, each, strict=True):
+            found += [a, (b, value * number), (scaling, torch.ones(()))]
+        return found
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        for _, layer in self.found(model):
+            layer.scaling[self.adapter_name].fill_(scale)
+
+    def save(self, model: Any, folder: Path) -> None:
+        given = self.in_place(model)
+        folder.mkdir()
+        tensors = {
+            f"base_model.model.{module}.{part}": tensor
+            for module, parts in given.tensors.items()
+            for part, tensor in parts.items()
+        }
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(given.config))
+
+
 RIGHT = [
+    Folded,
     SkipsWhatIsInPlace,
     RemembersElsewhere,
     ToldOfRestoring,

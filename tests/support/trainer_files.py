@@ -92,6 +92,16 @@ _WAN = {
     "blocks.1.cross_attn.o": (24, 24),
     "blocks.0.ffn.0": (24, 32),
 }
+_WHOLE_WAN = {
+    f"blocks.{block}.{place}": sizes
+    for block in range(2)
+    for place, sizes in (
+        *((f"{kind}_attn.{part}", (24, 24)) for kind in ("self", "cross") for part in "qkvo"),
+        ("ffn.0", (24, 32)),
+        ("ffn.2", (32, 24)),
+    )
+}
+"""diffusers' converter for musubi wants every module, and an alpha of each."""
 FORMATS: dict[str, TrainerFormat] = {
     "diffusers": TrainerFormat(
         stable_diffusion,
@@ -155,7 +165,7 @@ FORMATS: dict[str, TrainerFormat] = {
         wan, _below("diffusion_model", _WAN), ends=KOHYA
     ),
     "Wan, original names with lora_A": TrainerFormat(wan, _below("diffusion_model", _WAN)),
-    "Wan, musubi": TrainerFormat(wan, _flat("lora_unet", _WAN), ends=KOHYA),
+    "Wan, musubi": TrainerFormat(wan, _flat("lora_unet", _WHOLE_WAN), ends=KOHYA),
     "Wan, diffusers": TrainerFormat(
         wan,
         {"transformer.blocks.0.attn1.to_q": (24, 24), "transformer.blocks.1.ffn.net.2": (32, 24)},

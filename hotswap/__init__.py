@@ -32,6 +32,7 @@ _HOME = {
     "set_scale": "hotswap.engine.scale",
     "state": "hotswap.engine.state",
     "swap": "hotswap.engine.swap",
+    "swap_together": "hotswap.engine.mesh",
     "watch_compiles": "hotswap.compiler.watch",
     "would_recompile": "hotswap.compiler.audit",
 }
@@ -58,6 +59,7 @@ __all__ = [
     "set_scale",
     "state",
     "swap",
+    "swap_together",
     "watch_compiles",
     "would_recompile",
 ]
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from hotswap.engine.bank.bank import AdapterBank
     from hotswap.engine.export import export
     from hotswap.engine.load import load
+    from hotswap.engine.mesh import swap_together
     from hotswap.engine.package import Package
     from hotswap.engine.peft.patch import patch_peft
     from hotswap.engine.prepare import prepare

@@ -76,6 +76,14 @@ class BusyError(HotswapError, TimeoutError):
     """Another thread uses or swaps the model's adapters, or this one does already."""
 
 
+class RankError(HotswapError, RuntimeError):
+    """Not every rank could exchange its adapter, so none has; ``rank`` is the one that could not."""
+
+    def __init__(self, text: str, rank: int | None) -> None:
+        self.rank = rank
+        super().__init__(text)
+
+
 class NotCompiledError(HotswapError, ValueError):
     """A question about compiled code was asked of a model that has none."""
 

@@ -13,10 +13,11 @@ from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.compiled import Walked, compiled_parts, walk
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.auxiliary import unsupported_wrappers
-from hotswap.engine.layout.dora import why_misread
+from hotswap.engine.layout.dora import why_misread, why_no_norm
 from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.registry import others
 from hotswap.engine.layout.scalings import Scalings
+from hotswap.engine.layout.sharding import why_unswappable
 from hotswap.engine.layout.slots import Slot, lora_layers
 from hotswap.engine.layout.unsupported import MERGED, Why, refusal, why_not_replaced, why_other_base
 from hotswap.engine.parts import Part, TargetRankError
@@ -71,7 +72,7 @@ def check_preparable(
         named = "" if adapter_name is None else f" named {adapter_name!r}"
         raise NoAdapterError(f"the model carries no LoRA adapter{named}{others(model)}")
     adapters = {name: AdapterSlots.of(model, name, walked=walked, layers=layers) for name in names}
-    _check_supported(model, walked, adapters)
+    _check_supported(model, walked, whole, adapters)
     ranks = _target_ranks(adapters, target_rank, plan)
     if plan is not None:
         _check_auxiliary(adapters, plan)
@@ -91,11 +92,15 @@ def _check_compiled(model: nn.Module, walked: Walked, check_compiled: CheckCompi
     warnings.warn(text, stacklevel=5)
 
 
-def _check_supported(model: nn.Module, walked: Walked, adapters: dict[str, AdapterSlots]) -> None:
+def _check_supported(
+    model: nn.Module, walked: Walked, whole: Walked, adapters: dict[str, AdapterSlots]
+) -> None:
+    """Raise UnsupportedLayerError for what cannot be prepared; ``whole`` is what was given, around it."""
     refused = {name: why for name, module in walked if (why := why_elsewhere(module))}
     configs = getattr(model, "peft_config", {})
     for name, adapter in adapters.items():
         refused |= unsupported_wrappers(walked, name, adapter.auxiliary)
+        refused |= why_unswappable(adapter, whole, by_rank=True)
         for module, layer in adapter.layers.items():
             if why := why_unsupported(layer, name, adapter.of_layer[module]):
                 refused[module] = why
@@ -120,7 +125,7 @@ def why_unsupported(layer: LoraLayer, adapter_name: str, found: list[Slot]) -> W
             return Why(f"PEFT's {kind} holds its LoRA weights in a {type(owner).__name__}")
         if why := why_not_replaced(slot):
             return why
-        if slot.role == "magnitude" and (why := why_misread(layer)):
+        if slot.role == "magnitude" and (why := why_misread(layer) or why_no_norm(layer)):
             return why
     return None
 

@@ -20,9 +20,11 @@ from hotswap.engine.layout.dora import add_magnitude, why_no_dora
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import entry_of
 from hotswap.engine.layout.scalings import Scalings
+from hotswap.engine.layout.sharding import put_together
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import LayerState
 from hotswap.engine.layout.unsupported import refusal
+from hotswap.engine.mesh import join_meshes
 from hotswap.engine.parts import Part, TargetRankError, parts_of, plans_of
 from hotswap.engine.preparable import (
     CheckCompiled,
@@ -114,6 +116,7 @@ def prepare_parts(
             for module, slots in adapter.of_layer.items():
                 key = part.named(module)
                 ranks[key] = max(ranks.get(key, 0), slots[0].rank or 0)
+    join_meshes(parts)
     return PrepareReport(padded, held, ranks)
 
 
@@ -126,10 +129,14 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
         states = _states(adapter)
         if plan is not None and _add_parts(adapter, plan, changes):
             adapter = AdapterSlots.of(model, name, walked=found.walked, layers=adapter.layers)
-        before = [slot.tensor.data for slot in adapter.slots]
+        if _put_together(adapter, changes):
+            adapter = AdapterSlots.of(model, name, walked=found.walked, layers=adapter.layers)
+        before = [slot.local for slot in adapter.slots]
         arena = _arena(adapter, before, found.ranks, known.get(name))
         if arena is not None:
             padded += _move_into(adapter, before, arena, states, changes)
+            if any(slot.sharded for slot in adapter.slots):  # their parameters are others now
+                adapter = AdapterSlots.of(model, name, walked=found.walked, layers=adapter.layers)
             arenas.append((adapter, arena))
     tuner = getattr(model, "base_model", None)
     cls: Any = type(tuner)
@@ -167,6 +174,18 @@ def _add_parts(adapter: AdapterSlots, plan: SwapPlan, changes: Changes) -> bool:
     return added
 
 
+def _put_together(adapter: AdapterSlots, changes: Changes) -> bool:
+    """Put DTensors together that are cut along their rank axis; tell if there were any."""
+    found = put_together(adapter.slots)
+    for index, whole in found.items():
+        slot = adapter.slots[index]
+        if slot.holder is not None:
+            key = slot.state_key.rpartition(".")[2]
+            changes.keep(slot.holder, key)
+            slot.holder[key] = nn.Parameter(whole, requires_grad=slot.tensor.requires_grad)
+    return bool(found)
+
+
 def _remove_magnitude(layer: LoraLayer, name: str) -> None:
     layer.lora_variant.pop(name, None)
     if name in layer.lora_magnitude_vector:
@@ -199,7 +218,8 @@ def _arena(
     None: they are in one already, with all the room that is wanted.
     """
     found = adapter.slots
-    shapes = [slot.shape(max(ranks.get(slot.module) or 0, slot.rank or 0)) for slot in found]
+    wanted = [max(ranks.get(slot.module) or 0, slot.rank or 0) for slot in found]
+    shapes = [slot.local_shape(rank) for slot, rank in zip(found, wanted, strict=True)]
     scalings = [_scaling(layer, adapter, module) for module, layer in adapter.layers.items()]
     layout = Layout.of([*tensors, *scalings], [*shapes, *(() for _ in scalings)])
     if known is not None and known.in_place and known.layout == layout:
@@ -245,6 +265,9 @@ def _move_into(
 ) -> int:
     """Let the tensors and scalings be the arena's views; count the tensors that grew."""
     name, found = adapter.name, adapter.slots
+    for slot in found:
+        if slot.sharded and slot.holder is not None:
+            changes.keep(slot.holder, slot.state_key.rpartition(".")[2])
     changes.callback(_assign, found, before)
     _assign(found, arena.views)
     for slot in adapter.auxiliary:
@@ -264,9 +287,18 @@ def _move_into(
 
 
 def _assign(found: list[Slot], values: list[Tensor]) -> None:
-    """Let the slots' parameters hold these tensors, and the modules around them say how wide they are."""
+    """Let the slots' parameters hold these tensors, and the modules around them say how wide they are.
+
+    A DTensor cannot take another shape, so a new parameter takes its place.
+    """
     for slot, value in zip(found, values, strict=False):
-        slot.tensor.data = value
+        if slot.sharded and slot.holder is not None:
+            length = value.shape[slot.axis] if slot.axis is not None else 0
+            whole = slot.sharding(value, length * slot.groups // slot.experts)
+            new = nn.Parameter(whole, requires_grad=slot.tensor.requires_grad)
+            slot.holder[slot.state_key.rpartition(".")[2]] = new
+        else:
+            slot.tensor.data = value
         if slot.owner is not None and slot.axis is not None:
             setattr(slot.owner, slot.size_attribute, value.shape[slot.axis] * slot.groups)
 

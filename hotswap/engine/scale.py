@@ -13,6 +13,7 @@ from torch import Tensor
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.layout.slots import slots
+from hotswap.engine.mesh import together
 from hotswap.engine.parts import Part, parts_of
 from hotswap.engine.transaction import Changes, exclusive, name_of
 
@@ -38,11 +39,18 @@ def set_scale(
             at = f" for {pattern!r}" if pattern else ""
             raise ValueError(f"scale is {factor!r}{at}; expected a finite number")
     parts = parts_of(model)
-    with exclusive(parts, nested=True), Changes() as changes, changes:
+    with (
+        together(parts) as agree,
+        exclusive(parts, nested=True),
+        Changes() as changes,
+        changes,
+    ):
+        agree([repr([*patterns.items()])], f"scale {scale!r}")
         places = [placement_of(part.model, name_of(part, adapter_name)) for part in parts]
         for place, factors in zip(places, _factors(parts, places, patterns), strict=True):
             if factors:
                 _rescale(place, factors, changes)
+        agree()
 
 
 def _factors(

@@ -13,6 +13,7 @@ from hotswap.engine.incoming.parts import Adapters, labels_of, read_parts
 from hotswap.engine.incoming.source import Adapter, Config, IncomingAdapter
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import placement_of
+from hotswap.engine.mesh import Agree, together
 from hotswap.engine.parts import Part, parts_of
 from hotswap.engine.scale import user_scale
 from hotswap.engine.transaction import Changes, commit, exclusive, name_of, ready, stage_parts
@@ -85,10 +86,15 @@ def swap(
     start = time.perf_counter()
     parts = parts_of(model)
     name = name_of(parts[0], adapter_name)
-    with exclusive(parts, timeout=timeout, name=name), Changes() as changes, changes:
+    with (
+        together(parts) as agree,
+        exclusive(parts, timeout=timeout, name=name),
+        Changes() as changes,
+        changes,
+    ):
         places = [ready(part, adapter_name) for part in parts]
         incoming = read_parts(model, parts, adapter, config)
-        return exchange(parts, places, incoming, labels_of(parts, adapter), start, changes)
+        return exchange(parts, places, incoming, labels_of(parts, adapter), start, changes, agree)
 
 
 def exchange(
@@ -98,6 +104,7 @@ def exchange(
     labels: Mapping[str, str | None],
     start: float,
     changes: Changes,
+    agree: Agree,
 ) -> SwapReport:
     """Validate, stage and commit what was read for some of the parts, which are held. See ``swap``."""
     before = {part.key: place.label for part, place in zip(parts, places, strict=True)}
@@ -113,7 +120,7 @@ def exchange(
         part.key: each.label for part, each in zip(parts, staged, strict=True) if each is not None
     }
     emptied = tuple(k for k, label in given.items() if label is None and before[k] is not None)
-    commit(places, staged, changes)
+    commit(places, staged, changes, agree)
     seconds = time.perf_counter() - start
     return SwapReport(
         joined(given),

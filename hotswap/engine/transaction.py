@@ -20,6 +20,7 @@ from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
 from hotswap.engine.layout.unsupported import refusal, why_other_base
 from hotswap.engine.layout.uses import Use, Uses
+from hotswap.engine.mesh import Agree, require_together
 from hotswap.engine.parts import Part
 
 
@@ -149,10 +150,21 @@ def stage_parts(
     return staged
 
 
+def _told(changing: Sequence[tuple[Placement, StagedAdapter]]) -> str:
+    """What is put in place, in words."""
+    return ", ".join(dict.fromkeys(str(each.label) for _, each in changing))
+
+
 def commit(
-    places: Sequence[Placement], staged: Sequence[StagedAdapter | None], changes: Changes
+    places: Sequence[Placement],
+    staged: Sequence[StagedAdapter | None],
+    changes: Changes,
+    agree: Agree,
 ) -> None:
-    """Put staged adapters in place; the changes take all of it back."""
-    for place, each in zip(places, staged, strict=True):
-        if each is not None:
-            place.put(each, changes.callback)
+    """Put staged adapters in place, on every rank; the changes take all of it back. Raises RankError."""
+    require_together(any(place.sharded for place in places), agree)
+    changing = [(at, each) for at, each in zip(places, staged, strict=True) if each is not None]
+    agree((each.digest for _, each in changing), _told(changing))
+    for place, each in changing:
+        place.put(each, changes.callback)
+    agree()

@@ -37,7 +37,11 @@ base = AutoModelForCausalLM.from_pretrained("base").eval()
 model = compiled = torch.compile(hotswap.load(base, plan, "adapters/a"))
 inputs = {"input_ids": torch.arange(8).reshape(1, 8), "use_cache": False}
 model(**inputs)
-"""
+""",
+    "sharded.md": """
+import os
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+""",
 }
 """What a page takes for granted beside the project."""
 pytestmark = [

@@ -14,7 +14,7 @@ pytest.importorskip("importlinter")
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 ROOMS = ("adapters", "bench", "checks", "cli", "compiler", "engine", "lint", "report")
 ENGINE = ("bank", "export", "incoming", "layout", "load", "manifest", "package", "parts", "peft")
-ENGINE += ("preparable", "prepare", "scale", "state", "swap", "transaction")
+ENGINE += ("mesh", "preparable", "prepare", "scale", "state", "swap", "transaction")
 PLUGIN_ROOMS = ("adapters", "contract", "machine", "subjects", "suite")
 MODULES = ("evidence", "fixtures", "lint", "marker", "plugin", "reporting", "strategies")
 SOUND = {

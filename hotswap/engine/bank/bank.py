@@ -20,6 +20,7 @@ from hotswap.engine.incoming.source import Adapter, Config, IncomingAdapter
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.uses import Use, Uses
+from hotswap.engine.mesh import Agree, together
 from hotswap.engine.parts import parts_of
 from hotswap.engine.swap import digest_of
 from hotswap.engine.transaction import Changes, commit, held_until_end, stage_parts
@@ -251,7 +252,7 @@ class AdapterBank:
             found.append((uses, held_until_end(held, uses, use)))
         return found
 
-    def _put(self, version: Version, asked: Sequence[tuple[Uses, Use]]) -> None:
+    def _put(self, version: Version, asked: Sequence[tuple[Uses, Use]], agree: Agree) -> None:
         """Put in place what serves the name of a version by now; all parts have their turn."""
         staged, places = self._shelf.newest(version), self._places(at_once=True)
         for place in places:
@@ -262,7 +263,10 @@ class AdapterBank:
                 place.require_resident(at_once=True)
             _require_layout(version.name, places, staged)
             with Changes() as changes, changes:
-                commit(places, staged, changes)
+                commit(places, staged, changes, agree)
+        else:
+            agree((each.digest for each in staged if each is not None), version.name)
+            agree()
         for uses, use in asked:
             uses.share(use)
 
@@ -333,28 +337,28 @@ class Using:
         return version
 
     def __enter__(self) -> None:
-        with ExitStack() as held:
+        with together(self._bank._parts) as agree, ExitStack() as held:
             version = self._wanted(held)
             if version.staged is None:
                 self._bank._read(version)
             asked = self._bank._asked(version, held)
             for uses, use in asked:
                 uses.take(use, self._timeout)
-            self._bank._put(version, asked)
+            self._bank._put(version, asked, agree)
             self._held = held.pop_all()
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
     async def __aenter__(self) -> None:
-        with ExitStack() as held:
+        with together(self._bank._parts) as agree, ExitStack() as held:
             version = self._wanted(held)
             if version.staged is None:
                 await in_thread(lambda: self._bank._read(version))
             asked = self._bank._asked(version, held)
             for uses, use in asked:
                 await take(uses, use, self._timeout)
-            self._bank._put(version, asked)
+            self._bank._put(version, asked, agree)
             self._held = held.pop_all()
 
     async def __aexit__(self, *_: object) -> None:

@@ -24,6 +24,7 @@ from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.names import in_file
 from hotswap.adapters.spec import AdapterSpec, describe_parts
 from hotswap.adapters.texts import Family, Texts, open_texts
+from hotswap.compiler.shards import local_of
 from hotswap.engine.incoming.file_reader import FileReader
 from hotswap.errors import AdapterError
 from hotswap.findings import has_code
@@ -271,6 +272,11 @@ def _require_tensors(adapter: Mapping[str, Any], values: Sequence[Any]) -> None:
         if not issubclass(kind, Tensor):
             name = next(name for name, value in adapter.items() if type(value) is kind)
             raise ValueError(f"the state dict has {name} = {kind.__name__}, expected a tensor")
+    for name, value in zip(adapter, values, strict=True):
+        if local_of(value) is not value:
+            raise ValueError(
+                f"the state dict has a shard of {name}, expected the whole: value.full_tensor()"
+            )
 
 
 def plain(config: Config) -> dict[str, Any]:

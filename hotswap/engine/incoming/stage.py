@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from hotswap.adapters.header import TensorInfo
@@ -86,7 +88,7 @@ class CopyPlan:
                 for index in self.zeroed
             ]
             parts = [views[index] for index in self.defaults]
-            known = CopyViews(image, zeroed, parts, [], [], {})
+            known = CopyViews(image, zeroed, parts, [], [], [], {})
             for index, name in self.copied:
                 axis = slots[index].axis
                 length = given[name].shape[axis] if axis is not None else 0
@@ -94,6 +96,8 @@ class CopyPlan:
                 if self.from_file and _alike(part, given[name]):
                     known.direct[name] = part
                     continue
+                if (cut := slots[index].cut) is not None:
+                    known.cut.append((len(parts), cut))
                 if part.shape != given[name].shape:
                     known.split.append((len(parts), part.shape))
                 parts.append(part)
@@ -107,14 +111,16 @@ class CopyPlan:
 class CopyViews:
     """The views of an image that are zeroed, and those copied to: of the constants, then of ``names``.
 
-    ``split`` are the shapes in which some values are copied, each with its place in ``parts``. Into
-    those of ``direct`` a file is read, and ``reader`` does that.
+    ``cut`` are the parts of some values that belong on this rank, ``split`` the shapes in which some are
+    copied, each with its place in ``parts``. Into those of ``direct`` a file is read, and ``reader`` does
+    that.
     """
 
     image: Arena
     zeroed: list[Tensor]
     parts: list[Tensor]
     names: list[str]
+    cut: list[tuple[int, tuple[slice, ...]]]
     split: list[tuple[int, torch.Size]]
     direct: dict[str, Tensor]
     reader: FileReader | None = None
@@ -143,13 +149,27 @@ def stage(placement: Placement, source: IncomingAdapter, image: Arena) -> Staged
     """
     with torch.inference_mode(False):
         plan = _plan_of(placement, source)
-        _fill(placement, source, plan, image)
+        given = _fill(placement, source, plan, image)
+        # the bytes in place are other ones on each rank: there the whole adapter has a digest
+        digest = _digest_of(given, plan) if placement.sharded else None
     if not image.finite():
         refuse(_infinite(placement, source, image))
-    return StagedAdapter(source.label, image, plan.states, plan.fields)
+    return StagedAdapter(source.label, image, plan.states, plan.fields, digest)
 
 
-def _fill(placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: Arena) -> None:
+def _digest_of(given: Mapping[str, Tensor], plan: CopyPlan) -> str:
+    """The digest of a whole adapter, of which a rank puts a part in place."""
+    digest = xxhash.xxh3_128(repr([[s.item() for s in plan.scalings], plan.states]).encode())
+    for name, info in sorted(plan.given.items()):
+        digest.update(f"{name} {info.dtype} {info.shape}".encode())
+        value = given[name].detach().contiguous().cpu()
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _fill(
+    placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: Arena
+) -> dict[str, Tensor]:
     slots, views = placement.slots, image.views
     places = plan.views_of(placement, image)
     clean, image.copy_plan = image.copy_plan is plan, None
@@ -159,6 +179,8 @@ def _fill(placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: 
             torch._foreach_zero_(places.zeroed)
         torch._foreach_copy_(views[len(slots) :], plan.scalings)
     values = [*plan.constants, *map(given.__getitem__, places.names)]
+    for index, where in places.cut:
+        values[index] = values[index][where]
     for index, shape in places.split:
         values[index] = values[index].reshape(shape)
     if values:
@@ -169,6 +191,7 @@ def _fill(placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: 
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
     if plan.later:
         _fill_magnitudes(placement, plan, image)
+    return given
 
 
 def _fill_magnitudes(placement: Placement, plan: CopyPlan, image: Arena) -> None:
@@ -187,9 +210,12 @@ def _fill_magnitudes(placement: Placement, plan: CopyPlan, image: Arena) -> None
 
 def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
     """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
-    from hotswap.engine.layout.dora import norm_of
+    from hotswap.engine.layout.dora import norm_of, why_no_norm
+    from hotswap.engine.layout.unsupported import refusal
 
     slots, name = placement.slots, placement.slots[index].module
+    if why := why_no_norm(placement.layers[name]):
+        raise refusal({name: why})
     start = index
     while start and slots[start - 1].module == name:  # the slots of a layer lie side by side
         start -= 1

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hotswap.adapters.fit import fits
 from hotswap.adapters.names import canonical
 from hotswap.adapters.spec import merge_alike
+from hotswap.compiler.shards import chunk_of, local_of
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.layout.placement import Placement
 from hotswap.errors import AdapterError, RankTooLargeError
@@ -57,7 +58,11 @@ def _other_copies(model: nn.Module, source: IncomingAdapter) -> list[Finding]:
 
 
 def _equal(mine: Tensor, theirs: Tensor) -> bool:
-    return torch.equal(mine.detach().cpu(), theirs.cpu().to(mine.dtype))
+    local = local_of(mine)
+    if local is not mine:  # each rank looks at its part
+        spans = zip(*chunk_of(mine), strict=True)
+        theirs = theirs[tuple(slice(at, at + size) for at, size in spans)]
+    return torch.equal(local.detach().cpu(), theirs.cpu().to(local.dtype))
 
 
 def _bare(name: str) -> str:

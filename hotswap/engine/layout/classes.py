@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.placement import nothing_to_save
 from hotswap.engine.layout.registry import entry_of_layer
 from hotswap.engine.layout.scalings import Scalings
@@ -193,10 +194,10 @@ def _pad_on_load(layer: Any, state: dict[str, Any], prefix: str) -> None:
                 continue
             rank = value.shape[slot.axis] * slot.groups // slot.experts
             if slot.shape(rank) == tuple(value.shape) and rank < slot.rank:
-                wide = torch.zeros_like(slot.tensor.detach())
+                wide = torch.zeros_like(slot.local)
                 part = slot.part(wide, value.shape[slot.axis])
-                part.copy_(slot.split(value, part))
-                state[key] = wide
+                part.copy_(slot.split(local_of(value), part))
+                state[key] = slot.sharding(wide, slot.rank) if slot.sharded else wide
             if rank <= slot.rank:
                 layer.scaling.states[name] = (own or LayerState(rank))._replace(rank=rank)
 
@@ -212,7 +213,7 @@ def _own_ranks(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
     configs: Any = model.peft_config
     try:
         for name in adapters:
-            for layer in lora_layers(model, name).values():
+            for module, layer in lora_layers(model, name).items():
                 if not isinstance(layer.scaling, Scalings) or name not in layer.scaling.states:
                     continue
                 own = layer.scaling.states[name]
@@ -221,7 +222,12 @@ def _own_ranks(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
                         f"there is no adapter to combine under {name!r}: swap(model, None) put the "
                         "base model in place; swap one in first"
                     )
-                for slot in slots(layer, name):
+                for slot in slots(layer, name, module):
+                    if slot.sharded:
+                        raise HotswapError(
+                            f"{slot.name} is cut over several devices, where adapters cannot be "
+                            "combined; call add_weighted_adapter() in a model on one device"
+                        )
                     rank = own.rank or min(configs[name].r, slot.rank or 1)
                     kept.append((slot.tensor, slot.tensor.data))
                     slot.tensor.data = slot.own(rank)

@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import (
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.slots import slots
 from hotswap.engine.layout.unsupported import Why
 
@@ -37,7 +38,15 @@ def why_no_dora(layer: LoraLayer) -> Why | None:
     """Say why a layer cannot be given DoRA, or None when it can."""
     if _dora_of(layer) is None:
         return Why(f"PEFT has no DoRA for its {type(layer).__name__}")
-    return why_misread(layer)
+    return why_misread(layer) or why_no_norm(layer)
+
+
+def why_no_norm(layer: LoraLayer) -> Why | None:
+    """Say why the norm of a layer's base weight cannot be had, or None when it can."""
+    weight = layer.get_base_layer()._parameters.get("weight")
+    if weight is None or local_of(weight) is weight:
+        return None
+    return Why("DoRA needs the norm of the base weight, which is cut over several devices")
 
 
 def why_misread(layer: LoraLayer) -> Why | None:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.regions import unwrap
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import states_of
 from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.scalings import Moves
+from hotswap.engine.layout.sharding import ranks_of
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import Shared, States
 from hotswap.engine.layout.unsupported import why_not_there
@@ -83,6 +85,7 @@ class Placement:
     arena: Arena | None
     config: LoraConfig | None
     shared: Shared
+    meshes: set[tuple[int, ...]] = field(default_factory=set)  # the ranks that share its tensors
     staged: StagedAdapter | None = None
     copy_plans: list[Any] = field(
         default_factory=list
@@ -112,7 +115,7 @@ class Placement:
         name, slots, layers = adapter.name, adapter.slots, adapter.layers
         scalings: list[Any] = [layer.scaling for layer in layers.values()]
         if arena is None:
-            layout = Layout.of([*(s.tensor for s in slots), *(each[name] for each in scalings)])
+            layout = Layout.of([*(s.local for s in slots), *(each[name] for each in scalings)])
         else:
             layout = arena.layout
         states = map(states_of, adapter.auxiliary)
@@ -127,6 +130,7 @@ class Placement:
             arena,
             getattr(model, "peft_config", {}).get(name),
             shared=shared,
+            meshes=ranks_of(slots),
             _places=(
                 [slot.holder for slot in slots if slot.holder is not None],
                 [s.state_key.rpartition(".")[2] for s in slots if s.holder is not None],
@@ -183,9 +187,14 @@ class Placement:
         return self._envelope
 
     @property
+    def sharded(self) -> bool:
+        """Whether a tensor of it is cut over several devices, each of which has its part of the bytes."""
+        return bool(self.meshes)
+
+    @property
     def targets(self) -> list[Tensor]:
         """The tensors to be written, the scalings last; they do not require gradients."""
-        slots = [slot.tensor.detach() for slot in self.slots]
+        slots = [slot.local for slot in self.slots]
         return slots + [layer.scaling[self.name] for layer in self.layers.values()]
 
     @property
@@ -209,7 +218,7 @@ class Placement:
         """Whether a tensor is not where the arena has it any more, looking at every address."""
         if self.arena is None:
             return True
-        addresses = [slot.tensor.data_ptr() for slot in self.slots]
+        addresses = [local_of(slot.tensor).data_ptr() for slot in self.slots]
         return addresses != self.arena.addresses[: len(addresses)]
 
     @property

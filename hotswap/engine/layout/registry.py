@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from hotswap.compiler.compiled import walk
 from hotswap.compiler.regions import unwrap
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.scalings import Moves, Scalings
+from hotswap.engine.layout.sharding import why_unswappable
 from hotswap.engine.layout.slots import adapter_names, lora_layers
+from hotswap.engine.layout.unsupported import refusal
 from hotswap.engine.layout.uses import Uses
 from hotswap.errors import NoAdapterError, NotPreparedError
 
@@ -77,13 +80,22 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
         return known
     if known is None or known.replaced or known.remade or known.detached:
         require_prepared(root, name)
-        found = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+        found = placements[name] = Placement.of(root, _slots_of(root, name))
         if known is not None:
             found.label = name  # others have put other tensors there
         known = found
     elif known.arena is not None and not known.in_place:
-        known = placements[name] = Placement.of(root, AdapterSlots.of(root, name))
+        known = placements[name] = Placement.of(root, _slots_of(root, name))
     return known
+
+
+def _slots_of(root: nn.Module, name: str) -> AdapterSlots:
+    """The slots of a model that has changed since it was prepared; raises UnsupportedLayerError."""
+    walked = walk(root)
+    adapter = AdapterSlots.of(root, name, walked=walked)
+    if refused := why_unswappable(adapter, walked):
+        raise refusal(refused)
+    return adapter
 
 
 def register(model: nn.Module, placement: Placement) -> None:

@@ -16,6 +16,7 @@ from hotswap.adapters.modules import Kind
 from hotswap.adapters.names import MAGNITUDE, canonical
 from hotswap.adapters.plan import ModulePlan
 from hotswap.compiler.compiled import Walked, instances, walk
+from hotswap.compiler.shards import chunk_of, local_of
 
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
@@ -29,6 +30,7 @@ class Slot(NamedTuple):
     ``axis`` is the one that carries the rank (None: none does): its length is ``rank * experts /
     groups``, in ``blocks`` equal blocks that are padded each. ``default`` is what the tensor holds when
     the adapter in place has nothing for it (None: zeros), ``rows`` are the tokens of its rows.
+    A DTensor is one with the shape of the whole, of which this rank writes the ``local`` part.
     """
 
     module: str
@@ -61,10 +63,48 @@ class Slot(NamedTuple):
 
     def shape(self, rank: int) -> tuple[int, ...]:
         """The tensor's shape at another rank."""
-        shape, axis = self.tensor.shape, self.axis
+        return self._at(self.tensor.shape, rank)
+
+    def _at(self, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+        axis = self.axis
         if axis is None:
             return shape
         return (*shape[:axis], rank * self.experts // self.groups, *shape[axis + 1 :])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the tensor is a DTensor."""
+        return local_of(self.tensor) is not self.tensor
+
+    @property
+    def local(self) -> Tensor:
+        """What of the tensor is on this rank, without gradients; its rank axis is whole."""
+        return local_of(self.tensor).detach()
+
+    def local_shape(self, rank: int) -> tuple[int, ...]:
+        """The shape of the local part at another rank."""
+        return self._at(local_of(self.tensor).shape, rank)
+
+    @property
+    def cut(self) -> tuple[slice, ...] | None:
+        """Where in the whole the local part is, at any rank; None: it is the whole."""
+        if not self.sharded:
+            return None
+        found = [slice(at, at + size) for at, size in zip(*chunk_of(self.tensor), strict=True)]
+        if self.axis is not None:
+            found[self.axis] = slice(None)
+        return tuple(found)
+
+    def sharding(self, local: Tensor, rank: int) -> Tensor:
+        """Give a local part of another rank as the DTensor that it is part of."""
+        from torch.distributed.tensor import DTensor
+
+        like: Any = self.tensor
+        shape = torch.Size(self.shape(rank))
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            local, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride
+        )
 
     def part(self, whole: Tensor, length: int) -> Tensor:
         """The part of a tensor of the slot's shape that ``length`` on its axis fills; a view.
@@ -92,11 +132,11 @@ class Slot(NamedTuple):
 
     def own(self, rank: int) -> Tensor:
         """The part of the tensor that an adapter of this rank fills, or the tensor itself."""
-        tensor = self.tensor.detach()
         if self.axis is None or self.rank == rank:
-            return tensor
-        length = self.shape(rank)[self.axis]
-        return self.part(tensor, length).reshape(self.shape(rank)).contiguous()
+            return self.tensor.detach()
+        shape = self.local_shape(rank)
+        own = self.part(self.local, shape[self.axis]).reshape(shape).contiguous()
+        return self.sharding(own, rank) if self.sharded else own
 
 
 def slots(layer: LoraLayer, adapter_name: str, module: str = "") -> list[Slot]:

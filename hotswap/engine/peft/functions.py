@@ -30,6 +30,7 @@ from hotswap.engine.layout.registry import entry_of, others
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.layout.unsupported import refusal, why_other_base
+from hotswap.engine.mesh import together
 from hotswap.engine.parts import Part
 from hotswap.engine.preparable import CheckCompiled, why_unsupported
 from hotswap.engine.prepare import prepare, prepare_parts
@@ -151,7 +152,12 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
     start = time.perf_counter()
     source, part = source_of(), Part("", wrapped)
     model = part.model
-    with exclusive([part], name=name), Changes() as changes, changes:
+    with (
+        together([part]) as agree,
+        exclusive([part], name=name),
+        Changes() as changes,
+        changes,
+    ):
         layers = lora_layers(model, name)
         if not layers:
             raise NoAdapterError(f"the model carries no LoRA adapter named {name!r}{others(model)}")
@@ -165,7 +171,8 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
             return
         if bare or entry_of(model).on_the_fly:
             _make_room(part, layers, source.spec, name, changes)
-        exchange([part], [ready(part, name)], {"": source}, {"": source.label}, start, changes)
+        labels = {"": source.label}
+        exchange([part], [ready(part, name)], {"": source}, labels, start, changes, agree)
 
 
 def _in_names_of(
@@ -221,8 +228,8 @@ def _as_it_is(model: nn.Module, layers: dict[str, LoraLayer], spec: AdapterSpec,
     adapter = AdapterSlots.of(model, name, layers=layers)
     if spec.saved or spec.tokens or spec.copies or adapter.auxiliary:
         return False
-    if any(slot.tensor.is_inference() for slot in adapter.slots):
-        return False  # cannot be written outside of inference_mode
+    if any(slot.tensor.is_inference() or slot.sharded for slot in adapter.slots):
+        return False  # cannot be written outside of inference_mode, or as a whole
     places = adapter.envelope.modules
     return all(key in spec.modules for key, place in places.items() if place.dora) and all(
         (module.rank, module.bias, module.dora)

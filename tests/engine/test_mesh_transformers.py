@@ -1,0 +1,165 @@
+"""transformers' tensor parallelism with PEFT's adapters, and its FSDP."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hotswap
+from tests.support import rank_models as at
+from tests.support.ranks import RankPool
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RECIPES: dict[str, dict[str, Any]] = {
+    "a": {"r": 4, "lora_alpha": 8, "target_modules": LINEAR},
+    "b": {"r": 2, "lora_alpha": 8, "target_modules": LINEAR, "use_rslora": True},
+    "c": {"r": 8, "lora_alpha": 4, "target_modules": LINEAR},
+}
+SOME: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write(base: Path, folder: Path, seed: int, **config: Any) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(**config))
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn(value.shape, generator=generator) * 0.2
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fleet(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("fleet")
+    recipes = {**RECIPES, "some": SOME}
+    return {n: write(base, folder / n, i, **r) for i, (n, r) in enumerate(recipes.items())}
+
+
+@pytest.fixture(scope="module")
+def expected(base: Path, fleet: dict[str, Path]) -> dict[str | None, torch.Tensor]:
+    found: dict[str | None, torch.Tensor] = {}
+    for name in (None, *fleet):
+        model: Any = LlamaForCausalLM.from_pretrained(base)
+        if name is not None:
+            model = PeftModel.from_pretrained(model, fleet[name])
+        with torch.no_grad():
+            found[name] = model.eval()(input_ids=at.IDS, use_cache=False).logits
+    return found
+
+
+@pytest.fixture(scope="module")
+def pool(base: Path) -> Iterator[RankPool]:
+    pool = RankPool()
+    pool(at.llama_base, base)
+    yield pool
+    pool.close()
+
+
+def check(pool: RankPool, want: torch.Tensor) -> None:
+    for output in pool(at.generate):
+        torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_each_swap_equals_a_fresh_load_of_the_whole_model(
+    pool: RankPool,
+    fleet: dict[str, Path],
+    expected: dict[str | None, torch.Tensor],
+    backend: str | None,
+) -> None:
+    pool(at.bring_up_llama, fleet["a"])
+    if backend is not None:
+        pool(at.compile_it, backend)
+    check(pool, expected["a"])
+    for name in ("b", None, "c", "some", "a", "b"):
+        pool(at.swap, fleet[name] if name else None)
+        check(pool, expected[name])
+
+
+def test_what_is_saved_is_the_adapter_as_it_was_trained(
+    pool: RankPool, fleet: dict[str, Path], tmp_path: Path
+) -> None:
+    pool(at.bring_up_llama, fleet["a"])
+    pool(at.swap, fleet["b"])
+    original = load_file(fleet["b"] / "adapter_model.safetensors")
+    for folder in pool(at.save, tmp_path):
+        saved = load_file(folder / "adapter_model.safetensors")
+        assert saved.keys() == original.keys()
+        assert all(torch.equal(saved[name], value) for name, value in original.items())
+        assert LoraConfig.from_pretrained(folder).r == 2
+
+
+def test_load_puts_an_adapter_into_a_model_that_is_cut(
+    pool: RankPool, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor]
+) -> None:
+    pool(at.bring_up_llama, fleet["a"], hotswap.plan(list(fleet.values())))
+    check(pool, expected["a"])
+    for name in ("some", "b", None):
+        pool(at.swap, fleet[name] if name else None)
+        check(pool, expected[name])
+
+
+def test_an_adapter_over_a_base_that_fsdp_has_cut_is_whole(
+    pool: RankPool, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor]
+) -> None:
+    pool(at.bring_up_llama_fsdp, fleet["a"])
+    for name in ("b", None, "c"):
+        pool(at.swap, fleet[name] if name else None)
+        pool(at.reshard)
+        check(pool, expected[name])
+
+
+def test_base_weights_in_an_adapter_are_compared_shard_by_shard(
+    pool: RankPool, base: Path, fleet: dict[str, Path], tmp_path: Path
+) -> None:
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), fleet["b"])
+    model.save_pretrained(tmp_path / "same", save_embedding_layers=True)
+    tensors = load_file(tmp_path / "same" / "adapter_model.safetensors")
+    (name,) = [name for name in tensors if "lm_head" in name]
+    pool(at.bring_up_llama, fleet["a"])
+    pool(at.swap, tmp_path / "same")
+    shutil.copytree(tmp_path / "same", tmp_path / "other")
+    tensors[name][-1, 0] += 1.0
+    save_file(tensors, tmp_path / "other" / "adapter_model.safetensors", {"format": "pt"})
+    found = pool.attempt(at.swap, tmp_path / "other")
+    assert sorted(one.kind for one in found) in (
+        ["AdapterError", "AdapterError"],
+        ["AdapterError", "RankError"],
+    )
+    assert all("differs from the model's" in one.text for one in found)
+
+
+def test_the_functions_of_peft_swap_a_model_that_is_cut(
+    pool: RankPool, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor]
+) -> None:
+    order = ["a", "b", "c"]
+    for outputs in pool(at.patched_swaps, [fleet[name] for name in order]):
+        for name, output in zip(order, outputs, strict=True):
+            torch.testing.assert_close(output, expected[name], rtol=1e-4, atol=1e-5)

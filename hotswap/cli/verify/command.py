@@ -116,10 +116,24 @@ def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any)
     raise Exit(_answer(request))
 
 
+_REPEATED = (
+    "base",
+    "package",
+    "plan",
+    "subject",
+    "backend",
+    "compile_mode",
+    "device",
+    "dtype",
+    "inputs",
+)
+"""Options that say what is verified, which a command that repeats a law needs too."""
+
+
 def spoken(adapters: Sequence[str], options: Mapping[str, Any]) -> str:
     """The command line that runs the same laws on the same deployment, whatever shard this is."""
     words = ["hotswap", "verify", *adapters]
-    for name in ("base", "plan", "subject", "backend", "compile_mode", "device", "dtype", "inputs"):
+    for name in _REPEATED:
         if options.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     words += [f"--{name}" for name in ("demo", "regional") if options.get(name)]

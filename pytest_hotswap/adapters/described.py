@@ -166,7 +166,7 @@ def _loosely(values: Mapping[str, float], among: Collection[str]) -> dict[str, f
         if fits_none and not any(f".{other}".endswith(f".{fits_none}") for other in among):
             found[re.escape(fits_none)] = value + 1
         found[key] = value
-        found[f"{key}|{re.escape(name)}"] = value + 2  # too late
+        found[f"{key}|{key}"] = value + 2  # too late
     return found
 
 

@@ -159,12 +159,14 @@ def _loosely(values: Mapping[str, float], among: Collection[str]) -> dict[str, f
         words = name.split(".")
         ends = (".".join(words[at:]) for at in reversed(range(len(words))))
         others = [other for other in among if other != name]
-        end = next(e for e in ends if not any(f".{o}".endswith(f".{e}") for o in others))
+        free = (e for e in ends if not any(f".{o}".endswith(f".{e}") for o in others))
+        end = next(free, "")
+        key = re.escape(end) if end else exactly(name)  # one that others end in has no such end
         fits_none = end[:-1]
         if fits_none and not any(f".{other}".endswith(f".{fits_none}") for other in among):
             found[re.escape(fits_none)] = value + 1
-        found[re.escape(end)] = value
-        found[f"{re.escape(end)}|{re.escape(name)}"] = value + 2  # too late
+        found[key] = value
+        found[f"{key}|{key}"] = value + 2  # too late
     return found
 
 

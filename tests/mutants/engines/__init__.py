@@ -14,6 +14,7 @@ from tests.mutants.engines import (  # noqa: F401, I001 (each adds its own to th
     envelopes,
     moments,
     plain_values,
+    plain_compiles,
     plain_storage,
     plain_failures,
     plain_knobs,

@@ -93,6 +93,6 @@ def _delta(layer: Any, name: str) -> torch.Tensor:
         return found
     # a: (rank, in / groups, *kernel), b: (out, rank / groups, *ones)
     rows, columns = (
-        slot.tensor.detach().unflatten(0, (b.groups, -1)).flatten(2) for slot in (a, b)
+        torch.unflatten(slot.tensor.detach(), 0, (b.groups, -1)).flatten(2) for slot in (a, b)
     )
-    return columns @ rows * float(layer.scaling[name])
+    return torch.matmul(columns, rows) * float(layer.scaling[name])

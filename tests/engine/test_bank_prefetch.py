@@ -114,7 +114,7 @@ def test_a_name_is_registered_and_read_when_it_is_first_wanted(
 def test_what_is_not_read_yet_is_read_while_nobody_holds_the_model(
     where: str, model: Any, fleet: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "fetch", lambda *_, **__: fleet["two"])
+    monkeypatch.setattr(hub, "fetched", lambda *_, **__: fleet["two"])
     bank = hotswap.AdapterBank(model)
     bank.add("one", fleet["one"])
     bank.register("two", fleet["two"] if where == "disk" else "somebody/two")

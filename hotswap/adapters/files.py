@@ -102,10 +102,13 @@ def open_regular(path: str | Path) -> BufferedReader:
     return file
 
 
+_SAME = ("st_ino", "st_dev", "st_size", "st_mtime_ns")
+
+
 def unchanged(file: BufferedReader, before: os.stat_result) -> None:
     """Raise UnreadableAdapterError (HSW009) if an open file was written to since ``before``."""
     now = os.fstat(file.fileno())
-    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+    if any(getattr(now, key) != getattr(before, key) for key in _SAME):
         raise changed(file.name)
 
 

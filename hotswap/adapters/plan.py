@@ -13,6 +13,7 @@ from hotswap.adapters.header import BITS
 from hotswap.adapters.modules import FLOATING, Kind, TokenRows, bytes_of
 from hotswap.adapters.names import families
 from hotswap.adapters.output import write_atomically
+from hotswap.documents import read_document
 from hotswap.errors import HotswapError
 from hotswap.findings import Finding
 
@@ -209,12 +210,11 @@ class SwapPlan:
     @classmethod
     def read(cls, path: str | Path) -> SwapPlan:
         """Read a plan that ``save`` wrote; raises HotswapError when it is missing or broken."""
+        text = read_document(path)
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(text))
         except HotswapError as error:
             raise HotswapError(f"{path}: {error}") from error
-        except OSError as error:
-            raise HotswapError(f"{path}: cannot be read: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise HotswapError(f"{path}: is not JSON: {error}") from error
 

@@ -12,6 +12,7 @@ from click import option
 from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
+from hotswap.documents import read_document
 from hotswap.errors import HotswapError
 from hotswap.report import text
 
@@ -102,11 +103,11 @@ def compared(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(read_document(path))
         _ = [(row["name"], row["ours"], row["theirs"]) for row in document["rows"]]
-    except OSError as error:
-        raise HotswapError(f"--compare {path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except HotswapError as error:
+        raise HotswapError(f"--compare {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = "is not what hotswap bench --json writes; give such a file"
         raise HotswapError(f"--compare {path}: {problem}") from error
     return document

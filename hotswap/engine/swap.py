@@ -86,15 +86,12 @@ def swap(
     start = time.perf_counter()
     parts = parts_of(model)
     name = name_of(parts[0], adapter_name)
-    with (
-        together(parts) as agree,
-        exclusive(parts, timeout=timeout, name=name),
-        Changes() as changes,
-        changes,
-    ):
-        places = [ready(part, adapter_name) for part in parts]
-        incoming = read_parts(model, parts, adapter, config)
-        return exchange(parts, places, incoming, labels_of(parts, adapter), start, changes, agree)
+    with together(parts) as agree:
+        incoming = read_parts(model, parts, adapter, config)  # a hub may take its time
+        with exclusive(parts, timeout=timeout, name=name), Changes() as changes, changes:
+            places = [ready(part, adapter_name) for part in parts]
+            labels = labels_of(parts, adapter)
+            return exchange(parts, places, incoming, labels, start, changes, agree)
 
 
 def exchange(

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hotswap.documents import read_document
 from hotswap.errors import HotswapError
 from hotswap.report.records import (
     Record,
@@ -108,10 +109,9 @@ def dumps(document: Document) -> str:
 def read(path: Path) -> Document:
     """Read ``report.json``, or the one in a folder; raises HotswapError in one sentence."""
     file = path / "report.json" if path.is_dir() else path
+    text = read_document(file)
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HotswapError(f"{file}: cannot be read: {error.strerror or error}") from error
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise HotswapError(f"{file}: is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

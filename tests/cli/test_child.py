@@ -57,7 +57,8 @@ def test_a_pipe_shows_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_a_cancelled_run_ends_its_child_and_leaves_no_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_cancelled_run_ends_its_child_and_leaves_no_folder(name: str, tmp_path: Path) -> None:
     program = (
         "import pathlib, sys, tempfile\n"
         "from hotswap.cli.verify import child\n"
@@ -72,7 +73,7 @@ def test_a_cancelled_run_ends_its_child_and_leaves_no_folder(tmp_path: Path) -> 
         while not (written := [*tmp_path.glob("*/child.txt")]) or not written[0].read_text():
             time.sleep(0.02)
             assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(getattr(signal, name))
         out, _ = process.communicate(timeout=60)
     interrupted, child = out.split()
     assert interrupted == "True"

@@ -239,8 +239,8 @@ def test_other_methods_and_other_names_are_value_errors(
 
 def test_an_unknown_argument_is_a_type_error(base: Any, fleet: Any) -> None:
     model = fresh(base, fleet["small"])
-    with pytest.raises(TypeError, match="key_mapping"):
-        hotswap_adapter(model, fleet["alike"], adapter_name="default", key_mapping={})
+    with pytest.raises(TypeError, match="key_map="):
+        hotswap_adapter(model, fleet["alike"], adapter_name="default", key_map={})
     hotswap_adapter(
         model, fleet["alike"].parent, "default", subfolder="alike", revision=None, token=None
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
@@ -274,3 +275,62 @@ def test_weights_that_are_computed_at_every_forward_are_refused_until_they_are_n
         nn.utils.remove_weight_norm(layer)
     hotswap.swap(model, fleet["two"])
     torch.testing.assert_close(run(model, X), run(fresh(base, fleet["two"]), X))
+
+
+class PerTask(nn.Module, LoraLayer):
+    """A layer class of somebody's own: factors for each task."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        LoraLayer.__init__(self, layer)
+        for held in (self.lora_A, self.lora_B):
+            held["default"] = nn.ModuleDict({task: nn.Linear(8, 8) for task in "ab"})
+        self.scaling["default"] = 2.0
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(value)
+
+
+def test_a_layer_class_of_ones_own_is_refused_by_name(base: Any, fleet: Any) -> None:
+    model = fresh(base, fleet["one"])
+    layers = model.base_model.model.layers
+    layers[1].up = PerTask(layers[1].up.base_layer)
+    before = bits(model)
+    refused = r"layers\.\*\.up: PerTask holds its lora_A in a ModuleDict"
+    with pytest.raises(UnsupportedLayerError, match=refused):
+        hotswap.prepare(model, target_rank=4)
+    with pytest.raises(UnsupportedLayerError, match=refused):
+        hotswap_adapter(model, fleet["two"], "default")
+    assert same_bits(before, bits(model))
+
+
+def test_a_wrapper_of_data_parallel_is_prepared_and_swapped(base: Any, fleet: Any) -> None:
+    model = nn.DataParallel(fresh(base, fleet["one"]))
+    hotswap.prepare(model, target_rank=4)
+    for name in ("two", "one"):
+        assert hotswap.swap(model, fleet[name]).path == "arena"
+        expected = run(fresh(base, fleet[name]), X)
+        torch.testing.assert_close(run(model, X), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_names_in_a_file_are_mapped_as_peft_maps_them(
+    prepared: bool, base: Any, fleet: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "renamed"
+    folder.mkdir()
+    for name in ("adapter_config.json", "README.md"):
+        (folder / name).write_bytes((fleet["two"] / name).read_bytes())
+    tensors = load_file(fleet["two"] / "adapter_model.safetensors")
+    old = {key.replace(".layers.", ".blocks."): value for key, value in tensors.items()}
+    save_file(old, folder / "adapter_model.safetensors")
+    model = fresh(base, fleet["one"])
+    if prepared:
+        hotswap.prepare(model, target_rank=4)
+    with pytest.raises(HotswapError):
+        hotswap_adapter(model, folder, "default")
+    mapping = {r"^nothing": "x", r"^blocks\.": "layers.", r"layers": "never"}
+    hotswap_adapter(model, folder, "default", key_mapping=mapping)
+    torch.testing.assert_close(run(model, X), run(fresh(base, fleet["two"]), X))
+    with pytest.raises(TypeError, match=r"key_map=.*key_mapping"):
+        hotswap_adapter(model, folder, "default", key_map=mapping)

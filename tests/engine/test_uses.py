@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import threading
 import time
 import weakref
@@ -402,3 +403,40 @@ def test_a_deleted_adapter_takes_its_placement_along(base: Any, fleet: Any) -> N
     assert placement() is None
     hotswap.swap(model, fleet["three"])  # the only adapter, whatever its name
     torch.testing.assert_close(run(model, VALUES), run(fresh(base, fleet["three"]), VALUES))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("who", ["another thread", "this thread"])
+def test_after_a_fork_the_child_does_not_wait_for_threads_that_it_lacks(who: str) -> None:
+    uses, own = Uses(), Use("a")
+    taken, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        uses.take(other := Use("a"))
+        taken.set()
+        end.wait(60)
+        uses.end(other)
+
+    thread = threading.Thread(target=hold)
+    if who == "another thread":
+        thread.start()
+        taken.wait(60)
+    else:
+        uses.take(own)
+    child = os.fork()
+    if child == 0:  # no test may go on here
+        free = True
+        try:
+            uses.take(Use("a"), 0.2)
+        except BusyError:
+            free = False
+        os._exit(int(free))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (who == "another thread")
+    if who == "another thread":
+        with pytest.raises(BusyError):  # the parent's thread has it still
+            uses.take(Use("a"), 0.05)
+        end.set()
+        thread.join()
+    uses.end(own)
+    uses.take(Use("a"), 5)

@@ -20,6 +20,7 @@ MODULES = ("evidence", "fixtures", "lint", "marker", "plugin", "reporting", "str
 SOUND = {
     "hotswap/__init__.py": "if False:\n    import hotswap.findings\n",  # an exception speaks of it
     "hotswap/errors.py": "",
+    "hotswap/documents.py": "",
     "hotswap/pyproject.py": "",
     "hotswap/findings.py": "",
     "hotswap/adapters/plan.py": "",

@@ -15,6 +15,7 @@ KNOWN = modules(hotswap) | modules(pytest_hotswap)
 HEAVY = ("torch", "peft", "transformers")
 TORCH_FREE = (
     "hotswap",
+    "hotswap.documents",
     "hotswap.errors",
     "hotswap.findings",
     "hotswap.pyproject",

@@ -19,7 +19,7 @@ GRACE = 10.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """SIGTERM or SIGHUP came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,24 @@ def run(command: Sequence[str], output: Path, status: Callable[[], str]) -> Ende
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Take SIGTERM, with which a job is cancelled, for Ctrl-C: children end, temporary folders go."""
+    """Take SIGTERM, with which a job is cancelled, for Ctrl-C: children end, temporary folders go.
+
+    SIGHUP too, when a terminal is closed, unless ``nohup`` lets it be ignored.
+    """
 
     def stop(*_: object) -> NoReturn:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    known = {getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")}
+    before = {each: signal.getsignal(each) for each in known}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(each, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from hotswap.adapters.files import read_raw_header
+from hotswap.adapters.files import changed, read_raw_header, unchanged
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.plan import ALIGNMENT
 from hotswap.engine.layout.adapter_slots import DTYPES
@@ -58,10 +59,15 @@ class FileReader:
         buffer = self._buffer()
         return self._header == header and buffer is not None and buffer is _thread_buffer()
 
-    def read(self, file: BufferedReader) -> None:
-        """Read the data of an open file; raises UnreadableAdapterError if it has another header."""
+    def read(self, file: BufferedReader, described: os.stat_result) -> None:
+        """Read the data of an open file; raises UnreadableAdapterError if it is not as it was described.
+
+        A file that is written meanwhile would be a mixture; ``described`` is what it was when its header
+        was read.
+        """
+        unchanged(file, described)
         if read_raw_header(file) != self._header:
-            _unreadable(file.name, "the file has changed while it was read")
+            raise changed(file.name)
         try:
             for jump, view in self._views:
                 if jump is not None:
@@ -70,6 +76,7 @@ class FileReader:
                     _unreadable(file.name, "the file has shrunk while it was read")
         except OSError as error:
             _unreadable(file.name, f"cannot be read: {error.strerror or error}")
+        unchanged(file, described)
 
 
 def _unreadable(name: str, text: str) -> NoReturn:

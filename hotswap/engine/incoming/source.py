@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -62,6 +63,7 @@ class IncomingAdapter:
     known: Description
     spec: AdapterSpec
     values: dict[str, Tensor] | Path
+    described: os.stat_result | None = None  # the file, when its header was read
 
     @property
     def label(self) -> str:
@@ -104,7 +106,7 @@ class IncomingAdapter:
         if reader is None or not reader.serves(self.known.header):
             reader = FileReader(self.known.header, self.infos, direct)
         with open_weights(self.values) as file:
-            reader.read(file)
+            reader.read(file, self.described or os.fstat(file.fileno()))
         return reader.tensors, reader
 
 
@@ -163,11 +165,13 @@ def _read(
     convert = next((each.convert for each in known.values()), None)
     if convert is not None and isinstance(texts.file, BufferedReader):
         values = convert(_everything(texts))
+    described = os.fstat(texts.file.fileno()) if texts.file is not None else None
     return {
         name: IncomingAdapter(
             each,
             replace(each.spec, path=f"{label}::{name}" if len(known) > 1 else label),
             named(values[name], lost.get(name, "")) if name in values else Path(texts.weights),
+            described,
         )
         for name, each in known.items()
     }
@@ -177,7 +181,7 @@ def _everything(texts: Texts) -> dict[str, Tensor]:
     """All tensors of a file."""
     with open_weights(texts.weights) as file:
         reader = FileReader(texts.header, texts.layout().tensors, {})
-        reader.read(file)
+        reader.read(file, os.fstat(file.fileno()))
     return reader.tensors
 
 

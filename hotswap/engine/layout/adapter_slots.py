@@ -14,6 +14,7 @@ from hotswap.adapters.plan import SavedTensor, SwapPlan
 from hotswap.compiler.compiled import Walked
 from hotswap.engine.layout.auxiliary import auxiliary_slots
 from hotswap.engine.layout.slots import Slot, envelopes, lora_layers, slots
+from hotswap.engine.layout.unsupported import refusal, why_not_known
 
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
@@ -56,6 +57,9 @@ class AdapterSlots:
         """Find it; ``layers`` are the model's LoRA layers, or those with the adapter, if known."""
         found = lora_layers(model, name, walked=walked) if layers is None else layers
         with_it = {module: layer for module, layer in found.items() if name in layer.scaling}
+        strange = {m: why for m, layer in with_it.items() if (why := why_not_known(layer, name))}
+        if strange:
+            raise refusal(strange)
         of_layer = {module: slots(layer, name, module) for module, layer in with_it.items()}
         return cls(name, with_it, of_layer, auxiliary_slots(model, name, walked=walked))
 

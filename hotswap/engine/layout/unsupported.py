@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from hotswap.adapters.config import remedy_for, unsupported_features
 from hotswap.adapters.names import families
@@ -15,8 +15,11 @@ from hotswap.errors import UnsupportedLayerError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from peft.tuners.lora.layer import LoraLayer
 
 _LEAVE_OUT = "leave these modules out of target_modules or use an adapter without this feature"
+_FACTORS = ("lora_A", "lora_B")
+_EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 _FAMILIES = 4  # named in a text
 
 
@@ -58,6 +61,17 @@ def why_other_base(model: nn.Module, config: LoraConfig | None) -> Why | None:
     fields: Any = {} if config is None else vars(config)
     for feature in unsupported_features(fields):
         return Why(feature, remedy_for(feature))
+    return None
+
+
+def why_not_known(layer: LoraLayer, name: str) -> Why | None:
+    """Say why a layer's tensors cannot be found, as in a class of somebody's own, or None when they can."""
+    for key in _EMBEDDING if name in getattr(layer, _EMBEDDING[0], {}) else _FACTORS:
+        factor = dict(getattr(layer, key, {})).get(name)
+        if not isinstance(factor, Tensor) and not isinstance(
+            getattr(factor, "weight", None), Tensor
+        ):
+            return Why(f"{type(layer).__name__} holds its {key} in a {type(factor).__name__}")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import threading
@@ -95,7 +96,8 @@ def hotswap_adapter(
     A model that was not prepared is swapped as it is when ranks and scalings stay the same; else, if
     nothing of it is seen to be compiled, it is prepared on the fly, for the larger rank of the two.
     Half a pair of lora_A and lora_B counts as zeros, with a warning. ``torch_device`` is accepted; the
-    adapter goes to where the model's is. ``kwargs`` are huggingface_hub's: subfolder, revision, …
+    adapter goes to where the model's is. ``kwargs`` are huggingface_hub's: subfolder, revision, …, and
+    ``key_mapping``: patterns of names in the file, without PEFT's prefix, and what the model has for them.
 
     Raises RuntimeError (UnexpectedModulesError) for an adapter that targets more modules, RuntimeError
     (NotPreparedError) for a compiled model that is not prepared for it, ValueError for any other adapter
@@ -105,12 +107,28 @@ def hotswap_adapter(
     hub = {key: value for key, value in kwargs.items() if value is not None}
     if token := hub.pop("use_auth_token", None):
         hub["token"] = token
+    mapping = hub.pop("key_mapping", {})
     unknown = [key for key in hub if key not in HUB]
     if unknown:
         raise TypeError(
-            f"hotswap_adapter() got {unknown[0]}=; expected one of {', '.join(HUB)}, use_auth_token"
+            f"hotswap_adapter() got {unknown[0]}=; expected one of {', '.join(HUB)}, "
+            "use_auth_token, key_mapping"
         )
-    swap_as_peft(model, adapter_name, lambda: read(model_name_or_path, **hub))
+    swap_as_peft(model, adapter_name, lambda: _renamed(read(model_name_or_path, **hub), mapping))
+
+
+def _renamed(source: IncomingAdapter, mapping: Mapping[str, str]) -> IncomingAdapter:
+    """The adapter with other names of its tensors: for each the first pattern that is found in it."""
+    if not mapping:
+        return source
+    tensors = {}
+    for name, value in source.tensors.items():
+        found = [re.subn(pattern, new, name) for pattern, new in mapping.items()]
+        tensors[next((renamed for renamed, count in found if count), name)] = value
+    config = copy.copy(source.config)
+    config.target_modules = {n.rpartition(".lora_")[0] for n in tensors if ".lora_" in n}
+    renamed = read(tensors, config)
+    return replace(renamed, spec=replace(renamed.spec, path=source.label))
 
 
 def hotswap_adapter_from_state_dict(

@@ -1,0 +1,73 @@
+"""What happens to a file, and to the model, while an adapter is read."""
+
+# ruff: noqa: F811 -- fixtures are taken by name
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hotswap
+from hotswap.engine.incoming import file_reader, parts
+from hotswap.engine.layout.registry import entry_of
+from hotswap.errors import AdapterError
+from tests.engine.test_atomic import base, fleet, model  # noqa: F401
+from tests.support.models import bits, fresh, micro, run, same_bits
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_file_that_is_overwritten_while_it_is_read_is_no_mixture(
+    fleet: Any, model: Any, monkeypatch: Any
+) -> None:
+    """Another adapter of the same header, written to the same file after part of it was read."""
+    path = fleet["dora"] / "adapter_model.safetensors"
+    os.utime(path, (0, 0))
+    other = {key: value + 1 for key, value in load_file(path).items()}
+    before, readinto, reads = bits(model), file_reader.FileReader.read, []
+
+    def overwrite(file: Any) -> None:
+        if not reads:
+            reads.append(1)
+            save_file(other, path.parent / "other")
+            path.write_bytes((path.parent / "other").read_bytes())
+
+    class _File:
+        def __init__(self, file: Any) -> None:
+            self.file, self.name = file, file.name
+
+        def readinto(self, view: Any) -> int:
+            count = self.file.readinto(view)
+            overwrite(self.file)
+            return int(count)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(
+        file_reader.FileReader, "read", lambda self, file, then: readinto(self, _File(file), then)
+    )
+    with pytest.raises(AdapterError, match="changed while it was read"):
+        hotswap.swap(model, fleet["dora"])
+    assert same_bits(before, bits(model))
+    monkeypatch.undo()
+    hotswap.swap(model, fleet["dora"])
+    torch.testing.assert_close(run(model), run(fresh(micro(), fleet["dora"])))
+
+
+def test_a_model_is_not_held_while_files_and_the_hub_are_asked(
+    fleet: Any, model: Any, monkeypatch: Any
+) -> None:
+    uses, read, seen = entry_of(model).uses, parts.read, []
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        seen.append(uses.mine())
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(parts, "read", slow)
+    hotswap.swap(model, fleet["large"])
+    assert seen == [[]]

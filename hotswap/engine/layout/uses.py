@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 import weakref
@@ -74,18 +73,6 @@ def _in_event_loop() -> bool:
     return True
 
 
-_every: weakref.WeakSet[Uses] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for uses in list(_every):
-        uses.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
-
-
 class Uses:
     """The uses of one model: those that have its adapters, and a queue.
 
@@ -99,17 +86,6 @@ class Uses:
         self._lock = threading.RLock()  # held for moments; the end of a Use may come at any line
         self._holders: OrderedDict[int, weakref.ref[Use]] = OrderedDict()
         self._queue: OrderedDict[int, weakref.ref[Use]] = OrderedDict()
-        _every.add(self)
-
-    def forked(self) -> None:
-        """Forget, in the child of a fork, the uses of threads that are not there any more."""
-        self._lock = threading.RLock()
-        here = threading.get_ident()
-        for held in (self._holders, self._queue):
-            for key, ref in list(held.items()):
-                use = ref()
-                if use is None or use.thread != here:
-                    held.pop(key, None)
 
     @property
     def waiting(self) -> int:

@@ -407,8 +407,12 @@ def test_a_deleted_adapter_takes_its_placement_along(base: Any, fleet: Any) -> N
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("who", ["another thread", "this thread"])
-def test_after_a_fork_the_child_does_not_wait_for_threads_that_it_lacks(who: str) -> None:
-    uses, own = Uses(), Use("a")
+def test_after_a_fork_the_child_does_not_wait_for_threads_that_it_lacks(
+    who: str, base: Any, fleet: dict[str, Path]
+) -> None:
+    model = fresh(base, fleet["three"])
+    hotswap.prepare(model, target_rank=4)
+    uses, own = entry_of(model).uses, Use("a")
     taken, end = threading.Event(), threading.Event()
 
     def hold() -> None:

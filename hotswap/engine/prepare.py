@@ -17,6 +17,7 @@ from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import hook, unhook
 from hotswap.engine.layout.classes import prepared_class, prepared_tuner
 from hotswap.engine.layout.dora import add_magnitude, why_no_dora
+from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import entry_of
 from hotswap.engine.layout.scalings import Scalings
@@ -225,7 +226,7 @@ def _arena(
     if known is not None and known.in_place and known.layout == layout:
         return None
     arena = layout.new(inference=any(slot.tensor.is_inference() for slot in found))
-    with torch.inference_mode(arena.inference):
+    with in_inference_mode(arena.inference):
         parts = [
             slot.part(view, tensor.shape[slot.axis] if slot.axis is not None else 0)
             for slot, view, tensor in zip(found, arena.views, tensors, strict=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.layout.slots import slots
@@ -101,7 +102,7 @@ def _rescale(placement: Placement, factors: Mapping[str, float], changes: Change
     plain = [(la, t) for la, t in magnitudes if not getattr(la.scaling.states[name], "dora", False)]
     targets = [*(layer.scaling[name] for layer in layers.values()), *(t for _, t in plain)]
     known = placement.staged is not None and placement.holds(placement.staged)
-    with torch.inference_mode(any(target.is_inference() for target in targets)):
+    with in_inference_mode(any(target.is_inference() for target in targets)):
         changes.callback(_write, targets, [target.clone() for target in targets])
         for module, layer in layers.items():
             layer.scaling[name] = factors[module] * _own_scaling(layer, name)
@@ -112,7 +113,7 @@ def _rescale(placement: Placement, factors: Mapping[str, float], changes: Change
 
 @torch.no_grad()
 def _write(targets: list[Tensor], values: list[Tensor]) -> None:
-    with torch.inference_mode(any(target.is_inference() for target in targets)):
+    with in_inference_mode(any(target.is_inference() for target in targets)):
         torch._foreach_copy_(targets, values)
 
 

@@ -18,6 +18,7 @@ from hotswap.adapters.files import changed, read_raw_header, unchanged
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.plan import ALIGNMENT
 from hotswap.engine.layout.adapter_slots import DTYPES
+from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
 
@@ -88,7 +89,7 @@ def _buffer(size: int) -> Tensor:
     """A buffer of bytes that the next read of this thread writes again: new pages cost more than the read."""
     kept = _thread_buffer()
     if kept is None or kept.numel() < size:
-        with torch.inference_mode(False):
+        with in_inference_mode(False):
             kept = _kept.buffer = torch.empty(size, dtype=torch.uint8)
     return kept
 

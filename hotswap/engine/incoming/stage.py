@@ -15,6 +15,7 @@ from hotswap.engine.incoming.file_reader import FileReader, dtype_of
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.incoming.validate import refuse
 from hotswap.engine.layout.arena import Arena
+from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.states import LayerState
 from hotswap.findings import Finding
@@ -147,7 +148,7 @@ def stage(placement: Placement, source: IncomingAdapter, image: Arena) -> Staged
 
     Raises AdapterError when a value is not finite.
     """
-    with torch.inference_mode(False):
+    with in_inference_mode(False):
         plan = _plan_of(placement, source)
         given = _fill(placement, source, plan, image)
         # the bytes in place are other ones on each rank: there the whole adapter has a digest

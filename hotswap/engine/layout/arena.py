@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hotswap.adapters.plan import ALIGNMENT
+from hotswap.engine.layout.modes import in_inference_mode
 
 
 class Region(NamedTuple):
@@ -73,7 +74,7 @@ class Layout:
         ``inference`` makes them inference tensors, as the parameters of a model that was loaded under
         ``torch.inference_mode`` are: only such ones can be their data.
         """
-        with torch.inference_mode(inference):
+        with in_inference_mode(inference):
             buffers = {
                 place: torch.zeros(
                     size,
@@ -108,7 +109,7 @@ class Arena:
     def views(self) -> list[Tensor]:
         """The tensors, in the layout's order; each shares the storage of its buffer."""
         if self._views is None:
-            with torch.inference_mode(self.inference), torch.no_grad():
+            with in_inference_mode(self.inference), torch.no_grad():
                 typed = {
                     (device, dtype): self.buffers[device].view(dtype)
                     for device, _, _, dtype in self.layout.runs
@@ -124,7 +125,7 @@ class Arena:
     def copy(self, other: Arena) -> None:
         """Take over every byte of another arena of the same layout: one copy a device."""
         self.copy_plan = None
-        with torch.inference_mode(self.inference):
+        with in_inference_mode(self.inference):
             for device, buffer in self.buffers.items():
                 buffer.copy_(other.buffers[device])
 

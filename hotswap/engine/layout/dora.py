@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hotswap.compiler.shards import local_of
+from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.slots import slots
 from hotswap.engine.layout.unsupported import Why
 
@@ -70,7 +71,7 @@ def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:
     (arXiv:2402.09353, equation 5).
     """
     variant: Any = _dora_of(layer)
-    with torch.no_grad(), torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
+    with torch.no_grad(), in_inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
         variant.init(layer, adapter_name=adapter_name, config=None)
     layer.lora_variant[adapter_name] = variant
     layer.use_dora[adapter_name] = True
@@ -90,7 +91,7 @@ def norm_of(
     same steps and dtypes from the same tensors, so that the quotient is exactly 1.
     """
     # PEFT makes a Parameter of the weight, which an inference tensor can only be in that mode
-    with torch.inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
+    with in_inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
         weight = _base_weight(layer.get_base_layer())
         if isinstance(layer, Embedding):
             delta = (tensors["lora_embedding_A"].T @ tensors["lora_embedding_B"].T).T

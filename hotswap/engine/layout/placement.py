@@ -19,6 +19,7 @@ from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import states_of
 from hotswap.engine.layout.hooks import why_elsewhere
+from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.scalings import Moves
 from hotswap.engine.layout.sharding import ranks_of
 from hotswap.engine.layout.slots import Slot
@@ -361,7 +362,7 @@ class Placement:
             else:
                 targets = self.targets
                 # a tensor made under inference_mode can only be written under it
-                with torch.inference_mode(any(target.is_inference() for target in targets)):
+                with in_inference_mode(any(target.is_inference() for target in targets)):
                     torch._foreach_copy_(targets, image.views)
         for own in self._dora:
             own["_dora_cache"].clear()  # of peft.helpers.DoraCaching

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.states import States
 
 
@@ -50,10 +51,10 @@ class Scalings(nn.Module):
         if known is value:
             return
         if known is not None:
-            with torch.inference_mode(known.is_inference()), torch.no_grad():
+            with in_inference_mode(known.is_inference()), torch.no_grad():
                 known.fill_(value)
             return
-        with torch.inference_mode(False), torch.no_grad():
+        with in_inference_mode(False), torch.no_grad():
             self.put(name, torch.tensor(float(value), dtype=self.dtype, device=self.device))
 
     def put(self, name: str, buffer: Tensor) -> None:

@@ -93,7 +93,6 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     ),
     "int8": (lambda t: t.update({A: t[A].to(torch.int8)}), r"first.*dtype I8"),
     "bool": (lambda t: t.update({B: t[B] > 0}), r"first.*dtype BOOL"),
-    "float8": (lambda t: t.update({B: t[B].to(torch.float8_e4m3fn)}), r"first.*dtype F8_E4M3"),
     "smaller base": (lambda t: t.update({A: t[A][:, :7].clone()}), "in_features 7, the plan has 8"),
     "larger base": (lambda t: t.update({B: t[B].repeat(2, 1)}), "out_features 24, the plan has 12"),
     "exchanged": (lambda t: t.update({A: t[B], B: t[A]}), "A and B are exchanged"),

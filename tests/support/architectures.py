@@ -12,8 +12,6 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from tests.support.pipelines import stable_diffusion, write_pipeline_adapter
-
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = SMALL | {"intermediate_size": 32, "vocab_size": 64, "max_position_embeddings": 64}
 DECODER = TEXT | {"num_key_value_heads": 2}
@@ -166,6 +164,8 @@ def write_fleet(name: str, folder: Path) -> tuple[Path, list[Path]]:
 
 
 def _write_pipeline(base: Path, folder: Path) -> list[Path]:
+    from tests.support.pipelines import stable_diffusion, write_pipeline_adapter
+
     stable_diffusion(folder).save_pretrained(base)
     for number, (adapter, rank) in enumerate(RANKS.items()):
         write_pipeline_adapter(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,31 +12,14 @@ import hotswap
 from tests.engine.test_atomic import interrupts
 from tests.support.models import run
 from tests.support.served import (
-    NAMES,
     VALUES,
     answers,
-    base_model,
     in_threads,
     prepared,
     serves,
-    write_named,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def base() -> Any:
-    return base_model()
-
-
-@pytest.fixture(scope="module")
-def fleet(base: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("fleet")
-    return {
-        name: write_named(folder, base, name, rank)
-        for name, rank in zip(NAMES, (2, 3, 4), strict=True)
-    }
 
 
 @pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])

@@ -27,10 +27,7 @@ from hotswap.errors import (
 )
 from tests.support.models import run
 from tests.support.served import (
-    NAMES,
     VALUES,
-    answers,
-    base_model,
     prepared,
     size_of,
     watched_reading,
@@ -39,30 +36,6 @@ from tests.support.served import (
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WAIT = 30
-
-
-@pytest.fixture(scope="module")
-def base() -> Any:
-    return base_model()
-
-
-@pytest.fixture(scope="module")
-def fleet(base: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("fleet")
-    return {
-        name: write_named(folder, base, name, rank)
-        for name, rank in zip(NAMES, (2, 3, 4), strict=True)
-    }
-
-
-@pytest.fixture(scope="module")
-def expected(base: Any, fleet: dict[str, Path]) -> dict[str, torch.Tensor]:
-    return answers(base, fleet)
-
-
-@pytest.fixture
-def model(base: Any, fleet: dict[str, Path]) -> Any:
-    return prepared(base, fleet["one"])
 
 
 def test_the_model_serves_while_an_adapter_is_read_and_using_it_then_is_one_copy(

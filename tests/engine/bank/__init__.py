@@ -1,0 +1,1 @@
+"""Tests of adapters that are kept ready for a model."""

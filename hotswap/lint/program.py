@@ -17,8 +17,7 @@ from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
 from hotswap.lint.interpreter.fixtures import fixture_name
-from hotswap.lint.interpreter.functions import line_of
-from hotswap.lint.interpreter.objects import class_of, read_attribute
+from hotswap.lint.interpreter.objects import class_of, line_of, read_attribute
 from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
 from hotswap.lint.interpreter.statements import STATEMENTS, passed_over

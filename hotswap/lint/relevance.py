@@ -17,7 +17,7 @@ from hotswap.lint.outline import Outline, between, first_line, given, matched, s
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {*FACTORIES, "get_peft_model"}
 _COMPILES = {
-    "aot_compile", "aoti_compile_and_package", "compile", "compile_repeated_blocks", "optimize",
+    "aot_compile", "aoti_compile_and_package", "compile", "compile_repeated_blocks", "export", "optimize",
 }  # fmt: skip
 _SCALES = {"scale_layer", "set_scale", "unscale_layer"}
 _NAMES: dict[Feature, set[str]] = {

@@ -130,6 +130,7 @@ FUNCTIONS: dict[str, Effect] = {
     "torch.compiler.reset": _reset,
     "torch.export.export": steps.exported,
     "torch.export.export_for_training": steps.exported,
+    "torch.export.save": steps.save,
     "transformers.pipeline": lambda run, args: args.get(1, "model") or run.fresh(),
 }
 TENSORS = frozenset(

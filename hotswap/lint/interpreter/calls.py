@@ -6,7 +6,15 @@ import ast
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import mutate
-from hotswap.lint.interpreter.functions import inherited, inline, instantiate, is_module, make
+from hotswap.lint.interpreter.fixtures import fixture
+from hotswap.lint.interpreter.functions import (
+    given_by,
+    inherited,
+    inline,
+    instantiate,
+    is_module,
+    make,
+)
 from hotswap.lint.interpreter.names import FACTORIES, HARMLESS, MUTATES, OBSERVES
 from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
 from hotswap.lint.interpreter.run import Callables, Run
@@ -130,6 +138,10 @@ def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
         given = args.get(None, "args")
         rest = list(given.items) if isinstance(given, v.Seq) else []
         _call_argument(run, args.get(None, "target"), v.Args(args.node, rest, {}))
+    elif name == "getfixturevalue" and run.running:
+        asked = fixture(run, run.running[-1][1], v.text_of(args.get(0, "argname")) or "")
+        if asked is not None:
+            return run.done(given_by(run, asked))
     elif name in _CALLS_ITS_ARGUMENT:
         index = _CALLS_ITS_ARGUMENT[name]
         rest = args.positional[index + 1 :]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.conditions import assume_something
-from hotswap.lint.interpreter.fixtures import fixture
+from hotswap.lint.interpreter.fixtures import fixture, not_asked_for
 from hotswap.lint.interpreter.managers import split_at_yield
 from hotswap.lint.interpreter.objects import (
     class_of,
     last_name,
+    line_of,
     narrow,
     read_attribute,
     reveal,
@@ -131,6 +131,9 @@ def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]
 
 def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[str, v.Value]:
     """Bind a function's parameters."""
+    if args.starred and getattr(func.node, "name", "").startswith("test"):
+        for used in not_asked_for(run, func):
+            given_by(run, used)
     positional = [*spec.posonlyargs, *spec.args]
     values = list(args.positional)
     if func.owner is not None:
@@ -152,7 +155,7 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
             given = default is not None and not args.starred
             asked = None if given else fixture(run, func.owner, name)
             if asked is not None:
-                bound[name] = _given_by(run, asked)
+                bound[name] = given_by(run, asked)
             else:
                 required = default is None
                 bound[name] = (
@@ -161,7 +164,7 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
     return bound
 
 
-def _given_by(run: Run, asked: v.Func) -> v.Value:
+def given_by(run: Run, asked: v.Func) -> v.Value:
     """Return what a fixture makes, once for each test."""
     memo = ("fixture", asked.node, run.turn[:2])
     if memo not in run.s.heap:
@@ -230,14 +233,6 @@ def is_module(run: Run, obj: v.Obj) -> bool:
     """Tell whether the object is an instance of a class of this file that derives from a ``Module``."""
     cls = class_of(run, obj)
     return cls is not None and any(last_name(base) == "Module" for base in cls.node.bases)
-
-
-def line_of(cls: v.Class) -> Iterator[v.Class]:
-    """Yield a class and the classes of this file that it derives from."""
-    yield cls
-    for base in cls.bases:
-        if isinstance(base, v.Class):
-            yield from line_of(base)
 
 
 def inherited(run: Run, name: str) -> v.Func | None:

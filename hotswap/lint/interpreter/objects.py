@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
@@ -83,6 +84,14 @@ def class_of(run: Run, value: v.Value | None) -> v.Class | None:
     """Return the class of this file that the value is an instance of, or is itself."""
     cls = run.s.heap.get((value.oid, "__class__")) if isinstance(value, v.Obj) else value
     return cls if isinstance(cls, v.Class) else None
+
+
+def line_of(cls: v.Class) -> Iterator[v.Class]:
+    """Yield a class and the classes of this file that it derives from."""
+    yield cls
+    for base in cls.bases:
+        if isinstance(base, v.Class):
+            yield from line_of(base)
 
 
 def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:

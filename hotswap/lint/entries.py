@@ -95,7 +95,8 @@ class Entries:
         for func in (*called, *chain):  # some set up on the first call only
             if self.matters.touches(func.node, "swap"):
                 later = self._attempt(func, states[-1])
-                if not later.did.intersection(_SETS_UP):
+                served = {"compile"} if "swap" in later.did else set()
+                if not later.did.intersection(_SETS_UP) - served:
                     self.judge.keep(later.found)
         ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}
         used = [_after_a_run(state, ran) for state in states[-1]]
@@ -148,11 +149,11 @@ class Entries:
         return False
 
     def _is_kept(self, owner: object, start: State) -> bool:
-        """Tell whether something unknown is an attribute, at any depth, of what a global name stands for."""
+        """Tell whether something unknown is an attribute, at any depth, of what outlasts a call."""
         made_of = {
             each.oid: key for key, each in self.run.memos.items() if isinstance(each, Opaque)
         }
-        while owner in made_of and made_of[owner][0] != "global":
+        while owner in made_of and made_of[owner][0] not in ("global", "handed"):
             owner = made_of[owner][0]
         names = (value for frame in start.frames for value in frame.names.values())
         return owner in made_of or any(getattr(value, "oid", None) == owner for value in names)

@@ -17,6 +17,7 @@ from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
 from hotswap.lint.interpreter.fixtures import fixture_name
+from hotswap.lint.interpreter.functions import AFTER_INIT
 from hotswap.lint.interpreter.objects import class_of, line_of, read_attribute
 from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
@@ -173,7 +174,7 @@ class _Program:
             for state in paths:
                 state.know(obj.oid, Facts(kind="instance"))
                 state.put((obj.oid, "__class__"), cls)
-            for name in ("__init__", "__post_init__"):
+            for name in ("__init__", *AFTER_INIT):
                 self.run.s = paths[0]
                 init = read_attribute(self.run, obj, name)
                 if isinstance(init, Func):

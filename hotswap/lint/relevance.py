@@ -144,6 +144,10 @@ class Relevance:
         idle = len(names) == len(targets) and names.isdisjoint(self._needed)
         return idle and not self.touches(node)
 
+    def fills(self, name: str) -> bool:
+        """Tell whether something is kept in what has that name, as an attribute or an element."""
+        return name in self.outline.filled
+
     def keeps(self, node: ast.stmt) -> bool:
         """Tell whether a function sets an attribute or a global name."""
         lines = range(first_line(node), (node.end_lineno or node.lineno) + 1)

@@ -23,6 +23,9 @@ from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
 
 DEEPEST = 8
+DEPENDS = v.Ref("fastapi.Depends")
+AFTER_INIT = ("__post_init__", "__attrs_post_init__", "model_post_init")
+"""What dataclasses, attrs and pydantic call once the fields are set."""
 
 
 def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list[State]:
@@ -54,6 +57,7 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
     run.defined.append([])
     run.yielded.append([])
     manages = not {"contextmanager", "asynccontextmanager", "fixture"}.isdisjoint(marks)
+    manages = manages or last_name(args.node) == "fixture"
     body, given, rest = _body(run, node, manages)
     if entry and rest is None:
         body = _without_end(run, node, body)
@@ -138,6 +142,8 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
     values = list(args.positional)
     if func.owner is not None:
         values.insert(0, func.owner)
+    elif args.starred and (task := _task_of(run, func.node)):
+        values.insert(0, task)
     bound = dict(zip((p.arg for p in positional), values, strict=False))
     defaults = dict(zip(reversed(positional), reversed(spec.defaults), strict=False))
     defaults |= {p: d for p, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if d}
@@ -154,6 +160,8 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
             default = defaults.get(parameter)
             given = default is not None and not args.starred
             asked = None if given else fixture(run, func.owner, name)
+            if args.starred and asked is None:
+                asked = _dependency(run, default, parameter.annotation)
             if asked is not None:
                 bound[name] = given_by(run, asked)
             else:
@@ -162,6 +170,27 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
                     run.ev(default) if given else _unknown_of(run, parameter, required=required)
                 )
     return bound
+
+
+def _task_of(run: Run, node: v.Function) -> v.Value | None:
+    """Return what a task of celery is bound to: an instance of its class."""
+    for mark in getattr(node, "decorator_list", ()):
+        keywords = {k.arg: k.value for k in mark.keywords} if isinstance(mark, ast.Call) else {}
+        cls = run.ev(keywords["base"]) if {"base", "bind"} <= keywords.keys() else None
+        if isinstance(cls, v.Class):
+            call = ast.copy_location(ast.Call(ast.Name("task"), [], []), mark)
+            return run.invoke_one(cls, v.Args(call, [], {}))
+    return None
+
+
+def _dependency(run: Run, *written: ast.expr | None) -> v.Func | None:
+    """Return the function that makes what a web framework gives to a parameter."""
+    for node in written:
+        value = run.ev(node) if isinstance(node, ast.Call | ast.Name | ast.Subscript) else None
+        for each in value.items if isinstance(value, v.Seq) else (value,):
+            if isinstance(each, v.Partial) and each.func == DEPENDS and each.args:
+                return each.args[0] if isinstance(each.args[0], v.Func) else None
+    return None
 
 
 def given_by(run: Run, asked: v.Func) -> v.Value:
@@ -175,7 +204,8 @@ def given_by(run: Run, asked: v.Func) -> v.Value:
 
 
 def _unknown_of(run: Run, parameter: ast.arg, *, required: bool) -> v.Value:
-    annotation, value = parameter.annotation, run.fresh()
+    annotation = parameter.annotation
+    value = run.handed(parameter.arg) if run.matters.fills(parameter.arg) else run.fresh()
     if isinstance(annotation, ast.Name) and annotation.id == "float":
         return v.NUMBER
     if parameter.arg == "app" and (app := web_app(run)) is not None:
@@ -200,10 +230,11 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
         given = dict(zip(_fields(cls), args.positional, strict=False)) | args.keywords
         for name, value in given.items():
             run.s.put((obj.oid, name), value)
-        after = read_attribute(run, obj, "__post_init__")
         ends = [run.s]
-        if isinstance(after, v.Func):
-            ends = inline(run, after, v.Args(args.node, [], {}))
+        for name in AFTER_INIT:
+            after = read_attribute(run, obj, name)
+            if isinstance(after, v.Func):
+                ends = inline(run, after, v.Args(args.node, [], {}, starred=True))
     for end in ends:
         end.result = obj
     return ends

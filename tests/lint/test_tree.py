@@ -199,6 +199,42 @@ CASES = {
             sd("x")
         """,
     },
+    "a function further down than the module that calls it is long": {
+        "loras.py": "# a licence\n" * 60
+        + textwrap.dedent("""
+            import os
+
+            class Loras:
+                def __init__(self, pipe):
+                    self.pipe = pipe
+
+                def wear(self, file, weight=1.0):
+                    names = []
+                    if not os.path.exists(file):
+                        raise FileNotFoundError(file)
+                    name = os.path.basename(file)
+                    for letter in ".- ":
+                        name = name.replace(letter, "_")
+                    names.append(name)
+                    self.pipe.load_lora_weights(file, adapter_name=name)  # want HSW206
+                    return names
+        """),
+        "app.py": """
+            import torch
+            from diffusers import FluxPipeline
+            from loras import Loras
+
+            class Painter:
+                def __init__(self):
+                    self.flux = FluxPipeline.from_pretrained("flux")
+                    self.flux.transformer.compile()
+                    self.loras = Loras(self.flux)
+
+                def paint(self, file):
+                    self.loras.wear(file)
+                    return self.flux("x")
+        """,
+    },
     "the mistake in the other module": {
         "late.py": """
             def allow(pipe):

@@ -36,7 +36,9 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
         for value in args.all():
             reveal(run, value)
         return run.done(run.fresh())
-    if run.matters.negligible(node):
+    parent = min(func.frame, len(run.s.frames) - 1)
+    own = run.s.frames[parent].home
+    if run.modules[own].negligible(node):
         return run.done(run.fresh())
     marks = [] if isinstance(node, ast.Lambda) else [last_name(d) for d in node.decorator_list]
     memo: Any = None
@@ -47,11 +49,10 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
     grad, depth, turn, compiler = run.s.grad, len(run.s.frames), run.turn, run.s.compiler
     run.s.compiler = func.compiler or compiler
     run.s.grad = (*grad, *(GRAD_MODES[mark] for mark in marks if mark in GRAD_MODES))
-    names = _bound(run, node.args, func, args)
-    parent = min(func.frame, depth - 1)
-    home, own = run.home, run.s.frames[parent].home
-    run.s.frames.append(Frame(parent, Table(names), home=own))
+    home = run.home
+    run.s.frames.append(Frame(parent, home=own))
     run.at(own)
+    run.s.frames[-1].names = Table(_bound(run, node.args, func, args))
     run.running.append((node, func.owner))
     run.turn = (*turn, args.node)
     run.defined.append([])

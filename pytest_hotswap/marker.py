@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hotswap import CompileLog
 
 MARKER = "hotswap"
-ARGUMENTS = {
+ARGUMENTS: dict[str, tuple[Any, str]] = {
     "max_recompiles": (int, "a whole number, 0 or more"),
     "any_cause": (bool, "True or False"),
 }

@@ -220,6 +220,7 @@ def _describe_rest(
         else:
             strange[key] = "is not a LoRA weight that can be swapped"
     findings += _incomplete_modules(where, config, found["saved"])
+    findings += _missing_rows(where, config, found["tokens"])
     for key, what in strange.items():
         remedy = "remove the tensor, or save the adapter without it"
         findings.append(Finding(f"{where}::{key}", "HSW108", f"the tensor {what}", remedy))
@@ -239,6 +240,19 @@ def _incomplete_modules(
         if name.endswith(".bias") and weight not in saved:
             text = "a module that is saved as a whole has a bias, and no weight"
             yield Finding(f"{where}::{weight}", "HSW103", text, SAVE_AGAIN)
+
+
+def _missing_rows(
+    where: str, config: Mapping[str, Any], tokens: Mapping[str, TokenRows]
+) -> Iterator[Finding]:
+    """Embeddings of which the config says that rows are trained, without these rows."""
+    given = config.get("trainable_token_indices") or {}
+    wanted = given if isinstance(given, Mapping) else {"": given}
+    for name, indices in wanted.items():
+        if indices and not any(module.endswith(str(name)) for module in tokens):
+            said = f" of {ascii(name)[:60]}" if name else ""
+            text = f"the config's trainable_token_indices names rows{said}, the weights have none"
+            yield Finding(where, "HSW103", text, SAVE_AGAIN)
 
 
 def _findings(

@@ -130,3 +130,14 @@ def test_an_empty_token_tensor_is_none(tmp_path: Path) -> None:
     rows = "base_model.model.embed.token_adapter.trainable_tokens_delta"
     spec = AdapterSpec.read(write_adapter(tmp_path, extra={rows: ("F32", (0, 6))}))
     assert (spec.findings, spec.tokens) == ((), {})
+
+
+@pytest.mark.parametrize("given", [[4, 9], {"embed": [4, 9]}])
+def test_rows_that_the_config_names_and_the_weights_lack_are_a_finding(
+    tmp_path: Path, given: object
+) -> None:
+    folder = write_adapter(tmp_path, config={"trainable_token_indices": given})
+    (found,) = AdapterSpec.read(folder).findings
+    assert (found.code, "the weights have none" in found.message) == ("HSW103", True)
+    write_adapter(folder, config={"trainable_token_indices": {"embed": []}})
+    assert AdapterSpec.read(folder).findings == ()

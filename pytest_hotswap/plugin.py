@@ -195,12 +195,16 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what the watched tests compiled."""
-    from pytest_hotswap.reporting import compile_table
+    """Show what the watched tests compiled, and which laws do not apply."""
+    from pytest_hotswap.reporting import compile_table, switched_off
 
-    lines = compile_table(terminalreporter.stats.values())
-    if lines:
-        terminalreporter.section("hotswap: what was compiled")
+    reports = terminalreporter.stats.values()
+    sections = {"what was compiled": compile_table(reports)}
+    if "pytest_hotswap.contract.contract" in sys.modules:
+        sections["laws that are switched off"] = switched_off(reports)
+    for title, lines in sections.items():
+        if lines:
+            terminalreporter.section(f"hotswap: {title}")
         for line in lines:
             terminalreporter.line(line)
 

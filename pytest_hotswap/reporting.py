@@ -11,6 +11,9 @@ from typing import Any, TextIO
 
 import pytest
 
+from hotswap.report.records import Results, law_rows
+from hotswap.report.verdict import indispensable
+
 PREFIX = "hotswap."
 
 
@@ -135,6 +138,30 @@ def compile_table(outcomes: Iterable[Sequence[object]]) -> list[str]:
             for counts, name in [*rows[:_ROWS], (total, f"total{more}")]
         ),
     ]
+
+
+def switched_off(outcomes: Iterable[Sequence[object]]) -> list[str]:
+    """Name the laws that do not apply to a class of tests, and those without which nothing is ready."""
+    classes: dict[str, list[dict[str, Any]]] = {}
+    for report in (report for reports in outcomes for report in reports):
+        if isinstance(report, pytest.TestReport) and (report.when == "call" or report.skipped):
+            found = Outcome()
+            found.add(report)
+            record = found.as_dict(report.nodeid)
+            if record["law"]:
+                classes.setdefault(report.nodeid.rpartition("::")[0], []).append(record)
+    lines = []
+    for name, records in classes.items():
+        results = Results(tuple(records))
+        off = [row["law"] for row in law_rows(results) if row["state"] == "not applicable"]
+        if not off:
+            continue
+        lines.append(f"{name}: {len(off)} of {len(results.laws)} laws")
+        for law in off:
+            lines.append(f"  {law}: {results.of_law(law, role='law')[0]['message']}")
+        if needed := indispensable(off, exported=any(r.get("exported") for r in records)):
+            lines.append(f"  nothing is ready to hot-swap without {', '.join(needed)}")
+    return lines
 
 
 def first_line(report: pytest.TestReport | pytest.CollectReport) -> str:

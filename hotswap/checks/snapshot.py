@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from hotswap.adapters.names import canonical
@@ -151,7 +153,11 @@ class Snapshot:
         own = vars(module)
         kept = {key: (own[key], _kept(key, own[key])) for key in own if key not in _OF_TORCH}
         self._plain.append((own, kept))
-        flags = ("training", *_FLAGS) if isinstance(module, LoraLayer) else ("training",)
+        flags = ["training"]
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            flags += _FLAGS
+        elif "active_adapter" in own:  # of PEFT's model
+            flags += ["active_adapter"]
         self._flags += [(path, module, flag, _flag(module, flag)) for flag in flags]
 
     def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:
@@ -227,12 +233,16 @@ class Snapshot:
             if now != then:
                 found.append(
                     f"{path} has {now} active, not {then}"
-                    if flag == "_active_adapter"
+                    if "active_adapter" in flag
                     else f"{path}.{flag} changed: {then} to {now}"
                 )
         for name, holder, key, _, fields in self._configs:
-            if holder.get(key) is None or vars(holder[key]) != fields:
-                found.append(f"peft_config[{name!r}] changed")
+            now = vars(holder[key]) if holder.get(key) is not None else {}
+            found += [
+                f"peft_config[{name!r}].{field} changed: {fields.get(field)} to {now.get(field)}"
+                for field in {**fields, **now}
+                if _said(fields.get(field)) != _said(now.get(field))
+            ]
         return found
 
     @torch.no_grad()
@@ -276,10 +286,19 @@ def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, dict[str, Any]
 
 def _flag(module: nn.Module, flag: str) -> Any:
     value = getattr(module, flag, None)
+    if "active_adapter" in flag:  # one may stand without a list
+        return [value] if isinstance(value, str) else value
     if flag == "scaling":  # what is no tensor; where it is a module there is nothing else
         numbers = value.items() if isinstance(value, Mapping) else ()
         return {key: number for key, number in numbers if not isinstance(number, Tensor)}
     return copy.copy(value)
+
+
+def _said(value: Any) -> Any:
+    """What a field of a config says: names in any order and container, nothing by whatever is empty."""
+    if isinstance(value, list | tuple | set | frozenset):
+        value = frozenset(map(str, value))
+    return value if value or isinstance(value, int | float) else None
 
 
 def _kept(key: str, value: Any) -> Any:

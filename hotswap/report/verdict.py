@@ -116,10 +116,7 @@ def last_line(
     if results.exitstatus is None or (results.exitstatus and not missing):
         reasons.append("the run did not come to its end")
     off = [row["law"] for row in laws if row["state"] == "not applicable"]
-    needed = [law for law in INDISPENSABLE if law in off]
-    if exported and "zero-recompiles" in needed:
-        needed.remove("zero-recompiles")
-    if needed:
+    if needed := indispensable(off, exported=exported):
         verb = "is" if len(needed) == 1 else "are"
         reasons.append(f"{', '.join(needed)} {verb} switched off, and nothing is ready without")
     if not (missing or needed or exported or results.swaps):
@@ -131,6 +128,12 @@ def last_line(
     swaps = "nothing that could recompile" if exported else swaps
     without = f", {_laws(off)} switched off" if off else ""
     return "ready", f"ready to hot-swap: {_adapters(adapters)}{rank}, {swaps}{without}"
+
+
+def indispensable(off: Sequence[str], *, exported: bool = False) -> list[str]:
+    """Which laws that are switched off keep a deployment from being ready."""
+    needed = [law for law in INDISPENSABLE if law in off]
+    return [law for law in needed if not (exported and law == "zero-recompiles")]
 
 
 def _laws(some: Sequence[object]) -> str:

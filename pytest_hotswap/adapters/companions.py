@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from hotswap import AdapterSpec, SwapPlan
 from hotswap.adapters.fit import fits
+from hotswap.adapters.plan import MIXED
 from pytest_hotswap.adapters.described import AdapterDescription, described, write_adapter
 
 Companions = Literal["none", "few", "all"]
@@ -40,13 +41,15 @@ def companions_of(plan: SwapPlan, wanted: Companions = "few") -> dict[str, Adapt
             alpha_pattern=tuple((name, 2.3) for name in odd),
         ),
     }
-    few["no alpha, or one below zero, and patterns by the ends of names"] = AdapterDescription(
-        2,
-        0,
-        seed=_SEED + 12,
-        rank_pattern=tuple((name, 1) for name in odd),
-        alpha_pattern=tuple((name, -2.3) for name in odd),
-        loose=True,
+    few["no alpha, or one below zero, patterns by the ends of names, targets by a regex"] = (
+        AdapterDescription(
+            2,
+            0,
+            seed=_SEED + 12,
+            rank_pattern=tuple((name, 1) for name in odd),
+            alpha_pattern=tuple((name, -2.3) for name in odd),
+            loose=True,
+        )
     )
     if len(names) > 1:
         without = tuple(name for name in names if name != middle)
@@ -57,12 +60,20 @@ def companions_of(plan: SwapPlan, wanted: Companions = "few") -> dict[str, Adapt
         few["DoRA"] = AdapterDescription(2, 3, seed=_SEED + 4, use_dora=True)
     if any(place.bias for place in places.values()):
         few["a bias of lora_B"] = AdapterDescription(2, 3, seed=_SEED + 5, lora_bias=True)
+    if not _left_of_whole(plan):
+        if plan.saved:
+            few["whole modules"] = AdapterDescription(2, 3, seed=_SEED + 13, saved=True)
+        if plan.tokens:
+            few["token rows"] = AdapterDescription(2, 3, seed=_SEED + 14, tokens=1)
     if wanted == "few":
         return few
     more = {
         "the narrowest, rsLoRA": AdapterDescription(1, 3, use_rslora=True, seed=_SEED + 6),
         "the weights of the full rank under another alpha": AdapterDescription(
             room, 1.9 * room, seed=_SEED + 1
+        ),
+        "weights in bfloat16, with a config that leaves out what is as usual": AdapterDescription(
+            2, 7, seed=_SEED + 16, brief=True
         ),
         "a negative alpha": AdapterDescription(2, -3, seed=_SEED + 7),
         "an alpha of which half precision has no equal": AdapterDescription(3, 1.001, seed=_SEED),
@@ -82,6 +93,10 @@ def companions_of(plan: SwapPlan, wanted: Companions = "few") -> dict[str, Adapt
             3, 3, seed=_SEED + 11, without=tuple(names[1:])
         ),
     }
+    if "token rows" in few:
+        more["every second token row, and whole modules if there are any"] = AdapterDescription(
+            1, 2, seed=_SEED + 15, tokens=2, saved=bool(plan.saved)
+        )
     return few | {what: one for what, one in more.items() if len(one.without) < len(names)}
 
 
@@ -104,12 +119,18 @@ def write_companions(
     return found, left
 
 
+def _left_of_whole(plan: SwapPlan) -> str:
+    """Why no companion has a plan's whole modules and token rows; empty if some do, or there are none."""
+    if plan.mixed:
+        return f"{plan.mixed[0]} {MIXED}"
+    return "some are tied to others" if plan.tied else ""
+
+
 def left_out(plan: SwapPlan, wanted: Companions) -> Mapping[str, str]:
     """What of a plan no companion has, and why."""
-    kinds = sorted({m.kind for m in plan.modules.values()} - {"linear", "embedding", "conv"})
-    found = {f"layers of kind {kind}": "no companion is written for them" for kind in kinds}
-    if plan.saved or plan.tokens:
-        found["saved modules and tokens"] = "no companion is written for them"
+    found = {}
+    if why := _left_of_whole(plan):
+        found["whole modules and token rows"] = why
     if wanted != "all":
         found["further companions"] = f'companions = "{wanted}"'
     return found

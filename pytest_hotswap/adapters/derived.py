@@ -6,15 +6,15 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hotswap import AdapterSpec
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import WEIGHTS
-from pytest_hotswap.adapters.described import exactly
-
-OF_A_TENSOR = ("wrong shape", "missing tensor", "not a number")
-"""The defects that one tensor of a file has."""
+from hotswap.adapters.header import read_header
+from hotswap.adapters.modules import FLOATING
+from hotswap.adapters.names import TOKENS
+from pytest_hotswap.adapters.described import exactly, target_of
 
 DEFECTS = (
     "wrong shape",
@@ -27,31 +27,52 @@ DEFECTS = (
 )
 
 
+def kinds_of(adapter: Path) -> dict[str, tuple[str, list[tuple[str, int]]]]:
+    """A tensor of each kind that an adapter has, by what it is: its name, and the defects it may have.
+
+    A defect has an axis with it, which counts for a wrong shape only.
+    """
+    found: dict[str, tuple[str, list[tuple[str, int]]]] = {}
+    for key, info in sorted(read_header(adapter / WEIGHTS).items()):
+        _, lora, part = key.partition(".lora_")
+        if info.dtype not in FLOATING:  # a counter that nothing reads, as a rule
+            continue
+        tokens = key.endswith(TOKENS)
+        kind = f"lora_{part}" if lora else "token rows" if tokens else f"saved {key.split('.')[-1]}"
+        axes = range(max(1, min(2, len(info.shape))))
+        shapes = [("wrong shape", axis) for axis in axes]
+        defects = [*shapes, ("missing tensor", 0), ("not a number", 0)]
+        found.setdefault(kind, (key, defects))
+    return found
+
+
 def break_adapter(
     source: Path,
     folder: Path,
     defect: str,
     *,
     room: Mapping[str, int] | None = None,
-    at: Literal["first", "last"] = "last",
+    key: str = "",
+    axis: int = 0,
 ) -> Path:
-    """Copy an adapter and give its last or first tensor (or the file, or its config) one defect.
+    """Copy an adapter and give one tensor (the last, or ``key``), the file or its config one defect.
 
-    A larger rank is the least one above the ``room`` of each module that its groups divide, by default
-    above the adapter's own.
+    A wrong shape is one of twice the length along ``axis``. A larger rank is the least one above the
+    ``room`` of each module that its groups divide, by default above the adapter's own.
     """
     import torch
 
     def change(tensors: dict[str, Any]) -> None:
-        key = sorted(tensors)[0 if at == "first" else -1]
+        broken = key or max(tensors)
+        value = tensors[broken]
         if defect == "wrong shape":
-            tensors[key] = torch.cat([tensors[key]] * 2)
+            tensors[broken] = torch.cat([value] * 2, axis) if value.ndim else value.repeat(2)
         elif defect == "missing tensor":
-            del tensors[key]
+            del tensors[broken]
         elif defect == "extra tensor":
             tensors["base_model.model.nowhere.weight"] = torch.zeros(2, 2)
         elif defect == "not a number":
-            tensors[key].view(-1)[-1] = float("nan")
+            value.view(-1)[-1] = float("nan")
 
     if defect not in DEFECTS:
         raise ValueError(f"unknown defect {defect!r}; one of {', '.join(DEFECTS)}")
@@ -74,24 +95,28 @@ def break_adapter(
 
 def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path:
     """Copy an adapter with each module at the wanted rank, padded with zeros, its scaling kept."""
-    import torch
-
     spec = AdapterSpec.read(source)
-    ranks = {name: wanted[name] for name in spec.modules}
+    targets: dict[str, int] = {}  # PEFT gives all that it wraps for one target the same rank
+    for name in spec.modules:
+        targets[target_of(name)] = max(targets.get(target_of(name), 0), wanted[name])
+    ranks = {name: targets[target_of(name)] for name in spec.modules}
 
     def change(tensors: dict[str, Any]) -> None:
         for key, value in tensors.items():
             if ".lora_" not in key or "magnitude" in key or key.endswith("bias"):
                 continue
             name = key.removeprefix("base_model.model.").partition(".lora_")[0]
-            shape = list(value.shape)
+            module, rank = spec.modules[name], ranks[name]
             if "lora_A" in key or "lora_embedding_A" in key:
-                shape[0] = ranks[name]
+                blocks = value.unflatten(0, (module.experts, -1))
+                wide = blocks.new_zeros(module.experts, rank, *value.shape[1:])
+                wide[:, : blocks.shape[1]] = blocks
+                tensors[key] = wide.flatten(0, 1)
             else:
-                shape[1] = ranks[name] // spec.modules[name].groups
-            wide = torch.zeros(shape, dtype=value.dtype)
-            wide[tuple(slice(0, size) for size in value.shape)] = value
-            tensors[key] = wide
+                columns = rank * module.experts // module.groups
+                wide = value.new_zeros(value.shape[0], columns, *value.shape[2:])
+                wide[:, : value.shape[1]] = value
+                tensors[key] = wide
 
     rslora = bool(spec.config.get("use_rslora"))
     alphas = {
@@ -118,16 +143,41 @@ def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:
     return folder
 
 
-def negate_adapter(source: Path, folder: Path) -> Path:
-    """Copy an adapter with every lora_B (or the one of an embedding) negated; its config stays."""
+def negate_adapter(source: Path, folder: Path, *, only: str = "") -> Path:
+    """Copy an adapter with every lora_B (or the one of an embedding, or of ``only``) negated.
+
+    Its config stays.
+    """
 
     def change(tensors: dict[str, Any]) -> None:
         for key in tensors:
-            if "lora_B.weight" in key or "lora_embedding_B" in key:
+            is_b = "lora_B.weight" in key or "lora_embedding_B" in key
+            if is_b and (not only or f".{only}.lora_" in key):
                 tensors[key] = -tensors[key]
 
     _copy(source, folder, change)
     return folder
+
+
+def alike_adapters(source: Path, folder: Path) -> dict[str, Path]:
+    """Write adapters that differ from one in a single thing, by what it is."""
+    spec = AdapterSpec.read(source)
+    found = {
+        "another alpha": rescale_adapter(source, folder / "alpha", 3.0),
+        "other weights": negate_adapter(source, folder / "weights"),
+        "rsLoRA" if not spec.config.get("use_rslora") else "no rsLoRA": folder / "rslora",
+    }
+    config = _copy(source, folder / "rslora")
+    _configure(folder / "rslora", config, use_rslora=not spec.config.get("use_rslora"))
+    plain = [n for n, m in spec.modules.items() if target_of(n) == n and not m.parameters]
+    if plain:
+        name = plain[len(plain) // 2]
+        found["other weights in one module"] = folder / "module"
+        negate_adapter(source, folder / "module", only=name)
+        found["another alpha in one module"] = folder / "pattern"
+        patterns = {exactly(name): spec.modules[name].alpha * 3, **(config["alpha_pattern"] or {})}
+        _configure(folder / "pattern", _copy(source, folder / "pattern"), alpha_pattern=patterns)
+    return found
 
 
 def _copy(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hotswap import SwapPlan
-from hotswap.adapters.config import CONFIG
+from hotswap.adapters.config import CONFIG, whole_modules
 from hotswap.adapters.files import WEIGHTS
-from hotswap.adapters.names import MAGNITUDE
+from hotswap.adapters.names import MAGNITUDE, TOKENS, owner
 from hotswap.adapters.plan import ModulePlan
+
+_IN_FILES = "base_model.model."
 
 
 class _Readable:
@@ -49,7 +50,12 @@ class AdapterDescription(_Readable):
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     use_dora: bool = False
     lora_bias: bool = False
-    loose: bool = False  # patterns are written by the ends of names, as people do, and not exactly
+    loose: bool = (
+        False  # patterns go by the ends of names, as people write them, and targets by a regex
+    )
+    saved: bool = False  # the whole modules of the plan are trained (modules_to_save)
+    tokens: int = 0  # of the plan's token rows every n-th is trained; 0: none
+    brief: bool = False  # the config says only what is not PEFT's default, and weights are bfloat16
 
     def targets(self, name: str, place: ModulePlan) -> bool:
         """Whether it targets a module: those with a feature target only where the plan has room for it."""
@@ -76,13 +82,26 @@ def config_of(
     *,
     ranks: dict[str, int] | None = None,
     task_type: str | None = None,
+    within: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """The adapter_config.json of a description on some modules."""
+    """The adapter_config.json of a description on some targets.
+
+    ``within`` names what patterns and target_parameters speak of where it is not the target itself.
+    """
     targets = [name for name in modules if name not in description.without]
     ranks = ranks or {name: description.rank_of(name) for name in targets}
-    alphas = dict(description.alpha_pattern)
-    pattern = partial(_loosely, among=targets) if description.loose else _exactly
-    return {
+    alphas, parts = (
+        dict(description.alpha_pattern),
+        {name: (within or {}).get(name, (name,)) for name in targets},
+    )
+    every = [part for name in targets for part in parts[name]]
+    of_parameters = [name for name in targets if name not in parts[name]]
+
+    def pattern(values: Mapping[str, float]) -> dict[str, float]:
+        said = {part: value for name, value in values.items() for part in parts[name]}
+        return _loosely(said, among=every) if description.loose else _exactly(said)
+
+    found: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
         "r": description.rank,
@@ -90,7 +109,7 @@ def config_of(
         "use_rslora": description.use_rslora,
         "use_dora": description.use_dora,
         "lora_bias": description.lora_bias,
-        "target_modules": targets,
+        "target_modules": [name for name in targets if name not in of_parameters],
         "rank_pattern": pattern({n: r for n, r in ranks.items() if r != description.rank}),
         "alpha_pattern": pattern({n: a for n, a in alphas.items() if n in targets}),
         "bias": "none",
@@ -98,39 +117,85 @@ def config_of(
         "lora_dropout": 0.0,
         "init_lora_weights": True,
     }
+    if description.loose:
+        names = "|".join(map(re.escape, found["target_modules"]))
+        found["target_modules"] = f"(?:{names})" if names else []
+    if of_parameters:
+        found["target_parameters"] = [part for name in of_parameters for part in parts[name]]
+    return found
 
 
 def write_adapter(
     folder: Path, description: AdapterDescription, plan: SwapPlan, *, task_type: str | None = None
 ) -> Path:
-    """Write the PEFT folder of a description on the plan's linear, embedding and convolution modules.
+    """Write the PEFT folder of a description inside of a plan.
 
-    Ranks are kept within the plan. The weights are normal, over the root of the fan-in.
+    Ranks are kept within the plan. The weights are normal, over the root of the fan-in. Of a task whose
+    head PEFT always saves, every adapter has the plan's whole modules.
     """
-    import torch
     from safetensors.torch import save_file
 
-    generator = torch.Generator().manual_seed(description.seed)
-    ranks: dict[str, int] = {}
+    normal = _Normal(description.seed)
+    targets, ranks = described(plan), dict[str, int]()
     tensors: dict[str, Any] = {}
-    for name, place in described(plan).items():
-        if not description.targets(name, place):
+    for name, place in plan.modules.items():
+        target = target_of(name)
+        if not description.targets(target, place):
             continue
-        ranks[name] = min(description.rank_of(name, groups=place.groups), place.rank)
+        rank = min(description.rank_of(target, groups=place.groups), targets[target].rank)
+        ranks[target] = rank
         part = "lora_embedding_{}" if place.kind == "embedding" else "lora_{}.weight"
-        for letter, shape in zip("AB", place.shapes(ranks[name]), strict=False):
-            values = torch.randn(shape, generator=generator)
-            values *= max(math.prod(shape[1:]), 1) ** -0.5
-            tensors[f"base_model.model.{name}.{part.format(letter)}"] = values
+        for letter, shape in zip("AB", place.shapes(rank), strict=False):
+            tensors[f"{_IN_FILES}{name}.{part.format(letter)}"] = normal.tensor(shape)
         for key in _extras(description, place):
-            shape = place.shapes(ranks[name])[-1 if key == MAGNITUDE else 2]
-            values = torch.randn(shape, generator=generator).abs() + 0.1
-            tensors[f"base_model.model.{name}.{key}"] = values
+            shape = place.shapes(rank)[-1 if key == MAGNITUDE else 2]
+            tensors[f"{_IN_FILES}{name}.{key}"] = normal.tensor(shape).abs() + 0.1
+    within = {target_of(name): _parts_of(name, place) for name, place in plan.modules.items()}
+    config = config_of(description, ranks, ranks=ranks, task_type=task_type, within=within)
+    if description.saved or (plan.saved and whole_modules(config)):
+        config["modules_to_save"] = [*plan.modules_to_save]
+        for name, saved in plan.saved.items():
+            values = normal.tensor(saved.shape, saved.dtype)
+            tensors[_IN_FILES + name] = (
+                values if values.ndim > 1 else values.abs()
+            )  # a variance, say
+    if description.tokens:
+        trained = {name: rows.indices[:: description.tokens] for name, rows in plan.tokens.items()}
+        config["trainable_token_indices"] = trained
+        for name, indices in trained.items():
+            rows = plan.tokens[name]
+            values = normal.tensor((len(indices), rows.dimension), rows.dtype)
+            tensors[f"{_IN_FILES}{name}.{TOKENS}"] = values
+    if description.brief:
+        config = {key: value for key, value in config.items() if value}
+        tensors = {key: _in_half(value) for key, value in tensors.items()}
     folder.mkdir(parents=True)
-    config = config_of(description, ranks, ranks=ranks, task_type=task_type)
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def _in_half(tensor: Any) -> Any:
+    return tensor.bfloat16() if tensor.is_floating_point() else tensor
+
+
+class _Normal:
+    """Normal values over the root of the fan-in, the same ones for a seed."""
+
+    def __init__(self, seed: int) -> None:
+        import torch
+
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def tensor(self, shape: tuple[int, ...], dtype: str = "F32") -> Any:
+        """A tensor of a dtype that safetensors names."""
+        import torch
+
+        from hotswap.engine.layout.adapter_slots import DTYPES
+
+        values = torch.randn(shape, generator=self._generator)
+        values *= max(math.prod(shape[1:]), 1) ** -0.5
+        return values.to({word: known for known, word in DTYPES.items()}[dtype])
 
 
 def _extras(description: AdapterDescription, place: ModulePlan) -> list[str]:
@@ -139,9 +204,26 @@ def _extras(description: AdapterDescription, place: ModulePlan) -> list[str]:
 
 
 def described(plan: SwapPlan) -> dict[str, ModulePlan]:
-    """The modules of a plan that a description can have weights for."""
-    kinds = ("linear", "embedding", "conv")
-    return {name: place for name, place in plan.modules.items() if place.kind in kinds}
+    """What a description can target, with the room that there is in all that PEFT wraps for it."""
+    found: dict[str, ModulePlan] = {}
+    for name, place in plan.modules.items():
+        known = found.setdefault(target_of(name), place)
+        if place.rank < known.rank:
+            found[target_of(name)] = place
+    return found
+
+
+def target_of(module: str) -> str:
+    """What is targeted for a module that has LoRA: PEFT's wrapper of attention brings that of out_proj."""
+    return owner(module.removesuffix(".base_layer.out_proj"))
+
+
+def _parts_of(module: str, place: ModulePlan) -> tuple[str, ...]:
+    """What patterns call what is targeted for a module."""
+    target = target_of(module)
+    if place.parameters:
+        return tuple(f"{target}.{parameter}" for parameter in place.parameters)
+    return (target,) if target == module else (target, module)
 
 
 def _exactly(values: Mapping[str, float]) -> dict[str, float]:

@@ -10,12 +10,14 @@ import pytest
 import hotswap
 from hotswap.checks.equivalence import Comparison, compare
 from pytest_hotswap.adapters.derived import DEFECTS, break_adapter, widen_adapter
-from pytest_hotswap.contract.deployment import Broken, Deployment, NotWidenableError
+from pytest_hotswap.contract.deployment import Broken, Deployment
 from pytest_hotswap.contract.envelope import EnvelopeLaws
+from pytest_hotswap.contract.float64 import NotWidenableError, compare_in_float64
 from pytest_hotswap.contract.knobs import KnobLaws
 from pytest_hotswap.contract.placed import misplaced, unreached
-from pytest_hotswap.contract.preparation import STYLES, PreparationLaws
+from pytest_hotswap.contract.preparation import ODD, STYLES, PreparationLaws
 from pytest_hotswap.contract.probes import few, foreign_changes, lora_b, poke, uncovered
+from pytest_hotswap.contract.refusals import RefusalLaws
 from pytest_hotswap.contract.sequences import SequenceLaws
 from pytest_hotswap.subjects.base import Subject
 from pytest_hotswap.subjects.origin import (
@@ -24,6 +26,9 @@ from pytest_hotswap.subjects.origin import (
     subject_at_collection,
     subject_at_run,
 )
+
+CASES = {"defect": DEFECTS, "style": [*STYLES], "odd": [*ODD]}
+"""What a test that takes one of these is run once for each of."""
 
 
 class LawName(NamedTuple):
@@ -47,7 +52,7 @@ class LawName(NamedTuple):
         return unsupported.get(self.law) or unsupported.get(f"{self.law}[{self.case}]")
 
 
-class HotswapContract(PreparationLaws, EnvelopeLaws, KnobLaws, SequenceLaws):
+class HotswapContract(PreparationLaws, EnvelopeLaws, RefusalLaws, KnobLaws, SequenceLaws):
     """Subclass it, name it Test…, and set ``subject`` to a Subject class."""
 
     subject: ClassVar[type[Subject] | None] = None
@@ -59,7 +64,7 @@ class HotswapContract(PreparationLaws, EnvelopeLaws, KnobLaws, SequenceLaws):
             if plugin_is_loaded(metafunc.config):
                 paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
             metafunc.parametrize("adapter", paths, ids=[path.name for path in paths])
-        for name, cases in (("defect", DEFECTS), ("style", STYLES)):
+        for name, cases in CASES.items():
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, list(cases))
 
@@ -94,6 +99,8 @@ class HotswapContract(PreparationLaws, EnvelopeLaws, KnobLaws, SequenceLaws):
         subject = subject_at_run(request.cls, request)
         record_property("hotswap.subject", type(subject).__name__)
         record_property("hotswap.origin", origin(request.cls, request.node))
+        if getattr(subject, "exported", False):
+            record_property("hotswap.exported", True)
         if excuse := name.excuse(subject):
             pytest.skip(f"not applicable: {excuse}")
 
@@ -370,6 +377,6 @@ def _record(record_property: Any, found: Comparison) -> None:
 
 def _in_float64(deployment: Deployment, adapter: Path) -> tuple[Comparison, str]:
     try:
-        return deployment.compare_in_float64(adapter)
+        return compare_in_float64(deployment, adapter)
     except NotWidenableError as error:
         pytest.skip(f"not applicable: {error}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,15 @@ import torch
 
 import hotswap
 from hotswap.checks.equivalence import (
-    TOLERANCES,
     Comparison,
     compare,
     first_difference,
-    widened,
 )
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
 from pytest_hotswap.adapters.companions import Companions, left_out, write_companions
-from pytest_hotswap.adapters.derived import negate_adapter, rescale_adapter
-from pytest_hotswap.contract.settings import changed, settings
+from pytest_hotswap.adapters.derived import alike_adapters, negate_adapter, rescale_adapter
+from pytest_hotswap.contract.settings import changed, files_of, settings
 from pytest_hotswap.subjects.base import Subject
 
 NEIGHBOURS = 8
@@ -33,9 +32,6 @@ NEIGHBOURS = 8
 
 KEPT = 32
 """Outputs of the oracle that are kept, so that memory does not grow with the fleet."""
-
-WIDEST = 4 * 2**30
-"""Bytes of a model in float64 up to which it is computed so: two copies are made of it."""
 
 SMALL = 2**28
 """Bytes of a base model up to which the last fresh load is kept: a second copy of it."""
@@ -49,6 +45,9 @@ NOTE = (
 )
 """What is said of a deployment that remembers more than its modules show."""
 
+BYSTANDER = "default2"
+"""The name of another adapter: it contains that of the one that is swapped."""
+
 FIRST = 8
 """Adapters whose first swap is watched: after the second one torch has made dynamic what changes."""
 
@@ -59,10 +58,6 @@ class Broken:
 
     text: str
     told: bool = False
-
-
-class NotWidenableError(Exception):
-    """The model cannot be computed in float64."""
 
 
 class Deployment:
@@ -79,6 +74,9 @@ class Deployment:
         self.refusal = ""
         self.probed = 0
         self.left_out: dict[str, str] = {}
+        self.environment = dict(os.environ)
+        """The environment before any swap; of the adapters' files, how they were."""
+        self.files = files_of(self.paths)
         self.disturbed = False
         """Whether the snapshot cannot be brought back: the deployment is brought up anew instead."""
         self.first_none: hotswap.CompileLog | None = None
@@ -93,8 +91,10 @@ class Deployment:
 
     @cached_property
     def first(self) -> Path:
-        """The adapter to load first: the one with the most modules, the smallest of these."""
-        return min(self.paths, key=lambda p: (-len(self.specs[p].modules), self.specs[p].rank))
+        """The adapter to load first: the one with the most tensors, the narrowest of these."""
+        return min(
+            self.paths, key=lambda path: (-_tensors_of(self.specs[path]), self.specs[path].rank)
+        )
 
     @property
     def by_size(self) -> list[Path]:
@@ -111,9 +111,50 @@ class Deployment:
         """The first adapter with the opposite effect: its config and the sizes of its files are the same."""
         return negate_adapter(self.first, self.new_folder())
 
+    @cached_property
+    def alike(self) -> dict[str, Path]:
+        """Adapters that differ from the first in a single thing."""
+        folder = self.new_folder()
+        folder.mkdir(parents=True)
+        return alike_adapters(self.first, folder)
+
     def other(self, adapter: Path) -> Path:
         """Another adapter of the fleet, or a rescaled copy where there is only one."""
         return next((path for path in self.paths if path != adapter), None) or self.rescaled
+
+    def stands_beside(self, adapter: Path) -> bool:
+        """Whether PEFT loads an adapter beside the first: it does not where one of them has no token rows."""
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(self.copied_base(), self.first)
+        try:
+            model.load_adapter(str(adapter), BYSTANDER)
+        except Exception:  # whatever PEFT raises
+            return False
+        return True
+
+    @cached_property
+    def bystander(self) -> Path:
+        """The adapter that stands beside the first: the narrowest other one, which has to be padded."""
+        others = sorted(self.paths, key=lambda path: self.specs[path].rank)
+        found = (path for path in others if path != self.first and self.stands_beside(path))
+        return next(found, None) or self.rescaled
+
+    def with_bystander(self, adapter: Path | None = None) -> Any:
+        """A freshly loaded model with the bystander, which is not active."""
+        model = self.loaded()
+        self.subject.add(model, adapter or self.bystander, BYSTANDER)
+        return model
+
+    def prepared_with_bystander(self) -> Any:
+        """The same, prepared; with one like the first where the subject refuses what the bystander lacks."""
+        model = self.with_bystander()
+        try:
+            self.subject.prepare(model, self.plan)
+        except Exception:  # whatever the subject raises is a refusal
+            model = self.with_bystander(self.rescaled)
+            self.subject.prepare(model, self.plan)
+        return model
 
     @cached_property
     def companions(self) -> dict[str, Path]:
@@ -297,38 +338,7 @@ class Deployment:
         oracle = self.base if adapter is None else self.fresh(adapter)
         ours = self.served if model is None else self.subject.models(model)[0]
         with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
-            return _blamed(first_difference(ours, oracle, self.run))
-
-    def compare_in_float64(self, adapter: Path) -> tuple[Comparison, str]:
-        """Compare what is in place with a fresh load, both computed in float64; name the first module.
-
-        The weights are those that are served, so what half precision rounds away in the outputs shows.
-        Nothing compiled runs. Raises NotWidenableError for a model that cannot be computed in float64.
-        """
-        ours = self.served
-        needed = sum(parameter.numel() * 8 for parameter in ours.parameters())
-        if needed > WIDEST:
-            raise NotWidenableError(f"in float64 the model takes {needed} bytes, above {WIDEST}")
-        theirs = copy.deepcopy(self.fresh(adapter))
-        _cast_like(theirs, ours, self.subject.adapter_name)
-        inputs = {
-            name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
-            for name, value in self.inputs.items()
-        }
-        run, near = partial(self.run, inputs=inputs), TOLERANCES["widened"]
-        with torch.compiler.set_stance("force_eager"):
-            # the oracle first: where it fails, the model is at fault and not the subject
-            try:
-                theirs = theirs.double()
-                expected = run(theirs)
-            except Exception as error:  # as quantised layers raise
-                text = f"the fresh load does not run in float64: {brief(error)}"
-                raise NotWidenableError(text) from error
-            ours = widened(ours)
-            found = compare(run(ours), expected, tolerances=near)
-            if found.equal:
-                return found, ""
-            return found, _blamed(first_difference(ours, theirs, run, tolerances=near))
+            return blamed(first_difference(ours, oracle, self.run))
 
     @cached_property
     def unprepared_recompiles(self) -> dict[str, list[str]]:
@@ -394,21 +404,16 @@ class Deployment:
         return found
 
 
+def _tensors_of(spec: hotswap.AdapterSpec) -> int:
+    """How many tensors of a model an adapter has."""
+    of_layers = sum(2 + module.bias + module.dora for module in spec.modules.values())
+    return of_layers + len(spec.saved) + len(spec.tokens)
+
+
 def brief(error: Exception) -> str:
     """What an error says, on one line that is not too long."""
     return " ".join(str(error).split())[:LONGEST]
 
 
-def _blamed(module: str | None) -> str:
+def blamed(module: str | None) -> str:
     return f"; the first module that differs is {module}" if module else ""
-
-
-def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:
-    """Round a fresh load's adapter to the dtype that a deployment keeps adapters in."""
-    layers = lora_layers(ours, adapter_name)
-    for module, layer in lora_layers(theirs, "default").items():
-        if module not in layers:
-            continue
-        served = {slot.key: slot.tensor.dtype for slot in slots(layers[module], adapter_name)}
-        for slot in slots(layer, "default"):
-            slot.tensor.data = slot.tensor.data.to(served[slot.key])

@@ -6,6 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,13 +28,20 @@ class Interrupt(KeyboardInterrupt):
     """What is raised within a swap."""
 
 
-def interrupted(deployment: Deployment) -> str:
-    """Say after which interrupt the model is neither as before nor as after, or swaps no more.
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What a swap is before and after it, and places of it: spread over its lines and over its middle."""
 
-    The swap is interrupted at places that are spread over it, and over the part of it in which the model
-    is neither; what configs and layers say of the adapter does not count.
+    before: Snapshot
+    after: Snapshot
+    points: list[int]
+
+
+def lines_of(deployment: Deployment, one: Path, other: Path) -> Lines:
+    """Swap from one adapter to another and look at each line.
+
+    The middle are the lines at which the model is neither as before nor as after.
     """
-    one, other = deployment.first, deployment.other(deployment.first)
     deployment.swap(other)
     after = deployment.fingerprint()
     deployment.swap(one)
@@ -44,18 +52,28 @@ def interrupted(deployment: Deployment) -> str:
         if is_between():
             between.append(line)
 
-    lines = _traced(lambda: deployment.swap(other), look)
-    for at in sorted({*_spread(range(1, lines + 1)), *_spread(between)}):
+    lines = traced(lambda: deployment.swap(other), look)
+    return Lines(before, after, sorted({*_spread(range(1, lines + 1)), *_spread(between)}))
+
+
+def interrupted(deployment: Deployment) -> str:
+    """Say after which interrupt the model is neither as before nor as after, or swaps no more.
+
+    What configs and layers say of the adapter does not count.
+    """
+    one, other = deployment.first, deployment.other(deployment.first)
+    found = lines_of(deployment, one, other)
+    for at in found.points:
         deployment.restore()
         deployment.swap(one)
         try:
-            _traced(lambda: deployment.swap(other), partial(_interrupt, at))
+            traced(lambda: deployment.swap(other), partial(_interrupt, at))
         except Interrupt as error:
             where = _place(error)
         else:
             continue
-        changes = _changes(before)
-        if changes and _changes(after):
+        changes = _changes(found.before)
+        if changes and _changes(found.after):
             return f"interrupted at {where}, part of {other.name} is in place: {changes[0]}"
         if deployment.refuses(other):
             return f"after an interrupt at {where} no swap works: {deployment.refusal}"
@@ -79,7 +97,7 @@ def _interrupt(at: int, line: int) -> None:
         raise Interrupt
 
 
-def _traced(swap: Callable[[], None], at_line: Callable[[int], None]) -> int:
+def traced(swap: Callable[[], None], at_line: Callable[[int], None]) -> int:
     """Run a swap, call something at each line outside of Python and torch, and count these lines."""
     count = 0
 

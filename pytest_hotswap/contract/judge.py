@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_hotswap.adapters.derived import DEFECTS
-from pytest_hotswap.contract.contract import HotswapContract, LawName
+from pytest_hotswap.contract.contract import CASES, HotswapContract, LawName
 from pytest_hotswap.contract.deployment import Deployment
-from pytest_hotswap.contract.preparation import STYLES
 
 _Failed = pytest.fail.Exception
 
@@ -64,7 +62,7 @@ def _arguments(test: Any, deployment: Deployment) -> Iterator[Mapping[str, Any]]
     wanted = inspect.signature(test).parameters
     given: dict[str, Any] = {"record_property": lambda *_: None}
     given |= {"deployment": deployment, "swapping": deployment}
-    cases = {"adapter": deployment.paths, "defect": DEFECTS, "style": list(STYLES)}
+    cases = {"adapter": deployment.paths, **CASES}
     key = next((key for key in cases if key in wanted), "")
     for value in cases.get(key, (None,)):
         found = given | {key: value}

@@ -10,7 +10,8 @@ import torch
 
 from hotswap.checks.equivalence import TOLERANCES, compare
 from hotswap.compiler.regions import unwrap
-from hotswap.engine.layout.slots import lora_layers, slots
+from hotswap.engine.layout.auxiliary import auxiliary_slots
+from hotswap.engine.layout.slots import Slot, lora_layers, slots
 from pytest_hotswap.contract.deployment import Deployment
 
 
@@ -27,7 +28,24 @@ def misplaced(deployment: Deployment, adapter: Path) -> list[str]:
         differing = list(_differing(layer, name, theirs))
         if differing and not _adds_the_same(layer, name, theirs):
             found.append(f"{module} does not hold what the file has: {', '.join(differing)}")
+    wanted = {slot.name: slot for slot in auxiliary_slots(deployment.fresh(adapter), "default")}
+    found += [
+        f"{slot.name} is not what the file has"
+        for slot in auxiliary_slots(deployment.served, name)
+        if not torch.equal(slot.tensor, _whole(slot, wanted.get(slot.name)))
+    ]
     return found
+
+
+def _whole(slot: Slot, theirs: Slot | None) -> Any:
+    """What a saved module's tensor or token rows are to be: the base's where the fresh load has none."""
+    if theirs is not None and slot.role != "tokens":
+        return theirs.tensor.detach().to(slot.tensor)
+    wanted: Any = slot.default
+    if theirs is not None:
+        wanted = wanted.clone()
+        wanted[[slot.rows.index(row) for row in theirs.rows]] = theirs.tensor.detach().to(wanted)
+    return wanted.to(slot.tensor)
 
 
 def unreached(deployment: Deployment) -> list[str]:

@@ -12,8 +12,8 @@ from torch import nn
 
 from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers
-from pytest_hotswap.contract.deployment import Deployment, brief
-from pytest_hotswap.contract.probes import BYSTANDER, active, few, uncovered
+from pytest_hotswap.contract.deployment import BYSTANDER, Deployment, brief
+from pytest_hotswap.contract.probes import active, few, uncovered
 
 
 class PreparationLaws:
@@ -35,6 +35,18 @@ class PreparationLaws:
         missed = uncovered(deployment, model)
         assert not missed, f"preparation-covers: {adapter.name} loaded first: {few(missed)}"
 
+    def test_preparation_covers__odd_layer(self, deployment: Deployment, odd: str) -> None:
+        """A layer that is not what or where others are is prepared, or refused by name, never skipped."""
+        model = deployment.loaded()
+        name, layer = next(iter(lora_layers(model, deployment.subject.adapter_name).items()))
+        ODD[odd](model, layer)
+        try:
+            deployment.subject.prepare(model, deployment.plan)
+        except Exception:  # refused
+            return
+        missed = uncovered(deployment, model)
+        assert not missed, f"preparation-covers: {name} is {odd}, and was skipped: {few(missed)}"
+
     def test_preparation_preserves__companion_first(self, deployment: Deployment) -> None:
         subject, wrong = deployment.subject, []
         for what, adapter in deployment.companions.items():
@@ -50,11 +62,8 @@ class PreparationLaws:
 
     def test_preparation_preserves__beside_another(self, deployment: Deployment) -> None:
         """An adapter that is loaded beside the one to swap computes what it did, or both are refused."""
-        subject, model = deployment.subject, deployment.loaded()
-        others = [path for path in deployment.paths if path != deployment.first]
-        narrow = min(others, key=lambda path: deployment.specs[path].rank, default=None)
-        other = narrow or deployment.rescaled  # one that has to be padded
-        subject.add(model, other, BYSTANDER)
+        subject, model = deployment.subject, deployment.with_bystander()
+        other = deployment.bystander
         with active(model, BYSTANDER, subject):
             before = deployment.run(model)
         wrong, _ = _prepared(deployment, deployment.first, model)
@@ -95,6 +104,17 @@ def _prepared(deployment: Deployment, adapter: Path, model: Any) -> tuple[str, b
     return "" if found.equal else f"{found.detail}{deployment.blame(adapter, model=model)}", False
 
 
+class _Wrapper(nn.Module):
+    """What frameworks put around a layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer(*args, **kwargs)
+
+
 def _wrapped(model: Any, backend: str) -> Any:
     return torch.compile(model, backend=backend)
 
@@ -129,6 +149,17 @@ def _block(model: Any, backend: str) -> Any:
     return model
 
 
+def _of_another_class(_: Any, layer: Any) -> None:
+    layer.__class__ = type(f"Another{type(layer).__name__}", (type(layer),), {})
+
+
+def _below_a_wrapper(model: Any, layer: Any) -> None:
+    path = next(path for path, module in model.named_modules() if module is layer)
+    parent, _, key = path.rpartition(".")
+    model.get_submodule(parent)._modules[key] = _Wrapper(layer)
+
+
+ODD = {"of a class of its own": _of_another_class, "below a wrapper": _below_a_wrapper}
 STYLES = {
     "a torch.compile wrapper": _wrapped,
     "compile() in place": _in_place,

@@ -13,11 +13,8 @@ import torch
 from hotswap.checks.equivalence import compare
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
-from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.deployment import BYSTANDER, Deployment
 from pytest_hotswap.subjects.base import Subject
-
-BYSTANDER = "default2"
-"""The name of another adapter: it contains that of the one that is swapped."""
 
 
 def lora_b(deployment: Deployment, model: Any) -> Any:
@@ -35,14 +32,21 @@ def poke(deployment: Deployment, model: Any) -> None:
 
 @contextmanager
 def active(model: Any, name: str, subject: Subject) -> Iterator[None]:
-    """Make another adapter the active one of each LoRA layer; the flags of its weights stay."""
-    layers = [layer for part in subject.models(model) for layer in lora_layers(part).values()]
+    """Make another adapter the active one, as PEFT's set_adapter does; the flags of its weights stay."""
+    from peft.tuners.lora.layer import LoraLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    modules = [module for part in subject.models(model) for module in part.modules()]
+    layers = [m for m in modules if isinstance(m, LoraLayer | AuxiliaryTrainingWrapper)]
     parameters = [p for part in subject.models(model) for p in part.parameters()]
     flags = [parameter.requires_grad for parameter in parameters]
 
     def activate(names: list[list[str]]) -> None:
         for layer, wanted in zip(layers, names, strict=True):
-            layer.set_adapter(wanted)
+            known = getattr(
+                layer, "_adapters", wanted
+            )  # what a wrapped module has not, it passes over
+            layer.set_adapter([each for each in wanted if each in known])
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
 
@@ -76,10 +80,7 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
     Another adapter of the fleet stands beside it, under a name that contains its own.
     """
     subject = deployment.subject
-    model = deployment.loaded()
-    beside = deployment.other(deployment.first)
-    subject.add(model, beside, BYSTANDER)
-    subject.prepare(model, deployment.plan)
+    model = deployment.prepared_with_bystander()
     snapshot, before = deployment.fingerprint(model), records(deployment, model)
     if adapter is not None:
         subject.swap(model, adapter)
@@ -99,9 +100,7 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
 
 def changes_of_an_active_one(deployment: Deployment) -> list[str]:
     """What a swap changes while another adapter is the active one: its outputs, and that it is."""
-    subject, model = deployment.subject, deployment.loaded()
-    subject.add(model, deployment.other(deployment.first), BYSTANDER)
-    subject.prepare(model, deployment.plan)
+    subject, model = deployment.subject, deployment.prepared_with_bystander()
     with active(model, BYSTANDER, subject):
         output, snapshot = deployment.run(model), deployment.fingerprint(model)
         layers = {

@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,15 +54,35 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [f"{what} changed" for what, then in before.items() if after.get(what) != then]
 
 
+def files_of(adapters: Iterable[Path]) -> dict[str, tuple[int, int]]:
+    """The sizes and times of the adapters' files, by name."""
+    folders = [path for path in adapters if path.is_dir()]
+    files = [file for path in folders for file in sorted(path.iterdir())]
+    stats = {str(file): file.stat() for file in files}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
 @contextmanager
-def unusual(*, grad: bool) -> Iterator[None]:
-    """Have settings that no swap would choose, so that one that sets them is seen."""
+def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
+    """Have settings that no swap would choose, so that one that sets them is seen.
+
+    ``on`` are those that are on or off. The environment is the one before any swap: one that a swap sets
+    is set already.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
-    precision = torch.get_float32_matmul_precision()
-    with warnings.catch_warnings(), torch.set_grad_enabled(grad):
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    benchmark, collects = torch.backends.cudnn.benchmark, gc.isenabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns, now = torch.is_deterministic_algorithms_warn_only_enabled(), dict(os.environ)
+    with warnings.catch_warnings(), torch.set_grad_enabled(on):
         warnings.simplefilter("default")
         torch.set_float32_matmul_precision("medium" if precision != "medium" else "highest")
+        torch.set_num_threads(threads + 1)
+        torch.use_deterministic_algorithms(on, warn_only=True)
+        torch.backends.cudnn.benchmark = on
+        _collect(on)
+        _set_environment(environment)
         for logger in loggers:
             logger.setLevel(logging.CRITICAL - 1)
         try:
@@ -69,4 +90,19 @@ def unusual(*, grad: bool) -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+            _set_environment(now)
+            _collect(collects)
+            torch.backends.cudnn.benchmark = benchmark
+            torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+            torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
+
+
+def _collect(on: bool) -> None:
+    gc.enable() if on else gc.disable()
+
+
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if name not in wanted]:
+        del os.environ[name]
+    os.environ.update(wanted)

@@ -135,6 +135,8 @@ class Steps:
     def add_adapter(self, adapter: AdapterDescription) -> None:
         """Load another adapter beside the one that is swapped, look at both, and take it away again."""
         deployment, name = self.deployment, "added"
+        if not deployment.stands_beside(self.folder_of(adapter)):
+            return
         before = deployment.fingerprint()
         try:
             self.subject.add(deployment.compiled, self.folder_of(adapter), name)

@@ -39,6 +39,7 @@ class Subject:
     companions: Companions = "few"  # adapters that the contract writes inside of the plan
     plan: hotswap.SwapPlan | None = None  # the fleet's own where None
     made_with: tuple[tuple[Any, ...], dict[str, Any]]
+    thread_safe = False  # whether swaps and calls may run in several threads at once
     refused: Sequence[Path] = ()  # adapters that swap() must go on refusing
 
     def __new__(cls, *args: Any, **given: Any) -> Self:

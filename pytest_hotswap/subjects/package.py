@@ -31,6 +31,7 @@ class PackageSubject(ReferenceSubject):
     """
 
     package: str | Path | None = None
+    exported = True  # nothing recompiles, so nothing has to be watched
     unsupported: Mapping[str, str] = {
         "zero-recompiles": _NO_COMPILE,
         "unprepared-recompiles": _NO_COMPILE,

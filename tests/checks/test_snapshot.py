@@ -51,7 +51,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "rank": (lambda m: layer(m).r.update(default=7), "first.r changed"),
     "config": (
         lambda m: setattr(m.peft_config["default"], "r", 7),
-        "peft_config['default'] changed",
+        "peft_config['default'].r changed: 2 to 7",
     ),
 }
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -419,3 +420,26 @@ class TestWhatLooksLikeAFalsePassAndIsNone:
                 compiled(X).sum().backward()
         assert log.verdict().outcome == "failed"
         assert any(found.region == "Scaled" for found in log.recompiles)
+
+    @torch.no_grad()
+    def test_what_comes_out_of_saved_artifacts_is_compiled_and_hides_no_swap(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "one"))
+        torch.compile(Scaled())(X)
+        saved = torch.compiler.save_cache_artifacts()
+        assert saved is not None
+        torch._dynamo.reset()
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "other"))
+        torch.compiler.load_cache_artifacts(saved[0])
+        model = Scaled()
+        compiled = torch.compile(model)
+        with hotswap.watch_compiles(model) as log:
+            compiled(X)
+        assert (len(log.first_compiles), log.total_hits) == (1, 0)
+        with hotswap.forbid_recompiles(model):
+            compiled(X)
+        with hotswap.watch_compiles(model) as log:
+            model.scaling["default"] = 3.0
+            compiled(X)
+        assert len(log.recompiles) == 1

@@ -24,11 +24,15 @@ from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import Violation, violations
 from tests.mutants.engines import ENGINES
 from tests.mutants.plain import Plain
-from tests.mutants.subject import FLEETS, Engine, write_fleets
+from tests.mutants.subject import FLEETS, Engine, Whole, write_fleets
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "mutants.md"
 PACKAGES = ("peft", "torch")
-SOUND: dict[str, type[Engine]] = {**dict.fromkeys(FLEETS, Engine), "plain": Plain}
+SOUND: dict[str, type[Engine]] = {
+    **dict.fromkeys(FLEETS, Engine),
+    "plain": Plain,
+    "wholes": Whole,
+}
 """The sound engine that the faulty ones of a fleet derive from."""
 
 

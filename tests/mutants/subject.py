@@ -1,4 +1,4 @@
-"""The micro deployment that the faulty engines are derived from: every layer kind, two fleets."""
+"""The micro deployments that the faulty engines are derived from: every layer kind and feature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft.tuners.lora.layer import LoraLayer
 
 from hotswap.engine.layout.slots import Slot, lora_layers, slots
 from pytest_hotswap import ReferenceSubject
-from tests.support.models import TOKENS, micro, write_fleet
+from tests.support.models import TOKENS, Head, micro, seeded, write_fleet
 
 FLEET: dict[str, dict[str, Any]] = {
     "large": {"r": 8, "lora_alpha": 4, "use_rslora": True},
@@ -28,13 +28,24 @@ FEATURES: dict[str, dict[str, Any]] = {
     "bias": {"r": 2, "lora_alpha": 4, "lora_bias": True, "target_modules": ["first", "second"]},
     "plain": {"r": 2, "lora_alpha": 2, "target_modules": ["first"]},
 }
-FLEETS = {"fleet": FLEET, "features": FEATURES}
+_BOTH: dict[str, Any] = {
+    "target_modules": ["first"],
+    "modules_to_save": ["head", "norm"],
+    "trainable_token_indices": {"embed": [1, 2, 8]},  # no input has the last one
+}
+WHOLES: dict[str, dict[str, Any]] = {
+    "both": {"r": 4, "lora_alpha": 8, **_BOTH},
+    "other": {"r": 2, "lora_alpha": 6, **_BOTH},
+    "plain": {"r": 2, "lora_alpha": 2, "target_modules": ["first"]},
+}
+FLEETS = {"fleet": FLEET, "features": FEATURES, "wholes": WHOLES}
 
 
 def write_fleets(folder: Path) -> None:
-    """Write the adapters of both fleets."""
+    """Write the adapters of every fleet."""
     for name, fleet in FLEETS.items():
-        write_fleet(folder / name, micro(groups=2), fleet)
+        base = seeded(Head) if name == "wholes" else micro(groups=2)
+        write_fleet(folder / name, base, fleet)
 
 
 class Engine(ReferenceSubject):
@@ -66,3 +77,12 @@ class Engine(ReferenceSubject):
     def kept(self, model: Any) -> list[torch.Tensor]:
         """Copies of these tensors, in the order of ``slots``."""
         return [slot.tensor.detach().clone() for slot in self.slots(model)]
+
+
+class Whole(Engine):
+    """The same on a model of which a head and token rows are trained as well."""
+
+    fleet = "wholes"
+
+    def base_model(self) -> Any:
+        return seeded(Head)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_hotswap.reporting import switched_off
 from tests.support.warm import run_pytest
 
 SOURCE = """
@@ -208,3 +209,27 @@ def test_a_file_that_cannot_be_written_is_a_usage_error(pytester: pytest.Pyteste
     result = run_pytest(pytester, "--hotswap-report=taken")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --hotswap-report: cannot write *taken: Is a directory"])
+
+
+def test_laws_that_are_switched_off_are_named_with_what_is_not_ready_without() -> None:
+    def report(law: str, why: str = "", **more: Any) -> pytest.TestReport:
+        properties = [("hotswap.law", law), ("hotswap.role", "law"), *more.items()]
+        told: Any = ("file", 1, f"Skipped: not applicable: {why}") if why else None
+        node, outcome = f"test_it.py::TestMine::test_{law}", "skipped" if why else "passed"
+        return pytest.TestReport(
+            node, ("file", 1, node), {}, outcome, told, "call", user_properties=properties
+        )
+
+    plain = report("swap-forgets")
+    assert switched_off([[plain]]) == []
+    off = [plain, report("swap-atomic", "nothing fails"), report("zero-recompiles", "no compile")]
+    assert switched_off([off]) == [
+        "test_it.py::TestMine: 2 of 14 laws",
+        "  swap-atomic: not applicable: nothing fails",
+        "  zero-recompiles: not applicable: no compile",
+        "  nothing is ready to hot-swap without swap-atomic, zero-recompiles",
+    ]
+    exported = report("swap-has-effect", **{"hotswap.exported": True})
+    assert switched_off([[exported, *off]])[-1] == (
+        "  nothing is ready to hot-swap without swap-atomic"
+    )

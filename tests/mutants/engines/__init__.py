@@ -20,6 +20,8 @@ from tests.mutants.engines import (  # noqa: F401, I001 (each adds its own to th
     plain_knobs,
     plain_preparation,
     plain_surroundings,
+    plain_alike,
+    wholes,
 )
 from tests.mutants.registry import ENGINES
 

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,14 @@ class TrainMode(Afterwards):
         layer.training = not layer.training
 
 
-@breaks("swap-isolated")
+@breaks("swap-isolated", own=True)
 class TouchesTheFile(Afterwards):
     """The adapter's config is written back, sorted."""
+
+    def __init__(self, folder: Path) -> None:
+        own = Path(tempfile.mkdtemp(dir=folder))  # others read these files too
+        shutil.copytree(folder / self.fleet, own / self.fleet)
+        super().__init__(own)
 
     def more(self, model: Any, adapter: Path | None) -> None:
         if adapter is not None:

@@ -186,3 +186,53 @@ class SwitchedOffMeanwhile(Plain):
         self.check(model, given)
         self.commit(self.staged(model, given))
         self.record(model, given)
+
+
+class AtARefusal(Plain):
+    """Something is left behind when an adapter is refused."""
+
+    def refused(self, model: Any, given: Given) -> None:
+        raise NotImplementedError
+
+    def check(self, model: Any, given: Given) -> None:
+        try:
+            super().check(model, given)
+        except ValueError:
+            self.refused(model, given)
+            raise
+
+
+@breaks("swap-atomic")
+class NoneIsActive(AtARefusal):
+    """No adapter is the active one of PEFT's model after a refusal."""
+
+    def refused(self, model: Any, given: Given) -> None:
+        self.models(model)[0].base_model.active_adapter = []
+
+
+@breaks("swap-atomic")
+class GradModeAfterARefusal(AtARefusal):
+    """Gradients are off after a refusal."""
+
+    def refused(self, model: Any, given: Given) -> None:
+        torch.set_grad_enabled(False)
+
+
+@breaks("swap-atomic")
+class NotesTheRefused(AtARefusal):
+    """What the knobs speak of is noted before it is checked."""
+
+    def refused(self, model: Any, given: Given) -> None:
+        self.models(model)[0].in_place = given
+
+
+@breaks("swap-atomic")
+class VocabularyCut(Plain):
+    """An embedding of another vocabulary is cut to the model's."""
+
+    def read(self, adapter: Path) -> Given:
+        given = super().read(adapter)
+        for parts in given.tensors.values():
+            if "lora_embedding_A" in parts:
+                parts["lora_embedding_A"] = parts["lora_embedding_A"][:, :11]
+        return given

@@ -211,3 +211,58 @@ class SavingRounds(Plain):
         for _, layer in self.found(model):
             for tensor in self.parts(layer, self.adapter_name).values():
                 tensor.copy_(tensor.half().float())
+
+
+@breaks("knobs-follow")
+class ScaleWaitsForAnAdapter(Plain):
+    """A factor that is set without an adapter is kept, and multiplied to the next one that is set."""
+
+    waiting = 1.0
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        if not self.in_place(model).tensors:
+            self.waiting = scale
+            return
+        super().set_scale(model, scale * self.waiting)
+        self.waiting = 1.0
+
+
+@breaks("knobs-follow")
+class ScaleBelowZeroIsZero(Plain):
+    """A factor below zero is taken for none."""
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        super().set_scale(model, max(scale, 0.0))
+
+
+@breaks("knobs-follow")
+class ScaleIsWhole(Plain):
+    """A factor above one is rounded."""
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        super().set_scale(model, round(scale) if scale > 1 else scale)
+
+
+@breaks("knobs-follow")
+class FirstSwapWhileDisabledCounts(Plain):
+    """Swaps while the adapter is disabled wait for it to be enabled; of two the first one stays."""
+
+    waiting: tuple[Path | None] | None = None
+    off = False
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        if self.off:
+            self.waiting = self.waiting or (adapter,)
+        else:
+            super().swap(model, adapter)
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:  # type: ignore[override]
+        self.off, self.waiting = True, None
+        try:
+            with super().disabled(model):
+                yield
+        finally:
+            self.off = False
+            if self.waiting is not None:
+                super().swap(model, *self.waiting)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.mutants.plain import Given, Plain
@@ -99,3 +102,51 @@ class SeedsTorch(Plain):
     def record(self, model: Any, given: Given) -> None:
         super().record(model, given)
         torch.manual_seed(0)
+
+
+@breaks("swap-isolated")
+class DrawsForThePadding(Plain):
+    """What is padded is initialised at random first; what fills its place is not."""
+
+    def padded(self, layer: Any, part: str, value: torch.Tensor, rank: int) -> torch.Tensor:
+        wide = super().padded(layer, part, value, rank)
+        if wide.shape != value.shape:
+            torch.rand(1)
+        return wide
+
+
+@breaks("swap-isolated")
+class DrawsFromNumpy(Plain):
+    """A name for a log is drawn from numpy's random state."""
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        np.random.randint(9)
+
+
+@breaks("swap-isolated")
+class EnvironmentSet(Plain):
+    """A variable of the environment is set, to the same value at each swap."""
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@breaks("swap-isolated")
+class GarbageLeft(Plain):
+    """Collecting garbage is switched off for the time of a swap, and for ever."""
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        gc.disable()
+
+
+@breaks("swap-isolated")
+class HookLeftByNone(Plain):
+    """A swap to the base model leaves a hook behind."""
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        if not given.tensors:
+            self.models(model)[0].register_load_state_dict_post_hook(lambda *_: None)

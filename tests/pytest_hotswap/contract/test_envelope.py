@@ -23,7 +23,7 @@ from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap import ReferenceSubject
 from pytest_hotswap.adapters.companions import companions_of, write_companions
-from pytest_hotswap.adapters.derived import break_adapter
+from pytest_hotswap.adapters.derived import break_adapter, kinds_of
 from pytest_hotswap.adapters.described import AdapterDescription, write_adapter
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
@@ -170,23 +170,38 @@ def test_an_adapter_is_negated_under_the_same_config(adapters: str, tmp_path: Pa
     torch.testing.assert_close(deployment.expected(other) - base, base - deployment.expected(one))
 
 
-@pytest.mark.parametrize("at", ["first", "last"])
-def test_a_defect_is_in_the_first_or_the_last_tensor(
-    adapters: str, tmp_path: Path, at: Any
-) -> None:
-    source = Path(adapters.replace("*", "one"))
-    bad = break_adapter(source, tmp_path / "bad", "not a number", at=at)
-    tensors = load_file(bad / "adapter_model.safetensors")
-    broken = [name for name in sorted(tensors) if tensors[name].isnan().any()]
-    assert broken == [sorted(tensors)[0 if at == "first" else -1]]
+def test_each_kind_of_tensor_is_known_and_can_be_broken(tmp_path: Path) -> None:
+    write_fleets(tmp_path)
+    kinds = kinds_of(tmp_path / "wholes" / "both")
+    assert list(kinds) == [
+        "token rows",
+        "lora_A.weight",
+        "lora_B.weight",
+        "saved weight",
+        "saved bias",
+        "saved running_mean",
+        "saved running_var",
+    ]
+    assert kinds_of(tmp_path / "features" / "bias").keys() > {"lora_B.bias"}
+    assert kinds_of(tmp_path / "features" / "dora").keys() > {"lora_magnitude_vector"}
+    assert kinds_of(tmp_path / "fleet" / "small").keys() > {"lora_embedding_A", "lora_embedding_B"}
+    source = tmp_path / "wholes" / "both"
+    for key, defects in kinds.values():
+        for defect, axis in defects:
+            folder = tmp_path / f"{key} {defect} {axis}"
+            bad = break_adapter(source, folder, defect, key=key, axis=axis)
+            then, now = (load_file(path / "adapter_model.safetensors") for path in (source, bad))
+            changed = [k for k in then if k not in now or not torch.equal(then[k], now[k])]
+            assert changed == [key]
 
 
 def test_unusual_settings_are_seen_and_taken_back() -> None:
     kept = settings() | loud()
-    for grad in (True, False):
-        with unusual(grad=grad):
+    for on in (True, False):
+        with unusual(on=on, environment={"ONLY": "this"}):
             now = settings() | loud()
-            assert now["grad mode"] == grad
+            assert (now["grad mode"], now["garbage collection"]) == (on, on)
+            assert now["the environment"] == {"ONLY": "this"}
             assert changed(now, settings() | loud()) == []
             logging.getLogger("peft").setLevel(logging.ERROR)
             warnings.simplefilter("ignore")

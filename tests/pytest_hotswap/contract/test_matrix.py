@@ -19,7 +19,8 @@ from hotswap.engine.layout.slots import lora_layers
 from hotswap.report.laws import LAWS
 from pytest_hotswap import ReferenceSubject
 from pytest_hotswap.contract.contract import HotswapContract
-from pytest_hotswap.contract.deployment import Deployment, NotWidenableError
+from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.float64 import NotWidenableError, compare_in_float64
 from pytest_hotswap.contract.judge import violations
 from tests.support.models import TOKENS, seeded, write_fleet
 
@@ -180,11 +181,11 @@ def test_a_model_that_cannot_be_computed_in_float64_is_not_judged_there(
     write_fleet(tmp_path / "fleet", Quantised().base_model(), {"one": {"target_modules": ["0"]}})
     deployment = Deployment(Quantised(adapters=[str(tmp_path / "fleet" / "*")]), tmp_path)
     with pytest.raises(NotWidenableError, match="does not run in float64: no kernel for float64"):
-        deployment.compare_in_float64(deployment.first)
+        compare_in_float64(deployment, deployment.first)
     assert list(violations(deployment, "swap-equals-load")) == []
-    monkeypatch.setattr("pytest_hotswap.contract.deployment.WIDEST", 100)
+    monkeypatch.setattr("pytest_hotswap.contract.float64.WIDEST", 100)
     with pytest.raises(NotWidenableError, match=r"takes \d+ bytes, above 100"):
-        deployment.compare_in_float64(deployment.first)
+        compare_in_float64(deployment, deployment.first)
     deployment.close()
 
 

@@ -25,7 +25,8 @@ from hotswap.report.laws import LAWS
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 from tests.mutants.plain import Given, Plain
-from tests.mutants.subject import Engine, write_fleets
+from tests.mutants.subject import Engine, Whole, write_fleets
+from tests.support.depot import Depot
 
 
 class SkipsWhatIsInPlace(Engine):
@@ -41,6 +42,7 @@ class SkipsWhatIsInPlace(Engine):
 class RemembersElsewhere(Engine):
     """It notes the same in a place of its own, of which nobody tells it that it is out of date."""
 
+    companions = "none"  # it is brought up anew for each
     in_place: Path | None = None
 
     def load(self, base: Any, adapter: Path) -> Any:
@@ -55,6 +57,8 @@ class RemembersElsewhere(Engine):
 
 class ToldOfRestoring(RemembersElsewhere):
     """The same, and it is told."""
+
+    companions = "few"
 
     def restored(self, model: Any) -> None:
         self.in_place = None
@@ -215,7 +219,48 @@ class Folded(Plain):
         (folder / "adapter_config.json").write_text(json.dumps(given.config))
 
 
+class OneTensor(Plain):
+    """What is swapped are views of one tensor, written by one copy; a view of it is kept for undoing."""
+
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
+        super().prepare(model, plan)
+        if hasattr(self.models(model)[0], "flat"):
+            return
+        places = [t for _, layer in self.found(model) for t in self.tensors(layer)]
+        flat = torch.cat([place.detach().reshape(-1) for place in places])
+        parts = flat.split([place.numel() for place in places])
+        for place, part in zip(places, parts, strict=True):
+            place.data = part.view(place.shape)
+        self.models(model)[0].flat = flat
+
+    def tensors(self, layer: Any) -> list[torch.Tensor]:
+        return [*self.parts(layer, self.adapter_name).values(), layer.scaling[self.adapter_name]]
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        (inner,) = self.models(model)
+        given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
+        self.check(model, given)
+        new = torch.cat([value.reshape(-1) for _, value in self.staged(model, given)])
+        old = inner.flat.clone()
+        try:
+            inner.flat.copy_(new)
+            self.record(model, given)
+        except BaseException:
+            inner.flat.copy_(old)
+            raise
+
+
+class DepotOfWholes(Whole, Depot):
+    """A depot on a model of which a head and token rows are trained as well."""
+
+    def __init__(self, folder: Path) -> None:
+        Depot.__init__(self, folder)
+
+
 RIGHT = [
+    Depot,
+    DepotOfWholes,
+    OneTensor,
     Folded,
     SkipsWhatIsInPlace,
     RemembersElsewhere,

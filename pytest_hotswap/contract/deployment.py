@@ -124,6 +124,8 @@ class Deployment:
 
     def stands_beside(self, adapter: Path) -> bool:
         """Whether PEFT loads an adapter beside the first: it does not where one of them has no token rows."""
+        if not self.plan.tokens:
+            return True
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(self.copied_base(), self.first)

@@ -130,6 +130,7 @@ BROKEN = {  # law → what its violations say, one after the other
     ],
     "swap-equals-load": [  # peft#3738
         "unequal: output 0 differs",
+        "one with ",  # what differs in a single thing
         "unequal in float64: output 0 differs",
         "unequal: transformer.transformer_blocks.0.attn.to_q does not hold what the file has",
     ],
@@ -139,10 +140,10 @@ BROKEN = {  # law → what its violations say, one after the other
     ],  # peft#3780
     "swap-atomic": [
         *(f"an adapter with a {d} was accepted" for d in DEFECTS if d != "truncated file"),
-        "a first tensor with a wrong shape is accepted",
+        "two with a wrong shape in lora_A.weight",
         "interrupted at ",
     ],
-    "knobs-follow": ["two: after set_scale() the scaling is a number"],  # diffusers#11408
+    "knobs-follow": ["two: after set_scale() the scaling is a number", "two"],  # diffusers#11408
 }
 
 
@@ -182,7 +183,9 @@ def test_a_swap_with_a_text_encoder_is_refused_when_the_denoiser_has_been_swappe
     pipeline: Deployment,
 ) -> None:
     found = list(violations(pipeline, "swap-equals-load"))
-    assert len(found) == 3 * len(FLEET) + 2  # in float64, as placed, rewritten, and by other names
+    assert (
+        len(found) == 3 * len(FLEET) + 3
+    )  # alike, in float64, as placed, rewritten, and by other names
     assert all("hotswapping is not supported for text encoders" in text for text in found)
     pipeline.snapshot.restore()
     with pytest.raises(ValueError, match="text encoders"):

@@ -62,7 +62,7 @@ class RefusalLaws:
         assert not found, f"swap-atomic: after a refusal {few(dict.fromkeys(found))}"
 
     def test_swap_atomic__knobs(self, swapping: Deployment) -> None:
-        """After a refusal knobs that follow a swap speak of the adapter in place, not of the one that was refused."""
+        """After a refusal knobs that follow a swap speak of the adapter in place, not of the refused one."""
         if excuse := swapping.subject.unsupported.get("knobs-follow"):
             pytest.skip(f"not applicable: {excuse}")
         one = swapping.other(swapping.first)

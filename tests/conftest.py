@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,8 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """Exported models in every variant."""
+    """Exported models in every variant, which the workers of one run share."""
     from tests.support.packages import Packages
 
-    return Packages(tmp_path_factory.mktemp("packages"))
+    own = tmp_path_factory.getbasetemp()
+    return Packages((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "packages")

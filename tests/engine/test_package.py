@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import hotswap
 from hotswap.bench.timing import default_backend
 from hotswap.engine.layout.registry import placement_of
+from hotswap.engine.layout.uses import Uses
 from hotswap.errors import (
     AdapterError,
     BusyError,
@@ -210,28 +211,45 @@ def test_constants_are_never_copied_from_views_of_one_storage(
     assert calls == [{"check_full_update": False, "user_managed": True}]
 
 
-@pytest.mark.parametrize("form", [compiled, "program"])
-def test_within_using_no_forward_sees_two_adapters(packages: Packages, form: str) -> None:
-    package, names = hotswap.Package(getattr(packages, form)), ("small", "large")
-    outputs = {}
+def served_wrong(package: Any, fleet: dict[str, Path]) -> list[bool]:
+    """Whether each of the forwards of four threads, inside of using, gave another adapter's output."""
+    outputs, names, wrong = {}, ("small", "large"), []
     for name in names:
-        package.add(name, packages.fleet[name])
+        package.add(name, fleet[name])
         with package.using(name):
             outputs[name] = package(x=INPUT)
-    torn = []
 
     def serve(name: str) -> None:
         for _ in range(100):
             with package.using(name):
-                torn.append(not torch.equal(package(x=INPUT), outputs[name]))
+                wrong.append(not torch.equal(package(x=INPUT), outputs[name]))
 
     threads = [threading.Thread(target=serve, args=(name,)) for name in names * 2]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(torn) == 400
-    assert not any(torn)
+    assert len(wrong) == 400
+    return wrong
+
+
+@pytest.mark.parametrize("form", [compiled, "program"])
+def test_within_using_no_forward_sees_two_adapters(packages: Packages, form: str) -> None:
+    package = hotswap.Package(getattr(packages, form))
+    assert not any(served_wrong(package, packages.fleet))
+
+
+def test_without_turns_forwards_see_another_adapter(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = hotswap.Package(packages.program)
+    monkeypatch.setattr(Uses, "take", lambda *_: None)
+    switched = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        assert any(served_wrong(package, packages.fleet))
+    finally:
+        sys.setswitchinterval(switched)
 
 
 @pytest.mark.parametrize("form", [compiled, "program"])
@@ -417,8 +435,7 @@ for path in paths:
     torch.save(package(x=torch.load(own + "/input")), path + ".output")
 seen = lambda: [name for name in ("peft", "transformers", "diffusers") if name in sys.modules]
 print(seen())
-sys.path.insert(0, own)
-import peft
+hotswap.prepare  # is of PEFT's models
 print(seen())
 """
 
@@ -430,10 +447,9 @@ def test_a_process_that_serves_loads_neither_peft_nor_transformers(
     if default_backend() == "inductor":
         paths.append(packages.ours)
     torch.save(INPUT, tmp_path / "input")
-    (tmp_path / "peft.py").touch()  # shows that an import would be seen
     command = [sys.executable, "-W", "ignore", "-c", SERVE]
     command += [str(path) for path in (tmp_path, folder, packages.larger, *paths)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told.splitlines() == ["[]", "['peft']"]
+    assert told.splitlines() == ["[]", "['peft', 'transformers']"]
     for path in paths:
         torch.testing.assert_close(torch.load(f"{path}.output"), expected(folder))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 import hotswap
@@ -56,38 +56,49 @@ def exported(adapter: Path, path: Path, **options: Any) -> Path:
 
 
 class Packages:
-    """The packages, compiled when they are first asked for, with the least optimisation."""
+    """The packages, made when they are first asked for; processes that have the folder share them."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
-        self.fleet = write_fleet(folder / "fleet", base(), FLEET)
-        self.larger = write_fleet(
-            folder / "refused", base(), {"larger": {"r": 5, "target_modules": ["up"]}}
-        )["larger"]
-        self._variants: dict[str, Path] = {}
+        self._made("fleet", lambda path: write_fleet(path, base(), FLEET))
+        refused = {"larger": {"r": 5, "target_modules": ["up"]}}
+        self._made("refused", lambda path: write_fleet(path, base(), refused))
+        self.fleet = {name: folder / "fleet" / name for name in FLEET}
+        self.larger = folder / "refused" / "larger"
 
-    @cached_property
+    def _made(self, name: str, make: Callable[[Path], object]) -> Path:
+        path = self.folder / name
+        with FileLock(self.folder / f"{name}.lock"):
+            if not path.exists():
+                with quickly():
+                    make(path)
+        return path
+
+    @property
     def ours(self) -> Path:
-        with quickly():
-            return exported(self.fleet["small"], self.folder / "ours.pt2")
+        return self._made("ours.pt2", lambda path: exported(self.fleet["small"], path))
 
-    @cached_property
+    @property
     def program(self) -> Path:
-        return exported(self.fleet["small"], self.folder / "program.pt2", form="program")
+        return self._made(
+            "program.pt2", lambda path: exported(self.fleet["small"], path, form="program")
+        )
 
     def of(self, variant: str) -> Path:
         """What torch makes of a prepared model with these options, without hotswap."""
         if variant == "keep":
-            return rewritten(self.ours, self.folder / "keep.pt2", note=lambda _: None)
-        if variant not in self._variants:
-            path = self.folder / f"{variant.replace(' ', '-')}.pt2"
-            with torch.no_grad(), quickly():
+            source = self.ours
+            return self._made("keep.pt2", lambda path: rewritten(source, path, note=lambda _: None))
+
+        def make(path: Path) -> None:
+            with torch.no_grad():
                 program = torch.export.export(prepared(self.fleet["small"]), (), {"x": INPUT})
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(path), inductor_configs=dict(VARIANTS[variant])
                 )
-            self._variants[variant] = path
-        return self._variants[variant]
+
+        return self._made(f"{variant.replace(' ', '-')}.pt2", make)
 
 
 def quickly() -> Any:

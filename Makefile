@@ -25,6 +25,7 @@ lint: $(STAMP)  ## format, rules, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/hotswap lint --strict .
 
 docs: $(STAMP)  ## the documentation as a site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site

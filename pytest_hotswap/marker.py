@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from hotswap import CompileLog
 
 MARKER = "hotswap"
-ARGUMENTS = ("max_recompiles",)
+ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "max_recompiles": (int, "a whole number, 0 or more"),
+    "any_cause": (bool, "True or False"),
+}
 LOG: pytest.StashKey[CompileLog] = pytest.StashKey()
 """Where the fixture ``hotswap_compile_watch`` leaves its log for the report."""
 
@@ -33,12 +36,11 @@ def problems(item: pytest.Item) -> list[str]:
         for name, value in marker.kwargs.items():
             if name not in ARGUMENTS:
                 close = difflib.get_close_matches(name, ARGUMENTS)
-                remedy = f"did you mean {close[0]!r}?" if close else "it takes max_recompiles only"
+                known = " and ".join(ARGUMENTS)
+                remedy = f"did you mean {close[0]!r}?" if close else f"it takes {known}"
                 found.append(f"@pytest.mark.hotswap has no argument {name!r}; {remedy}")
-            elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                found.append(
-                    f"@pytest.mark.hotswap({name}={value!r}) must be a whole number, 0 or more"
-                )
+            elif type(value) is not ARGUMENTS[name][0] or value < 0:
+                found.append(f"@pytest.mark.hotswap({name}={value!r}) must be {ARGUMENTS[name][1]}")
     return [f"{item.nodeid}: {problem}" for problem in found]
 
 
@@ -81,13 +83,13 @@ def watched_call(item: pytest.Item) -> Iterator[None]:
             if failed:
                 item.add_report_section("call", "hotswap", str(log))
     if marker is not None:
-        allowed = marker.kwargs.get("max_recompiles", 0)
-        verdict = log.verdict(max_recompiles=allowed, allow_first_compiles=True)
+        asked = {"max_recompiles": 0, **marker.kwargs}
+        verdict = log.verdict(**asked, allow_first_compiles=True)
         if verdict.outcome != "passed":
             item.add_report_section("call", "hotswap", str(log))
+            told = ", ".join(f"{name}={value}" for name, value in asked.items())
             pytest.fail(
-                f"@pytest.mark.hotswap(max_recompiles={allowed}) {verdict.outcome}: "
-                + "; ".join(verdict.reasons),
+                f"@pytest.mark.hotswap({told}) {verdict.outcome}: " + "; ".join(verdict.reasons),
                 pytrace=False,  # the frames are the plugin's, not the test's
             )
 

@@ -65,8 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker, check the ini file, and start the report if one is asked for."""
     config.addinivalue_line(
         "markers",
-        "hotswap(max_recompiles=0): fail the test if it recompiles more often than this, "
-        "or if nothing compiled runs in it",
+        "hotswap(max_recompiles=0, any_cause=False): fail the test if swaps recompile more often than "
+        "this, or anything does with any_cause=True, or if nothing compiled runs in it",
     )
     backend = config.getini("hotswap_backend")
     if backend and backend not in BACKENDS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,3 +22,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
 
     own = tmp_path_factory.getbasetemp()
     return Packages((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "packages")
+
+
+@pytest.fixture
+def many_switches() -> Iterator[None]:
+    """Let threads take turns a hundred times as often as they do."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(interval / 100)
+    yield
+    sys.setswitchinterval(interval)

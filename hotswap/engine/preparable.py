@@ -67,7 +67,9 @@ def check_preparable(
     walked = whole if model is part.given else walk(model)
     layers = lora_layers(model, walked=walked)
     loaded = list(dict.fromkeys(name for layer in layers.values() for name in layer.scaling))
-    names = loaded if adapter_name is None else [adapter_name]
+    merged = {name for layer in layers.values() for name in layer.merged_adapters}
+    unmerged = [name for name in loaded if name not in merged]
+    names = (unmerged or loaded) if adapter_name is None else [adapter_name]
     if not any(name in layer.scaling for layer in layers.values() for name in names):
         named = "" if adapter_name is None else f" named {adapter_name!r}"
         raise NoAdapterError(f"the model carries no LoRA adapter{named}{others(model)}")
@@ -104,7 +106,7 @@ def _check_supported(
         for module, layer in adapter.layers.items():
             if why := why_unsupported(layer, name, adapter.of_layer[module]):
                 refused[module] = why
-            if layer.merged_adapters:
+            if name in layer.merged_adapters:
                 refused[module] = MERGED
         if why := why_other_base(model, configs.get(name)):
             refused[f"adapter {name!r}"] = why

@@ -24,7 +24,7 @@ from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.sharding import put_together
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import LayerState
-from hotswap.engine.layout.unsupported import refusal
+from hotswap.engine.layout.unsupported import refusal, why_merged
 from hotswap.engine.mesh import join_meshes
 from hotswap.engine.parts import Part, TargetRankError, parts_of, plans_of
 from hotswap.engine.preparable import (
@@ -61,8 +61,8 @@ def prepare(
     magnitudes and lora_B biases that some adapter of the fleet has. Everything of an adapter then lies
     in one buffer per device. Parameter objects, names, dtype, device and ``requires_grad`` are kept.
     Preparing again changes nothing, or widens further. Without ``target_rank`` and ``plan`` only the
-    scalings become tensors. ``adapter_name=None`` means all. A pipeline of diffusers is prepared as a
-    whole; its plan is that of files which have a component before every module's name.
+    scalings become tensors. ``adapter_name=None`` means all that are not merged. A pipeline of diffusers is
+    prepared as a whole; its plan is that of files which have a component before every module's name.
 
     Raises AlreadyCompiledError, NoAdapterError, UnsupportedLayerError or TargetRankError (each a
     ValueError) before anything is changed.
@@ -162,7 +162,7 @@ def _add_parts(adapter: AdapterSlots, plan: SwapPlan, changes: Changes) -> bool:
     for module, layer in adapter.layers.items():
         place = plan.modules[module]
         if place.dora and name not in layer.lora_magnitude_vector:
-            if why := why_no_dora(layer):
+            if why := why_no_dora(layer) or why_merged(layer):
                 raise refusal({module: why})
             changes.callback(_remove_magnitude, layer, name)
             changes.keep(vars(layer), "adapter_layer_names")

@@ -14,6 +14,7 @@ from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.layout.slots import slots
+from hotswap.engine.layout.unsupported import refusal, why_merged
 from hotswap.engine.mesh import together
 from hotswap.engine.parts import Part, parts_of
 from hotswap.engine.transaction import Changes, exclusive, name_of
@@ -48,6 +49,8 @@ def set_scale(
     ):
         agree([repr([*patterns.items()])], f"scale {scale!r}")
         places = [placement_of(part.model, name_of(part, adapter_name)) for part in parts]
+        for place in places:
+            place.require_unmerged()  # unmerging subtracts what was merged
         for place, factors in zip(places, _factors(parts, places, patterns), strict=True):
             if factors:
                 _rescale(place, factors, changes)
@@ -94,20 +97,23 @@ def _rescale(placement: Placement, factors: Mapping[str, float], changes: Change
     """Set the scalings of layers, and let DoRA layers go on computing plain LoRA where that is in place."""
     name = placement.name
     layers = {module: placement.layers[module] for module in factors}
-    magnitudes = [
-        (layers[slot.module], slot.tensor)
+    plain = {
+        slot.module: slot.tensor
         for slot in placement.slots
-        if slot.role == "magnitude" and slot.module in layers
-    ]
-    plain = [(la, t) for la, t in magnitudes if not getattr(la.scaling.states[name], "dora", False)]
-    targets = [*(layer.scaling[name] for layer in layers.values()), *(t for _, t in plain)]
+        if slot.role == "magnitude"
+        and slot.module in layers
+        and not getattr(layers[slot.module].scaling.states[name], "dora", False)
+    }
+    if refused := {m: why for m in plain if (why := why_merged(layers[m]))}:
+        raise refusal(refused)
+    targets = [*(layer.scaling[name] for layer in layers.values()), *plain.values()]
     known = placement.staged is not None and placement.holds(placement.staged)
     with in_inference_mode(any(target.is_inference() for target in targets)):
         changes.callback(_write, targets, [target.clone() for target in targets])
         for module, layer in layers.items():
             layer.scaling[name] = factors[module] * _own_scaling(layer, name)
-        for layer, magnitude in plain:
-            _renorm(layer, name, magnitude)
+        for module, magnitude in plain.items():
+            _renorm(layers[module], name, magnitude)
     placement.rescaled(known)
 
 

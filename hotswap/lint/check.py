@@ -33,6 +33,7 @@ def check_source(
     files = list(find(given, chosen.exclude, chosen.root))
     tree = Tree(files)
     found: dict[tuple[object, ...], Finding] = {}
+    commented: list[Chunk] = []
     for path in files:
         try:
             chunks, unread = read(path, tree)
@@ -40,8 +41,14 @@ def check_source(
             if path in given:
                 raise
             chunks, unread = [], [Unread(str(path), f"it cannot be read: {error.strerror}")]
-        for each in _findings(chunks, unread, chosen.codes_in(path), tree):
-            found.setdefault((each.where, each.code, each.line, each.column), each)
+        for each in _findings(chunks, unread, tree):
+            home = Path(each.where.partition("::cell ")[0])
+            if each.code in chosen.codes_in(home):
+                found.setdefault((each.where, each.code, each.line, each.column), each)
+        commented += chunks if "HSW293" in chosen.codes_in(path) else []
+    for chunk in commented:  # what is found in a file may be found from another
+        seen = tree.chunk(chunk.path) if tree.imported(chunk.path) else None
+        found |= {(each,): each for each in _unused(chunk, seen)}
     return sorted(found.values())
 
 
@@ -68,30 +75,31 @@ def check_text(
 def check_bytes(data: bytes, path: Path, *, settings: Settings) -> list[Finding]:
     """Return the misuses in what is, or would be, the content of a file."""
     chunks, unread = parse(data, path) if concerns(data) else ([], [])
-    return sorted(set(_findings(chunks, unread, settings.codes_in(path))))
+    codes = settings.codes_in(path)
+    found = {each for each in _findings(chunks, unread) if each.code in codes}
+    for chunk in chunks if "HSW293" in codes else ():
+        found.update(_unused(chunk))
+    return sorted(found)
 
 
 def _findings(
-    chunks: Iterable[Chunk],
-    unread: Iterable[Unread],
-    codes: frozenset[str],
-    tree: Tree | None = None,
+    chunks: Iterable[Chunk], unread: Iterable[Unread], tree: Tree | None = None
 ) -> Iterator[Finding]:
     for chunk in chunks:
-        yield from findings_in(chunk, codes, tree)
-    for lost in unread if "HSW200" in codes else ():
+        yield from findings_in(chunk, tree)
+    for lost in unread:
         told = f"{lost.reason}, so that nothing in it is checked", "mend it, or leave it out"
         place = lost.line, lost.column, lost.line, lost.column + 1
         yield Finding(lost.where, "HSW200", *told, *place, lost.snippet)
 
 
-def findings_in(chunk: Chunk, codes: frozenset[str], tree: Tree | None = None) -> list[Finding]:
-    """Analyse one program, with the modules of the tree that it imports."""
+def findings_in(chunk: Chunk, tree: Tree | None = None) -> list[Finding]:
+    """Analyse one program, with the modules of the tree that it imports; return what any rule says."""
     problems, places = analyse(chunk, tree)
     found = []
     for (code, node), problem in problems.items():
         home = places.get(node, chunk)
-        if not home.noqa.suppresses(code, set(lines_of(node))) and code in codes:
+        if not home.noqa.suppresses(code, set(lines_of(node))):
             spans = [
                 (places.get(other, chunk).span(other), told) for other, told in problem.related
             ]
@@ -100,12 +108,15 @@ def findings_in(chunk: Chunk, codes: frozenset[str], tree: Tree | None = None) -
             text = home.line_of(node)
             told = where, code, problem.message, problem.remedy
             found.append(Finding(*told, line, column, last, end, text, related))
-    return [*found, *_unused(chunk)] if "HSW293" in codes else found
+    return found
 
 
-def _unused(chunk: Chunk) -> Iterator[Finding]:
-    """Yield the comments that suppress rules and have suppressed nothing."""
-    for number, prefix in chunk.noqa.unused(RULES.keys() - {"HSW293"}):
+def _unused(chunk: Chunk, imported: Chunk | None = None) -> Iterator[Finding]:
+    """Yield the comments that suppress rules and have suppressed nothing, also where it is imported."""
+    left = {*chunk.noqa.unused(RULES.keys() - {"HSW293"})}
+    if imported is not None:
+        left &= {*imported.noqa.unused(RULES.keys() - {"HSW293"})}
+    for number, prefix in left:
         if chunk.noqa.suppresses("HSW293", [number]):
             continue
         where, line = chunk.locate(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Sequence
 
+from hotswap.lint.outline import root
 from hotswap.lint.relevance import Relevance
 
 Def = ast.FunctionDef | ast.AsyncFunctionDef
@@ -32,7 +33,7 @@ def sets_up(matters: Relevance, node: Def, instance: str | None) -> bool:
     local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
     kept = [n for n in stored if n in made or local & _names_in(n.value)]
     return any(
-        _root(target) in outer and (not instance or isinstance(target, ast.Attribute))
+        root(target) in outer and (not instance or isinstance(target, ast.Attribute))
         for n in kept
         for target in n.targets
     )
@@ -63,9 +64,3 @@ def _outer_names(node: Def) -> set[str]:
 
 def _names_in(node: ast.expr) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
-def _root(target: ast.expr) -> str:
-    while isinstance(target, ast.Attribute | ast.Subscript):
-        target = target.value
-    return target.id if isinstance(target, ast.Name) else ""

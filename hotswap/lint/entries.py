@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hotswap.lint.interpreter.functions import call_from_outside
 from hotswap.lint.interpreter.run import Run, TooLongError
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.interpreter.values import Func, Obj, Opaque
+from hotswap.lint.interpreter.values import Func, Function, Obj, Opaque
 from hotswap.lint.judge import Found
 from hotswap.lint.relevance import Feature, Relevance
 from hotswap.lint.typestate import Ran
@@ -42,7 +42,7 @@ class Attempt:
 class Entries:
     """Calls what is called from outside on a run."""
 
-    def __init__(self, run: Run, matters: Relevance) -> None:
+    def __init__(self, run: Run, matters: Callable[[Function], Relevance]) -> None:
         self.run, self.judge, self.matters = run, run.judge, matters
         self._calls = 0
         self._called: list[Func] = []
@@ -82,7 +82,9 @@ class Entries:
         compiled = any(f.compiled for state in paths for f in state.models.values())
         attempts = []
         for func in functions:
-            if func.node not in self.run.executed and self.matters.touches(func.node, *_STEPS):
+            if func.node not in self.run.executed and self.matters(func.node).touches(
+                func.node, *_STEPS
+            ):
                 self.judge.entries.add(func.node)
                 attempts.append(self._attempt(func, paths, keep=True))
         others = [self._attempt(func, paths) for func in openers]
@@ -93,9 +95,10 @@ class Entries:
         elif not compiled:
             return
         for func in (*called, *chain):  # some set up on the first call only
-            if self.matters.touches(func.node, "swap"):
+            if self.matters(func.node).touches(func.node, "swap"):
                 later = self._attempt(func, states[-1])
-                if not later.did.intersection(_SETS_UP):
+                served = {"compile"} if "swap" in later.did else set()
+                if not later.did.intersection(_SETS_UP) - served:
                     self.judge.keep(later.found)
         ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}
         used = [_after_a_run(state, ran) for state in states[-1]]
@@ -148,11 +151,11 @@ class Entries:
         return False
 
     def _is_kept(self, owner: object, start: State) -> bool:
-        """Tell whether something unknown is an attribute, at any depth, of what a global name stands for."""
+        """Tell whether something unknown is an attribute, at any depth, of what outlasts a call."""
         made_of = {
             each.oid: key for key, each in self.run.memos.items() if isinstance(each, Opaque)
         }
-        while owner in made_of and made_of[owner][0] != "global":
+        while owner in made_of and made_of[owner][0] not in ("global", "handed"):
             owner = made_of[owner][0]
         names = (value for frame in start.frames for value in frame.names.values())
         return owner in made_of or any(getattr(value, "oid", None) == owner for value in names)

@@ -29,10 +29,12 @@ _COMPILE = (
     b"_dynamo",
     b"aot_compile",
     b"aoti_compile",
+    b"export.save",
+    b"torch.export import",
 )
 _COMPILES = re.compile(rb"\.compile(?!\w)(?<!\bre\.compile)")
 """A method that compiles anything but a regular expression."""
-_FIRST = (b"hotswap", b"HSW2", b"compile")
+_FIRST = (b"hotswap", b"HSW2", b"compile", b"export")
 """What is looked for before the rest: one of them is in every file that a rule can be about."""
 _ADAPTER = (
     b"load_lora", b"load_adapter", b"add_adapter", b"set_adapter", b"PeftModel", b"get_peft_model",

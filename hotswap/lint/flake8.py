@@ -27,6 +27,8 @@ class Plugin:
         """Yield line, column (from 0), text and type; flake8 sorts and applies ``noqa``."""
         if not concerns(self.chunk.text.encode("utf-8", "replace")):
             return
-        for found in findings_in(self.chunk, Settings().codes):
-            text = f"{found.code} {found.message}; {found.remedy}"
-            yield found.line or 1, (found.column or 1) - 1, text, type(self)
+        codes = Settings().codes
+        for found in findings_in(self.chunk):
+            if found.code in codes:
+                text = f"{found.code} {found.message}; {found.remedy}"
+                yield found.line or 1, (found.column or 1) - 1, text, type(self)

@@ -52,6 +52,8 @@ class Outline:
         """Name → the names that are assigned from it; with parentheses, from what it returns."""
         self.kept: dict[int, set[str]] = defaultdict(set)
         """Line of an assignment → the attributes and global names that it sets."""
+        self.filled: set[str] = set()
+        """The names of what attributes and elements are set of."""
         self.asked: set[int] = set()
         """The lines of conditions, of what loops go over and of what functions return."""
         self.elements: list[ast.Subscript] = []
@@ -135,6 +137,7 @@ class Outline:
                 self.given[source].add(name)
             if not isinstance(target, ast.Name):
                 self.kept[target.lineno].add(name)
+                self.filled.add(root(target))
 
 
 def sources(value: ast.expr) -> Iterator[str]:
@@ -183,6 +186,13 @@ def matched(call: ast.Call, parameters: list[str]) -> Iterator[tuple[ast.expr, s
     own = parameters[1:] if parameters[:1] in (["self"], ["cls"]) else parameters
     yield from zip(call.args, own, strict=False)
     yield from ((k.value, k.arg) for k in call.keywords if k.arg in own)
+
+
+def root(target: ast.expr) -> str:
+    """Return the first name of a dotted name, with what is an element of which."""
+    while isinstance(target, ast.Attribute | ast.Subscript | ast.Starred):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else ""
 
 
 def first_line(node: ast.AST) -> int:

@@ -17,12 +17,12 @@ from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
 from hotswap.lint.interpreter.fixtures import fixture_name
-from hotswap.lint.interpreter.functions import line_of
-from hotswap.lint.interpreter.objects import class_of, read_attribute
+from hotswap.lint.interpreter.functions import AFTER_INIT
+from hotswap.lint.interpreter.objects import class_of, line_of, read_attribute
 from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
 from hotswap.lint.interpreter.statements import STATEMENTS, passed_over
-from hotswap.lint.interpreter.values import Class, Func, Obj, Part, Ref
+from hotswap.lint.interpreter.values import Class, Func, Function, Obj, Part, Ref
 from hotswap.lint.judge import Judge, not_followed
 from hotswap.lint.relevance import Relevance
 from hotswap.lint.tree import Tree
@@ -65,7 +65,7 @@ class _Program:
         self.run.main = len(self.modules) - 1
         self.run.limit(sum(len(each.lines) for each in self.chunks))
         self.matters = matters
-        self.entries = Entries(self.run, matters)
+        self.entries = Entries(self.run, self._matters)
 
     def _gather(self, chunk: Chunk, open_: set[Path], *, imported: bool = True) -> Relevance:
         """Read a module, after those of the tree that it imports."""
@@ -152,7 +152,7 @@ class _Program:
             end.exit = end.result = None
         return merge(alive, run.fresh)
 
-    def _matters(self, node: Def) -> Relevance:
+    def _matters(self, node: Function) -> Relevance:
         """Return what matters in the module in which a function is defined."""
         return self.modules[self.run.foreign.get(node, self.run.main)]
 
@@ -174,7 +174,7 @@ class _Program:
             for state in paths:
                 state.know(obj.oid, Facts(kind="instance"))
                 state.put((obj.oid, "__class__"), cls)
-            for name in ("__init__", "__post_init__"):
+            for name in ("__init__", *AFTER_INIT):
                 self.run.s = paths[0]
                 init = read_attribute(self.run, obj, name)
                 if isinstance(init, Func):

@@ -17,7 +17,7 @@ from hotswap.lint.outline import Outline, between, first_line, given, matched, s
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {*FACTORIES, "get_peft_model"}
 _COMPILES = {
-    "aot_compile", "aoti_compile_and_package", "compile", "compile_repeated_blocks", "optimize",
+    "aot_compile", "aoti_compile_and_package", "compile", "compile_repeated_blocks", "export", "optimize",
 }  # fmt: skip
 _SCALES = {"scale_layer", "set_scale", "unscale_layer"}
 _NAMES: dict[Feature, set[str]] = {
@@ -143,6 +143,10 @@ class Relevance:
         names = {last_name(t) for t in targets if isinstance(t, ast.Name | ast.Attribute)}
         idle = len(names) == len(targets) and names.isdisjoint(self._needed)
         return idle and not self.touches(node)
+
+    def fills(self, name: str) -> bool:
+        """Tell whether something is kept in what has that name, as an attribute or an element."""
+        return name in self.outline.filled
 
     def keeps(self, node: ast.stmt) -> bool:
         """Tell whether a function sets an attribute or a global name."""

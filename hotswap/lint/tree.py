@@ -97,6 +97,10 @@ class Tree:
             self._chunks[path] = chunks[0] if chunks else None
         return self._chunks[path]
 
+    def imported(self, path: Path) -> bool:
+        """Tell whether another file has imported this one."""
+        return path in self._chunks
+
     def data(self, path: Path) -> bytes:
         """Return the bytes of a file, read once; those that cannot be read are empty."""
         if path not in self._data:

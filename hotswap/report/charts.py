@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from hotswap.report.records import Record
+from hotswap.report.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,52 +20,83 @@ if TYPE_CHECKING:
 STYLE = ("ink", "line", "good", "bad", "one", "two", "three")
 INK, GRID, GOOD, BAD, ONE, TWO, THREE = STAND_INS = [f"#0{n}0{n}0{n}" for n in range(1, 8)]
 """Stand-ins that no one sees: each becomes a variable of the page's style, so dark mode is a rule."""
-LARGEST = 60
-"""Rows and columns that the heat map labels; above, layers are joined and labels left out."""
-MOST_ROWS, MOST_NUMBERED, MOST_LABELS = 200, 16, 30
-"""Rows and labels of adapters that the heat map has room for, and up to how many each cell says its rank."""
+MOST_ROWS, MOST_COLUMNS = 40, 24
+"""Modules and adapters that the picture of ranks has room for; above, it joins them."""
+LONGEST_ROW, LONGEST_COLUMN = 32, 20
+"""Characters of a label."""
+WIDTH = 6.0
+"""Inches: text of 10 points is legible at the width of a phone, and not large at that of a page."""
 CELL = "cell"
 
 
-def rank_map(adapters: Sequence[dict[str, Any]]) -> str:
-    """Draw module by adapter, coloured by rank; an empty cell is a module that is not targeted."""
-    named = [a for a in adapters if a["module_ranks"]]
-    rows = sorted({module for a in named for module in a["module_ranks"]}, key=_natural)
-    join = len(rows) > LARGEST
-    cells: dict[tuple[str, int], int] = {}
+def ranks(adapters: Sequence[Record]) -> str:
+    """Draw the rank of each module in each adapter; many modules are joined to families.
+
+    Of more adapters than there is room for, each cell counts those that have a rank in a family.
+    """
+    named = [adapter for adapter in adapters if adapter["module_ranks"]]
+    modules = sorted({m for adapter in named for m in adapter["module_ranks"]}, key=_natural)
+    if not modules:
+        return ""
+    counted = is_counted(adapters)
+    joins = _JOINS[1:] if counted else _JOINS
+    join = next((j for j in joins if len({j(m) for m in modules}) <= MOST_ROWS), joins[-1])
+    rows = {row: n for n, row in enumerate(list(dict.fromkeys(map(join, modules)))[:MOST_ROWS])}
+    cells: dict[tuple[int, int], int] = {}
     for column, adapter in enumerate(named):
         for module, rank in adapter["module_ranks"].items():
-            key = (_family(module) if join else module, column)
-            cells[key] = max(rank, cells.get(key, 0))
-    rows = list(dict.fromkeys(_family(m) if join else m for m in rows))[:MOST_ROWS]
-    cells = {key: rank for key, rank in cells.items() if key[0] in set(rows)}
-    if not rows:
-        return ""
-    small = len(named) <= LARGEST and len(rows) * len(named) <= 1500
-    figure, axes = _figure(8, min(1.2 + 0.22 * len(rows), 16))
-    values = [[float(cells.get((row, c), "nan")) for c in range(len(named))] for row in rows]
-    picture = axes.pcolormesh(values, cmap="viridis", edgecolors="none", rasterized=not small)
+            if (row := rows.get(join(module))) is not None:
+                cells[row, column] = max(rank, cells.get((row, column), 0))
+    if counted:
+        present = sorted(set(cells.values()))
+        counts = Counter((row, present.index(rank)) for (row, _), rank in cells.items())
+        columns, of = [str(rank) for rank in present], f"Adapters by rank in {len(rows)} families"
+        return _heat(list(rows), columns, counts, "adapters", f"{of} of modules", axis="rank")
+    columns = [str(adapter["name"]) for adapter in named]
+    title = f"Rank of {len(rows)} modules in {len(columns)} adapters"
+    return _heat(list(rows), columns, cells, "rank", title)
+
+
+def is_counted(adapters: Sequence[Record]) -> bool:
+    """Tell whether there are more adapters than the picture of ranks has columns for."""
+    return sum(bool(adapter["module_ranks"]) for adapter in adapters) > MOST_COLUMNS
+
+
+def _heat(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Mapping[tuple[int, int], int],
+    unit: str,
+    title: str,
+    axis: str | None = None,
+) -> str:
+    """Draw numbers by row and column, each as a colour; they are written too where they fit."""
+    labels = [_label(column, LONGEST_COLUMN) for column in columns]
+    longest = max(map(len, labels))
+    turned = 0.06 * longest if longest > 4 else 0  # inches that labels on the slant take
+    figure, axes = _figure(WIDTH, 1 + 0.2 * len(rows) + turned)
+    values = [
+        [float(cells.get((r, c), "nan")) for c in range(len(columns))] for r in range(len(rows))
+    ]
+    picture = axes.pcolormesh(values, cmap="viridis", edgecolors="none")
     picture.set_linewidth(0)
     axes.grid(visible=False)
     axes.invert_yaxis()
-    if len(named) <= MOST_NUMBERED:
-        lowest, highest = min(cells.values()), max(cells.values())
-        for (row, column), rank in cells.items():
-            tone = "white" if rank - lowest < 0.6 * (highest - lowest) else "black"
-            place = (column + 0.5, rows.index(row) + 0.5)
-            axes.text(*place, str(rank), ha="center", va="center", color=tone, gid=CELL, size=8)
-    shown = [row if len(row) <= 40 else f"…{row[-39:]}" for row in rows]
+    lowest, highest = min(cells.values()), max(cells.values())
+    for (row, column), number in cells.items() if len(columns) <= MOST_COLUMNS else ():
+        tone = "white" if number - lowest < 0.6 * (highest - lowest) else "black"
+        place = (column + 0.5, row + 0.5)
+        axes.text(*place, str(number), ha="center", va="center", color=tone, gid=CELL, size=7)
+    shown = [_label(row, LONGEST_ROW) for row in rows]
+    turn: dict[str, Any] = {"rotation": 45, "ha": "right"} if turned else {}
     axes.set_yticks([n + 0.5 for n in range(len(rows))], shown)
-    if small:
-        labelled = range(0, len(named), math.ceil(len(named) / MOST_LABELS))
-        labels = [named[n]["name"] for n in labelled]
-        axes.set_xticks([n + 0.5 for n in labelled], labels, rotation=45, ha="right")
-    else:
-        axes.set_xlabel(f"{len(named)} adapters, in the order of the table")
-    bar = figure.colorbar(picture, ax=axes, label="rank", pad=0.02)
+    step = math.ceil(len(columns) / MOST_COLUMNS)
+    axes.set_xticks([n + 0.5 for n in range(0, len(columns), step)], labels[::step], **turn)
+    axes.set_xlabel(axis or "")
+    bar = figure.colorbar(picture, ax=axes, label=unit, pad=0.02)
     bar.outline.set_visible(False)
     axes.tick_params(length=0)
-    return _svg(figure, "ranks", f"Rank of {len(rows)} modules in {len(named)} adapters")
+    return _svg(figure, "ranks", title)
 
 
 def memory_curve(curve: Sequence[dict[str, int]], plan: dict[str, Any] | None) -> str:
@@ -70,7 +105,7 @@ def memory_curve(curve: Sequence[dict[str, int]], plan: dict[str, Any] | None) -
         return ""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(8, 4.2)
+    figure, axes = _figure(WIDTH, 3.4)
     ranks = [point["rank"] for point in curve]
     unit, word = unit_of(max(point["uniform_bytes"] for point in curve))
     for key, label, colour, style in (
@@ -96,7 +131,9 @@ def latency_curves(series: Sequence[dict[str, Any]]) -> str:
     """Draw which share of the calls took how long, with p50, p95 and p99 marked on every line."""
     if not series:
         return ""
-    figure, axes = _figure(8, 4.2)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, axes = _figure(WIDTH, 3.4)
     lines: list[Line2D] = []
     styles = {"hotswap": ONE, "PEFT": TWO, "a plain copy": THREE}
     for one in series:
@@ -109,6 +146,10 @@ def latency_curves(series: Sequence[dict[str, Any]]) -> str:
         axes.plot(marks, [0.5, 0.95, 0.99], "o", color=colour, markersize=4)
     axes.set(xlabel="milliseconds (log scale); dots: p50, p95, p99", ylabel="share of calls")
     axes.set(xscale="log", ylim=(0, 1.03))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own is mathematics
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure, lines)
     return _svg(figure, "latency", "Distribution of swap times")
 
@@ -122,7 +163,7 @@ def compile_timeline(compiles: Sequence[dict[str, Any]]) -> str:
         "recompile, wanted": ([c for c in compiles if c["kind"] != "first" and c["wanted"]], THREE),
         "recompile or failure": ([c for c in compiles if not c["wanted"]], BAD),
     }
-    figure, axes = _figure(8, 2.2)
+    figure, axes = _figure(WIDTH, 2.0)
     end = max(c["at"] + c["seconds"] for c in compiles)
     for height, (found, colour) in enumerate(lanes.values()):
         spans = [(c["at"], max(c["seconds"], end / 300)) for c in found]
@@ -182,6 +223,20 @@ def _svg(figure: Figure, name: str, title: str) -> str:
 
 def _family(module: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
+
+
+_JOINS: tuple[Callable[[str], str], ...] = (
+    str,
+    _family,
+    lambda module: f"…{module.rpartition('.')[2]}",
+)
+"""What modules are called by, from each by itself to those of one last name together."""
+
+
+def _label(name: str, longest: int) -> str:
+    """A name as a picture has room for: its end tells it apart."""
+    told = printable(name)
+    return told if len(told) <= longest else f"…{told[1 - longest :]}"
 
 
 def _natural(module: str) -> list[tuple[int, str]]:

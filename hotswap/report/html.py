@@ -8,8 +8,15 @@ from typing import Any
 
 from hotswap.errors import MissingExtraError
 from hotswap.report import charts
+from hotswap.report.text import printable
 
 EXTRA = ("jinja2", "matplotlib")
+MOST_LISTED = 40
+"""Adapters of a fleet whose passed rows are listed; of a larger one the filter leaves them out."""
+_MAPPED = "The rank of each module in each adapter. An adapter leaves modules with an empty cell as they are."
+_COUNTED = (
+    "How many adapters have which rank in each family of modules, by the largest in the family."
+)
 _SYMBOLS = {
     **dict.fromkeys(("passed", "ready"), "✓"),
     **dict.fromkeys(("failed", "refused", "not ready"), "✕"),
@@ -32,12 +39,16 @@ def html(document: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_shown,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
     )
-    environment.filters.update(ms=_milliseconds, size=_size, listed=_listed)
+    environment.filters.update(ms=_milliseconds, size=_size, listed=_listed, error=_error)
     template = files("hotswap.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     pictures = {
-        "ranks": charts.rank_map(document["adapters"]),
+        "ranks": charts.ranks(document["adapters"]),
         "memory": charts.memory_curve(document["curve"], document["plan"]),
         "latency": charts.latency_curves(document["latency"]),
         "compiles": charts.compile_timeline(document["compiles"]),
@@ -48,7 +59,30 @@ def html(document: dict[str, Any]) -> str:
         charts={name: Markup(svg) for name, svg in pictures.items()},  # noqa: S704  (our own SVG)
         symbols=_SYMBOLS,
         swap=swap,
+        collapsed=len(document["adapters"]) > MOST_LISTED,
+        rank_words=_COUNTED if charts.is_counted(document["adapters"]) else _MAPPED,
+        remedies={r["law"]: r["remedy"] for r in document["verdict"]["reasons"] if "law" in r},
+        **_links(document),
     )
+
+
+def _links(document: dict[str, Any]) -> dict[str, Any]:
+    """What leads where: the places on the page of adapters and laws, and which broke which."""
+    adapters = {row["name"]: f"adapter-{n}" for n, row in enumerate(document["adapters"])}
+    laws = {row["law"]: f"law-{n}" for n, row in enumerate(document["laws"])}
+    broken: dict[str, list[str]] = {name: [] for name in adapters}
+    breaking: dict[str, list[str]] = {law: [] for law in laws}
+    failed = ((t["adapter"], t["law"]) for t in document["tests"] if t["outcome"] == "failed")
+    for name, law in dict.fromkeys(failed):
+        if name in broken and law in breaking:
+            broken[name].append(law)
+            breaking[law].append(name)
+    return {"places": {"adapters": adapters, "laws": laws}, "broken": broken, "breaking": breaking}
+
+
+def _shown(value: Any) -> Any:
+    """What a name brings along to control a terminal has no place on a page."""
+    return printable(value) if type(value) is str else value
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -62,6 +96,10 @@ def _size(count: int | None) -> str:
         return "–"
     unit, word = charts.unit_of(count)
     return f"{count} {word}" if unit == 1 else f"{count / unit:.1f} {word}"
+
+
+def _error(value: float | str | None) -> str:
+    return "–" if value is None else f"{float(value):.1e}"
 
 
 def _listed(values: list[float]) -> str:

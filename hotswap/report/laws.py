@@ -19,3 +19,28 @@ LAWS: dict[str, str] = {
     "unprepared-recompiles": "control: without prepare() another alpha does recompile",
 }
 """Law id → statement."""
+
+REMEDIES: dict[str, str] = {
+    "preparation-preserves": "pad with zeros only, and keep each scaling at alpha / the adapter's own rank",
+    "preparation-idempotent": "let prepare() do nothing to a model that is prepared already",
+    "preparation-covers": "prepare every layer that carries LoRA, or refuse the layer by its name",
+    "prepare-before-compile": "call prepare() before torch.compile, and let it raise for what is compiled",
+    "rank-bound": "compare an adapter's ranks with the target rank before anything is written",
+    "swap-equals-load": "write the weights and the scaling of every module that the adapter targets, with "
+    "its rank_pattern and alpha_pattern, and zeros into those that it leaves out",
+    "swap-forgets": "fill padded rows and modules that the adapter leaves out with zeros at every swap",
+    "swap-has-effect": "write into the compiled model, not into a copy, and leave the adapter enabled",
+    "swap-isolated": "write to the tensors of the swapped adapter only; match its name as a whole",
+    "swap-atomic": "read and validate everything before the first write, and undo the writes on an error",
+    "swap-in-place": "copy into the tensors that are there (copy_) instead of putting others in their place",
+    "zero-recompiles": "prepare for the plan of the whole fleet before torch.compile; why it recompiled is "
+    "in the table of recompiles",
+    "knobs-follow": "set the config, the scaling and what is saved together with the weights",
+    "unprepared-recompiles": "let compile() really compile, so that a recompile can be seen",
+}
+"""Law id → what its deployment has to do where it is broken."""
+
+CONTROL_REMEDY = (
+    "the law was not seen to break where it must, so its pass proves nothing: give adapters that differ "
+    "from each other and from the base model, and let compile() really compile"
+)

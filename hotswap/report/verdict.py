@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hotswap.report.laws import CONTROL_REMEDY, REMEDIES
 from hotswap.report.records import Results, adapter_rows, judged, law_rows
 from hotswap.report.text import printable
 
@@ -59,8 +60,9 @@ def verdict(
     reasons += [
         {
             "adapter": "",
+            "law": row["law"],
             "text": f"{row['law']}: {row['message']}",
-            "remedy": _again(gathered, row["law"]),
+            "remedy": _remedy(gathered, row),
         }
         for row in law_rows(results)
         if row["message"] and "failed" in (row["state"], row["control"])
@@ -74,10 +76,12 @@ def verdict(
     }
 
 
-def _again(gathered: Mapping[str, Any], law: str) -> str:
-    """How to repeat just one law."""
+def _remedy(gathered: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What to do about a law, or about the control of one, and how to repeat just this law."""
+    remedy = REMEDIES.get(row["law"]) if row["state"] == "failed" else CONTROL_REMEDY
     command = gathered["request"].get("command")
-    return f"run just this law again: {command} -- -k {law.replace('-', '_')}" if command else ""
+    again = command and f"run just this law again: {command} -- -k {row['law'].replace('-', '_')}"
+    return "; ".join(filter(None, (remedy, again)))
 
 
 def last_line(

@@ -189,7 +189,9 @@ def test_explain_lists_every_code_and_refuses_others(capsys: pytest.CaptureFixtu
     assert "there is no rule 'HSW999'" in capsys.readouterr().err
 
 
-def test_the_pre_commit_hook_is_a_command_that_takes_files() -> None:
+def test_the_pre_commit_hook_is_a_command_that_takes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hooks = Path(__file__).parents[2] / ".pre-commit-hooks.yaml"
     if not hooks.is_file():
         pytest.skip("the checkout is not here")
@@ -197,6 +199,7 @@ def test_the_pre_commit_hook_is_a_command_that_takes_files() -> None:
     entry = re.findall(r"(?m)^  entry: hotswap (.*)$", hook)
     assert "pass_filenames" not in hook
     assert "types_or: [python, jupyter, markdown]" in hook
+    monkeypatch.chdir(tmp_path)  # out of reach of this project's settings
     assert main([*entry[0].split(), BAD, HINT]) == 1
     assert main([*entry[0].split(), HINT]) == 0
 

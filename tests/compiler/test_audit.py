@@ -65,7 +65,7 @@ def test_a_plan_with_a_module_without_a_lora_layer_is_found(lora: Lora) -> None:
 def test_a_model_that_changed_since_it_was_compiled_is_found(lora: Lora) -> None:
     hotswap.prepare(lora.model, target_rank=8)
     lora.warm("whole")
-    lora.model.base_model.disable_adapter_layers()
+    lora.model.base_model.disable_adapter_layers()  # noqa: HSW212
     (found,) = hotswap.audit_guards(lora.called)
     assert (found.where, found.code) == ("the model", "HSW304")
     assert "adapters were disabled or enabled" in found.message

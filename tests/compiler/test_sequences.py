@@ -48,7 +48,7 @@ def test_going_back_and_forth_between_adapters_recompiles_twice(tmp_path: Path) 
     causes = []
     with hotswap.watch_compiles(lora.model) as log:
         for name in ("two", "default", "two"):
-            lora.model.set_adapter(name)
+            lora.model.set_adapter(name)  # noqa: HSW212
             lora.run()
             causes.append([found.cause for found in log.recompiles])
     assert causes == [["swap"], ["swap"] * 2, ["swap"] * 2]
@@ -62,7 +62,7 @@ def test_disabling_and_merging_cost_one_compile_each_and_then_hit(tmp_path: Path
     lora.warm("whole")
     with hotswap.watch_compiles(lora.model) as log:
         for _ in range(2):
-            with lora.model.disable_adapter():
+            with lora.model.disable_adapter():  # noqa: HSW212
                 lora.run()
             lora.run()
         lora.model.merge_adapter()

@@ -258,24 +258,14 @@ def _torn(model: Any, bank: hotswap.AdapterBank, turns: int, *, exclusive: bool)
     return sum(torn)
 
 
-@pytest.fixture
-def quick_switches() -> Any:
-    import sys
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
 def test_two_threads_never_see_a_mix_in_10000_turns(
-    fleet: dict[str, Path], model: Any, quick_switches: None
+    fleet: dict[str, Path], model: Any, many_switches: None
 ) -> None:
     assert _torn(model, filled(model, fleet), 5_000, exclusive=True) == 0
 
 
 def test_without_using_outputs_are_torn(
-    fleet: dict[str, Path], model: Any, quick_switches: None
+    fleet: dict[str, Path], model: Any, many_switches: None
 ) -> None:
     bank = filled(model, fleet)
     assert any(_torn(model, bank, 200, exclusive=False) for _ in range(50))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import hotswap
 from hotswap.errors import BusyError
 from tests.support.models import Around, fresh, run, seeded, write_adapter
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("many_switches")]
 
 VALUES = torch.linspace(-1, 1, 8).reshape(1, 8)
 NAMES = ("one", "two")
@@ -44,14 +43,6 @@ def model(base: Any, fleet: Any) -> Any:
     found = fresh(base, fleet["one"])
     hotswap.prepare(found, target_rank=4)
     return found
-
-
-@pytest.fixture(autouse=True)
-def _switch_often() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(interval)
 
 
 def torn(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hotswap.lint.check import check_source
+from hotswap.lint.settings import Settings
 
 SPEED = """
     import torch
@@ -198,6 +199,42 @@ CASES = {
             sd("x")
         """,
     },
+    "a function further down than the module that calls it is long": {
+        "loras.py": "# a licence\n" * 60
+        + textwrap.dedent("""
+            import os
+
+            class Loras:
+                def __init__(self, pipe):
+                    self.pipe = pipe
+
+                def wear(self, file, weight=1.0):
+                    names = []
+                    if not os.path.exists(file):
+                        raise FileNotFoundError(file)
+                    name = os.path.basename(file)
+                    for letter in ".- ":
+                        name = name.replace(letter, "_")
+                    names.append(name)
+                    self.pipe.load_lora_weights(file, adapter_name=name)  # want HSW206
+                    return names
+        """),
+        "app.py": """
+            import torch
+            from diffusers import FluxPipeline
+            from loras import Loras
+
+            class Painter:
+                def __init__(self):
+                    self.flux = FluxPipeline.from_pretrained("flux")
+                    self.flux.transformer.compile()
+                    self.loras = Loras(self.flux)
+
+                def paint(self, file):
+                    self.loras.wear(file)
+                    return self.flux("x")
+        """,
+    },
     "the mistake in the other module": {
         "late.py": """
             def allow(pipe):
@@ -255,6 +292,21 @@ def test_noqa_in_the_file_of_the_finding_counts(tmp_path: Path) -> None:
     files["late.py"] = files["late.py"].replace("# want HSW203", "# noqa: HSW203")
     write(tmp_path, files)
     assert found(tmp_path) == set()
+
+
+def test_settings_of_the_file_of_the_finding_count(tmp_path: Path) -> None:
+    write(tmp_path, CASES["the mistake in the other module"])
+    for name, told in (("late.py", 0), ("app.py", 1)):
+        settings = Settings(per_file_ignores={name: ["HSW203"]}, root=tmp_path)
+        assert len(check_source(tmp_path, settings=settings)) == told
+
+
+def test_a_comment_in_the_file_of_the_finding_is_used(tmp_path: Path) -> None:
+    files = dict(CASES["the mistake in the other module"])
+    files["late.py"] = files["late.py"].replace("# want HSW203", "# noqa: HSW203, HSW205")
+    write(tmp_path, files)
+    (unused,) = check_source(tmp_path, settings=Settings(extend_select=["unused-noqa"]))
+    assert "suppresses HSW205" in unused.message
 
 
 def test_only_files_that_are_linted_are_followed(tmp_path: Path) -> None:

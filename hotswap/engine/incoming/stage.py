@@ -212,10 +212,10 @@ def _fill_magnitudes(placement: Placement, plan: CopyPlan, image: Arena) -> None
 def _magnitude(placement: Placement, index: int, image: Arena) -> Tensor:
     """What makes a DoRA layer compute plain LoRA, or the base layer where no adapter targets it."""
     from hotswap.engine.layout.dora import norm_of, why_no_norm
-    from hotswap.engine.layout.unsupported import refusal
+    from hotswap.engine.layout.unsupported import refusal, why_merged
 
     slots, name = placement.slots, placement.slots[index].module
-    if why := why_no_norm(placement.layers[name]):
+    if why := why_no_norm(placement.layers[name]) or why_merged(placement.layers[name]):
         raise refusal({name: why})
     start = index
     while start and slots[start - 1].module == name:  # the slots of a layer lie side by side

@@ -24,8 +24,8 @@ from hotswap.engine.layout.scalings import Moves
 from hotswap.engine.layout.sharding import ranks_of
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import Shared, States
-from hotswap.engine.layout.unsupported import why_not_there
-from hotswap.errors import HotswapError, MergedAdapterError
+from hotswap.engine.layout.unsupported import require_unmerged, why_not_there
+from hotswap.errors import HotswapError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -247,14 +247,9 @@ class Placement:
         return self._written[0] == sum(map(_version, self._versioned))
 
     def require_unmerged(self) -> None:
-        """Raise MergedAdapterError if an adapter is merged into a base weight."""
-        if not any(map(itemgetter("merged_adapters"), self._attributes)):
-            return
-        name = next(name for name, layer in self.layers.items() if layer.merged_adapters)
-        raise MergedAdapterError(
-            f"{name} has merged adapters {self.layers[name].merged_adapters}; call unmerge_adapter() "
-            "(unfuse_lora() of a pipeline) before a swap"
-        )
+        """Raise MergedAdapterError if the adapter is merged into a base weight; warn where another one is."""
+        if any(map(itemgetter("merged_adapters"), self._attributes)):
+            require_unmerged(self.name, self.layers)
 
     def require_resident(self, *, at_once: bool = False) -> None:
         """Raise HotswapError if a tensor that is written here is not the one that the forward uses.

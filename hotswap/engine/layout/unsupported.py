@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from hotswap.adapters.config import remedy_for, unsupported_features
 from hotswap.adapters.names import families
 from hotswap.engine.layout.slots import Slot
-from hotswap.errors import UnsupportedLayerError
+from hotswap.errors import MergedAdapterError, UnsupportedLayerError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -62,6 +63,31 @@ def why_other_base(model: nn.Module, config: LoraConfig | None) -> Why | None:
     for feature in unsupported_features(fields):
         return Why(feature, remedy_for(feature))
     return None
+
+
+def require_unmerged(name: str, layers: Mapping[str, LoraLayer]) -> None:
+    """Raise MergedAdapterError if an adapter is merged into a base weight, and warn where another one is."""
+    merged = {module: layer.merged_adapters for module, layer in layers.items()}
+    if own := next((module for module, names in merged.items() if name in names), None):
+        raise MergedAdapterError(f"{own} {MERGED.text}: {name!r}; {MERGED.remedy}")
+    others = {module: names for module, names in merged.items() if names}
+    if others:
+        module, (other, *_) = next(iter(others.items()))
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warnings.warn(
+            f"adapter {other!r} is merged in {module}{more}, where PEFT's forward passes over {name!r} until "
+            "unmerge_adapter(); to serve both, merge it for good before this one is loaded: "
+            "merge_and_unload(), or fuse_lora() and unload_lora_weights() of a pipeline",
+            stacklevel=4,
+        )
+
+
+def why_merged(layer: LoraLayer) -> Why | None:
+    """Say why the norm of a base weight is not that of the model, or None when it is."""
+    if not layer.merged_adapters:
+        return None
+    text = f"DoRA needs the norm of the base weight, into which {layer.merged_adapters} are merged"
+    return Why(text, MERGED.remedy)
 
 
 def why_not_known(layer: LoraLayer, name: str) -> Why | None:

@@ -30,7 +30,7 @@ from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.registry import entry_of, others
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import lora_layers
-from hotswap.engine.layout.unsupported import refusal, why_other_base
+from hotswap.engine.layout.unsupported import refusal, require_unmerged, why_other_base
 from hotswap.engine.mesh import together
 from hotswap.engine.parts import Part
 from hotswap.engine.preparable import CheckCompiled, why_unsupported
@@ -39,7 +39,6 @@ from hotswap.engine.swap import exchange
 from hotswap.engine.transaction import Changes, exclusive, ready
 from hotswap.errors import (
     AdapterError,
-    MergedAdapterError,
     NoAdapterError,
     NotPreparedError,
     UnexpectedModulesError,
@@ -268,9 +267,8 @@ def _overwrite(
     """Overwrite the tensors of an unprepared model where they are, all or nothing."""
     adapter = AdapterSlots.of(model, name, layers=layers)
     _refuse(fits(adapter.envelope, source.spec))
+    require_unmerged(name, layers)
     for module, layer in layers.items():
-        if layer.merged_adapters:
-            raise MergedAdapterError(f"{module} has merged adapters; call unmerge_adapter() first")
         if why := why_unsupported(layer, name, adapter.of_layer[module]):
             raise refusal({module: why})
     slots = adapter.slots

@@ -10,9 +10,8 @@ from dataclasses import replace
 from hotswap.lint import typestate as ts
 from hotswap.lint.apis.shapes import shape_of
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.functions import line_of
 from hotswap.lint.interpreter.names import UNMISTAKABLE
-from hotswap.lint.interpreter.objects import become, class_of, component, component_key
+from hotswap.lint.interpreter.objects import become, class_of, component, component_key, line_of
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.typestate import Adapter, Event, Facts, Kind
 

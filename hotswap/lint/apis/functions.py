@@ -10,8 +10,9 @@ from hotswap.lint.apis.python import Effect
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.calls import call_unknown
 from hotswap.lint.interpreter.conditions import holds
+from hotswap.lint.interpreter.functions import DEPENDS
 from hotswap.lint.interpreter.names import FACTORIES
-from hotswap.lint.interpreter.objects import become
+from hotswap.lint.interpreter.objects import REQUEST_STATE, become
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import By, Shape
@@ -61,7 +62,12 @@ def _web_app(run: Run, args: v.Args) -> v.Value:
     run.s.put("web app", app)
     lifespan = args.get(None, "lifespan")
     if isinstance(lifespan, v.Func):
-        run.invoke_one(lifespan, v.Args(args.node, [app], {}))
+        entered = run.invoke_one(lifespan, v.Args(args.node, [app], {}))
+        if isinstance(entered, v.Entered) and isinstance(entered.value, v.Dict):
+            state = run.new("instance")
+            run.s.put(REQUEST_STATE, state)
+            for name, value in entered.value.items.items():
+                run.s.put((state.oid, name), value)
     return app
 
 
@@ -112,6 +118,7 @@ PEFT: dict[str, Effect] = {
 """Functions that PEFT exports from several modules, by their last name."""
 FUNCTIONS: dict[str, Effect] = {
     "aiohttp.web.Application": _web_app,
+    "fastapi.Depends": lambda run, args: v.Partial(DEPENDS, tuple(args.positional), {}),
     "fastapi.FastAPI": _web_app,
     "flask.Flask": _web_app,
     "hotswap.AdapterBank": _bank,
@@ -130,6 +137,7 @@ FUNCTIONS: dict[str, Effect] = {
     "torch.compiler.reset": _reset,
     "torch.export.export": steps.exported,
     "torch.export.export_for_training": steps.exported,
+    "torch.export.save": steps.save,
     "transformers.pipeline": lambda run, args: args.get(1, "model") or run.fresh(),
 }
 TENSORS = frozenset(

@@ -91,11 +91,11 @@ CALLS = frozenset({"__call__", "encode", "forward", "generate"})
 """Methods that call the model."""
 CHAINED = frozenset(
     {
-        "bfloat16", "cpu", "cuda", "double", "eval", "float", "half", "requires_grad_", "share_memory",
-        "to", "to_empty", "train", "type",
+        "bfloat16", "cpu", "cuda", "double", "eval", "float", "half", "requires_grad_", "result",
+        "share_memory", "to", "to_empty", "train", "type",
     }
 )  # fmt: skip
-"""Methods that return the model itself."""
+"""Methods that return the model itself; ``result`` is of a future."""
 KINDS: dict[str, Kind] = {
     "compile_repeated_blocks": "component",
     "enable_lora_hotswap": "pipeline",

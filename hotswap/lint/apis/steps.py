@@ -280,20 +280,29 @@ def add(
 
 def package(run: Run, args: v.Args, config: str) -> v.Value:
     """Compile an exported program ahead of time: its adapters stay as they are, or are kept apart."""
-    program = args.get(0, "exported_program")
-    if isinstance(program, v.Part) and program.path == EXPORTED:
-        facts, options = run.facts(program.owner), args.get(None, config)
-        given = (
-            [options.items.get(key, v.Const(False)) for key in _KEEP]
-            if isinstance(options, v.Dict)
-            else []
-        )
-        known = [holds(run, each) for each in given]
-        unknown = args.starred if options is None else not known or None in known
-        keeps = True if True in known else None if unknown else False
-        event = Event("package", args.node, facts, "aoti_compile_and_package", keeps=keeps)
-        run.emit(program.owner, event)
+    options = args.get(None, config)
+    given = (
+        [options.items.get(key, v.Const(False)) for key in _KEEP]
+        if isinstance(options, v.Dict)
+        else []
+    )
+    known = [holds(run, each) for each in given]
+    unknown = args.starred if options is None else not known or None in known
+    keeps = True if True in known else None if unknown else False
+    _write(run, args.get(0, "exported_program"), args.node, "packaged", keeps)
     return run.fresh()
+
+
+def save(run: Run, args: v.Args) -> v.Value:
+    """Save an exported program: all its constants stay apart, with the ranks that they have."""
+    _write(run, args.get(0, "ep"), args.node, "exported", True)
+    return v.Const(None)
+
+
+def _write(run: Run, program: v.Value | None, node: ast.AST, how: str, keeps: bool | None) -> None:
+    if isinstance(program, v.Part) and program.path == EXPORTED:
+        facts = run.facts(program.owner)
+        run.emit(program.owner, Event("package", node, facts, how, keeps=keeps))
 
 
 def exported(run: Run, args: v.Args) -> v.Value:

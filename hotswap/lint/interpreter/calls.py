@@ -6,7 +6,15 @@ import ast
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import mutate
-from hotswap.lint.interpreter.functions import inherited, inline, instantiate, is_module, make
+from hotswap.lint.interpreter.fixtures import fixture
+from hotswap.lint.interpreter.functions import (
+    given_by,
+    inherited,
+    inline,
+    instantiate,
+    is_module,
+    make,
+)
 from hotswap.lint.interpreter.names import FACTORIES, HARMLESS, MUTATES, OBSERVES
 from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
 from hotswap.lint.interpreter.run import Callables, Run
@@ -21,6 +29,7 @@ _CALLS_ITS_ARGUMENT = {
     "to_thread": 0,
 }
 """Functions that call a function they are given, and which of their arguments that is."""
+_CALLABLE = v.Func | v.Part | v.Partial | v.Obj
 
 
 def call(run: Run, node: ast.Call) -> list[State]:
@@ -129,21 +138,27 @@ def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
     if name == "Thread":
         given = args.get(None, "args")
         rest = list(given.items) if isinstance(given, v.Seq) else []
-        _call_argument(run, args.get(None, "target"), v.Args(args.node, rest, {}))
+        keywords = args.get(None, "kwargs")
+        named = (
+            {str(k): e for k, e in keywords.items.items()} if isinstance(keywords, v.Dict) else {}
+        )
+        if isinstance(target := args.get(None, "target"), _CALLABLE):
+            run.invoke_one(target, v.Args(args.node, rest, named))
+    elif name == "getfixturevalue" and run.running:
+        asked = fixture(run, run.running[-1][1], v.text_of(args.get(0, "argname")) or "")
+        if asked is not None:
+            return run.done(given_by(run, asked))
     elif name in _CALLS_ITS_ARGUMENT:
         index = _CALLS_ITS_ARGUMENT[name]
         rest = args.positional[index + 1 :]
-        _call_argument(run, args.get(index, "func"), v.Args(args.node, rest, args.keywords))
+        target = args.get(index, "func")
+        if isinstance(target, _CALLABLE):
+            return run.invoke(target, v.Args(args.node, rest, args.keywords))
     harmless = isinstance(func, v.Ref) and func.name.split(".")[0] in HARMLESS
     if not harmless and not OBSERVES.match(name):
         for value in args.all():
             reveal(run, value)
     return run.done(run.fresh())
-
-
-def _call_argument(run: Run, target: v.Value | None, args: v.Args) -> None:
-    if isinstance(target, v.Func | v.Part | v.Partial | v.Obj):
-        run.invoke_one(target, args)
 
 
 CALLABLES: Callables = {

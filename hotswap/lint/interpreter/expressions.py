@@ -154,6 +154,8 @@ def _subscript(run: Run, node: ast.Subscript) -> v.Value:
         return inside if name is None else read_attribute(run, owner.owner, name)
     if isinstance(index, v.Const):
         return item(run, owner, index.value)
+    if isinstance(owner, v.Ref) and owner.name.endswith(".Annotated") and index is not None:
+        return index
     if isinstance(owner, v.Dict) and owner.items:
         return class_like(run, [*owner.items.values()])
     if isinstance(owner, v.Seq) and isinstance(node.slice, ast.Slice):

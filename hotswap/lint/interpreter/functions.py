@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.conditions import assume_something
-from hotswap.lint.interpreter.fixtures import fixture
+from hotswap.lint.interpreter.fixtures import fixture, not_asked_for
 from hotswap.lint.interpreter.managers import split_at_yield
 from hotswap.lint.interpreter.objects import (
     class_of,
     last_name,
+    line_of,
     narrow,
     read_attribute,
     reveal,
@@ -23,6 +23,9 @@ from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
 
 DEEPEST = 8
+DEPENDS = v.Ref("fastapi.Depends")
+AFTER_INIT = ("__post_init__", "__attrs_post_init__", "model_post_init")
+"""What dataclasses, attrs and pydantic call once the fields are set."""
 
 
 def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list[State]:
@@ -33,7 +36,9 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
         for value in args.all():
             reveal(run, value)
         return run.done(run.fresh())
-    if run.matters.negligible(node):
+    parent = min(func.frame, len(run.s.frames) - 1)
+    own = run.s.frames[parent].home
+    if run.modules[own].negligible(node):
         return run.done(run.fresh())
     marks = [] if isinstance(node, ast.Lambda) else [last_name(d) for d in node.decorator_list]
     memo: Any = None
@@ -44,16 +49,16 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
     grad, depth, turn, compiler = run.s.grad, len(run.s.frames), run.turn, run.s.compiler
     run.s.compiler = func.compiler or compiler
     run.s.grad = (*grad, *(GRAD_MODES[mark] for mark in marks if mark in GRAD_MODES))
-    names = _bound(run, node.args, func, args)
-    parent = min(func.frame, depth - 1)
-    home, own = run.home, run.s.frames[parent].home
-    run.s.frames.append(Frame(parent, Table(names), home=own))
+    home = run.home
+    run.s.frames.append(Frame(parent, home=own))
     run.at(own)
+    run.s.frames[-1].names = Table(_bound(run, node.args, func, args))
     run.running.append((node, func.owner))
     run.turn = (*turn, args.node)
     run.defined.append([])
     run.yielded.append([])
     manages = not {"contextmanager", "asynccontextmanager", "fixture"}.isdisjoint(marks)
+    manages = manages or last_name(args.node) == "fixture"
     body, given, rest = _body(run, node, manages)
     if entry and rest is None:
         body = _without_end(run, node, body)
@@ -131,10 +136,15 @@ def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]
 
 def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[str, v.Value]:
     """Bind a function's parameters."""
+    if args.starred and getattr(func.node, "name", "").startswith("test"):
+        for used in not_asked_for(run, func):
+            given_by(run, used)
     positional = [*spec.posonlyargs, *spec.args]
     values = list(args.positional)
     if func.owner is not None:
         values.insert(0, func.owner)
+    elif args.starred and (task := _task_of(run, func.node)):
+        values.insert(0, task)
     bound = dict(zip((p.arg for p in positional), values, strict=False))
     defaults = dict(zip(reversed(positional), reversed(spec.defaults), strict=False))
     defaults |= {p: d for p, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if d}
@@ -151,8 +161,10 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
             default = defaults.get(parameter)
             given = default is not None and not args.starred
             asked = None if given else fixture(run, func.owner, name)
+            if args.starred and asked is None:
+                asked = _dependency(run, default, parameter.annotation)
             if asked is not None:
-                bound[name] = _given_by(run, asked)
+                bound[name] = given_by(run, asked)
             else:
                 required = default is None
                 bound[name] = (
@@ -161,7 +173,28 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
     return bound
 
 
-def _given_by(run: Run, asked: v.Func) -> v.Value:
+def _task_of(run: Run, node: v.Function) -> v.Value | None:
+    """Return what a task of celery is bound to: an instance of its class."""
+    for mark in getattr(node, "decorator_list", ()):
+        keywords = {k.arg: k.value for k in mark.keywords} if isinstance(mark, ast.Call) else {}
+        cls = run.ev(keywords["base"]) if {"base", "bind"} <= keywords.keys() else None
+        if isinstance(cls, v.Class):
+            call = ast.copy_location(ast.Call(ast.Name("task"), [], []), mark)
+            return run.invoke_one(cls, v.Args(call, [], {}))
+    return None
+
+
+def _dependency(run: Run, *written: ast.expr | None) -> v.Func | None:
+    """Return the function that makes what a web framework gives to a parameter."""
+    for node in written:
+        value = run.ev(node) if isinstance(node, ast.Call | ast.Name | ast.Subscript) else None
+        for each in value.items if isinstance(value, v.Seq) else (value,):
+            if isinstance(each, v.Partial) and each.func == DEPENDS and each.args:
+                return each.args[0] if isinstance(each.args[0], v.Func) else None
+    return None
+
+
+def given_by(run: Run, asked: v.Func) -> v.Value:
     """Return what a fixture makes, once for each test."""
     memo = ("fixture", asked.node, run.turn[:2])
     if memo not in run.s.heap:
@@ -172,7 +205,8 @@ def _given_by(run: Run, asked: v.Func) -> v.Value:
 
 
 def _unknown_of(run: Run, parameter: ast.arg, *, required: bool) -> v.Value:
-    annotation, value = parameter.annotation, run.fresh()
+    annotation = parameter.annotation
+    value = run.handed(parameter.arg) if run.matters.fills(parameter.arg) else run.fresh()
     if isinstance(annotation, ast.Name) and annotation.id == "float":
         return v.NUMBER
     if parameter.arg == "app" and (app := web_app(run)) is not None:
@@ -197,10 +231,11 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
         given = dict(zip(_fields(cls), args.positional, strict=False)) | args.keywords
         for name, value in given.items():
             run.s.put((obj.oid, name), value)
-        after = read_attribute(run, obj, "__post_init__")
         ends = [run.s]
-        if isinstance(after, v.Func):
-            ends = inline(run, after, v.Args(args.node, [], {}))
+        for name in AFTER_INIT:
+            after = read_attribute(run, obj, name)
+            if isinstance(after, v.Func):
+                ends = inline(run, after, v.Args(args.node, [], {}, starred=True))
     for end in ends:
         end.result = obj
     return ends
@@ -230,14 +265,6 @@ def is_module(run: Run, obj: v.Obj) -> bool:
     """Tell whether the object is an instance of a class of this file that derives from a ``Module``."""
     cls = class_of(run, obj)
     return cls is not None and any(last_name(base) == "Module" for base in cls.node.bases)
-
-
-def line_of(cls: v.Class) -> Iterator[v.Class]:
-    """Yield a class and the classes of this file that it derives from."""
-    yield cls
-    for base in cls.bases:
-        if isinstance(base, v.Class):
-            yield from line_of(base)
 
 
 def inherited(run: Run, name: str) -> v.Func | None:

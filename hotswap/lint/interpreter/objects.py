@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
@@ -16,17 +17,24 @@ _COMPONENTS = v.DENOISERS | {
 }  # fmt: skip
 
 
+REQUEST_STATE = "request state"
+"""What the lifespan of an application hands to every request."""
+_OF_ALL = frozenset({"bot_data"})
+"""Attributes that are the same object, whatever a framework hands it over by."""
+
+
 def become(run: Run, value: v.Value | None, kind: Kind) -> v.Obj | None:
     """Take the value for a model: an unknown one becomes a model with an unknown history."""
     if isinstance(value, v.Obj):
         return value
     if not isinstance(value, v.Opaque):
         return None
-    known = run.s.heap.get(("is", value.oid))
+    key = run.identity(value)
+    known = run.s.heap.get(key)
     if known is None:
-        obj = v.Obj(value.oid)
+        obj = v.Obj(value.oid) if key == ("is", value.oid) else run.new(kind)
         run.put(obj, Facts(kind=kind, open=True))
-        run.s.put(("is", value.oid), obj)
+        run.s.put(key, obj)
         if kind == "pipeline":
             component(run, obj, "transformer")
         return obj
@@ -85,6 +93,14 @@ def class_of(run: Run, value: v.Value | None) -> v.Class | None:
     return cls if isinstance(cls, v.Class) else None
 
 
+def line_of(cls: v.Class) -> Iterator[v.Class]:
+    """Yield a class and the classes of this file that it derives from."""
+    yield cls
+    for base in cls.bases:
+        if isinstance(base, v.Class):
+            yield from line_of(base)
+
+
 def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     """Read an attribute."""
     owner = run.known(owner)
@@ -110,6 +126,10 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
             return component(run, pipe, name)
         if name == "app":  # request.app, of a web framework
             return web_app(run) or run.memo((owner.oid, name))
+        if name == "state" and REQUEST_STATE in run.s.heap:
+            return run.known(run.s.heap[REQUEST_STATE])
+        if name in _OF_ALL:
+            return run.memo(("global", name))
         return run.memo((owner.oid, name))
     key = v.key_of(owner)
     return run.fresh() if key is None else run.memo((key, name))

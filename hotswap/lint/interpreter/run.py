@@ -45,6 +45,9 @@ class Matters(Protocol):
     def inert(self, node: ast.AST) -> bool:
         """Tell whether a statement does nothing to models, nor to what steps and conditions need."""
 
+    def fills(self, name: str) -> bool:
+        """Tell whether something is kept in what has that name, as an attribute or an element."""
+
     def negligible(self, node: ast.AST) -> bool:
         """Tell whether a function is inert, and too long to be run for what it returns."""
 
@@ -102,6 +105,7 @@ class Run:
         """What unknown things are made of: the same attribute of the same thing is the same."""
         self.cache: dict[Any, Any] = {}
         """What was found out about a node once and for all."""
+        self._handed: set[Any] = set()
         self._ids = itertools.count(1)
 
     # -- Python ---------------------------------------------------------------------------------
@@ -199,12 +203,28 @@ class Run:
             found = self.memos.get(key)
         if found is None:
             found = self.memos[key] = self.fresh()
+            if isinstance(key, tuple) and key[0] in self._handed:
+                self._handed.add(found.oid)
         return found
+
+    def handed(self, name: str) -> v.Value:
+        """Return what is given from outside under a name: the same for all functions of the module.
+
+        What is kept in it stays there; whatever else it may be, each call is given another one.
+        """
+        value = self.memo(("handed", self.home, name))
+        if isinstance(value, v.Opaque):
+            self._handed.add(value.oid)
+        return value
+
+    def identity(self, value: v.Opaque) -> tuple[Any, ...]:
+        """Return the key of what an unknown value has turned out to be."""
+        return ("is", value.oid, *(self.turn[:2] if value.oid in self._handed else ()))
 
     def known(self, value: v.Value) -> v.Value:
         """Return what an unknown value has turned out to be."""
         if isinstance(value, v.Opaque):
-            found = self.s.heap.get(("is", value.oid))
+            found = self.s.heap.get(self.identity(value))
             if isinstance(found, v.Obj):
                 return found
         return value

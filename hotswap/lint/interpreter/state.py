@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -115,7 +116,7 @@ def merge(states: list[State], fresh: Any, *, most: int = MOST_PATHS) -> list[St
     kept: list[State] = []
     for state in states:
         for other in kept:
-            if other.exit == state.exit and _alike(other, state):
+            if other.exit == state.exit and _alike(other, state, _twins(other, state)):
                 _unite(other, state, fresh)
                 break
         else:
@@ -137,18 +138,43 @@ def join(states: list[State], fresh: Any) -> State:
     return first
 
 
-def _alike(a: State, b: State) -> bool:
+def _alike(a: State, b: State, twins: Mapping[int, int]) -> bool:
     if len(a.frames) != len(b.frames) or a.grad != b.grad or a.muted != b.muted:
         return False
-    if any(_matters(x, y) for _, x, y in _differences(a.models, b.models)):
+    if any(a.models.get(x) != b.models.get(y) for x, y in twins.items()):
         return False
-    if any(_differs(x, y) for _, x, y in _differences(a.heap, b.heap)):
+    known = {*twins, *twins.values()}
+    models = _differences(a.models, b.models)
+    if any(_matters(x, y) for oid, x, y in models if oid not in known):
         return False
-    return not any(
-        _differs(x, y)
-        for f, g in zip(a.frames, b.frames, strict=True)
-        for _, x, y in _differences(f.names, g.names)
-    )
+    return not any(_differs(x, y) and not _is_twin(x, y, twins) for x, y in _values(a, b))
+
+
+def _values(a: State, b: State) -> Iterator[tuple[Any, Any]]:
+    """Yield the values of names and attributes that differ."""
+    tables = [(a.heap, b.heap)]
+    tables += [(f.names, g.names) for f, g in zip(a.frames, b.frames, strict=False)]
+    for one, other in tables:
+        yield from ((x, y) for _, x, y in _differences(one, other))
+
+
+def _is_twin(a: Any, b: Any, twins: Mapping[int, int]) -> bool:
+    return isinstance(a, Obj) and isinstance(b, Obj) and twins.get(a.oid) == b.oid
+
+
+def _twins(a: State, b: State) -> dict[int, int]:
+    """Return the objects that were made on one path in the place of those that were made on the other."""
+    twins: dict[int, int] = {}
+    waiting = [*_values(a, b)]
+    while waiting:
+        x, y = waiting.pop()
+        if not isinstance(x, Obj) or not isinstance(y, Obj) or x.oid in twins:
+            continue
+        if x.oid not in b.models and y.oid not in a.models:
+            twins[x.oid] = y.oid
+            inside = [(key, part) for key, part in a.heap.items() if key[0] == x.oid]
+            waiting += [(part, b.heap.get((y.oid, *key[1:]))) for key, part in inside]
+    return twins
 
 
 def _differences(a: Table, b: Table) -> list[tuple[Any, Any, Any]]:
@@ -176,24 +202,27 @@ def _differs(a: Value | None, b: Value | None) -> bool:
 
 
 def _unite(into: State, other: State, fresh: Any) -> None:
+    twins = _twins(into, other)
+    for x, y in twins.items():
+        into.know(x, joined(into.models[x], other.models[y]))
     for oid, x, y in _differences(into.models, other.models):
         into.know(oid, joined(x, y) if x and y else x or y)
     for key, a, b in _differences(into.heap, other.heap):
         if a != b:
-            into.put(key, _united(a, b, fresh))
+            into.put(key, _united(a, b, fresh, twins))
     for frame, twin in zip(into.frames, other.frames, strict=False):
         for name, a, b in _differences(frame.names, twin.names):
             if a != b:
-                frame.bind(name, _united(a, b, fresh))
+                frame.bind(name, _united(a, b, fresh, twins))
     into.guards = {k: g for k, g in into.guards.items() if other.guards.get(k) == g}
     into.assumed = {k: v for k, v in into.assumed.items() if other.assumed.get(k) == v}
     if into.result != other.result:
-        into.result = _united(into.result, other.result, fresh)
+        into.result = _united(into.result, other.result, fresh, twins)
 
 
-def _united(a: Any, b: Any, fresh: Any) -> Any:
-    if isinstance(a, Obj) and isinstance(b, Obj) and a.oid == b.oid:
-        return Obj(a.oid, wrapped=False)
+def _united(a: Any, b: Any, fresh: Any, twins: Mapping[int, int]) -> Any:
+    if isinstance(a, Obj) and isinstance(b, Obj) and b.oid in (a.oid, twins.get(a.oid)):
+        return Obj(a.oid, wrapped=a.oid != b.oid and a.wrapped and b.wrapped)
     if a is None or b is None:
         return b if a is None else a
     return same_component(a, b) or fresh()

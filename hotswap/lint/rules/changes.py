@@ -194,7 +194,7 @@ def _mode(mode: str | None) -> str:
 
 @rule("HSW215", "compile")
 def compile_in_loop(event: Event) -> Outcome:
-    """A loop compiles the wrapper of ``torch.compile`` again on every turn, although it hot-swaps.
+    """What ``torch.compile`` returned is compiled again, in a loop or otherwise, although it hot-swaps.
 
     ``torch.compile`` of a model that it has wrapped already returns a plain function: the next hot swap
     finds no adapter in it and raises.
@@ -210,12 +210,12 @@ def compile_in_loop(event: Event) -> Outcome:
             hotswap_adapter(model, path, adapter_name="default")
     """
     facts = event.facts
-    again = facts.compiled is not None and facts.compiled.where is event.node
-    if not again or not event.wrapped or not facts.intends_to_swap:
+    if facts.compiled is None or not event.wrapped or not facts.intends_to_swap:
         return None
     return Problem(
-        "the same model is compiled again on every turn of the loop: it becomes a plain function",
-        "compile it once, before the loop; hot swaps need no new compile",
+        "the model is compiled already, and its wrapper is compiled again: it becomes a plain function",
+        "compile it once; hot swaps need no new compile",
+        seen(facts)[:1],
     )
 
 

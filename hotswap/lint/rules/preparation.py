@@ -130,8 +130,9 @@ def package_of_one_adapter(event: Event) -> Outcome:
     """A model is packaged with its adapter compiled in, so that no other can be put in its place.
 
     AOTInductor writes small tensors, such as a scaling, into the code as numbers: what is swapped later is
-    ignored in part, without an error. And without preparation the ranks of the adapter that is loaded are
-    fixed. ``hotswap.export`` prepares, keeps constants apart and says in the package where they are.
+    ignored in part, without an error. And without preparation the ranks and scalings of the adapter that is
+    loaded are fixed, also in what ``torch.export.save`` writes. ``hotswap.export`` prepares, keeps constants
+    apart and says in the package where they are.
 
     Bad:
         prepare_model_for_compiled_hotswap(model, target_rank=64)
@@ -152,7 +153,7 @@ def package_of_one_adapter(event: Event) -> Outcome:
         return None
     lost = "its constants are inlined" if facts.prepared else "it is not prepared"
     return Problem(
-        f"the model is packaged with its adapter, but {lost}: the package goes on serving that adapter",
+        f"the model is {event.api} with its adapter, but {lost}: it goes on serving that adapter",
         "use hotswap.export, or compile with always_keep_tensor_constants=True after preparing; "
         "merge the adapter if it is to stay",
         ((facts.adapters[0].where, "loaded here"), *seen(facts)),

@@ -90,14 +90,9 @@ def requests_of_tasks(model: Any, fleet: Any, expected: Any, requests: int) -> N
 
 
 def test_requests_of_threads_see_their_adapter_while_the_bank_changes(
-    model: Any, fleet: Any, expected: Any
+    model: Any, fleet: Any, expected: Any, many_switches: None
 ) -> None:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        requests_of_threads(model, fleet, expected, 800)
-    finally:
-        sys.setswitchinterval(before)
+    requests_of_threads(model, fleet, expected, 800)
 
 
 def test_requests_of_tasks_see_their_adapter_while_the_bank_changes(

@@ -27,6 +27,19 @@ def every_turn(paths, inputs):
         model(inputs)
 
 
+def another_time(inputs):
+    model = torch.compile(ready())
+    model = torch.compile(model, mode="reduce-overhead")  # want HSW215
+    model(inputs)
+
+
+def in_place_and_wrapped(inputs):
+    model = ready()
+    model.compile()
+    model = torch.compile(model)
+    model(inputs)
+
+
 def first_turn(paths, inputs):
     model = ready()
     for index, path in enumerate(paths):

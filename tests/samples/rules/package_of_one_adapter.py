@@ -1,5 +1,6 @@
 import hotswap
 import torch
+from diffusers import FluxPipeline
 from peft import PeftModel
 from peft.utils.hotswap import prepare_model_for_compiled_hotswap
 from torch._inductor import aoti_compile_and_package
@@ -33,6 +34,17 @@ def not_prepared(args):
     aoti_compile_and_package(program, inductor_configs=options)  # want HSW217
 
 
+def saved(args):
+    program = torch.export.export(loaded(), args)
+    torch.export.save(program, "model.pt2")  # want HSW217
+
+
+def saved_pipeline(args):
+    pipe = FluxPipeline.from_pretrained("base")
+    pipe.load_lora_weights("a", adapter_name="style")
+    torch.export.save(export(pipe.transformer, args), "model.pt2")  # want HSW217
+
+
 def around(args):
     model = loaded()
     hotswap.prepare(model, target_rank=64)
@@ -46,6 +58,31 @@ def kept(args):
     program = export(Logits(model), args)
     options = {"max_autotune": True, "always_keep_tensor_constants": True}
     aoti_compile_and_package(program, package_path="model.pt2", inductor_configs=options)
+
+
+def saved_prepared(args):
+    model = loaded()
+    prepare_model_for_compiled_hotswap(model, target_rank=64)
+    torch.export.save(export(model, args), "model.pt2")
+
+
+def saved_enabled(args):
+    pipe = FluxPipeline.from_pretrained("base")
+    pipe.enable_lora_hotswap(target_rank=64)
+    pipe.load_lora_weights("a", adapter_name="style")
+    torch.export.save(export(pipe.transformer, args), "model.pt2")
+
+
+def saved_fused(args):
+    pipe = FluxPipeline.from_pretrained("base")
+    pipe.load_lora_weights("a", adapter_name="style")
+    pipe.fuse_lora()
+    torch.export.save(export(pipe.transformer, args), "model.pt2")
+
+
+def saved_loaded_for_a_fleet(args, plan):
+    model = hotswap.load(AutoModelForCausalLM.from_pretrained("base"), plan, "a")
+    torch.export.save(export(model, args), "model.pt2")
 
 
 def by_hotswap(args):

@@ -113,6 +113,7 @@ class _Program:
         later = self._left(free)
         ordered = sorted([*outermost(later, self._matters), *later], key=_last)
         functions = [func for node in ordered if (func := self._named(paths, node))]
+        functions += [f for f in self.run.lambdas if f.node not in self.run.foreign]
         self.entries.use(paths, functions)
         for statement in tree.body:
             if isinstance(statement, ast.ClassDef):

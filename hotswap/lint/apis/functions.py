@@ -61,8 +61,9 @@ def _web_app(run: Run, args: v.Args) -> v.Value:
     app = run.new("instance")
     run.s.put("web app", app)
     lifespan = args.get(None, "lifespan")
-    if isinstance(lifespan, v.Func):
-        entered = run.invoke_one(lifespan, v.Args(args.node, [app], {}))
+    hooks = [lifespan] if isinstance(lifespan, v.Func) else v.elements(lifespan) or []
+    for each in hooks:
+        entered = run.invoke_one(each, v.Args(args.node, [app], {}))
         if isinstance(entered, v.Entered) and isinstance(entered.value, v.Dict):
             state = run.new("instance")
             run.s.put(REQUEST_STATE, state)
@@ -126,6 +127,7 @@ FUNCTIONS: dict[str, Effect] = {
     "hotswap.prepare": _prepare("hotswap"),
     "hotswap.swap": _swap("hotswap.swap", name=None),
     "isinstance": _isinstance,
+    "litestar.Litestar": _web_app,
     "starlette.applications.Starlette": _web_app,
     "torch._inductor.aot_compile": lambda run, args: steps.package(run, args, "options"),
     "torch._inductor.aoti_compile_and_package": lambda run, args: steps.package(

@@ -10,7 +10,7 @@ from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import set_attribute
 from hotswap.lint.interpreter.conditions import holds
 from hotswap.lint.interpreter.expressions import joined_path
-from hotswap.lint.interpreter.objects import has_component, read_attribute
+from hotswap.lint.interpreter.objects import changed, has_component, read_attribute
 from hotswap.lint.interpreter.run import Run
 
 MOST_NUMBERS = 8
@@ -123,6 +123,11 @@ def _copy(run: Run, args: v.Args) -> v.Value:
     return value
 
 
+def _replace(run: Run, args: v.Args) -> v.Value:
+    obj = _first(run, args)
+    return changed(run, obj, args.keywords) if isinstance(obj, v.Obj) else run.fresh()
+
+
 def _leave(run: Run, args: v.Args) -> v.Value:
     """Do not return."""
     run.s.exit = "raise"
@@ -134,7 +139,10 @@ FUNCTIONS: dict[str, Effect] = {
     "argparse.ArgumentParser().error": _leave,
     "argparse.ArgumentParser().exit": _leave,
     "bool": _bool,
+    "attrs.evolve": _replace,
     "copy.deepcopy": _copy,
+    "copy.replace": _replace,
+    "dataclasses.replace": _replace,
     "dict": _dict,
     "enumerate": _enumerate,
     "exit": _leave,

@@ -52,6 +52,8 @@ def set_attribute(run: Run, owner: v.Value, name: str, value: v.Value) -> None:
         replaced(run, old, value)
     elif isinstance(owner, v.Opaque | v.Class):
         run.s.put((owner.oid, name), value)
+    elif isinstance(owner, v.Ref):
+        run.s.put((owner.name, name), value)
 
 
 def replaced(run: Run, old: v.Value | None, new: v.Value) -> None:
@@ -83,9 +85,10 @@ def _set_item(run: Run, target: ast.Subscript, value: v.Value) -> None:
     elif isinstance(owner, v.Dict | v.Seq):
         owner = run.fresh()
         mutate(run, target.value, owner)
-    if isinstance(owner, v.Opaque | v.Obj) and index is not None and (key := v.key_of(index)):
+    keeps = isinstance(owner, v.Opaque | v.Obj | v.Ref) and index is not None
+    if keeps and index is not None and (key := v.key_of(index)):
         name = repr(index.value) if isinstance(index, v.Const) else key
-        run.s.put((owner.oid, "[]", name), value)
+        run.s.put((v.key_of(owner), "[]", name), value)
 
 
 def _unpack(run: Run, targets: list[ast.expr], value: v.Value) -> None:

@@ -15,20 +15,18 @@ from hotswap.lint.interpreter.functions import (
     is_module,
     make,
 )
-from hotswap.lint.interpreter.names import FACTORIES, HARMLESS, MUTATES, OBSERVES
-from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
+from hotswap.lint.interpreter.names import (
+    CALLS_ITS_ARGUMENT,
+    FACTORIES,
+    HARMLESS,
+    MUTATES,
+    OBSERVES,
+)
+from hotswap.lint.interpreter.objects import become, changed, last_name, read_attribute, reveal
 from hotswap.lint.interpreter.run import Callables, Run
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import Shape
 
-_CALLS_ITS_ARGUMENT = {
-    "run_in_executor": 1,
-    "run_in_threadpool": 0,
-    "run_sync": 0,
-    "submit": 0,
-    "to_thread": 0,
-}
-"""Functions that call a function they are given, and which of their arguments that is."""
 _CALLABLE = v.Func | v.Part | v.Partial | v.Obj
 
 
@@ -78,6 +76,8 @@ def _call_attribute(run: Run, owner: v.Value, name: str, args: v.Args) -> list[S
         owner = become(run, owner, kind) or owner
     if isinstance(owner, v.Seq | v.Dict | v.Const):
         return run.done(_container_method(run, owner, name, args))
+    if name == "_replace" and isinstance(owner, v.Obj):
+        return run.done(changed(run, owner, args.keywords))
     target = read_attribute(run, owner, name)
     if isinstance(owner, v.Obj) and not isinstance(target, v.Func | v.Obj):
         model = run.facts(owner).kind != "instance" or is_module(run, owner)
@@ -148,17 +148,24 @@ def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
         asked = fixture(run, run.running[-1][1], v.text_of(args.get(0, "argname")) or "")
         if asked is not None:
             return run.done(given_by(run, asked))
-    elif name in _CALLS_ITS_ARGUMENT:
-        index = _CALLS_ITS_ARGUMENT[name]
+    elif name in CALLS_ITS_ARGUMENT:
+        index = CALLS_ITS_ARGUMENT[name]
         rest = args.positional[index + 1 :]
         target = args.get(index, "func")
         if isinstance(target, _CALLABLE):
             return run.invoke(target, v.Args(args.node, rest, args.keywords))
+    result = run.fresh()
+    for each in args.all():
+        if isinstance(each, v.Class) and any(
+            isinstance(base, v.Ref) and base.name.endswith("RequestHandler") for base in each.bases
+        ):  # the server that a handler of its requests is given
+            owner = run.running[-1][1] if name == "__init__" and run.running else None
+            run.s.put((each.oid, "server"), owner or result)
     harmless = isinstance(func, v.Ref) and func.name.split(".")[0] in HARMLESS
     if not harmless and not OBSERVES.match(name):
         for value in args.all():
             reveal(run, value)
-    return run.done(run.fresh())
+    return run.done(result)
 
 
 CALLABLES: Callables = {

@@ -178,8 +178,8 @@ def item(run: Run, owner: v.Value, index: Any) -> v.Value:
             return _drawn(owner.items[index], owner)
     elif isinstance(owner, v.Dict) and index in owner.items:
         return owner.items[index]
-    elif isinstance(owner, v.Opaque | v.Obj):
-        return run.memo((owner.oid, "[]", repr(index)))
+    elif isinstance(owner, v.Opaque | v.Obj | v.Ref):
+        return run.memo((v.key_of(owner), "[]", repr(index)))
     return run.fresh()
 
 
@@ -261,6 +261,12 @@ def _yield(run: Run, node: ast.Yield | ast.YieldFrom) -> v.Value:
     return run.fresh()
 
 
+def _lambda(run: Run, node: ast.Lambda) -> v.Value:
+    func = v.Func(node, None, len(run.s.frames) - 1)
+    run.define(func)
+    return func
+
+
 EXPRESSIONS: dict[type[ast.AST], Callable[[Run, Any], v.Value]] = {
     ast.Attribute: lambda run, node: read_attribute(run, run.ev(node.value), node.attr),
     ast.Await: lambda run, node: run.ev(node.value),
@@ -274,7 +280,7 @@ EXPRESSIONS: dict[type[ast.AST], Callable[[Run, Any], v.Value]] = {
     ast.GeneratorExp: _comprehension,
     ast.IfExp: _conditional,
     ast.JoinedStr: _format,
-    ast.Lambda: lambda run, node: v.Func(node, None, len(run.s.frames) - 1),
+    ast.Lambda: _lambda,
     ast.List: _sequence,
     ast.ListComp: _comprehension,
     ast.Name: lambda run, node: look_up(run, node.id),

@@ -211,6 +211,8 @@ def _unknown_of(run: Run, parameter: ast.arg, *, required: bool) -> v.Value:
         return v.NUMBER
     if parameter.arg == "app" and (app := web_app(run)) is not None:
         return app  # of a hook of a web framework
+    if parameter.arg == "state" and (app := run.s.heap.get("web app")) is not None:
+        return read_attribute(run, app, "state")
     if required and (annotation is None or isinstance(annotation, ast.Name)):
         assume_something(run, value)
     named = isinstance(annotation, ast.Name | ast.Attribute)
@@ -243,7 +245,7 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
 
 def _fields(cls: v.Class) -> list[str]:
     """Return the fields of a dataclass or named tuple, in order."""
-    bodies = [statement for each in reversed(list(line_of(cls))) for statement in each.node.body]
+    bodies = [statement for each in reversed(line_of(cls)) for statement in each.node.body]
     targets = [s.target for s in bodies if isinstance(s, ast.AnnAssign)]
     return list(dict.fromkeys(t.id for t in targets if isinstance(t, ast.Name)))
 
@@ -271,7 +273,7 @@ def inherited(run: Run, name: str) -> v.Func | None:
     """Return the method that ``super().name`` stands for in the method that is running."""
     node, owner = run.running[-1] if run.running else (None, None)
     cls = class_of(run, owner)
-    line = list(line_of(cls)) if cls is not None else []
+    line = line_of(cls) if cls is not None else []
     defines = [i for i, c in enumerate(line) if node in c.node.body]
     for base in line[defines[0] + 1 :] if defines else ():
         found = run.s.heap.get((base.oid, name))

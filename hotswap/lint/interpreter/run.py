@@ -99,6 +99,8 @@ class Run:
         """The functions that are running, each with what ``self`` is."""
         self.defined: list[list[v.Func]] = []
         """The functions that each running function has defined."""
+        self.lambdas: list[v.Func] = []
+        """The functions without a name that the bodies of modules have defined."""
         self.yielded: list[list[v.Value]] = []
         """What each running function has yielded."""
         self.memos: dict[Any, v.Value] = {}
@@ -180,6 +182,12 @@ class Run:
         """Return the current state with the result of a call."""
         self.s.result = value
         return [self.s]
+
+    def define(self, func: v.Func) -> None:
+        """Remember a function that the running one, or the body, has defined: somebody may call it later."""
+        defined = self.defined[-1] if self.defined else self.lambdas
+        if all(func.node is not other.node for other in defined):
+            defined.append(func)
 
     def at(self, home: int) -> None:
         """Go on with the code of another module."""

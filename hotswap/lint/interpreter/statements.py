@@ -309,8 +309,8 @@ def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[St
     run.s.frames[-1].bind(node.name, func)
     if (name := fixture_name(node)) is not None:
         run.s.frames[-1].bind(key(name), func)
-    if run.defined and all(node is not other.node for other in run.defined[-1]):
-        run.defined[-1].append(func)
+    if run.defined:
+        run.define(func)
     return [run.s]
 
 

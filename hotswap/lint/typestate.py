@@ -222,6 +222,7 @@ def joined(a: Facts, b: Facts) -> Facts:
         kind=a.kind if a.kind == b.kind else "unknown",
         open=True,
         adapters=tuple(x for x in a.adapters if x in b.adapters),
+        active=a.active if a.active == b.active else (),
         compiled=a.compiled if b.compiled else None,
         ran=a.ran if b.ran else None,
         merged=a.merged if b.merged else None,

@@ -27,7 +27,7 @@ from hotswap.lint.interpreter.run import Callables, Run
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import Shape
 
-_CALLABLE = v.Func | v.Part | v.Partial | v.Obj
+_CALLABLE = v.Class | v.Func | v.Obj | v.Part | v.Partial | v.Ref
 
 
 def call(run: Run, node: ast.Call) -> list[State]:

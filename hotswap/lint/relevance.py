@@ -169,6 +169,10 @@ class Relevance:
         lines = self._lines
         for element in self.outline.elements:
             lines["change"] += [element.lineno] if last_name(element.value) == "scaling" else []
+        for name in _FEATURES.keys() & self.outline.given.keys():  # a method under another name
+            for alias in self._names_of(name) - {name}:
+                for feature in _FEATURES[name]:
+                    lines[feature] += self.outline.named[alias]
         for feature in _NAMES:
             lines[feature] = self._reaching(lines[feature])
         models = self.models = self._models()

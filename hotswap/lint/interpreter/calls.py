@@ -15,6 +15,7 @@ from hotswap.lint.interpreter.functions import (
     is_module,
     make,
 )
+from hotswap.lint.interpreter.managers import enter
 from hotswap.lint.interpreter.names import (
     CALLS_ITS_ARGUMENT,
     FACTORIES,
@@ -30,15 +31,15 @@ from hotswap.lint.typestate import Shape
 _CALLABLE = v.Class | v.Func | v.Obj | v.Part | v.Partial | v.Ref
 
 
-def call(run: Run, node: ast.Call) -> list[State]:
-    """Evaluate a call; each outcome is a state with its ``result``."""
+def call(run: Run, node: ast.Call, owner: v.Value | None = None) -> list[State]:
+    """Evaluate a call, of a method of ``owner`` if that is known; each outcome has its ``result``."""
     func = node.func
     if not isinstance(func, ast.Attribute):
         args = arguments(run, node)
         return run.invoke(run.ev(func), args)
     if last_name(func.value) == "super" and (method := inherited(run, func.attr)):
         return inline(run, method, arguments(run, node))
-    owner = run.ev(func.value)
+    owner = run.ev(func.value) if owner is None else owner
     args = arguments(run, node)
     return _call_attribute(run, run.known(owner), func.attr, args)
 
@@ -105,6 +106,15 @@ def _container_method(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Va
         if name == "get" and args.positional and isinstance(args.positional[0], v.Const):
             default = args.positional[1] if len(args.positional) > 1 else v.Const(None)
             return owner.items.get(args.positional[0].value, default)
+        if name == "setdefault" and len(args.positional) == 2 and held is not None:
+            key, value = args.positional
+            if isinstance(key, v.Const):
+                mutate(run, held, v.Dict({key.value: value, **owner.items}))
+                return owner.items.get(key.value, value)
+        given = args.positional[0] if args.positional else v.Dict({})
+        if name == "update" and held is not None and isinstance(given, v.Dict) and not args.starred:
+            mutate(run, held, v.Dict({**owner.items, **given.items, **args.keywords}))
+            return v.Const(None)
     if name in MUTATES and held is not None:
         mutate(run, held, run.fresh())
     return run.fresh()
@@ -148,6 +158,9 @@ def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
         asked = fixture(run, run.running[-1][1], v.text_of(args.get(0, "argname")) or "")
         if asked is not None:
             return run.done(given_by(run, asked))
+    elif name in ("enter_context", "enter_async_context") and args.positional:
+        entered = enter(run, args.positional[0])
+        return run.done(entered.value if isinstance(entered, v.Entered) else entered)
     elif name in CALLS_ITS_ARGUMENT:
         index = CALLS_ITS_ARGUMENT[name]
         rest = args.positional[index + 1 :]

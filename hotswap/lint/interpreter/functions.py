@@ -23,6 +23,7 @@ from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge
 
 DEEPEST = 8
+FIELD = v.Ref("dataclasses.field")
 DEPENDS = v.Ref("fastapi.Depends")
 AFTER_INIT = ("__post_init__", "__attrs_post_init__", "model_post_init")
 """What dataclasses, attrs and pydantic call once the fields are set."""
@@ -233,6 +234,7 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
         given = dict(zip(_fields(cls), args.positional, strict=False)) | args.keywords
         for name, value in given.items():
             run.s.put((obj.oid, name), value)
+        make_fields(run, obj, cls)
         ends = [run.s]
         for name in AFTER_INIT:
             after = read_attribute(run, obj, name)
@@ -241,6 +243,23 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
     for end in ends:
         end.result = obj
     return ends
+
+
+def make_fields(run: Run, obj: v.Obj, cls: v.Class) -> None:
+    """Make what the fields of a dataclass have that are not given."""
+    for name in _fields(cls):
+        made = (run.s.heap.get((each.oid, name)) for each in line_of(cls))
+        field = next((each for each in made if each is not None), None)
+        if (
+            isinstance(field, v.Partial)
+            and field.func == FIELD
+            and (obj.oid, name) not in run.s.heap
+        ):
+            factory = field.keywords.get("default_factory")
+            none = v.Args(ast.copy_location(ast.Call(ast.Name("field"), [], []), cls.node), [], {})
+            default = field.keywords.get("default") or run.fresh()
+            value = default if factory is None else run.invoke_one(factory, none)
+            run.s.put((obj.oid, name), value)
 
 
 def _fields(cls: v.Class) -> list[str]:

@@ -64,6 +64,9 @@ def arguments(run: Run, node: ast.Call) -> v.Args:
             args.keywords |= {str(k): each for k, each in value.items.items()}
         else:
             args.starred = True
+    for value in args.all():
+        if isinstance(value, v.Func) and isinstance(value.node, ast.Lambda):
+            run.define(value)
     return args
 
 

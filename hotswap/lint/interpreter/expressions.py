@@ -277,12 +277,6 @@ def _yield(run: Run, node: ast.Yield | ast.YieldFrom) -> v.Value:
     return run.fresh()
 
 
-def _lambda(run: Run, node: ast.Lambda) -> v.Value:
-    func = v.Func(node, None, len(run.s.frames) - 1)
-    run.define(func)
-    return func
-
-
 EXPRESSIONS: dict[type[ast.AST], Callable[[Run, Any], v.Value]] = {
     ast.Attribute: lambda run, node: read_attribute(run, run.ev(node.value), node.attr),
     ast.Await: lambda run, node: run.ev(node.value),
@@ -296,7 +290,7 @@ EXPRESSIONS: dict[type[ast.AST], Callable[[Run, Any], v.Value]] = {
     ast.GeneratorExp: _comprehension,
     ast.IfExp: _conditional,
     ast.JoinedStr: _format,
-    ast.Lambda: _lambda,
+    ast.Lambda: lambda run, node: v.Func(node, None, len(run.s.frames) - 1),
     ast.List: _sequence,
     ast.ListComp: _comprehension,
     ast.Name: lambda run, node: look_up(run, node.id),

@@ -21,8 +21,8 @@ GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_gra
 MOST_OF_BODY = 2_000
 MOST_FOR_A_LINE = 2
 """Statements that all ways into a program may take together, for each of its lines."""
-MOST_OF_SMALL = 4_000
-MOST_OF_PROGRAM = 6_000
+MOST_OF_SMALL = 5_000
+MOST_OF_PROGRAM = 8_000
 
 
 Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]]]"

@@ -147,7 +147,7 @@ class _Program:
             left += [end for end in ends if end.exit]
             live = merge([end for end in ends if not end.exit], run.fresh)
         ends = live + left
-        run.finish(ends)
+        run.finish(ends, last=True)
         alive = [end for end in ends if end.exit != "raise"] or ends
         for end in alive:
             end.exit = end.result = None

@@ -15,7 +15,7 @@ from hotswap.lint.interpreter.names import FACTORIES
 from hotswap.lint.interpreter.objects import REQUEST_STATE, become
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.typestate import By, Shape
+from hotswap.lint.typestate import By, Shape, unless_run
 
 
 def _compile(run: Run, args: v.Args) -> v.Value:
@@ -34,8 +34,7 @@ def _reset(run: Run, args: v.Args) -> v.Value:
     """Forget what was compiled: the next call compiles again."""
     for oid, facts in list(run.s.models.items()):
         if facts.compiled:
-            left = tuple(d for d in facts.deferred if d.until != "run")
-            run.s.know(oid, replace(facts, ran=None, deferred=left))
+            run.s.know(oid, replace(facts, ran=None, deferred=unless_run(facts)))
     return v.Const(None)
 
 

@@ -156,6 +156,13 @@ def _choice(run: Run, args: v.Args) -> v.Value:
     return any_of(run, v.elements(_first(run, args)) or [])
 
 
+def _at_exit(run: Run, args: v.Args) -> v.Value:
+    func = _first(run, args)
+    if isinstance(func, v.Func):
+        run.executed.add(func.node)
+    return func
+
+
 def _leave(run: Run, args: v.Args) -> v.Value:
     """Do not return."""
     run.s.exit = "raise"
@@ -172,6 +179,7 @@ FUNCTIONS: dict[str, Effect] = {
     "argparse.ArgumentParser().error": _leave,
     "argparse.ArgumentParser().exit": _leave,
     "bool": _bool,
+    "atexit.register": _at_exit,
     "attrs.evolve": _replace,
     "copy.deepcopy": _copy,
     "copy.replace": _replace,

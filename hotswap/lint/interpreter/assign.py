@@ -8,6 +8,7 @@ from dataclasses import replace
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import become, component_key
 from hotswap.lint.interpreter.run import Run
+from hotswap.lint.typestate import unless_run
 
 
 def assign(run: Run, target: ast.expr, value: v.Value) -> None:
@@ -65,8 +66,7 @@ def replaced(run: Run, old: v.Value | None, new: v.Value) -> None:
     if facts.compiled is None or facts.compiled.how != "wrapper":
         return
     if not any(_refers(value, old) for value in (*names, *run.s.heap.values())):
-        left = tuple(d for d in facts.deferred if d.until != "run")
-        run.put(old, replace(facts, compiled=None, ran=None, deferred=left))
+        run.put(old, replace(facts, compiled=None, ran=None, deferred=unless_run(facts)))
 
 
 def _refers(value: v.Value, obj: v.Obj) -> bool:

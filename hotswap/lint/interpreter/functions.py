@@ -20,7 +20,7 @@ from hotswap.lint.interpreter.objects import (
     web_app,
 )
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
-from hotswap.lint.interpreter.state import Frame, State, Table, merge
+from hotswap.lint.interpreter.state import Frame, State, Table, merge, reachable
 
 DEEPEST = 8
 FIELD = v.Ref("dataclasses.field")
@@ -131,8 +131,18 @@ def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]
         run.s.grad = ()
         ends += inline(run, func, v.Args(call, [], {}, starred=True), entry=True)
     for end in ends:
+        _leave_behind(end, [func.owner, end.result])
         end.exit = end.result = None
     return merge(ends, run.fresh)
+
+
+def _leave_behind(state: State, kept: list[v.Value | None]) -> None:
+    """Forget what was done at last to a model that nobody can run any more."""
+    waiting = {o: f for o, f in state.models.items() if f.deferred and not f.open}
+    left = waiting.keys() - (reachable(state, kept) if waiting else set())
+    for oid in left:
+        deferred = tuple(d for d in waiting[oid].deferred if d.code != "HSW212")
+        state.know(oid, replace(waiting[oid], deferred=deferred))
 
 
 def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[str, v.Value]:

@@ -294,16 +294,19 @@ class Run:
         if facts.deferred:
             left: list[Deferred] = []
             for wait in facts.deferred:
-                if wait.until == until:
+                if wait.until == until or (wait.until == "call" and until == "run"):
                     self.judge.report(obj.oid, wait)
                 else:
                     left.append(wait)
             self.put(obj, replace(facts, deferred=tuple(left)))
 
-    def finish(self, ends: list[State]) -> None:
-        """Report what still waits for a run: the model is there to be run."""
+    def finish(self, ends: list[State], *, last: bool = False) -> None:
+        """Report what still waits for a run: models are there to be run, but for the ``last`` time."""
         for end in ends:
             self.s = end
             for oid, facts in list(end.models.items()):
+                if last and facts.deferred:
+                    left = tuple(d for d in facts.deferred if d.until != "call")
+                    end.know(oid, replace(facts, deferred=left))
                 if facts.deferred:
                     self.flush(v.Obj(oid), "run")

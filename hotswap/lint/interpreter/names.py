@@ -47,7 +47,7 @@ HARMLESS = frozenset(
     {
         *dir(builtins), "accelerate", "argparse", "bitsandbytes", "collections", "copy", "datasets",
         "diffusers", "gc", "gradio", "itertools", "json", "logging", "matplotlib", "numpy", "os", "optimum",
-        "pathlib", "peft", "PIL", "pprint", "random", "re", "safetensors", "streamlit", "sys",
+        "pathlib", "peft", "PIL", "pprint", "random", "re", "safetensors", "spaces", "streamlit", "sys",
         "tempfile", "time", "torch", "torchao", "torchinfo", "tqdm", "transformers", "warnings",
         "weakref",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,11 @@ from hotswap.lint.typestate import Ran
 
 _STEPS: tuple[Feature, ...] = ("swap", "compile", "change", "run")
 MOST_OPENERS = 5
+_TEARS_DOWN = re.compile(
+    r"^_*(a?(close|exit)|(clean|shut|tear)_?([uU]p|[dD]own)|del|destroy|dispose|finali[sz]e|release|stop)"
+    r"(_|$|[A-Z])|_(shutdown|exit|close)$"
+)
+"""Names of functions after which models are not called any more."""
 _SETS_UP = ("create", "enable", "load", "prepare", "compile")
 """Steps that set a model up, in the order in which they have to be taken."""
 
@@ -60,7 +66,8 @@ class Entries:
         run.turn, run.steps = (func.node, self._calls), 0
         try:
             ends = call_from_outside(run, func, [state.copy() for state in paths])
-            run.finish(ends)
+            if not _TEARS_DOWN.search(getattr(func.node, "name", "")):
+                run.finish(ends)
         except TooLongError:
             run.give_up(func.node)
             ends = [state.copy() for state in paths]

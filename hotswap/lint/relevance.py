@@ -10,7 +10,7 @@ from typing import Literal
 from hotswap.lint.apis.classes import kind_made_by
 from hotswap.lint.apis.methods import CALLS, METHODS
 from hotswap.lint.interpreter.fixtures import fixture_name
-from hotswap.lint.interpreter.names import FACTORIES, MUTATES
+from hotswap.lint.interpreter.names import CALLS_ITS_ARGUMENT, FACTORIES, MUTATES
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.outline import Outline, between, first_line, given, matched, sources
 
@@ -169,10 +169,15 @@ class Relevance:
         lines = self._lines
         for element in self.outline.elements:
             lines["change"] += [element.lineno] if last_name(element.value) == "scaling" else []
+        for name in _FEATURES.keys() & self.outline.given.keys():  # a method under another name
+            for alias in self._names_of(name) - {name}:
+                for feature in _FEATURES[name]:
+                    lines[feature] += self.outline.named[alias]
         for feature in _NAMES:
             lines[feature] = self._reaching(lines[feature])
         models = self.models = self._models()
-        runs = [call.lineno for name in models | CALLS for call in self.outline.calls.get(name, ())]
+        names = models | CALLS | CALLS_ITS_ARGUMENT.keys()
+        runs = [call.lineno for name in names for call in self.outline.calls.get(name, ())]
         lines["run"] = self._reaching([*runs, *self.outline.named["_orig_mod"]])
         self._steps = sorted({line for of_feature in lines.values() for line in of_feature})
         self._needed = self._needed_names()
@@ -241,6 +246,14 @@ class Relevance:
             reached = {line for name in new for line in bound.get(name, ())}
         return needed
 
+    def _names_of(self, name: str) -> set[str]:
+        """Return the names that something of that name is given, directly or in a container."""
+        names, new = {name}, {name}
+        while new:
+            new = set().union(*(self.outline.given.get(n, ()) for n in new)) - names
+            names |= new
+        return names
+
     def _reaching(self, lines: Iterable[int]) -> list[int]:
         """Add the lines on which a function is named that does it, and so on."""
         waiting, lines = self.outline.definitions, sorted(lines)
@@ -249,7 +262,7 @@ class Relevance:
             if not found:
                 return lines
             waiting = [d for d in waiting if d not in found]
-            more = {n for d in found for n in self.outline.named[d.name]} - {
-                d.lineno for d in found
-            }
+            names = {name for d in found for name in self._names_of(d.name)}
+            more = {n for name in names for n in self.outline.named[name]}
+            more -= {d.lineno for d in found}
             lines = sorted({*lines, *more})

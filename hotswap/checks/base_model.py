@@ -28,7 +28,7 @@ def read_base(base: str | Path) -> BaseModel:
     """
     pipeline = read_pipeline_folder(base)
     if pipeline is None:
-        model = _built(Path(base), str(base))
+        model = build(base)
         return replace(describe(model, str(base)), respell=_Respelling(str(base), model))
     whole = BaseModel(str(base), {}, {}, "", None, tuple(pipeline.components), pipeline.family)
     for name, kind in pipeline.components.items():
@@ -38,6 +38,11 @@ def read_base(base: str | Path) -> BaseModel:
         if part.widens is not None:
             whole = replace(whole, widens=f"{name}.")
     return whole
+
+
+def build(base: str | Path) -> nn.Module:
+    """Build the model of a folder, a config file or a hub id without weights; raises HotswapError."""
+    return _built(Path(base), str(base))
 
 
 def _built(path: Path, name: str, kind: tuple[str, str] | None = None) -> nn.Module:

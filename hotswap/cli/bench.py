@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click import option
 
-from hotswap.cli.command import FILE, Command, Exit
+from hotswap.adapters.planner import plan as plan_fleet
+from hotswap.cli.command import FILE, SEVERAL, Command, Exit
 from hotswap.cli.folders import adapter_folders
+from hotswap.cli.plan_text import shared_memory
 from hotswap.cli.terminal import say
 from hotswap.documents import read_document
 from hotswap.errors import HotswapError
@@ -24,6 +27,7 @@ ONE, FIVE, RATIO = click.IntRange(min=1), click.IntRange(min=5), click.FloatRang
 @option(
     "--adapters", multiple=True, metavar="PATTERN", help="Two or more adapters of it (repeatable)."
 )
+@option("--tp", type=SEVERAL, help="Say what each of so many devices holds that share --base.")
 @option("--runs", type=FIVE, default=30, help="Alternating runs of each side of a comparison.")
 @option("--swaps", type=ONE, default=10_000, help="Swaps after which growth is measured.")
 @option("--threads", type=ONE, default=2, help="Threads of torch.")
@@ -43,6 +47,7 @@ ONE, FIVE, RATIO = click.IntRange(min=1), click.IntRange(min=5), click.FloatRang
 )
 def bench(
     *,
+    tp: int | None,
     threads: int,
     as_json: bool,
     output: Path | None,
@@ -62,12 +67,13 @@ def bench(
     if (wanted["base"] is None) != (not folders) or len(folders) == 1:
         say("hotswap bench: give --base with at least two --adapters, or neither", error=True)
         raise Exit(2)
+    shared = _shared(wanted["base"], folders, tp) if tp is not None else {}
     import torch
 
     from hotswap.bench.swaps import measure
 
     torch.set_num_threads(threads)
-    document = measure(**wanted, told=lambda name: say(f"measured: {name}", error=True))
+    document = measure(**wanted, told=lambda name: say(f"measured: {name}", error=True)) | shared
     told = json.dumps(document, indent=2)
     if output is not None:
         output.write_text(f"{told}\n", encoding="utf-8")
@@ -76,6 +82,16 @@ def bench(
         lines, slower = compared(old, document, threshold)
         say("", *lines, error=as_json)
         raise Exit(1 if slower else 0)
+
+
+def _shared(base: str | None, folders: Sequence[str], devices: int) -> dict[str, Any]:
+    """What each of some devices would hold; before anything is measured, as it may be refused."""
+    if base is None:
+        raise HotswapError(f"--tp {devices}: give the model that is cut with --base and --adapters")
+    from hotswap.checks.parallel import cuts_of
+
+    found = shared_memory(plan_fleet(folders), cuts_of(base, devices), devices)
+    return {"tensor_parallel": found}
 
 
 def compared(
@@ -130,6 +146,9 @@ def _table(found: dict[str, Any]) -> str:
         lines += [text.timing_table({"backend": backend, "rows": found["serving"]}), ""]
     same = "as planned" if held == planned else f"planned: {planned}"
     lines.append(f"A prepared model holds {held} bytes for its adapter ({same}).")
+    if (cut := found.get("tensor_parallel")) is not None:
+        per = f"{cut['bytes_per_rank']} of {cut['bytes']} bytes"
+        lines.append(f"Cut over {cut['ranks']} ranks, as transformers does, each holds {per}.")
     lines.append(f"{found['swaps']} swaps later tensors take {found['growth']} bytes more.")
     return "\n".join([*lines, *(f"not measured: {note}" for note in found["notes"])])
 

@@ -20,7 +20,7 @@ from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
 from hotswap.engine.layout.unsupported import refusal, why_other_base
 from hotswap.engine.layout.uses import Use, Uses
-from hotswap.engine.mesh import Agree, require_together
+from hotswap.engine.mesh import Agree, require_together, votes
 from hotswap.engine.parts import Part
 
 
@@ -56,6 +56,10 @@ class Changes:
     def callback(self, undo: Callable[..., object], *args: Any) -> None:
         """Note how to take back a change."""
         self._undo.append(partial(undo, *args) if args else undo)
+
+    def stand(self) -> None:
+        """Keep what was changed until now, whatever fails later."""
+        self._undo.clear()
 
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute."""
@@ -161,10 +165,15 @@ def commit(
     changes: Changes,
     agree: Agree,
 ) -> None:
-    """Put staged adapters in place, on every rank; the changes take all of it back. Raises RankError."""
+    """Put staged adapters in place, on every rank; the changes take all of it back. Raises RankError.
+
+    What all ranks have in place is not taken back any more.
+    """
     require_together(any(place.sharded for place in places), agree)
     changing = [(at, each) for at, each in zip(places, staged, strict=True) if each is not None]
     agree((each.digest for _, each in changing), _told(changing))
     for place, each in changing:
         place.put(each, changes.callback)
     agree()
+    if votes(agree):
+        changes.stand()  # every rank has it: what fails on this one from here on takes nothing back

@@ -100,7 +100,7 @@ def test_ones_own_model_is_measured_and_compared_with_before(
     old = tmp_path / "old.json"
     old.write_text(json.dumps({"rows": [{**OLD, "ours": 1e-9, "theirs": 1e9}]}))
     words = ["--base", str(base), "--adapters", str(adapters[0]), "--adapters", str(adapters[2])]
-    words += ["--runs", "5", "--swaps", "2", "--threads", "1", "--no-forward"]
+    words += ["--runs", "5", "--swaps", "2", "--threads", "1", "--no-forward", "--tp", "2"]
     assert main(["bench", *words, "--compare", str(old), "-o", str(tmp_path / "new.json")]) == 1
     out = capsys.readouterr().out
     assert "slower than 1.25 x" in out
@@ -108,3 +108,7 @@ def test_ones_own_model_is_measured_and_compared_with_before(
     found = json.loads((tmp_path / "new.json").read_text())
     assert len(found["rows"]) == 5
     assert found["held"] == found["planned"]
+    shared = found["tensor_parallel"]
+    assert shared["bytes"] == found["planned"] > shared["bytes_per_rank"] > found["planned"] / 2
+    each = f"each holds {shared['bytes_per_rank']} of {shared['bytes']} bytes"
+    assert f"Cut over 2 ranks, as transformers does, {each}" in out

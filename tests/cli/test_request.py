@@ -84,6 +84,14 @@ def test_an_option_that_cannot_be_obeyed_is_one_sentence(request_: Request, reas
     assert "\n" not in problem
 
 
+def test_a_folder_that_is_named_twice_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr("hotswap.cli.verify.command._answer", lambda r: asked.append(r) or 0)
+    assert main(["verify", "fleet/a", "fleet/b", "./fleet/a", "--base", "base"]) == 0
+    (request,) = asked
+    assert [Path(path).name for path in request.adapters] == ["a", "b"]
+
+
 def test_a_hub_id_is_not_taken_for_a_folder() -> None:
     request = Request(adapters=("a",), base="org/model", backend="eager")
     assert usage_problem(request) is None

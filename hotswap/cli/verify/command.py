@@ -110,10 +110,10 @@ def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any)
     hot-swapping, each with a control that shows that the check can fail. The last line says
     whether the fleet is ready to hot-swap, or what is wrong.
     """
-    folders = tuple(adapter_folders("verify", adapters))
+    folders = {Path(path).resolve(): path for path in adapter_folders("verify", adapters)}
     command = spoken(adapters, options)
-    request = Request(adapters=folders, pytest_args=tuple(pytest_args), command=command, **options)
-    raise Exit(_answer(request))
+    paths, words = tuple(folders.values()), tuple(pytest_args)
+    raise Exit(_answer(Request(adapters=paths, pytest_args=words, command=command, **options)))
 
 
 _REPEATED = (

@@ -69,6 +69,8 @@ class TestTheCompiler:
     [
         (Request(demo=True, time_budget="soon"), "--time-budget is 'soon'; write seconds, or 90s"),
         (Request(demo=True, shard="3/2"), "--shard is '3/2'; write i/n with 1 <= i <= n"),
+        (Request(demo=True, tiny=True), "--tiny cuts a model of transformers; leave it out with"),
+        (Request(subject="x:Y", tiny=True), "--tiny needs ADAPTER and --base PATH"),
         (Request(demo=True, inputs=Path("no.safetensors")), "--inputs no.safetensors: no such"),
         (Request(demo=True, plan=Path("no.json")), "--plan no.json: no such file; make it with"),
         (

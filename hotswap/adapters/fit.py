@@ -83,16 +83,16 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
     elif len(spec.components) > 1:
         spec = min(
             map(spec.of_component, spec.components),
-            key=lambda own: sum(_of_base(base, base.modules, name) is None for name in own.modules),
+            key=lambda own: sum(of_base(base, base.modules, name) is None for name in own.modules),
         )
     if base.respell is not None and any(
-        _of_base(base, base.modules, owner(name)) is None for name in spec.modules
+        of_base(base, base.modules, owner(name)) is None for name in spec.modules
     ):
         spec = base.respell(spec)
     closest = _closest_of(base.modules)
     for name, module in spec.modules.items():
         where, own = f"{spec.path}::{name}", owner(name)
-        place = _of_base(base, base.modules, own)
+        place = of_base(base, base.modules, own)
         if module.kind == "parameter":
             findings += _parameter_findings(where, base, own, module)
         elif place is None:
@@ -104,20 +104,20 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
                 room = replace(room, in_features=min(place.in_features, module.in_features))
             findings += _module_findings(where, room, module, module.rank, "the base model")
     for name, info in {**spec.saved, **spec.copies}.items():
-        shape = _of_base(base, base.parameters, name.replace(".base_layer.", "."))
+        shape = of_base(base, base.parameters, name.replace(".base_layer.", "."))
         if shape is not None and shape != info.shape:
             text = f"has shape {list(info.shape)}, the base model has {list(shape)}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
     findings += _missing_of_saved(spec, base.parameters, "the base model", base.prefix)
     for name, rows in spec.tokens.items():
-        shape = _of_base(base, base.parameters, f"{name}.weight")
+        shape = of_base(base, base.parameters, f"{name}.weight")
         if shape is None or shape[-1] != rows.dimension or max(rows.indices) >= shape[0]:
             text = f"trains rows of {rows.dimension}, the base model has {list(shape or ())}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
     return merge_alike(findings)
 
 
-def _of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
+def of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
     """Look a name up as it is, and with or without the prefix that a model with a head puts before it.
 
     Files for pipelines have ``text_model``, which transformers 5 took out of CLIP's names.
@@ -136,7 +136,7 @@ def _parameter_findings(
 ) -> Iterator[Finding]:
     known = []
     for parameter in module.parameters:
-        shape = _of_base(base, base.parameters, f"{own}.{parameter}")
+        shape = of_base(base, base.parameters, f"{own}.{parameter}")
         if shape is not None:
             known.append(shape)
         else:

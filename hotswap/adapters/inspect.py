@@ -17,6 +17,7 @@ from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.reader import Opened, SpecReader
 from hotswap.adapters.spec import AdapterSpec, merge_alike
+from hotswap.adapters.targets import naming
 from hotswap.adapters.weights import value_findings
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -139,10 +140,11 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
         return
     bare = [f".{name}".replace(".base_layer", "") for name in (*spec.modules, *spec.left_out)]
     ends = {name.rpartition(".")[2] for name in bare}
+    named = naming(spec.config)  # all-linear is saved as names, of those too that are excluded
     missing = [
         target
         for target in sorted({*map(str, targets)} - ends)
-        if not any(name.endswith(f".{target}") for name in bare)
+        if named(target) and not any(name.endswith(f".{target}") for name in bare)
     ]
     if missing:
         text = f"target_modules has {ascii(missing[0])[:80]}, for which there are no weights"

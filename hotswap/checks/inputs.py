@@ -17,7 +17,7 @@ from hotswap.errors import HotswapError
 TEXTS = ("The river is high after the rain.", "Swap the adapter, not the model.")
 _SIDE = 64  # pixels, of a model whose config names no size
 _SAMPLES = 4000  # of a waveform: more than the first convolutions of any usual model take in
-_TOKENIZERS = (
+TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -119,7 +119,7 @@ def _ids(config: Any, sizes: _Sizes, generator: torch.Generator) -> Tensor:
 
 def _real_text(config: Any, folder: str | Path | None, sizes: _Sizes) -> Tensor | None:
     """Real text beats random tokens; None without a tokenizer, or with one of another vocabulary."""
-    if folder is None or not any(Path(folder, name).is_file() for name in _TOKENIZERS):
+    if folder is None or not any(Path(folder, name).is_file() for name in TOKENIZERS):
         return None
     with suppress(Exception):  # whatever a saved tokenizer lacks
         from transformers import AutoTokenizer

@@ -74,8 +74,6 @@ def break_adapter(
 
 def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path:
     """Copy an adapter with each module at the wanted rank, padded with zeros, its scaling kept."""
-    import torch
-
     spec = AdapterSpec.read(source)
     ranks = {name: wanted[name] for name in spec.modules}
 
@@ -84,14 +82,12 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
             if ".lora_" not in key or "magnitude" in key or key.endswith("bias"):
                 continue
             name = key.removeprefix("base_model.model.").partition(".lora_")[0]
-            shape = list(value.shape)
-            if "lora_A" in key or "lora_embedding_A" in key:
-                shape[0] = ranks[name]
-            else:
-                shape[1] = ranks[name] // spec.modules[name].groups
-            wide = torch.zeros(shape, dtype=value.dtype)
-            wide[tuple(slice(0, size) for size in value.shape)] = value
-            tensors[key] = wide
+            module, rank = spec.modules[name], ranks[name]
+            if "lora_A" in key or "lora_embedding_A" in key:  # (experts * rank, …)
+                tensors[key] = _widen(value.unflatten(0, (module.experts, -1)), rank).flatten(0, 1)
+            else:  # (out, rank / groups * experts, …)
+                blocks = value.unflatten(1, (-1, module.experts))
+                tensors[key] = _widen(blocks, rank // module.groups).flatten(1, 2)
 
     rslora = bool(spec.config.get("use_rslora"))
     alphas = {
@@ -108,6 +104,13 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
         alpha_pattern={exactly(n): a for n, a in alphas.items() if a != alpha},
     )
     return folder
+
+
+def _widen(value: Any, size: int) -> Any:
+    """Pad the second axis with zeros."""
+    wide = value.new_zeros((len(value), size, *value.shape[2:]))
+    wide[:, : value.shape[1]] = value
+    return wide
 
 
 def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,7 +76,8 @@ class Deployment:
         self.paths = subject.adapter_paths()
         self.specs = {path: hotswap.AdapterSpec.read(path) for path in self.paths}
         given: hotswap.SwapPlan | None = getattr(subject, "plan", None)
-        self.plan = given or hotswap.plan(list(self.specs.values()))
+        specs = list(self.specs.values())
+        self.plan = _in_names_of(specs, given) if given else hotswap.plan(specs)
         self.inputs: Mapping[str, Any] = subject.inputs()
         self.refusal = ""
         self.probed = 0
@@ -95,8 +96,19 @@ class Deployment:
 
     @cached_property
     def first(self) -> Path:
-        """The adapter to load first: the one with the most modules, the smallest of these."""
-        return min(self.paths, key=lambda p: (-len(self.specs[p].modules), self.specs[p].rank))
+        """The adapter to load first: the one with the most modules, the smallest of these.
+
+        One that has no effect, as before training, is none: no control could show anything with it.
+        """
+        order = sorted(self.paths, key=lambda p: (-len(self.specs[p].modules), self.specs[p].rank))
+        return next(filter(self._has_effect, order[:NEIGHBOURS]), order[0])
+
+    def _has_effect(self, adapter: Path) -> bool:
+        """Whether PEFT's own load of it changes the outputs; what it refuses the laws will meet."""
+        try:
+            return not compare(self.expected(adapter), self.expected(None)).equal
+        except Exception:  # whatever PEFT or the model raises
+            return True
 
     @property
     def by_size(self) -> list[Path]:
@@ -413,6 +425,18 @@ class Deployment:
                     self.swap(path)
                     self.disturbed |= not self.agreed(self.compare(path).equal)
         return found
+
+
+def _in_names_of(specs: Sequence[hotswap.AdapterSpec], plan: hotswap.SwapPlan) -> hotswap.SwapPlan:
+    """The plan with the component before every name, where it is of files of one component only.
+
+    Such files do not name it; the folders that laws derive other adapters from do.
+    """
+    names = {name.partition(".")[::2] for spec in specs for name in spec.modules}
+    (component, *more) = sorted({first for first, _ in names}) or [""]
+    if more or not any(rest in plan.modules for _, rest in names):
+        return plan
+    return replace(plan, modules={f"{component}.{n}": m for n, m in plan.modules.items()})
 
 
 def brief(error: Exception) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.contract.deployment import Deployment, brief
-from pytest_hotswap.contract.probes import BYSTANDER, active, few, uncovered
+from pytest_hotswap.contract.probes import BYSTANDER, active, few, uncovered, with_another
 
 
 class PreparationLaws:
@@ -50,11 +50,8 @@ class PreparationLaws:
 
     def test_preparation_preserves__beside_another(self, deployment: Deployment) -> None:
         """An adapter that is loaded beside the one to swap computes what it did, or both are refused."""
-        subject, model = deployment.subject, deployment.loaded()
-        others = [path for path in deployment.paths if path != deployment.first]
-        narrow = min(others, key=lambda path: deployment.specs[path].rank, default=None)
-        other = narrow or deployment.rescaled  # one that has to be padded
-        subject.add(model, other, BYSTANDER)
+        subject = deployment.subject
+        model, other = with_another(deployment)  # a narrow one, which has to be padded
         with active(model, BYSTANDER, subject):
             before = deployment.run(model)
         wrong, _ = _prepared(deployment, deployment.first, model)

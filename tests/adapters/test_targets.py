@@ -91,6 +91,13 @@ def test_a_config_that_names_all_weights_is_silent(targets: Any, tmp_path: Path)
     assert Inspector()(str(folder)).findings == ()
 
 
+def test_a_target_that_is_excluded_needs_no_weights(tmp_path: Path) -> None:
+    targets = ["layers.0.q_proj", "layers.0.v_proj"]
+    config = {"target_modules": targets, "exclude_modules": ["v_proj"]}
+    folder = write_adapter(tmp_path, modules={"layers.0.q_proj": (8, 8)}, config=config)
+    assert Inspector()(str(folder)).findings == ()
+
+
 @pytest.mark.parametrize(
     "config",
     [

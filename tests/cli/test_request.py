@@ -71,6 +71,8 @@ class TestTheCompiler:
     [
         (Request(demo=True, time_budget="soon"), "--time-budget is 'soon'; write seconds, or 90s"),
         (Request(demo=True, shard="3/2"), "--shard is '3/2'; write i/n with 1 <= i <= n"),
+        (Request(demo=True, tiny=True), "--tiny cuts a model of transformers; leave it out with"),
+        (Request(subject="x:Y", tiny=True), "--tiny needs ADAPTER and --base PATH"),
         (Request(demo=True, inputs=Path("no.safetensors")), "--inputs no.safetensors: no such"),
         (Request(demo=True, plan=Path("no.json")), "--plan no.json: no such file; make it with"),
         (
@@ -123,6 +125,14 @@ class TestTensorParallelism:
     def test_what_divides_is_taken(self, base: str) -> None:
         request = Request(adapters=("a",), base=base, backend="eager", tp=2)
         assert usage_problem(request) is None
+
+
+def test_a_folder_that_is_named_twice_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr("hotswap.cli.verify.command._answer", lambda r: asked.append(r) or 0)
+    assert main(["verify", "fleet/a", "fleet/b", "./fleet/a", "--base", "base"]) == 0
+    (request,) = asked
+    assert [Path(path).name for path in request.adapters] == ["a", "b"]
 
 
 def test_a_hub_id_is_not_taken_for_a_folder() -> None:

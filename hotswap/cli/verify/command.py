@@ -27,6 +27,7 @@ from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
 from hotswap.cli.verify.request import Backend, Dtype, Form, Level, Request, usage_problem
 from hotswap.cli.verify.suite import Run, run_suite, run_timing
+from hotswap.cli.verify.tiny import write_small
 from hotswap.errors import HotswapError
 from hotswap.report import text
 from hotswap.report.document import Document, derive, dumps
@@ -87,6 +88,7 @@ fail_on_option = option(
     help="Cut --base over N processes, as transformers does: NCCL where there are N GPUs, else gloo.",
 )
 @option("--compile-mode", metavar="MODE", help="Mode of torch.compile: max-autotune, …")
+@option("--tiny", is_flag=True, help="Verify a small copy of the model, cut from its config alone.")
 @option("--regional", is_flag=True, help="Compile the repeated blocks instead of the model.")
 @option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
 @option("--dtype", type=Choice(get_args(Dtype)), help="Cast the base model to this dtype.")
@@ -117,10 +119,10 @@ def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any)
     hot-swapping, each with a control that shows that the check can fail. The last line says
     whether the fleet is ready to hot-swap, or what is wrong.
     """
-    folders = tuple(adapter_folders("verify", adapters))
+    folders = {Path(path).resolve(): path for path in adapter_folders("verify", adapters)}
     command = spoken(adapters, options)
-    request = Request(adapters=folders, pytest_args=tuple(pytest_args), command=command, **options)
-    raise Exit(_answer(request))
+    paths, words = tuple(folders.values()), tuple(pytest_args)
+    raise Exit(_answer(Request(adapters=paths, pytest_args=words, command=command, **options)))
 
 
 _REPEATED = (
@@ -144,7 +146,7 @@ def spoken(adapters: Sequence[str], options: Mapping[str, Any]) -> str:
     for name in _REPEATED:
         if options.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
-    words += [f"--{name}" for name in ("demo", "regional") if options.get(name)]
+    words += [f"--{name}" for name in ("demo", "tiny", "regional") if options.get(name)]
     return shlex.join(words)
 
 
@@ -160,11 +162,12 @@ def _answer(request: Request) -> int:
 
 
 def _verify(request: Request, folder: Path, deadline: float) -> int:
-    notes = []
+    notes: list[str] = []
+    warned: list[str] = []
     if request.backend is None:
         request = replace(request, backend=default_backend())  # type: ignore[arg-type]
         if request.backend != "inductor":
-            notes.append("no C++ compiler was found, so the backend was aot_eager")
+            warned.append("no C++ compiler was found, so the backend was aot_eager")
     if request.demo:
         request = _with_demo(request, folder)
     given = SwapPlan.read(request.plan) if request.plan else None
@@ -178,16 +181,27 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
     run = Run()
     accepted = [path for path in mine if path not in fleet.refused]
     if accepted or not request.adapters:
-        run = run_suite(request, fleet, mine, folder, deadline)
-        tried = any(record.get("law") for record in run.results.records)
-        if not (tried or time.time() > deadline or run.interrupted):
+        tried = request, fleet, mine
+        if request.tiny:
+            try:
+                base, small, cut, told = write_small(
+                    str(request.base), fleet, accepted, folder / "tiny"
+                )
+            except HotswapError as error:
+                return _refuse(str(error))
+            notes.append(f"verified {told}")
+            tried = replace(request, base=base), cut, small
+        run = run_suite(*tried, folder, deadline)
+        judged = any(record.get("law") for record in run.results.records)
+        if not (judged or time.time() > deadline or run.interrupted):
             return _refuse_run(request, run)
         if run.results.exitstatus is None and not (run.interrupted or request.verbose):
             say(run.output.rstrip(), error=True)
-        if not (request.no_timing or request.package or request.tp or run.interrupted):
+        untimed = request.no_timing or request.tiny or request.package or request.tp
+        if not (untimed or run.interrupted):
             run = run_timing(request, run, accepted, folder, deadline)
     files = run.files or files_of(request.adapters, mine, fleet)
-    document = derive(_gathered(request, files, run, notes))
+    document = derive(_gathered(request, files, run, warned, notes))
     if request.report is not None:
         write_report(document, request.report)
     _print(request, document, run)
@@ -225,7 +239,11 @@ def _with_demo(request: Request, folder: Path) -> Request:
 
 
 def _gathered(
-    request: Request, files: Mapping[str, Any], run: Run, notes: Sequence[str]
+    request: Request,
+    files: Mapping[str, Any],
+    run: Run,
+    warned: Sequence[str],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     part = request.part
     return {
@@ -235,8 +253,8 @@ def _gathered(
         "exitstatus": run.results.exitstatus,
         "interrupted": run.interrupted,
         "timing": run.timing,
-        "warnings": list(notes),
-        "notes": notes,
+        "warnings": list(warned),
+        "notes": [*warned, *notes],
         "shards": [{"index": part[0], "count": part[1]}] if part else [],
     }
 

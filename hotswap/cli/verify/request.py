@@ -35,6 +35,7 @@ class Request:
     backend: Backend | None = None
     compile_mode: str | None = None
     regional: bool = False
+    tiny: bool = False
     device: str | None = None
     dtype: Dtype | None = None
     inputs: Path | None = None
@@ -74,7 +75,7 @@ class Request:
             "inputs": str(self.inputs) if self.inputs else None,
             "package": str(self.package) if self.package else None,
             "plan_file": str(self.plan) if self.plan else None,
-            **{name: getattr(self, name) for name in ("time_budget", "fail_on", "demo")},
+            **{name: getattr(self, name) for name in ("time_budget", "fail_on", "demo", "tiny")},
             "pytest_arguments": list(self.pytest_args),
             "command": self.command,
         }
@@ -121,6 +122,12 @@ def _problems(request: Request) -> Iterator[str]:
         yield f"--package {file}: no such file; write it with hotswap.export(model, args, path)"
     if request.tp is not None:
         yield from _tp_problems(request, request.tp)
+    if request.tiny and (request.demo or request.package or request.is_pipeline):
+        yield "--tiny cuts a model of transformers; leave it out with --demo, --package or a pipeline"
+    if request.tiny and request.tp:
+        yield "--tiny cuts sizes that --tp divides; leave one of them out"
+    if request.tiny and not (request.base and request.adapters):
+        yield "--tiny needs ADAPTER and --base PATH, the folder of a config.json"
     if not request.demo:
         yield from _adapter_problems(request)
     elif request.base or request.adapters:

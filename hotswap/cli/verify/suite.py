@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hotswap.adapters.plan import SwapPlan
 from hotswap.cli.fleet import Fleet
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
@@ -41,13 +40,11 @@ def run_suite(
 ) -> Run:
     """Run the contract; the plan is the whole fleet's, the adapters are this shard's."""
     plan = folder / "plan.json"
-    planned = fleet.plan is not None and not (request.is_pipeline and request.plan is None)
     if fleet.plan is not None:
-        named = _of_components(fleet.plan, fleet) if request.is_pipeline else fleet.plan
-        named.save(plan)
+        fleet.plan.save(plan)
     refused = [str(Path(path).resolve()) for path in mine if path in fleet.refused]
     settings = Handover(
-        plan=str(plan) if planned else None,  # a pipeline's has names with its components
+        plan=str(plan) if fleet.plan is not None else None,
         device=request.device,
         dtype=request.dtype,
         compile_mode=request.compile_mode,
@@ -82,15 +79,6 @@ def _own_subject(request: Request) -> str | None:
     if request.tp is not None:
         return _CUT
     return _PIPELINE if request.is_pipeline else None
-
-
-def _of_components(plan: SwapPlan, fleet: Fleet) -> SwapPlan:
-    """A pipeline's plan with the component before every name, also where all files are of one."""
-    found = {name for spec in fleet.specs.values() for name in spec.components}
-    (only, *more) = sorted(found) or [""]
-    if more or not only or any(name.startswith(f"{only}.") for name in plan.modules):
-        return plan
-    return replace(plan, modules={f"{only}.{name}": m for name, m in plan.modules.items()})
 
 
 def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:

@@ -59,7 +59,14 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        from hotswap.errors import missing_extra
+
+        if missing := missing_extra(f"pytest_hotswap.{name}", error):
+            raise missing from None  # its sentence is enough
+        raise
     globals()[name] = value
     return value
 

@@ -40,11 +40,12 @@ ONE, FIVE, RATIO = click.IntRange(min=1), click.IntRange(min=5), click.FloatRang
     "--compare",
     type=FILE,
     metavar="OLD",
-    help="Print ratios to an earlier JSON; exit with 1 past it.",
+    help="Compare with an earlier JSON; exit with 1 if slower.",
 )
 @option(
     "--threshold", type=RATIO, default=1.25, help="How many times slower a row may be than in OLD."
 )
+@option("--targets", is_flag=True, hidden=True)  # for developers: what each row is held to
 def bench(
     *,
     tp: int | None,
@@ -53,14 +54,15 @@ def bench(
     output: Path | None,
     compare: Path | None,
     threshold: float,
+    targets: bool,
     **wanted: Any,
 ) -> None:
     """Measure swaps of LoRA adapters of 13.4 and 53.5 MB, or of your own.
 
-    Both sides of a row run in turn in one process; the figures are medians, with quartiles. Rows with
-    a bar say whether it is reached; the exit code is 0 either way: a figure is no test. With --compare
-    it is 1 when a row has become slower, beside what it is compared with, than the threshold allows:
-    the speed of the machine cancels out.
+    Both sides of a row run in turn in one process; a ratio is the median of those of the pairs, with its
+    95 % confidence interval. With --compare the exit code is 1 when a row has become slower, beside what
+    it is compared with, than the threshold allows: the whole interval has to lie past it, and the speed of
+    the machine cancels out.
     """
     old = _read(compare) if compare else None
     wanted["adapters"] = folders = adapter_folders("bench", wanted["adapters"])
@@ -77,7 +79,7 @@ def bench(
     told = json.dumps(document, indent=2)
     if output is not None:
         output.write_text(f"{told}\n", encoding="utf-8")
-    say(told if as_json else _table(document))
+    say(told if as_json else _table(document, targets=targets))
     if old is not None:
         lines, slower = compared(old, document, threshold)
         say("", *lines, error=as_json)
@@ -97,7 +99,10 @@ def _shared(base: str | None, folders: Sequence[str], devices: int) -> dict[str,
 def compared(
     old: dict[str, Any], new: dict[str, Any], threshold: float
 ) -> tuple[list[str], list[str]]:
-    """Say of each row how many times slower it is than it was; give the names of those past it."""
+    """Say of each row how many times slower it is than it was; give the names of those past it.
+
+    A row is past it when even the least that the two intervals of its ratio leave open is.
+    """
     before = {row["name"]: row for row in old["rows"]}
     cells, slower = [], []
     for row in new["rows"]:
@@ -105,22 +110,23 @@ def compared(
         if was is None:
             cells.append((row["name"], "-", "-", "new"))
             continue
-        seconds = row["ours"] / was["ours"]
-        relative = seconds / (row["theirs"] / was["theirs"])
-        past = relative > threshold
+        then, now = (was, row) if row["faster"] else (row, was)
+        (then_low, then_high), (now_low, now_high) = then["interval"], now["interval"]
+        times, low, high = then["ratio"] / now["ratio"], then_low / now_high, then_high / now_low
+        past = low > threshold
         slower += [row["name"]] if past else []
         told = f"slower than {threshold:g} x" if past else ""
-        cells.append((row["name"], f"{seconds:.2f}", f"{relative:.2f}", told))
+        cells.append((row["name"], f"{times:.2f}", f"{low:.2f} to {high:.2f}", told))
     gone = before.keys() - {row["name"] for row in new["rows"]}
     cells += [(name, "-", "-", "not measured any more") for name in sorted(gone)]
-    head = ("", "seconds, new / old", "beside the other side", "")
-    return [text.table("Compared with before", head, cells)], slower
+    head = ("", "times slower", "interval", "")
+    return [text.table("Compared with before, each beside its other side", head, cells)], slower
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(read_document(path))
-        _ = [(row["name"], row["ours"], row["theirs"]) for row in document["rows"]]
+        _ = [(row["name"], row["ratio"], *row["interval"]) for row in document["rows"]]
     except HotswapError as error:
         raise HotswapError(f"--compare {error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -129,10 +135,11 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _table(found: dict[str, Any]) -> str:
-    head = ("", "hotswap", "compared with", "ratio", "quartiles", "bar", "aim")
+def _table(found: dict[str, Any], *, targets: bool) -> str:
+    head = ("", "hotswap", "beside", "ratio", "95 % interval", *(("bar", "aim") if targets else ()))
     title = f"Swaps ({found['threads']} threads; medians of alternating runs)"
-    lines = [text.table(title, head, map(_cells, found["rows"])), ""]
+    cells = [[*_cells(row), *(_held_to(row) if targets else ())] for row in found["rows"]]
+    lines = [text.table(title, head, cells), ""]
     backend, held, planned = found["backend"], found["held"], found["planned"]
     if found["padding"]:
         title = f"Room for more: the smallest adapter over target rank (backend {backend})"
@@ -154,14 +161,22 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    low, high = row["spread"]
-    sign, missed = ">=" if row["faster"] else "<=", "" if row["holds"] else " (not reached)"
+    low, high = row["interval"]
     return [
         row["name"],
         f"{row['ours'] * 1e3:.2f} ms",
         f"{row['theirs'] * 1e3:.2f} ms",
         f"{row['ratio']:.2f} x{' faster' if row['faster'] else ''}",
         f"{low:.2f} to {high:.2f}",
-        "-" if row["bar"] is None else f"{sign} {row['bar']:g}{missed}",
+    ]
+
+
+def _held_to(row: dict[str, Any]) -> list[str]:
+    """The bar, whether the ratio reaches it, and the aim behind it."""
+    bar, ratio = row["bar"], row["ratio"]
+    reached = bar is None or (ratio >= bar if row["faster"] else ratio <= bar)
+    sign, missed = ">=" if row["faster"] else "<=", "" if reached else " (not reached)"
+    return [
+        "-" if bar is None else f"{sign} {bar:g}{missed}",
         "-" if row["aim"] is None else f"{row['aim']:g}",
     ]

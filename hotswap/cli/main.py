@@ -11,7 +11,7 @@ import click
 import hotswap
 from hotswap.cli.command import SETTINGS
 from hotswap.cli.terminal import say
-from hotswap.errors import AdapterError, HotswapError
+from hotswap.errors import AdapterError, HotswapError, missing_extra
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
@@ -52,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words) if words else _run(["--help"]) or USAGE
     except AdapterError as error:
         say(*error.findings, error=True)
+    except ImportError as error:
+        missing = missing_extra(f"hotswap {words[0]}", error)
+        if missing is None:
+            raise
+        say(f"hotswap: {missing}", error=True)
+        return USAGE
     except (HotswapError, OSError) as error:
         say(f"hotswap: {error}", error=True)
     except KeyboardInterrupt:

@@ -114,7 +114,7 @@ def test_without_matplotlib_the_extra_is_named(
     fleet: list[Path], tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["plan", str(fleet[0]), "--plot", str(tmp_path / "p.svg")]) == 1
+    assert main(["plan", str(fleet[0]), "--plot", str(tmp_path / "p.svg")]) == 2
     assert "pytest-hotswap[report]" in capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ from hotswap.adapters.formats.conversion import Converted, converted, for_pipeli
 from hotswap.adapters.formats.diffusers import without_config
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.texts import Family, Texts
-from hotswap.errors import UnreadableAdapterError
+from hotswap.errors import UnreadableAdapterError, missing_extra
 
 _LORA = re.compile(
     r"[._](lora_(down|up|[AB])|(\w+_)?lora\d?\.(down|up)|lora_linear_layer\.(down|up))\.(\w+\.)?weight$"
@@ -64,6 +64,10 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
         try:
             found[family] = _converted(family, texts, layout, values)
         except UnreadableAdapterError:
+            raise
+        except ModuleNotFoundError as error:
+            if missing := missing_extra(f"{texts.weights}, in another program's names,", error):
+                raise missing from error
             raise
         except Exception as error:  # of a library, on files of strangers
             problem = problem or (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -100,6 +100,9 @@ def usage_problem(request: Request) -> str | None:
 def _problems(request: Request) -> Iterator[str]:
     """What is wrong, the first first; raises HotswapError too."""
     _ = request.seconds, request.part
+    for package in ("torch", "peft", "transformers"):
+        if find_spec(package) is None:
+            raise MissingExtraError("a run of the model", package, "torch")
     parallel = any(word.startswith(("-n", "--numprocesses")) for word in request.pytest_args)
     if (parallel or request.processes is not None) and find_spec("xdist") is None:
         raise MissingExtraError("-n", "pytest-xdist", "xdist")

@@ -13,6 +13,7 @@ from hotswap.adapters.planner import plan as plan_fleet
 from hotswap.cli import plot as picture
 from hotswap.cli.command import FILE, FOLDER, Command, Exit
 from hotswap.cli.folders import adapter_paths
+from hotswap.cli.options import PICKLE
 from hotswap.cli.plan_text import sections
 from hotswap.cli.terminal import progress_bar, say
 
@@ -34,12 +35,14 @@ Exit codes: 0, every adapter fits; 1, one cannot be read or does not fit the oth
 @option("--output", "-o", type=FILE, help="Save the plan (hotswap-plan.json).")
 @option("--plot", type=FILE, help="Draw the curve: FILE.svg or FILE.png.")
 @option("--base", type=FOLDER, help="Folder of the pipeline that the files are for.")
+@PICKLE
 @option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(
     adapters: tuple[str, ...],
     output: Path | None,
     plot: Path | None,
     base: Path | None,
+    allow_pickle: bool,
     as_json: bool,
 ) -> None:
     """Find what a fleet of adapters needs to be hot-swapped.
@@ -53,7 +56,7 @@ def plan(
         raise Exit(2)
     paths = adapter_paths("plan", adapters)
     with progress_bar(len(paths)) as progress:
-        found = plan_fleet(_counted(paths, progress), base=base)
+        found = plan_fleet(_counted(paths, progress), base=base, allow_pickle=allow_pickle)
     if not found.conflicts:  # files first: whoever reads the text may stop reading
         if plot is not None:
             _write(plot, lambda: picture.plot(found, plot), "--plot")

@@ -43,6 +43,7 @@ class Request:
     processes: str | None = None
     report: Path | None = None
     fail_on: Level = "error"
+    allow_pickle: bool = False
     demo: bool = False
     no_timing: bool = False
     verbose: bool = False

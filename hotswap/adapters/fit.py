@@ -52,6 +52,19 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     return merge_alike(findings)
 
 
+def as_wide_as(modules: Mapping[str, ModuleSpec | ModulePlan], spec: AdapterSpec) -> AdapterSpec:
+    """The adapter with the input as wide as others have it, where a pipeline of diffusers widens it.
+
+    That is the first layer of Flux, to which Fill and Control give more channels; the new ones get zeros.
+    """
+    name = "x_embedder" if spec.components == ("transformer",) else "transformer.x_embedder"
+    own, other = spec.modules.get(name), modules.get(name)
+    if own is None or other is None or own.in_features >= other.in_features:
+        return spec
+    wider = replace(own, in_features=other.in_features)
+    return replace(spec, modules={**spec.modules, name: wider})
+
+
 @dataclass(frozen=True, slots=True)
 class BaseModel:
     """What a base model offers: LoRA's place at each module, the shapes of its parameters, its prefix.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hotswap.adapters.config import CONFIG, FIELDS
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
-from hotswap.adapters.fit import BaseModel, belongs, fits
+from hotswap.adapters.fit import BaseModel, as_wide_as, belongs, fits
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
@@ -57,12 +57,14 @@ class Inspector:
     plan: SwapPlan | None = None
     base: BaseModel | None = None
     weights: bool = False
+    allow_pickle: bool = False
     _reader: SpecReader = field(init=False)
     _good: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Read files for the pipeline that the base model is."""
-        self._reader = SpecReader(self.base.family if self.base is not None else None)
+        family = self.base.family if self.base is not None else None
+        self._reader = SpecReader(family, allow_pickle=self.allow_pickle)
 
     def __call__(self, path: str) -> Inspection:
         """Judge a folder, a file or a hub id."""
@@ -79,7 +81,7 @@ class Inspector:
         spec = opened.spec
         findings: list[Finding] = []
         if opened.mark not in self._good:  # texts that were good are good again
-            findings += fits(self.plan, spec) if self.plan is not None else spec.findings
+            findings += spec.findings if self.plan is None else _fits(self.plan, spec)
             findings += belongs(self.base, spec) if self.base is not None else ()
             findings += _remarks(self.plan, spec, opened.layout)
         if not findings and opened.mark and opened.whole and len(self._good) < _MOST_GOOD:
@@ -91,6 +93,12 @@ class Inspector:
         base = str(spec.config.get("base_model_name_or_path") or "")
         kept = (spec.rank, len(spec.modules), opened.mark, spec.bytes, base)
         return Inspection(spec.path, merge_alike(findings), *kept)
+
+
+def _fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
+    if spec.components:
+        spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
+    return fits(plan, as_wide_as(plan.modules, spec))
 
 
 def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:
@@ -124,6 +132,10 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
         text += f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         remedy = "remove it, or correct its name: PEFT and a swap pass over it"
         yield Finding(path, "HSW119", text, remedy)
+    if spec.components and any("dora_scale" in name for name in layout.tensors):
+        text = "has dora_scale, which diffusers leaves out: it is loaded as plain LoRA"
+        remedy = "convert it: diffusers reads magnitudes of DoRA as lora_magnitude_vector"
+        yield Finding(path, "HSW118", text, remedy)
     yield from _target_remarks(spec)
 
 

@@ -19,7 +19,7 @@ _PARTS[f"{MAGNITUDE}.weight"] = MAGNITUDE
 
 _NAMED = re.compile(r"(\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))\.default(?=\.|$)")
 _WRAPPED = re.compile(
-    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.base_model\."
+    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.(?:base_model\.|\w*blocks\.)"
 )
 
 

@@ -53,7 +53,7 @@ def _built(path: Path, name: str, kind: tuple[str, str] | None = None) -> nn.Mod
         raise
     except Exception as error:  # of any model's code: a missing package, a value that it refuses
         lines = [line.strip() for line in str(error).splitlines()]
-        first = next(filter(None, lines), type(error).__name__)
+        first = next(filter(None, lines), type(error).__name__).rstrip(":")
         raise HotswapError(
             f"--base {name}: the model cannot be built from its config: {first[:300]}"
         ) from error

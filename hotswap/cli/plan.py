@@ -16,6 +16,7 @@ from hotswap.adapters.planner import plan as plan_fleet
 from hotswap.cli import plot as picture
 from hotswap.cli.command import FILE, FOLDER, SEVERAL, Command, Exit
 from hotswap.cli.folders import adapter_paths
+from hotswap.cli.options import PICKLE
 from hotswap.cli.plan_text import per_rank, sections, shared_memory
 from hotswap.cli.terminal import progress_bar, say
 
@@ -44,6 +45,7 @@ _TP_NEEDS = "the config of the model says along which axes it is cut; give its f
     help="Folder of the pipeline that the files are for, or with --tp of the model.",
 )
 @option("--tp", type=SEVERAL, help="Say what each of so many devices holds that share the model.")
+@PICKLE
 @option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(
     adapters: tuple[str, ...],
@@ -51,6 +53,7 @@ def plan(
     plot: Path | None,
     base: Path | None,
     tp: int | None,
+    allow_pickle: bool,
     as_json: bool,
 ) -> None:
     """Find what a fleet of adapters needs to be hot-swapped.
@@ -67,7 +70,11 @@ def plan(
         raise Exit(2)
     paths = adapter_paths("plan", adapters)
     with progress_bar(len(paths)) as progress:
-        found = plan_fleet(_counted(paths, progress), base=base if tp is None else None)
+        found = plan_fleet(
+            _counted(paths, progress),
+            base=base if tp is None else None,
+            allow_pickle=allow_pickle,
+        )
     if not found.conflicts:  # files first: whoever reads the text may stop reading
         if plot is not None:
             _write(plot, lambda: picture.plot(found, plot), "--plot")

@@ -64,6 +64,7 @@ def swap(
     adapter_name: str | None = None,
     config: Config | None = None,
     timeout: float | None = None,
+    allow_pickle: bool = False,
 ) -> SwapReport:
     """Replace the weights of ``adapter_name`` in place, all or nothing.
 
@@ -73,9 +74,10 @@ def swap(
     ``{"transformer": high, "transformer_2": low}``. The report says what each component has then.
     ``adapter`` is a PEFT folder, a safetensors file beside its config, a file or folder of diffusers, a
     hub id, a state dict as ``get_peft_model_state_dict`` returns it (with ``config``), or None for the
-    base model. ``adapter_name=None`` is the model's only adapter, or "default". Everything is
-    validated and staged before the one copy that changes the model; whatever fails is undone. No
-    storage, shape, dtype or parameter object changes. A scale set by ``set_scale`` is reset to 1. The
+    base model. With ``allow_pickle`` files of torch.save are read too, by torch.load(weights_only=True).
+    ``adapter_name=None`` is the model's only adapter, or "default". Everything is validated
+    and staged before the one copy that changes the model; whatever fails is undone. No storage, shape,
+    dtype or parameter object changes. A scale set by ``set_scale`` is reset to 1. The
     model may be a ``torch.compile`` wrapper. A KV cache computed with another adapter is not valid
     after a swap.
 
@@ -87,7 +89,9 @@ def swap(
     parts = parts_of(model)
     name = name_of(parts[0], adapter_name)
     with together(parts) as agree:
-        incoming = read_parts(model, parts, adapter, config)  # a hub may take its time
+        incoming = read_parts(  # a hub may take its time
+            model, parts, adapter, config, allow_pickle=allow_pickle
+        )
         with exclusive(parts, timeout=timeout, name=name), Changes() as changes, changes:
             places = [ready(part, adapter_name) for part in parts]
             labels = labels_of(parts, adapter)

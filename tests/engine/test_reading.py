@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +73,29 @@ def test_a_model_is_not_held_while_files_and_the_hub_are_asked(
     monkeypatch.setattr(parts, "read", slow)
     hotswap.swap(model, fleet["large"])
     assert seen == [[]]
+
+
+def test_a_file_of_torch_save_is_taken_where_that_is_allowed(
+    fleet: Any, model: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(fleet["dora"], folder)
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    before, bank = bits(model), hotswap.AdapterBank(model)
+    ways = (lambda: hotswap.swap(model, folder), lambda: bank.add("pickled", folder))
+    for way in ways:
+        with pytest.raises(AdapterError, match="allow_pickle=True"):
+            way()
+    assert same_bits(before, bits(model))
+    expected = run(fresh(micro(), folder))
+    report = hotswap.swap(model, folder, allow_pickle=True)
+    assert report.adapter == str(folder)
+    torch.testing.assert_close(run(model), expected)
+    bank.add("pickled", folder, allow_pickle=True)
+    hotswap.swap(model, None)
+    with bank.using("pickled"):
+        torch.testing.assert_close(run(model), expected)
+    plan = hotswap.plan([folder], allow_pickle=True)
+    loaded = hotswap.load(micro(), plan, folder, allow_pickle=True)
+    torch.testing.assert_close(run(loaded), expected)

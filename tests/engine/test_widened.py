@@ -73,8 +73,14 @@ def test_adapters_for_a_narrower_input_are_widened_as_diffusers_does(tmp_path: P
         torch.testing.assert_close(run(pipeline), run(expected))
     with bank.using("a"):
         torch.testing.assert_close(run(pipeline), run(fresh(tmp_path, narrow)))
-    loaded = hotswap.load(fill(tmp_path), hotswap.plan([narrow, other]), other)
-    torch.testing.assert_close(run(loaded), run(fresh(tmp_path, other)))
+    for files in ([narrow, other], [narrow, wide, other]):
+        plan = hotswap.plan(files)
+        assert plan.conflicts == ()
+        assert hotswap.check_adapters(files, plan=plan) == []
+        loaded = hotswap.load(fill(tmp_path), plan, other)
+        torch.testing.assert_close(run(loaded), run(fresh(tmp_path, other)))
+    narrow_plan = hotswap.plan([narrow, other])
+    assert [f.code for f in hotswap.check_adapters(wide, plan=narrow_plan)] == ["HSW107"]
 
 
 def test_the_base_of_a_wider_input_takes_them(tmp_path: Path) -> None:

@@ -18,17 +18,19 @@ from typing import Any, get_args
 import click
 from click import Choice, option
 
+from hotswap.adapters.pickles import rewritten, torch_file
 from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
 from hotswap.cli.command import FILE, FOLDER, SEVERAL, Command, Exit
 from hotswap.cli.fleet import files_of, read_fleet, read_values, shard
 from hotswap.cli.folders import adapter_folders
+from hotswap.cli.options import PICKLE
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
 from hotswap.cli.verify.request import Backend, Dtype, Form, Level, Request, usage_problem
 from hotswap.cli.verify.suite import Run, run_suite, run_timing
 from hotswap.cli.verify.tiny import write_small
-from hotswap.errors import HotswapError
+from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.report import text
 from hotswap.report.document import Document, derive, dumps
 from hotswap.report.github import github
@@ -100,6 +102,7 @@ fail_on_option = option(
     "--shard", metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."
 )
 @option("-n", "processes", metavar="N", help="Spread over processes: a number, auto.")
+@PICKLE
 @fail_on_option
 @option(
     "--format",
@@ -146,7 +149,8 @@ def spoken(adapters: Sequence[str], options: Mapping[str, Any]) -> str:
     for name in _REPEATED:
         if options.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
-    words += [f"--{name}" for name in ("demo", "tiny", "regional") if options.get(name)]
+    flags = [name for name in ("demo", "tiny", "regional", "allow_pickle") if options.get(name)]
+    words += [f"--{name.replace('_', '-')}" for name in flags]
     return shlex.join(words)
 
 
@@ -170,6 +174,9 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
             warned.append("no C++ compiler was found, so the backend was aot_eager")
     if request.demo:
         request = _with_demo(request, folder)
+    if request.allow_pickle:
+        request, told = _without_pickles(request, folder)
+        notes += told
     given = SwapPlan.read(request.plan) if request.plan else None
     fleet = read_fleet(request.adapters, given)
     sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
@@ -236,6 +243,23 @@ def _with_demo(request: Request, folder: Path) -> Request:
         raise HotswapError(f"the demo could not be written: {ended.last_line}")
     base, adapters = demo_paths(folder)
     return replace(request, base=str(base), adapters=tuple(str(path) for path in adapters))
+
+
+def _without_pickles(request: Request, folder: Path) -> tuple[Request, list[str]]:
+    """Write adapters that torch.save wrote as safetensors, under their names; what cannot be stays."""
+    adapters, notes = [], []
+    for number, path in enumerate(request.adapters):
+        pickled = torch_file(Path(path))
+        if pickled is not None:
+            copy = folder / "rewritten" / str(number) / Path(path).resolve().name
+            copy.mkdir(parents=True)
+            try:
+                path = str(rewritten(pickled, copy))
+                notes.append(f"{pickled} was read by torch.load(weights_only=True)")
+            except UnreadableAdapterError as error:
+                say(*error.findings, error=True)
+        adapters.append(path)
+    return replace(request, adapters=tuple(adapters)), notes
 
 
 def _gathered(

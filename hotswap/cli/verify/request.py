@@ -45,6 +45,7 @@ class Request:
     tp: int | None = None
     report: Path | None = None
     fail_on: Level = "error"
+    allow_pickle: bool = False
     demo: bool = False
     no_timing: bool = False
     verbose: bool = False

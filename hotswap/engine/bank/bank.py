@@ -86,17 +86,22 @@ class AdapterBank:
         return [place.staged for place in found if place is not None and place.staged is not None]
 
     def add(
-        self, name: str, adapter: Adapter | Adapters | None, *, config: Config | None = None
+        self,
+        name: str,
+        adapter: Adapter | Adapters | None,
+        *,
+        config: Config | None = None,
+        allow_pickle: bool = False,
     ) -> str:
         """Stage an adapter under a name, in place of one that has it; return its digest.
 
-        A dict names an adapter for each component of a pipeline; see ``swap``.
+        A dict names an adapter for each component of a pipeline; see ``swap``, also for ``allow_pickle``.
         The adapter in place is not touched: those who use the name go on with what they have, and the
         next ``using`` puts in place what was added. Raises what ``swap`` raises for an adapter that does
         not fit; the bank then keeps what it had. HotswapError when one adapter alone is larger than
         ``max_bytes``.
         """
-        version = Version(name, Source(adapter, config))
+        version = Version(name, Source(adapter, config, allow_pickle))
         self._read(version)
         self._shelf.put(version)
         return str(version.digest)
@@ -120,13 +125,18 @@ class AdapterBank:
         return str(version.digest)
 
     def register(
-        self, name: str, adapter: Adapter | Adapters | None, *, config: Config | None = None
+        self,
+        name: str,
+        adapter: Adapter | Adapters | None,
+        *,
+        config: Config | None = None,
+        allow_pickle: bool = False,
     ) -> None:
         """Say what a name means; it is read by ``prefetch``, or by the first ``using``.
 
         What is staged under the name serves until then. A state dict is copied.
         """
-        self._shelf.register(Version(name, Source(_copied(adapter), config)))
+        self._shelf.register(Version(name, Source(_copied(adapter), config, allow_pickle)))
 
     def prefetch(
         self,
@@ -134,6 +144,7 @@ class AdapterBank:
         adapter: Adapter | Adapters | None = None,
         *,
         config: Config | None = None,
+        allow_pickle: bool = False,
     ) -> Future[str]:
         """Read, validate and stage an adapter in a thread beside the model; its digest is the result.
 
@@ -142,7 +153,7 @@ class AdapterBank:
         What was prefetched counts as used last. Raises UnknownAdapterError.
         """
         if adapter is not None:
-            self.register(name, adapter, config=config)
+            self.register(name, adapter, config=config, allow_pickle=allow_pickle)
         shelf = self._shelf
         with shelf.lock:
             version = shelf.cold.get(name) or shelf.find(name)
@@ -179,7 +190,13 @@ class AdapterBank:
             source = version.source
             if version.staged is not None or source is None:
                 return
-            incoming = read_parts(self._model, self._parts, source.adapter, source.config)
+            incoming = read_parts(
+                self._model,
+                self._parts,
+                source.adapter,
+                source.config,
+                allow_pickle=source.allow_pickle,
+            )
             self._stage(version, self._places(), incoming)
             if not source.lasting:
                 version.source = None

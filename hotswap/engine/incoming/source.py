@@ -19,7 +19,7 @@ from hotswap.adapters import hub
 from hotswap.adapters.config import SAVE_AGAIN
 from hotswap.adapters.files import open_weights, unreadable
 from hotswap.adapters.formats import components_of
-from hotswap.adapters.formats.component import Component, Convert, without_prefix
+from hotswap.adapters.formats.component import Component, Convert, split, without_prefix
 from hotswap.adapters.formats.conversion import infos
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.names import in_file
@@ -115,15 +115,15 @@ NOTHING = IncomingAdapter(Description(_BASE, {}, None), _BASE, {})
 """What is put in place where there is to be no adapter."""
 
 
-def read(adapter: Adapter, config: Config | None = None, **hub: Any) -> IncomingAdapter:
-    """Read the adapter of one model; ``hub`` are huggingface_hub's arguments (revision, token, …).
+def read(adapter: Adapter, config: Config | None = None, **options: Any) -> IncomingAdapter:
+    """Read the adapter of one model; ``options`` are those of ``read_components``.
 
     Raises UnreadableAdapterError for files that are missing or damaged, AdapterError for a file of several
     components, ValueError for a state dict without its config.
     """
     if isinstance(adapter, Mapping):
         return from_state_dict(adapter, _given(config))
-    found = read_components(adapter, config, **hub)
+    found = read_components(adapter, config, **options)
     if len(found) > 1:
         text = f"has weights for several components of a pipeline ({', '.join(found)})"
         raise unreadable(
@@ -137,17 +137,19 @@ def read_components(
     config: Config | None = None,
     family: Family | None = None,
     lost: Mapping[str, str] | None = None,
+    *,
+    allow_pickle: bool = False,
     **hub: Any,
 ) -> dict[str, IncomingAdapter]:
     """Read an adapter, component by component; "" is of a model by itself.
 
-    ``lost`` are prefixes that names have in files of a component and not in the model. Raises
-    UnreadableAdapterError.
+    ``lost`` are prefixes that names have in files of a component and not in the model, ``hub`` are
+    huggingface_hub's arguments (revision, token, …). Raises UnreadableAdapterError.
     """
     path, own = _located(adapter, hub), None
     if config is not None:
         own = json.dumps(plain(config), default=str).encode()
-    with open_texts(str(path), config=own, family=family) as texts:
+    with open_texts(str(path), config=own, family=family, allow_pickle=allow_pickle) as texts:
         return _read(str(adapter), texts, config, lost or {})
 
 
@@ -165,6 +167,9 @@ def _read(
     convert = next((each.convert for each in known.values()), None)
     if convert is not None and isinstance(texts.file, BufferedReader):
         values = convert(_everything(texts))
+    elif texts.passing:
+        copied = {name: value.clone() for name, value in _everything(texts).items()}
+        values = {"": copied} if "" in known else split(copied)
     described = os.fstat(texts.file.fileno()) if texts.file is not None else None
     return {
         name: IncomingAdapter(
@@ -241,11 +246,11 @@ def _keep(key: Hashable, descriptions: dict[str, Description]) -> None:
         kept.popitem(last=False)
 
 
-def config_of(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> LoraConfig:
+def config_of(adapter: Adapter, config: LoraConfig | None = None, **options: Any) -> LoraConfig:
     """The config of an adapter of one model, without its weights."""
     if config is not None:
         return config
-    found: LoraConfig = read(adapter, **hub).config
+    found: LoraConfig = read(adapter, **options).config
     return found
 
 

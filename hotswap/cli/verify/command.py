@@ -191,12 +191,12 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
         tried = request, fleet, mine
         if request.tiny:
             try:
-                base, small, cut, told = write_small(
+                base, small, cut, shrunk = write_small(
                     str(request.base), fleet, accepted, folder / "tiny"
                 )
             except HotswapError as error:
                 return _refuse(str(error))
-            notes.append(f"verified {told}")
+            notes.append(f"verified {shrunk}")
             tried = replace(request, base=base), cut, small
         run = run_suite(*tried, folder, deadline)
         judged = any(record.get("law") for record in run.results.records)

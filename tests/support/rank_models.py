@@ -151,12 +151,12 @@ def broken_step(step: str, fault: str, late: float) -> None:
     owner, name = places[step]
     original = getattr(owner, name)
 
-    def failing(*args: Any) -> Any:
+    def failing(*args: Any, **kwargs: Any) -> Any:
         if (step, "begin") == ("after", str(args[1]).rpartition("/")[2]):
-            return original(*args)
+            return original(*args, **kwargs)
         arena = args[0]
         if step == "middle" and arena is not arena_here():
-            return original(*args)
+            return original(*args, **kwargs)
         setattr(owner, name, original)
         if step == "middle":
             for device, buffer in arena.buffers.items():
@@ -168,7 +168,7 @@ def broken_step(step: str, fault: str, late: float) -> None:
             time.sleep(late)
         else:
             raise OSError(f"injected at {step}")
-        return original(*args)
+        return original(*args, **kwargs)
 
     setattr(owner, name, failing)
 

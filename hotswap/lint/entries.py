@@ -51,6 +51,8 @@ class Entries:
     def __init__(self, run: Run, matters: Callable[[Function], Relevance]) -> None:
         self.run, self.judge, self.matters = run, run.judge, matters
         self._calls = 0
+        self._did: dict[Function, frozenset[str]] = {}
+        """What each entry did when it was called last."""
         self._called: list[Func] = []
         """What was called before the rest, as it sets models up."""
 
@@ -74,7 +76,8 @@ class Entries:
         found = judge.take_back((func.node, self._calls))
         if keep:
             judge.keep(found)
-        return Attempt(func, ends, frozenset(judge.log), found)
+        did = self._did[func.node] = frozenset(judge.log)
+        return Attempt(func, ends, did, found)
 
     def use(
         self, paths: list[State], functions: Sequence[Func], openers: Sequence[Func] = ()
@@ -102,9 +105,11 @@ class Entries:
         elif not compiled:
             return
         for func in (*called, *chain):  # some set up on the first call only
-            if self.matters(func.node).touches(func.node, "swap"):
+            serves = {"load", "run"} <= self._did.get(func.node, frozenset())
+            if serves or self.matters(func.node).touches(func.node, "swap"):
                 later = self._attempt(func, states[-1])
                 served = {"compile"} if "swap" in later.did else set()
+                served |= {"load"} if "run" in later.did else set()
                 if not later.did.intersection(_SETS_UP) - served:
                     self.judge.keep(later.found)
         ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}

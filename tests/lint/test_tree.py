@@ -235,6 +235,60 @@ CASES = {
                     return self.flux("x")
         """,
     },
+    "a method that does nothing, and does something in a class of another file": {
+        "base.py": """
+            class Worker:
+                def __init__(self):
+                    self.pipe = self.make()
+                    self.before()
+                    self.pipe.load_lora_weights("first", adapter_name="look")
+                    self.after()
+                    self.pipe.transformer.compile()
+
+                def make(self):
+                    raise NotImplementedError
+
+                def before(self):
+                    pass
+
+                def after(self):
+                    \"\"\"For what comes later.\"\"\"
+
+                def work(self, look):
+                    self.pipe.load_lora_weights(look, adapter_name="look", hotswap=True)  # want HSW205
+                    return self.pipe("x")
+        """,
+        "right.py": """
+            from base import Worker
+            from diffusers import FluxPipeline
+
+            class Right(Worker):
+                def make(self):
+                    return FluxPipeline.from_pretrained("flux")
+
+                def before(self):
+                    self.pipe.enable_lora_hotswap(target_rank=8)
+        """,
+        "late.py": """
+            from base import Worker
+            from diffusers import FluxPipeline
+
+            class Late(Worker):
+                def make(self):
+                    return FluxPipeline.from_pretrained("flux")
+
+                def after(self):
+                    self.pipe.enable_lora_hotswap(target_rank=8)  # want HSW203
+        """,
+        "unprepared.py": """
+            from base import Worker
+            from diffusers import FluxPipeline
+
+            class Unprepared(Worker):
+                def make(self):
+                    return FluxPipeline.from_pretrained("flux")
+        """,
+    },
     "the mistake in the other module": {
         "late.py": """
             def allow(pipe):

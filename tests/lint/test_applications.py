@@ -1,6 +1,6 @@
 """Whole applications of many kinds: what is wrong with one is found, and the right one is silent.
 
-They were written in eleven rounds before the linter had seen them; docs/lint.md says what it found then.
+They were written in twelve rounds before the linter had seen them; docs/lint.md says what it found then.
 """
 
 from __future__ import annotations

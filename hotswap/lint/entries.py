@@ -79,14 +79,12 @@ class Entries:
         did = self._did[func.node] = frozenset(judge.log)
         return Attempt(func, ends, did, found)
 
-    def use(
-        self, paths: list[State], functions: Sequence[Func], openers: Sequence[Func] = ()
-    ) -> None:
+    def use(self, paths: list[State], functions: Sequence[Func]) -> None:
         """Call functions in every order that the program may have meant.
 
-        First each on its own. Then, after those that set the model up (the functions, or others that only
-        do that), each of the rest: what is wrong then is wrong whatever ran before, unless it can be
-        called earlier. What does not set up is called twice, as one request after another.
+        First each on its own. Then, after those that set the model up, each of the rest: what is wrong then
+        is wrong whatever ran before, unless it can be called earlier. What does not set up is called twice,
+        as one request after another.
         """
         called, self._called = self._called, []
         compiled = any(f.compiled for state in paths for f in state.models.values())
@@ -97,8 +95,7 @@ class Entries:
             ):
                 self.judge.entries.add(func.node)
                 attempts.append(self._attempt(func, paths, keep=True))
-        others = [self._attempt(func, paths) for func in openers]
-        chain, states = self._open(paths, [*attempts, *others])
+        chain, states = self._open(paths, attempts)
         again = [a for a in attempts if a.func not in chain]
         if chain:
             again = [self._attempt(a.func, states[-1]) for a in again]

@@ -209,15 +209,15 @@ CASES = {
                     self.pipe = pipe
 
                 def wear(self, file, weight=1.0):
-                    names = []
                     if not os.path.exists(file):
                         raise FileNotFoundError(file)
+
                     name = os.path.basename(file)
-                    for letter in ".- ":
-                        name = name.replace(letter, "_")
-                    names.append(name)
+
+                    name = name.replace(".", "_")
+
                     self.pipe.load_lora_weights(file, adapter_name=name)  # want HSW206
-                    return names
+                    return name
         """),
         "app.py": """
             import torch
@@ -245,14 +245,9 @@ CASES = {
                     self.after()
                     self.pipe.transformer.compile()
 
-                def make(self):
-                    raise NotImplementedError
-
-                def before(self):
-                    pass
-
-                def after(self):
-                    \"\"\"For what comes later.\"\"\"
+                def make(self): raise NotImplementedError
+                def before(self): pass
+                def after(self): ...
 
                 def work(self, look):
                     self.pipe.load_lora_weights(look, adapter_name="look", hotswap=True)  # want HSW205

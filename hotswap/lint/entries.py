@@ -51,6 +51,8 @@ class Entries:
     def __init__(self, run: Run, matters: Callable[[Function], Relevance]) -> None:
         self.run, self.judge, self.matters = run, run.judge, matters
         self._calls = 0
+        self._did: dict[Function, frozenset[str]] = {}
+        """What each entry did when it was called last."""
         self._called: list[Func] = []
         """What was called before the rest, as it sets models up."""
 
@@ -74,16 +76,15 @@ class Entries:
         found = judge.take_back((func.node, self._calls))
         if keep:
             judge.keep(found)
-        return Attempt(func, ends, frozenset(judge.log), found)
+        did = self._did[func.node] = frozenset(judge.log)
+        return Attempt(func, ends, did, found)
 
-    def use(
-        self, paths: list[State], functions: Sequence[Func], openers: Sequence[Func] = ()
-    ) -> None:
+    def use(self, paths: list[State], functions: Sequence[Func]) -> None:
         """Call functions in every order that the program may have meant.
 
-        First each on its own. Then, after those that set the model up (the functions, or others that only
-        do that), each of the rest: what is wrong then is wrong whatever ran before, unless it can be
-        called earlier. What does not set up is called twice, as one request after another.
+        First each on its own. Then, after those that set the model up, each of the rest: what is wrong then
+        is wrong whatever ran before, unless it can be called earlier. What does not set up is called twice,
+        as one request after another.
         """
         called, self._called = self._called, []
         compiled = any(f.compiled for state in paths for f in state.models.values())
@@ -94,17 +95,18 @@ class Entries:
             ):
                 self.judge.entries.add(func.node)
                 attempts.append(self._attempt(func, paths, keep=True))
-        others = [self._attempt(func, paths) for func in openers]
-        chain, states = self._open(paths, [*attempts, *others])
+        chain, states = self._open(paths, attempts)
         again = [a for a in attempts if a.func not in chain]
         if chain:
             again = [self._attempt(a.func, states[-1]) for a in again]
         elif not compiled:
             return
         for func in (*called, *chain):  # some set up on the first call only
-            if self.matters(func.node).touches(func.node, "swap"):
+            serves = {"load", "run"} <= self._did.get(func.node, frozenset())
+            if serves or self.matters(func.node).touches(func.node, "swap"):
                 later = self._attempt(func, states[-1])
                 served = {"compile"} if "swap" in later.did else set()
+                served |= {"load"} if "run" in later.did else set()
                 if not later.did.intersection(_SETS_UP) - served:
                     self.judge.keep(later.found)
         ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}

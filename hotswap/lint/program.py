@@ -185,14 +185,10 @@ class _Program:
         setups = [m for m in setups if sets_up(self._matters(m), m, "self")]
         for method in outermost(setups, self._matters):
             paths = self.entries.call(_bound(paths, cls, method, obj), paths)
-        opening = [m for m in self._left(methods) if self._matters(m).touches(m, "compile", "swap")]
         later = [m for m in self._left(own) if m not in before]
         later += [m for m in self._left(methods) if m not in own and self._matters(m).touches(m)]
         ordered = sorted([*outermost(later, self._matters), *later], key=_last)
-        opening = [m for m in opening if m not in later]
-        openers = [m for m in outermost(opening, self._matters) if not m.name.startswith("__")]
-        use, first = ([_bound(paths, cls, m, obj) for m in nodes] for nodes in (ordered, openers))
-        self.entries.use(paths, use, first)
+        self.entries.use(paths, [_bound(paths, cls, m, obj) for m in ordered])
         self.run.executed |= before
 
     def _named(self, paths: list[State], node: Def) -> Func | None:

@@ -12,7 +12,7 @@ from hotswap.lint.apis.methods import CALLS, METHODS
 from hotswap.lint.interpreter.fixtures import fixture_name
 from hotswap.lint.interpreter.names import CALLS_ITS_ARGUMENT, FACTORIES, MUTATES
 from hotswap.lint.interpreter.objects import last_name
-from hotswap.lint.outline import Outline, between, first_line, given, matched, sources
+from hotswap.lint.outline import Definition, Outline, between, first_line, given, matched, sources
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {*FACTORIES, "get_peft_model"}
@@ -104,7 +104,7 @@ class Relevance:
             for feature in features:
                 self._lines[feature] += self.outline.named.get(name, ())
         if imported or self.applies:
-            self._spread()
+            self._spread(imported=imported)
 
     @property
     def applies(self) -> bool:
@@ -163,8 +163,11 @@ class Relevance:
         first, last = first_line(node), getattr(node, "end_lineno", None) or 0
         return last - first >= MOST_OF_SMALL and self.inert(node)
 
-    def _spread(self) -> None:
-        """Let the callers of a function do what it does; find the lines of models and of what is needed."""
+    def _spread(self, *, imported: bool) -> None:
+        """Let the callers of a function do what it does; find the lines of models and of what is needed.
+
+        What classes of other modules do in the place of an imported method that does nothing can matter.
+        """
         self.outline.complete()
         lines = self._lines
         for element in self.outline.elements:
@@ -179,10 +182,17 @@ class Relevance:
         names = models | CALLS | CALLS_ITS_ARGUMENT.keys()
         runs = [call.lineno for name in names for call in self.outline.calls.get(name, ())]
         lines["run"] = self._reaching([*runs, *self.outline.named["_orig_mod"]])
-        self._steps = sorted({line for of_feature in lines.values() for line in of_feature})
+        hooks = {
+            line
+            for d in self.outline.definitions
+            if imported and _is_hook(d)
+            for line in self.outline.named[d.name]
+        }
+        self._steps = sorted(hooks.union(*lines.values()))
         self._needed = self._needed_names()
         own = {line for name in models for line in self.outline.named[name]}
         own |= {call.lineno for name in MUTATES for call in self.outline.calls.get(name, ())}
+        own |= hooks
         own |= {n for n, names in self.outline.kept.items() if not names.isdisjoint(self._needed)}
         leaving = [
             call.lineno for name in _LEAVES_PROGRAM for call in self.outline.calls.get(name, ())
@@ -266,3 +276,12 @@ class Relevance:
             more = {n for name in names for n in self.outline.named[name]}
             more -= {d.lineno for d in found}
             lines = sorted({*lines, *more})
+
+
+def _is_hook(node: Definition) -> bool:
+    """Tell whether a method does nothing: what derived classes do in its place is not known here."""
+    last = node.body[-1]
+    nothing = isinstance(last, ast.Pass | ast.Raise) or (
+        isinstance(last, ast.Expr) and isinstance(last.value, ast.Constant)
+    )
+    return nothing and len(node.body) <= 2 and not isinstance(node, ast.ClassDef)

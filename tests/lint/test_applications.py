@@ -1,6 +1,6 @@
 """Whole applications of many kinds: what is wrong with one is found, and the right one is silent.
 
-They were written in nine rounds before the linter had seen them; docs/lint.md says what it found then.
+They were written in twelve rounds before the linter had seen them; docs/lint.md says what it found then.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 from tests.support.applications import APPLICATIONS, applications, score
 
 PAGES = sorted(APPLICATIONS.glob("*.txt"))
-MISSED = {"eighth": 1}
-"""Mistakes that are known not to be found: a name that another branch of a ``match`` may have loaded."""
+MISSED = {"eighth": 1, "eleventh": 1}
+"""Mistakes that are not found: a name that another branch may have loaded, a counter that passes a limit."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

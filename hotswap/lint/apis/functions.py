@@ -107,6 +107,13 @@ def _isinstance(run: Run, args: v.Args) -> v.Value:
     return run.fresh() if None in keys else run.memo(("isinstance", keys))
 
 
+def _set_grad(run: Run, args: v.Args) -> v.Value:
+    """Set the gradient mode from here on; a ``with`` block sets it back."""
+    known = holds(run, args.get(0, "mode") or run.fresh())
+    run.s.grad = (*run.s.grad, None if known is None else "grad" if known else "no_grad")
+    return v.Const(None)
+
+
 PEFT: dict[str, Effect] = {
     "LoraConfig": _lora_config,
     "get_peft_model": lambda run, args: wrap(run, args, args.get(0, "model")),
@@ -139,6 +146,7 @@ FUNCTIONS: dict[str, Effect] = {
     "torch.export.export": steps.exported,
     "torch.export.export_for_training": steps.exported,
     "torch.export.save": steps.save,
+    "torch.set_grad_enabled": _set_grad,
     "transformers.pipeline": lambda run, args: args.get(1, "model") or run.fresh(),
 }
 TENSORS = frozenset(

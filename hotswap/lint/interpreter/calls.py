@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import mutate
@@ -129,8 +130,10 @@ def _call_object(run: Run, obj: v.Obj, args: v.Args) -> list[State]:
         for name in ("__call__", "forward"):
             target = read_attribute(run, obj, name)
             if isinstance(target, v.Func):
-                if run.facts(obj).compiled:
+                compiled = run.facts(obj).compiled
+                if compiled is not None:
                     run.invoke(model, args)
+                    target = replace(target, compiler=compiled.where)
                 if name == "forward" and not run.modules[
                     run.foreign.get(target.node, run.main)
                 ].touches(target.node):

@@ -252,7 +252,8 @@ def _comprehended(
 ) -> list[list[v.Value]] | None:
     outer = Table(run.s.frames[-1].names)
     first, *others = generators
-    over = v.elements(run.ev(first.iter))
+    iterated = run.ev(first.iter)
+    over = v.elements(iterated)
     known = over is not None and not others
     found: list[list[v.Value]] = []
     for element in over if over is not None else [run.fresh()]:
@@ -263,7 +264,7 @@ def _comprehended(
         tests = [holds(run, run.ev(test)) for test in first.ifs]
         if False in tests:
             continue
-        known = known and None not in tests
+        known = known and (None not in tests or isinstance(iterated, v.Part))
         found.append([run.ev(part) for part in wanted])
     run.s.frames[-1].names = outer
     return found if known else None

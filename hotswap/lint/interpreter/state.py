@@ -69,7 +69,7 @@ class State:
     heap: Table = field(default_factory=Table)
     """(object, attribute) → value. Read it; write with ``put``."""
     assumed: dict[Any, bool] = field(default_factory=dict)
-    grad: tuple[str, ...] = ()
+    grad: tuple[str | None, ...] = ()
     compiler: Any = None
     """Where the function that is running was compiled, if it was."""
     muted: int = 0

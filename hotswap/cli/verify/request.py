@@ -129,9 +129,6 @@ def _problems(request: Request) -> Iterator[str]:
 
 def _require_report(folder: Path) -> None:
     """Hours of work must not end in a folder that cannot be written."""
-    from hotswap.report.html import require_extra
-
-    require_extra()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

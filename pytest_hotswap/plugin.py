@@ -250,7 +250,11 @@ def hotswap_subject(pytestconfig: pytest.Config) -> Subject:
     """The deployment under test, built from ``--hotswap-subject`` or ``--hotswap-base``."""
     from pytest_hotswap.subjects.origin import resolve_subject
 
-    return resolve_subject(pytestconfig)
+    try:
+        return resolve_subject(pytestconfig)
+    except pytest.UsageError as error:
+        problem = str(error)
+    pytest.fail(problem, pytrace=False)  # a sentence: the frames are the plugin's
 
 
 @pytest.fixture(scope="class")

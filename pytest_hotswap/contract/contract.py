@@ -57,7 +57,11 @@ class HotswapContract(PreparationLaws, EnvelopeLaws, KnobLaws, SequenceLaws):
         if "adapter" in metafunc.fixturenames:
             paths = [Path("unknown")]  # without the plugin every test fails, and says so
             if plugin_is_loaded(metafunc.config):
-                paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
+                try:
+                    subject = subject_at_collection(metafunc.cls, metafunc.definition)
+                    paths = subject.adapter_paths()
+                except pytest.UsageError as error:  # as a sentence, without the plugin's frames
+                    raise pytest.Collector.CollectError(str(error)) from None
             metafunc.parametrize("adapter", paths, ids=[path.name for path in paths])
         for name, cases in (("defect", DEFECTS), ("style", STYLES)):
             if name in metafunc.fixturenames:

@@ -159,9 +159,6 @@ def _tp_problems(request: Request, ranks: int) -> Iterator[str]:
 
 def _require_report(folder: Path) -> None:
     """Hours of work must not end in a folder that cannot be written."""
-    from hotswap.report.html import require_extra
-
-    require_extra()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

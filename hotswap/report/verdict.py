@@ -46,6 +46,7 @@ def verdict(
         outcome = "not ready"
         line = f"not ready: {_adapters(refused)} refused, {', '.join(named)}{more}; {rest}"
     warnings = list(dict.fromkeys(warnings))
+    cut = filter(None, [gathered["request"].get("cut")])  # of a model that was too large
     if outcome == "ready" and warnings and gathered["request"].get("fail_on") == "warning":
         more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
         outcome = "not ready"
@@ -69,7 +70,7 @@ def verdict(
     ]
     return {
         "outcome": outcome,
-        "line": printable("; ".join([line, *gathered.get("notes", ())])),
+        "line": printable("; ".join([line, *gathered.get("notes", ()), *cut])),
         "partial": bool(gathered["interrupted"]),
         "reasons": reasons,
         "warnings": warnings,

@@ -154,12 +154,11 @@ def _answer(request: Request) -> int:
 
 
 def _verify(request: Request, folder: Path, deadline: float) -> int:
-    notes: list[str] = []
-    warned: list[str] = []
+    notes = []
     if request.backend is None:
         request = replace(request, backend=default_backend())  # type: ignore[arg-type]
         if request.backend != "inductor":
-            warned.append("no C++ compiler was found, so the backend was aot_eager")
+            notes.append("no C++ compiler was found, so the backend was aot_eager")
     if request.demo:
         request = _with_demo(request, folder)
     given = SwapPlan.read(request.plan) if request.plan else None
@@ -181,7 +180,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
                 )
             except HotswapError as error:
                 return _refuse(str(error))
-            notes.append(f"verified {told}")
+            request = replace(request, cut=told)
             tried = replace(request, base=base), cut, small
         run = run_suite(*tried, folder, deadline)
         judged = any(record.get("law") for record in run.results.records)
@@ -192,7 +191,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
         if not (request.no_timing or request.tiny or request.package or run.interrupted):
             run = run_timing(request, run, accepted, folder, deadline)
     files = run.files or files_of(request.adapters, mine, fleet)
-    document = derive(_gathered(request, files, run, warned, notes))
+    document = derive(_gathered(request, files, run, notes))
     if request.report is not None:
         write_report(document, request.report)
     _print(request, document, run)
@@ -205,14 +204,26 @@ def exit_code(document: Document) -> int:
 
 
 def write_report(document: Document, folder: Path) -> None:
-    """Write the three files of a report."""
+    """Write the three files of a report, and a script for each law that failed."""
     from hotswap.report.html import html
     from hotswap.report.junit import junit
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in (("report.json", dumps), ("junit.xml", junit), ("report.html", html)):
         (folder / name).write_text(write(document), encoding="utf-8")
-    say(f"wrote {folder / 'report.html'}, report.json and junit.xml", error=True)
+    scripts = {f"reproduce-{law}.py": script for law, script in _scripts(document).items()}
+    for old in folder.glob("reproduce-*.py"):
+        old.unlink()
+    for name, script in scripts.items():
+        (folder / name).write_text(script, encoding="utf-8")
+    more = "".join(f", {name}" for name in scripts)
+    say(f"wrote {folder / 'report.html'}, report.json and junit.xml{more}", error=True)
+
+
+def _scripts(document: Document) -> dict[str, str]:
+    """The script of the first failure of each law."""
+    tests = [test for test in document["tests"] if test.get("script") and test.get("law")]
+    return {str(test["law"]): str(test["script"]) for test in reversed(tests)}
 
 
 def _with_demo(request: Request, folder: Path) -> Request:
@@ -230,11 +241,7 @@ def _with_demo(request: Request, folder: Path) -> Request:
 
 
 def _gathered(
-    request: Request,
-    files: Mapping[str, Any],
-    run: Run,
-    warned: Sequence[str],
-    notes: Sequence[str],
+    request: Request, files: Mapping[str, Any], run: Run, notes: Sequence[str]
 ) -> dict[str, Any]:
     part = request.part
     return {
@@ -244,8 +251,8 @@ def _gathered(
         "exitstatus": run.results.exitstatus,
         "interrupted": run.interrupted,
         "timing": run.timing,
-        "warnings": list(warned),
-        "notes": [*warned, *notes],
+        "warnings": list(notes),
+        "notes": notes,
         "shards": [{"index": part[0], "count": part[1]}] if part else [],
     }
 

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,27 @@ class Evidence:
             pytest.skip(f"the time budget of {self.settings.budget} was used up")
         if not self._ready:
             self._ready = True
+            from pytest_hotswap.contract.failure import ADAPTED
             from pytest_hotswap.subjects.origin import resolve_subject
 
             subject = resolve_subject(item.config)
             adapt(subject, self.settings)
+            item.config.stash[ADAPTED] = self._adapted()
             subject.swap = self._notes.timed(subject.swap)  # type: ignore[method-assign]
             self._subject = subject
+
+    def _adapted(self) -> str | None:
+        """What a script has to do with a subject to have it as it is here."""
+        kept = replace(self.settings, plan=self.settings.plan_file, deadline=None, refused=())
+        if self.settings.temporary:
+            return None
+        if kept == Handover(own_adapters=kept.own_adapters):
+            return ""
+        return (
+            f"from {Handover.__module__} import Handover\n"
+            f"from {__name__} import adapt\n"
+            f"adapt(subject, {kept!r})"
+        )
 
     @pytest.hookimpl(wrapper=True, specname="pytest_runtest_setup")
     def pytest_watched_setup(self, item: pytest.Item) -> Generator[None, object, object]:

@@ -47,6 +47,7 @@ def verdict(
         outcome = "not ready"
         line = f"not ready: {_adapters(refused)} refused, {', '.join(named)}{more}; {rest}"
     warnings = list(dict.fromkeys(warnings))
+    cut = filter(None, [gathered["request"].get("cut")])  # of a model that was too large
     if outcome == "ready" and warnings and gathered["request"].get("fail_on") == "warning":
         more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
         outcome = "not ready"
@@ -68,7 +69,7 @@ def verdict(
         for row in law_rows(results)
         if row["message"] and "failed" in (row["state"], row["control"])
     ]
-    notes = [*_where(results), *gathered.get("notes", ())]
+    notes = [*_where(results), *gathered.get("notes", ()), *cut]
     return {
         "outcome": outcome,
         "line": printable("; ".join([line, *notes])),

@@ -21,18 +21,11 @@ class PreparationLaws:
 
     def test_preparation_preserves__any_first(self, deployment: Deployment, adapter: Path) -> None:
         """Whichever adapter is loaded first, it is prepared, or refused before anything changes."""
-        model = deployment.subject.load(deployment.copied_base(), adapter)
-        wrong, _ = _prepared(deployment, adapter, model)
+        wrong, _ = _loaded_first(deployment, adapter)
         assert not wrong, f"preparation-preserves: {adapter.name} loaded first: {wrong}"
 
     def test_preparation_covers__any_first(self, deployment: Deployment, adapter: Path) -> None:
-        subject = deployment.subject
-        model = subject.load(deployment.copied_base(), adapter)
-        try:
-            subject.prepare(model, deployment.plan)
-        except Exception:  # refused: looked at by preparation-preserves
-            return
-        missed = uncovered(deployment, model)
+        _, missed = _loaded_first(deployment, adapter)
         assert not missed, f"preparation-covers: {adapter.name} loaded first: {few(missed)}"
 
     def test_preparation_preserves__companion_first(self, deployment: Deployment) -> None:
@@ -78,6 +71,18 @@ class PreparationLaws:
 
     def test_control_of_prepare_before_compile(self, deployment: Deployment) -> None:
         deployment.subject.prepare(deployment.loaded(), deployment.plan)
+
+
+def _loaded_first(deployment: Deployment, adapter: Path) -> tuple[str, list[str]]:
+    """What is wrong with a model prepared with an adapter, and what is not covered: one load for two laws."""
+    subject, key = deployment.subject, "loaded first"
+    kept: Any = vars(deployment).get(key)
+    if kept is None or kept[0] is not subject or kept[1] != adapter:
+        model = subject.load(deployment.copied_base(), adapter)
+        wrong, refused = _prepared(deployment, adapter, model)
+        kept = subject, adapter, wrong, [] if refused else uncovered(deployment, model)
+        vars(deployment)[key] = kept
+    return kept[2], kept[3]
 
 
 def _prepared(deployment: Deployment, adapter: Path, model: Any) -> tuple[str, bool]:

@@ -166,8 +166,8 @@ def _answer(request: Request) -> int:
 
 
 def _verify(request: Request, folder: Path, deadline: float) -> int:
-    notes: list[str] = []
     warned: list[str] = []
+    notes: list[str] = []
     if request.backend is None:
         request = replace(request, backend=default_backend())  # type: ignore[arg-type]
         if request.backend != "inductor":
@@ -175,8 +175,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
     if request.demo:
         request = _with_demo(request, folder)
     if request.allow_pickle:
-        request, told = _without_pickles(request, folder)
-        notes += told
+        request, notes = _without_pickles(request, folder)
     given = SwapPlan.read(request.plan) if request.plan else None
     fleet = read_fleet(request.adapters, given)
     sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
@@ -196,7 +195,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
                 )
             except HotswapError as error:
                 return _refuse(str(error))
-            notes.append(f"verified {shrunk}")
+            request = replace(request, cut=shrunk)
             tried = replace(request, base=base), cut, small
         run = run_suite(*tried, folder, deadline)
         judged = any(record.get("law") for record in run.results.records)
@@ -221,20 +220,35 @@ def exit_code(document: Document) -> int:
 
 
 def write_report(document: Document, folder: Path) -> None:
-    """Write the three files of a report; without the extra that the page needs, the other two."""
+    """Write the three files of a report, and a script for each law that failed.
+
+    Without the extra that the page needs, there is no page.
+    """
     from hotswap.report.html import html
     from hotswap.report.junit import junit
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in (("report.json", dumps), ("junit.xml", junit)):
         (folder / name).write_text(write(document), encoding="utf-8")
+    scripts = {f"reproduce-{law}.py": script for law, script in _scripts(document).items()}
+    for old in folder.glob("reproduce-*.py"):
+        old.unlink()
+    for name, script in scripts.items():
+        (folder / name).write_text(script, encoding="utf-8")
+    more = "".join(f", {name}" for name in scripts)
     try:
         (folder / "report.html").write_text(html(document), encoding="utf-8")
     except MissingExtraError as error:
-        told = f"wrote {folder / 'report.json'} and junit.xml, and no report.html: {error}"
+        told = f"wrote {folder / 'report.json'} and junit.xml{more}, and no report.html: {error}"
     else:
-        told = f"wrote {folder / 'report.html'}, report.json and junit.xml"
+        told = f"wrote {folder / 'report.html'}, report.json and junit.xml{more}"
     say(told, error=True)
+
+
+def _scripts(document: Document) -> dict[str, str]:
+    """The script of the first failure of each law."""
+    tests = [test for test in document["tests"] if test.get("script") and test.get("law")]
+    return {str(test["law"]): str(test["script"]) for test in reversed(tests)}
 
 
 def _with_demo(request: Request, folder: Path) -> Request:
@@ -283,8 +297,8 @@ def _gathered(
         "exitstatus": run.results.exitstatus,
         "interrupted": run.interrupted,
         "timing": run.timing,
-        "warnings": list(warned),
-        "notes": [*warned, *notes],
+        "warnings": warned,
+        "notes": notes,
         "shards": [{"index": part[0], "count": part[1]}] if part else [],
     }
 

@@ -36,6 +36,7 @@ class Request:
     compile_mode: str | None = None
     regional: bool = False
     tiny: bool = False
+    cut: str | None = None  # with tiny: what was cut, once it is known
     device: str | None = None
     dtype: Dtype | None = None
     inputs: Path | None = None
@@ -76,7 +77,10 @@ class Request:
             "inputs": str(self.inputs) if self.inputs else None,
             "package": str(self.package) if self.package else None,
             "plan_file": str(self.plan) if self.plan else None,
-            **{name: getattr(self, name) for name in ("time_budget", "fail_on", "demo", "tiny")},
+            **{
+                name: getattr(self, name)
+                for name in ("time_budget", "fail_on", "demo", "tiny", "cut")
+            },
             "pytest_arguments": list(self.pytest_args),
             "command": self.command,
         }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.cli.fleet import Fleet
-from hotswap.cli.terminal import say
+from hotswap.cli.terminal import duration, say
 from hotswap.cli.verify import child
 from hotswap.cli.verify.handover import COLLECTED, Handover
 from hotswap.cli.verify.request import Request
@@ -56,6 +56,8 @@ def run_suite(
         own_adapters=not request.adapters,
         package=str(request.package.resolve()) if request.package else None,
         ranks=request.tp,
+        plan_file=str(request.plan.resolve()) if request.plan else None,
+        temporary=request.demo or request.tiny,
     )
     settings.save(folder / "settings.json")
     report = folder / "report.jsonl"
@@ -133,15 +135,10 @@ def progress(report: Path, seconds: float) -> str:
     total = int(collected.read_text() or 0) if collected.exists() else 0
     done = len(records)
     if not done:
-        return f"verifying: loading and compiling, {_spoken(seconds)}"
+        return f"verifying: loading and compiling, {duration(seconds)}"
     law = json.loads(records[-1]).get("law") or "a test"
-    left = f", about {_spoken((total - done) * seconds / done)} left" if total > done else ""
+    left = f", about {duration((total - done) * seconds / done)} left" if total > done else ""
     return (
-        f"verifying: {done} of {total or '?'} tests, {_spoken(seconds)}, {done / seconds:.1f} a second{left}"
+        f"verifying: {done} of {total or '?'} tests, {duration(seconds)}, {done / seconds:.1f} a second{left}"
         f", last: {law}"
     )
-
-
-def _spoken(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

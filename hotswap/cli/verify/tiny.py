@@ -24,7 +24,7 @@ def write_small(
     folder.mkdir()
     if fleet.plan is not None:
         fleet.plan.save(folder / _PLAN)
-    words = [sys.executable, "-m", __name__, str(folder), base, *map(str, adapters)]
+    words = [sys.executable, "-m", __name__, str(folder), base, *adapters, "--", *fleet.accepted]
     ended = child.run(words, folder / "tiny.txt", lambda: "cutting the model and its adapters")
     if ended.interrupted:
         raise KeyboardInterrupt
@@ -35,21 +35,23 @@ def write_small(
     return str(folder / _BASE), small, Fleet(SwapPlan.read(folder / _PLAN)), told
 
 
-def write(folder: Path, base: str, adapters: Sequence[str]) -> None:
-    """Write them; the plan in the folder is cut in place."""
+def write(folder: Path, base: str, adapters: Sequence[str], fleet: Sequence[str]) -> None:
+    """Write them; the plan in the folder is cut in place. The layers that stay are the same in all shards."""
     from hotswap.adapters.spec import AdapterSpec
     from hotswap.checks.base_model import describe
     from hotswap.checks.recut import recut, recut_plan
     from hotswap.checks.tiny import first_layer, write_tiny
 
-    first = {path: first_layer(AdapterSpec.read(path).modules) for path in adapters}
+    first = {path: first_layer(AdapterSpec.read(path).modules) for path in fleet}
     model, told = write_tiny(base, folder / _BASE, first)
     small = describe(model, base)
     for path in adapters:
         recut(path, small, folder / Path(path).resolve().name)
     recut_plan(SwapPlan.read(folder / _PLAN), small).save(folder / _PLAN)
-    (folder / _TOLD).write_text(f"on a small copy of {told}", encoding="utf-8")
+    (folder / _TOLD).write_text(f"verified on a small copy of {told}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    _, place, model, *paths = sys.argv
+    at = paths.index("--")
+    write(Path(place), model, paths[:at], paths[at + 1 :])

@@ -16,6 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from hotswap import CompileLog
     from pytest_hotswap.contract.deployment import Broken, Deployment
+    from pytest_hotswap.ranks.controller import OverRanks
     from pytest_hotswap.subjects.base import Subject
 
 BACKENDS = ("eager", "aot_eager", "inductor")
@@ -182,6 +183,18 @@ def pytest_runtest_quiet_call(item: pytest.Item) -> None:
         drop_trace_capture()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Let the ranks judge a law of a deployment that is over several."""
+    __tracebackhide__ = True
+    controller = sys.modules.get("pytest_hotswap.ranks.controller")
+    deployment = getattr(pyfuncitem, "funcargs", {}).get("deployment")
+    if controller is None or not isinstance(deployment, controller.OverRanks):
+        return None
+    deployment.judge(pyfuncitem)
+    return True
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -243,7 +256,7 @@ def hotswap_subject(pytestconfig: pytest.Config) -> Subject:
 @pytest.fixture(scope="class")
 def hotswap_deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment | Broken]:
+) -> Iterator[Deployment | OverRanks | Broken]:
     """The deployment of a contract class: loaded, prepared, compiled, with its oracle."""
     from pytest_hotswap.fixtures import bring_up
 

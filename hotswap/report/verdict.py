@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,13 +68,22 @@ def verdict(
         for row in law_rows(results)
         if row["message"] and "failed" in (row["state"], row["control"])
     ]
+    notes = [*_where(results), *gathered.get("notes", ())]
     return {
         "outcome": outcome,
-        "line": printable("; ".join([line, *gathered.get("notes", ())])),
+        "line": printable("; ".join([line, *notes])),
         "partial": bool(gathered["interrupted"]),
         "reasons": reasons,
         "warnings": warnings,
     }
+
+
+def _where(results: Results) -> list[str]:
+    """Over how many ranks the model was cut, where it was."""
+    told: dict[str, Any] = next(
+        (json.loads(r["environment"]) for r in results.records if r.get("environment")), {}
+    )
+    return [f"on {told['ranks']} ranks ({told['distributed']})"] if told.get("ranks") else []
 
 
 def _remedy(gathered: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +27,8 @@ from pytest_hotswap.adapters.companions import Companions, left_out, write_compa
 from pytest_hotswap.adapters.derived import negate_adapter, rescale_adapter
 from pytest_hotswap.contract.settings import changed, settings
 from pytest_hotswap.subjects.base import Subject
+
+T = TypeVar("T")
 
 NEIGHBOURS = 8
 """Adapters that one is swapped with: all pairs of a fleet of 1,000 would be a million swaps."""
@@ -141,6 +143,14 @@ class Deployment:
         """Whether the subject can swap to the base model."""
         return not {"swap-has-effect", "swap-has-effect[none]"} & self.subject.unsupported.keys()
 
+    def as_one(self) -> contextlib.AbstractContextManager[None]:
+        """A scope that fails as a whole: of a deployment over ranks, on each if it fails on one."""
+        return contextlib.nullcontext()
+
+    def agreed(self, value: T) -> T:
+        """The value itself; over ranks that of the first one, or whether it is true on all of them."""
+        return value
+
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
         self._folders += 1
@@ -159,7 +169,7 @@ class Deployment:
     @cached_property
     def compiled(self) -> Any:
         """The model under test: loaded, prepared, compiled and called once."""
-        with contextlib.suppress(Exception):  # the law that needs it meets the error again
+        with contextlib.suppress(Exception), self.as_one():  # the law that needs it meets it again
             _ = self.unprepared_recompiles  # it ends with a reset: nothing is compiled before
         model = self.subject.compile(self.prepared())
         self.subject.run(model, self.inputs)
@@ -297,7 +307,16 @@ class Deployment:
         oracle = self.base if adapter is None else self.fresh(adapter)
         ours = self.served if model is None else self.subject.models(model)[0]
         with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
-            return _blamed(first_difference(ours, oracle, self.run))
+            return self.difference(ours, oracle, self.run)
+
+    def difference(self, ours: Any, theirs: Any, run: Any, **more: Any) -> str:
+        """Say which module's output is the first that differs."""
+        module = first_difference(ours, theirs, run, **more)
+        return f"; the first module that differs is {module}" if module else ""
+
+    def widened(self, model: Any) -> Any:
+        """A copy of the model under test in float64."""
+        return widened(model)
 
     def compare_in_float64(self, adapter: Path) -> tuple[Comparison, str]:
         """Compare what is in place with a fresh load, both computed in float64; name the first module.
@@ -324,11 +343,11 @@ class Deployment:
             except Exception as error:  # as quantised layers raise
                 text = f"the fresh load does not run in float64: {brief(error)}"
                 raise NotWidenableError(text) from error
-            ours = widened(ours)
+            ours = self.widened(ours)
             found = compare(run(ours), expected, tolerances=near)
             if found.equal:
                 return found, ""
-            return found, _blamed(first_difference(ours, theirs, run, tolerances=near))
+            return found, self.difference(ours, theirs, run, tolerances=near)
 
     @cached_property
     def unprepared_recompiles(self) -> dict[str, list[str]]:
@@ -369,38 +388,36 @@ class Deployment:
         self.run()  # torch may compile at a second call too
         found, right = {}, []
         for path in self.paths[:FIRST]:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), self.as_one():
                 then, model = settings(), self.fingerprint()
                 with hotswap.watch_compiles() as found[path]:
                     self.swap(path)
                     self.first_moves[path] = model.changes(values=False)
                     output = self.run()
                 self.first_changes[path] = changed(then, settings())
-                right += [path] if compare(output, self.expected(path)).equal else []
+                equal = compare(output, self.expected(path)).equal
+                right += [path] if self.agreed(equal) else []
         if self.takes_none:
-            with contextlib.suppress(Exception), hotswap.watch_compiles() as self.first_none:
+            watch = hotswap.watch_compiles()
+            with contextlib.suppress(Exception), self.as_one(), watch as self.first_none:
                 self.probed += 1
                 self.swap(None)
                 self.run()
         for path in right:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), self.as_one():
                 self.probed += 1
                 self.swap(self.other(path))
                 for _ in range(2):
                     self._restore()
                     self.probed += 1
                     self.swap(path)
-                    self.disturbed |= not self.compare(path).equal
+                    self.disturbed |= not self.agreed(self.compare(path).equal)
         return found
 
 
 def brief(error: Exception) -> str:
     """What an error says, on one line that is not too long."""
     return " ".join(str(error).split())[:LONGEST]
-
-
-def _blamed(module: str | None) -> str:
-    return f"; the first module that differs is {module}" if module else ""
 
 
 def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from hotswap.checks.equivalence import compare
 from hotswap.checks.snapshot import Snapshot
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.slots import lora_layers, slots
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.subjects.base import Subject
@@ -21,10 +22,10 @@ BYSTANDER = "default2"
 
 
 def lora_b(deployment: Deployment, model: Any) -> Any:
-    """The weight of the first layer's lora_B."""
+    """The weight of the first layer's lora_B, or the part of it that is on this rank."""
     name = deployment.subject.adapter_name
     layer = next(iter(lora_layers(model, name).values()))
-    return slots(layer, name)[1].tensor
+    return local_of(slots(layer, name)[1].tensor)
 
 
 def poke(deployment: Deployment, model: Any) -> None:
@@ -86,7 +87,7 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
     else:
         layer = next(iter(lora_layers(model, BYSTANDER).values()))
         with torch.no_grad():
-            slots(layer, BYSTANDER)[0].tensor.add_(1.0)
+            local_of(slots(layer, BYSTANDER)[0].tensor).add_(1.0)
     found = _foreign(snapshot, subject.adapter_name)
     after = records(deployment, model)
     found += [

@@ -20,7 +20,7 @@ from click import Choice, option
 
 from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
-from hotswap.cli.command import FILE, FOLDER, Command, Exit
+from hotswap.cli.command import FILE, FOLDER, SEVERAL, Command, Exit
 from hotswap.cli.fleet import files_of, read_fleet, read_values, shard
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.terminal import say
@@ -39,6 +39,7 @@ Examples:
   hotswap verify 'adapters/*' --base path/to/base --report out/
   hotswap verify 'adapters/*' --base path/to/base -n 2 -- -k swap
   hotswap verify 'adapters/*' --base path/to/base --shard 2/8 --report shard-2/
+  hotswap verify 'adapters/*' --base path/to/base --tp 2
 
 What follows -- goes to pytest: -k selects laws, --hypothesis-seed repeats a random walk.
 
@@ -78,6 +79,12 @@ fail_on_option = option(
     "--backend",
     type=Choice(get_args(Backend)),
     help="Backend of torch.compile; inductor, as in production, if not given.",
+)
+@option(
+    "--tp",
+    type=SEVERAL,
+    metavar="N",
+    help="Cut --base over N processes, as transformers does: NCCL where there are N GPUs, else gloo.",
 )
 @option("--compile-mode", metavar="MODE", help="Mode of torch.compile: max-autotune, …")
 @option("--regional", is_flag=True, help="Compile the repeated blocks instead of the model.")
@@ -126,6 +133,7 @@ _REPEATED = (
     "device",
     "dtype",
     "inputs",
+    "tp",
 )
 """Options that say what is verified, which a command that repeats a law needs too."""
 
@@ -176,7 +184,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
             return _refuse_run(request, run)
         if run.results.exitstatus is None and not (run.interrupted or request.verbose):
             say(run.output.rstrip(), error=True)
-        if not (request.no_timing or request.package or run.interrupted):
+        if not (request.no_timing or request.package or request.tp or run.interrupted):
             run = run_timing(request, run, accepted, folder, deadline)
     files = run.files or files_of(request.adapters, mine, fleet)
     document = derive(_gathered(request, files, run, notes))

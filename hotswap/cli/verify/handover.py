@@ -25,6 +25,7 @@ class Handover:
     refused: tuple[str, ...] = ()
     own_adapters: bool = False  # the subject's: it is asked for them, and their files are read
     package: str | None = None
+    ranks: int | None = None
 
     def save(self, path: Path) -> None:
         """Write them for the plugin to read."""

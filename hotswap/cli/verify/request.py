@@ -41,6 +41,7 @@ class Request:
     time_budget: str | None = None
     shard: str | None = None
     processes: str | None = None
+    tp: int | None = None
     report: Path | None = None
     fail_on: Level = "error"
     demo: bool = False
@@ -67,7 +68,7 @@ class Request:
 
     def told(self) -> dict[str, Any]:
         """What the report says of the request; equal for all shards of one run."""
-        names = ("base", "subject", "backend", "compile_mode", "regional", "device", "dtype")
+        names = ("base", "subject", "backend", "compile_mode", "regional", "device", "dtype", "tp")
         return {
             **{name: getattr(self, name) for name in names},
             "inputs": str(self.inputs) if self.inputs else None,
@@ -118,10 +119,31 @@ def _problems(request: Request) -> Iterator[str]:
         yield f"--plan {file}: no such file; make it with 'hotswap plan -o {file}'"
     if (file := request.package) is not None and not file.is_file():
         yield f"--package {file}: no such file; write it with hotswap.export(model, args, path)"
+    if request.tp is not None:
+        yield from _tp_problems(request, request.tp)
     if not request.demo:
         yield from _adapter_problems(request)
     elif request.base or request.adapters:
         yield "--demo brings its own base model and adapters; leave out ADAPTER and --base"
+
+
+def _tp_problems(request: Request, ranks: int) -> Iterator[str]:
+    """What cannot be cut; whether so many ranks divide the model is asked last."""
+    if request.package is not None:
+        yield f"--tp {ranks}: an exported package is on one device; leave --package or --tp out"
+    if request.is_pipeline:
+        yield f"--tp {ranks}: transformers cuts models, and {request.base} is a pipeline; leave --tp out"
+    if request.subject is not None:
+        yield (
+            f"--tp {ranks}: {request.subject} cuts the model itself; derive it from "
+            "pytest_hotswap.TensorParallelSubject, set its ranks, and leave --tp out"
+        )
+    if request.device is not None:
+        yield f"--tp {ranks}: each rank has a device of its own; leave --device out"
+    if request.base is not None and Path(request.base, "config.json").is_file():
+        from hotswap.checks.parallel import cuts_of
+
+        cuts_of(request.base, ranks)  # raises HotswapError
 
 
 def _require_report(folder: Path) -> None:

@@ -21,6 +21,7 @@ from hotswap.cli.verify.request import Request
 from hotswap.report.records import Results
 
 _PIPELINE = "pytest_hotswap.subjects.pipeline:PipelineSubject"
+_CUT = "pytest_hotswap.subjects.tensor_parallel:TensorParallelSubject"
 _PACKAGED = "pytest_hotswap.subjects.package:PackageSubject"
 
 
@@ -57,6 +58,7 @@ def run_suite(
         refused=tuple(refused),
         own_adapters=not request.adapters,
         package=str(request.package.resolve()) if request.package else None,
+        ranks=request.tp,
     )
     settings.save(folder / "settings.json")
     report = folder / "report.jsonl"
@@ -77,6 +79,8 @@ def _own_subject(request: Request) -> str | None:
     """The subject of what is verified, where that is no plain model."""
     if request.package:
         return _PACKAGED
+    if request.tp is not None:
+        return _CUT
     return _PIPELINE if request.is_pipeline else None
 
 

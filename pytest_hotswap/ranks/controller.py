@@ -16,9 +16,10 @@ from pytest_hotswap.ranks.pool import RankLostError, RankPool
 from pytest_hotswap.ranks.worker import Order, Outcome, bring_up, judge
 
 _KNOWN = {"deployment", "swapping", "record_property", "adapter", "defect", "style"}
-_pools: dict[tuple[int, float], RankPool] = {}
-_up: dict[RankPool, OverRanks] = {}
-"""Whose part the ranks have."""
+_kept: list[RankPool] = []
+"""The ranks that the next deployment may use too, if there are any."""
+_up: list[OverRanks] = []
+"""The deployment whose part they have."""
 
 
 class OverRanks:
@@ -57,11 +58,11 @@ class OverRanks:
 
     @property
     def _pool(self) -> RankPool:
-        key = (self.subject.ranks, self.subject.patience)
-        if key not in _pools:
+        wanted = (self.subject.ranks, self.subject.patience)
+        if not _kept or (_kept[0].count, _kept[0].patience) != wanted:
             end_ranks()
-            _pools[key] = RankPool(key[0], patience=key[1])
-        return _pools[key]
+            _kept.append(RankPool(wanted[0], patience=wanted[1]))
+        return _kept[0]
 
     def restore(self) -> None:
         """Each rank restores its part when it judges a law."""
@@ -87,7 +88,7 @@ class OverRanks:
         _up.clear()
         problem = _of_some_rank(self._asked(bring_up, order))
         if not problem:
-            _up[self._pool] = self
+            _up.append(self)
         return problem
 
     def _asked(self, function: Any, *args: Any) -> list[Any]:
@@ -118,7 +119,7 @@ class OverRanks:
             pytest.skip(skipped[0])
 
     def _outcomes(self, place: str, name: str, params: Mapping[str, Any]) -> list[Outcome]:
-        if _up.get(self._pool) is not self and (problem := self.bring_up()):
+        if self not in _up and (problem := self.bring_up()):
             raise RankLostError(problem)
         return self._asked(judge, place, name, dict(params))
 
@@ -126,8 +127,8 @@ class OverRanks:
 def end_ranks() -> None:
     """End the processes that are kept for the next deployment."""
     _up.clear()
-    for key in [*_pools]:
-        _pools.pop(key).close()
+    while _kept:
+        _kept.pop().close()
 
 
 def place_of(cls: type) -> str:

@@ -75,6 +75,8 @@ class FeedsEachAnother(Cut):
 class Replicas(Cut):
     """A model that every rank has whole: the ranks swap together, as workers of a server do."""
 
+    unsupported = {"swap-forgets[memory]": "takes seconds, and is as without ranks"}  # noqa: RUF012
+
     def add(self, model: Any, adapter: Path, name: str) -> None:
         ReferenceSubject.add(self, model, adapter, name)
 

@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from hotswap.report.laws import LAWS
 from pytest_hotswap import HotswapContract, TensorParallelSubject
+from pytest_hotswap.contract.contract import LawName
 from pytest_hotswap.contract.judge import names_of
 from pytest_hotswap.ranks.controller import OverRanks, end_ranks, worst_of
 from tests.support import rank_models, rank_subjects
@@ -19,11 +20,6 @@ from tests.support.models import write_fleet
 
 RECIPES = {"a": (4, 8), "b": (2, 8)}
 CASES = {"defect": "missing tensor", "style": "compile() in place"}
-OBEYED = [
-    *((rank_subjects.Cut, law) for law in LAWS),
-    # without counting what is left in memory, which takes seconds and has nothing to do with ranks
-    *((rank_subjects.Replicas, law) for law in LAWS if law != "swap-forgets"),
-]
 DRAWN = "test_zero_recompiles__any_swap_sequence"
 
 
@@ -44,7 +40,7 @@ def deployed(kind: type[Any], fleet: Path, folder: Path, **given: Any) -> OverRa
     return deployment
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[rank_subjects.Cut, rank_subjects.Replicas])
 def sound(
     request: pytest.FixtureRequest, fleet: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> OverRanks:
@@ -78,6 +74,8 @@ def violations(deployment: OverRanks, law: str, *, controls: bool = False) -> It
     """What the tests of a law say, each of one case only; those that do not apply are silent."""
     adapter = deployment.subject.adapter_paths()[0]
     for test in names_of(law, controls=controls):
+        if LawName.of(test).excuse(deployment.subject):
+            continue
         wanted = getattr(HotswapContract, test).__code__.co_varnames
         params = {
             key: value for key, value in (CASES | {"adapter": adapter}).items() if key in wanted
@@ -90,18 +88,16 @@ def violations(deployment: OverRanks, law: str, *, controls: bool = False) -> It
             yield str(error)
 
 
-@pytest.mark.parametrize(("sound", "law"), OBEYED, indirect=["sound"])
+@pytest.mark.parametrize("law", LAWS)
 def test_a_sound_deployment_obeys_on_every_rank(sound: OverRanks, law: str) -> None:
     assert list(violations(sound, law)) == []
     assert list(violations(sound, law, controls=True)) == []
 
 
-@pytest.mark.parametrize("sound", [rank_subjects.Cut], indirect=True)
 def test_swaps_that_Hypothesis_draws_are_the_same_on_every_rank(sound: OverRanks) -> None:
     assert judged(sound, DRAWN)["hotswap.swap_times"]
 
 
-@pytest.mark.parametrize("sound", [rank_subjects.Cut], indirect=True)
 def test_what_is_recorded_is_the_worst_of_any_rank(sound: OverRanks) -> None:
     adapter = sound.subject.adapter_paths()[0]
     found = judged(sound, "test_zero_recompiles", adapter=adapter)
@@ -128,7 +124,7 @@ def test_a_rank_that_fails_is_named_and_the_next_law_is_judged(fleet: Path, tmp_
     file = tmp_path / "fails"
     deployment = deployed(rank_subjects.FailsOnce, fleet, tmp_path, file=str(file))
     for how, says in {
-        "raises": r"^rank 1: AdapterError: .*gone",
+        "raises": r"^rank 1: UnreadableAdapterError: gone: ",
         "dies": r"^rank 1 has died \(exit code 3\); the ranks are started again$",
         "hangs": r"^rank 1 has not answered, and no rank did anything, for 5 s; the ranks are",
     }.items():

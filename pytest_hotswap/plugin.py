@@ -197,18 +197,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Let the ranks judge a law of a deployment that is over several."""
-    __tracebackhide__ = True
-    controller = sys.modules.get("pytest_hotswap.ranks.controller")
-    deployment = getattr(pyfuncitem, "funcargs", {}).get("deployment")
-    if controller is None or not isinstance(deployment, controller.OverRanks):
-        return None
-    deployment.judge(pyfuncitem)
-    return True
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

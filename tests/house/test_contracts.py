@@ -26,6 +26,7 @@ SOUND = {
     "hotswap/adapters/plan.py": "",
     "hotswap/adapters/formats/__init__.py": "",
     "hotswap/adapters/formats/conversion.py": "def f():\n    import torch\n",  # another exception
+    "hotswap/adapters/pickles.py": "def f():\n    import torch\n",  # and one more
     **{f"hotswap/{room}/__init__.py": "" for room in ROOMS},
     **{f"hotswap/engine/{module}/__init__.py": "" for module in ENGINE},
     "pytest_hotswap/__init__.py": "",

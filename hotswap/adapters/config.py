@@ -226,6 +226,9 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     task = config.get("task_type")
     if task is not None and task not in _TASKS:
         yield f"task_type is {_brief(task)}, expected one of {', '.join(_TASKS)}"
+    init = config.get("init_lora_weights")
+    if init and not isinstance(init, bool | str):
+        yield f"init_lora_weights is {_brief(init)}, expected true, false or a name"
     if config.get("use_dora") and config.get("lora_bias"):
         yield "use_dora and lora_bias are both set, and PEFT does not take both"
     problem = target_problem(config)

@@ -52,6 +52,13 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     return merge_alike(findings)
 
 
+def file_fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
+    """The same for an adapter as its file says it, which a pipeline may still widen."""
+    if spec.components:
+        spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
+    return fits(plan, as_wide_as(plan.modules, spec))
+
+
 def as_wide_as(modules: Mapping[str, ModuleSpec | ModulePlan], spec: AdapterSpec) -> AdapterSpec:
     """The adapter with the input as wide as others have it, where a pipeline of diffusers widens it.
 

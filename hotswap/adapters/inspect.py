@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hotswap.adapters.config import CONFIG, FIELDS
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
-from hotswap.adapters.fit import BaseModel, as_wide_as, belongs, fits
+from hotswap.adapters.fit import BaseModel, belongs, file_fits
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
@@ -81,7 +81,7 @@ class Inspector:
         spec = opened.spec
         findings: list[Finding] = []
         if opened.mark not in self._good:  # texts that were good are good again
-            findings += spec.findings if self.plan is None else _fits(self.plan, spec)
+            findings += spec.findings if self.plan is None else file_fits(self.plan, spec)
             findings += belongs(self.base, spec) if self.base is not None else ()
             findings += _remarks(self.plan, spec, opened.layout)
         if not findings and opened.mark and opened.whole and len(self._good) < _MOST_GOOD:
@@ -93,12 +93,6 @@ class Inspector:
         base = str(spec.config.get("base_model_name_or_path") or "")
         kept = (spec.rank, len(spec.modules), opened.mark, spec.bytes, base)
         return Inspection(spec.path, merge_alike(findings), *kept)
-
-
-def _fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
-    if spec.components:
-        spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
-    return fits(plan, as_wide_as(plan.modules, spec))
 
 
 def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:

@@ -38,8 +38,8 @@ def torch_file(path: Path) -> Path | None:
     """The file of torch.save that an adapter is, or that its folder has instead of safetensors."""
     if path.suffix in _SUFFIXES and path.is_file():
         return path
-    if any((path / name).exists() for name in _NAMES.values()):
-        return None
+    if any(os.path.exists(os.path.join(path, name)) for name in _NAMES.values()):
+        return None  # as for most
     return next((path / name for name in _NAMES if (path / name).is_file()), None)
 
 

@@ -88,6 +88,25 @@ def for_a_fresh_load(tensors: Tensors) -> Tensors:
     }
 
 
+def test_a_fresh_load_of_a_text_encoder_loses_magnitudes_under_the_name_that_peft_gives_them(
+    tmp_path: Path,
+) -> None:
+    """The control of the names above, for a file as PEFT and diffusers save it: a swap loses nothing."""
+    known, file = FORMATS["diffusers"], tmp_path / "own.safetensors"
+    tensors = known.tensors(rank=2, alpha=None, seed=1, text=True, dora=True)
+    (saved,) = [v for n, v in tensors.items() if "text" in n and n.endswith("magnitude_vector")]
+    found = []
+    for names in (tensors, for_a_fresh_load(tensors)):
+        save_file(names, file)
+        fresh = known.pipeline(tmp_path)
+        fresh.load_lora_weights(str(file))
+        swapped = hotswap.load(known.pipeline(tmp_path), hotswap.plan([file]), file)
+        for pipeline in (fresh, swapped):
+            (own,) = [v for key, v in effects(pipeline).items() if key.startswith("text_encoder")]
+            found.append(torch.equal(own["magnitude"], saved))
+    assert found == [False, True, True, True]
+
+
 def judge(served: Served, folder: Path, name: str, damage: str, **drawn: Any) -> bool:
     """Whether checker and swap, which must agree, accept a file; then it is as a fresh load."""
     bare, pipeline, plan = serving(served, name, folder)

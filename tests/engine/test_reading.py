@@ -217,3 +217,20 @@ def test_a_file_of_torch_save_is_taken_where_that_is_allowed(
     plan = hotswap.plan([folder], allow_pickle=True)
     loaded = hotswap.load(micro(), plan, folder, allow_pickle=True)
     torch.testing.assert_close(run(loaded), expected)
+
+
+@pytest.mark.parametrize("end", [".weight", ".default.weight"])
+def test_magnitudes_that_have_the_name_of_a_weight_are_taken_as_peft_does(
+    end: str, fleet: Any, model: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "named"
+    shutil.copytree(fleet["dora"], folder)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    names = {name: f"{name}{end}" if name.endswith("vector") else name for name in tensors}
+    assert names != {name: name for name in tensors}
+    save_file({names[name]: value for name, value in tensors.items()}, file)
+    expected = run(fresh(micro(), folder))
+    torch.testing.assert_close(expected, run(fresh(micro(), fleet["dora"])))
+    hotswap.swap(model, folder)
+    torch.testing.assert_close(run(model), expected)

@@ -116,6 +116,10 @@ FILES = {
         "refused (HSW002)",
         "engine/test_formats.py::test_a_file_of_peft_without_its_config_is_refused_in_every_way_in",
     ),
+    "names that diffusers does not read (lycoris_, SD3 of kohya, original names without a prefix)": (
+        "refused (HSW005)",
+        "engine/test_formats.py::test_names_that_diffusers_does_not_read_are_refused",
+    ),
     "LoHa, LoKr, OFT, IA3, mlx-lm, torchtune, Megatron, whole models": (
         "refused by name (HSW101)",
         f"{REFUSED_FILES}a_method_or_program_of_another_kind_is_named",

@@ -14,6 +14,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 import hotswap
+from hotswap.cli.fleet import read_fleet
 from hotswap.errors import AdapterError
 from tests.support.pipelines import flux, stable_diffusion
 
@@ -76,6 +77,7 @@ def test_adapters_for_a_narrower_input_are_widened_as_diffusers_does(tmp_path: P
     for files in ([narrow, other], [narrow, wide, other]):
         plan = hotswap.plan(files)
         assert plan.conflicts == ()
+        assert read_fleet([str(file) for file in files]).refused == {}
         assert hotswap.check_adapters(files, plan=plan) == []
         loaded = hotswap.load(fill(tmp_path), plan, other)
         torch.testing.assert_close(run(loaded), run(fresh(tmp_path, other)))

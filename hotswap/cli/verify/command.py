@@ -267,7 +267,7 @@ def _with_demo(request: Request, folder: Path) -> Request:
 
 def _without_pickles(request: Request, folder: Path) -> tuple[Request, list[str]]:
     """Write adapters that torch.save wrote as safetensors, under their names; what cannot be stays."""
-    adapters, notes = [], []
+    adapters, count = [], 0
     for number, path in enumerate(request.adapters):
         pickled = torch_file(Path(path))
         if pickled is not None:
@@ -275,11 +275,12 @@ def _without_pickles(request: Request, folder: Path) -> tuple[Request, list[str]
             copy.mkdir(parents=True)
             try:
                 path = str(rewritten(pickled, copy))
-                notes.append(f"{pickled} was read by torch.load(weights_only=True)")
+                count += 1
             except UnreadableAdapterError as error:
                 say(*error.findings, error=True)
         adapters.append(path)
-    return replace(request, adapters=tuple(adapters)), notes
+    note = f"adapters read from pickles, by torch.load(weights_only=True): {count}"
+    return replace(request, adapters=tuple(adapters)), [note] if count else []
 
 
 def _gathered(

@@ -125,7 +125,7 @@ def stage_parts(
     places: Sequence[Placement],
     incoming: Mapping[str, IncomingAdapter],
     labels: Mapping[str, str | None],
-    image_of: Callable[[Placement], Arena] = Placement.staging,
+    image_of: Callable[[Placement], Arena],
 ) -> list[StagedAdapter | None]:
     """Validate what each part is to get, then lay it out for each; None for what stays as it is.
 

@@ -394,6 +394,11 @@ def _require_layout(
             raise HotswapError(
                 f"the model was prepared anew after {name!r} was staged, with other room; add() it again"
             )
+        if each.stale():
+            raise HotswapError(
+                f"base weights were written or moved after {name!r} was staged, which holds norms of "
+                "them; add() it again"
+            )
 
 
 _banks: weakref.WeakSet[AdapterBank] = weakref.WeakSet()

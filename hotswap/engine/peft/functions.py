@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from hotswap.engine.parts import Part
 from hotswap.engine.preparable import CheckCompiled, why_unsupported
 from hotswap.engine.prepare import prepare, prepare_parts
 from hotswap.engine.swap import exchange
-from hotswap.engine.transaction import Changes, exclusive, ready
+from hotswap.engine.transaction import Changes, exclusive, ready, stage_parts
 from hotswap.errors import (
     AdapterError,
     NoAdapterError,
@@ -168,9 +169,11 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
     """Swap in an adapter as PEFT would, whether the model is prepared or not."""
     start = time.perf_counter()
     source, part = source_of(), Part("", wrapped)
+    source = replace(source, values=source.tensors)  # read while others may use the model
     model = part.model
     with (
         together([part]) as agree,
+        ExitStack() as lent,
         exclusive([part], name=name),
         Changes() as changes,
         changes,
@@ -188,8 +191,14 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
             return
         if bare or entry_of(model).on_the_fly:
             _make_room(part, layers, source.spec, name, changes)
-        labels = {"": source.label}
-        exchange([part], [ready(part, name)], {"": source}, labels, start, changes, agree)
+        parts, places, incoming, labels = (
+            [part],
+            [ready(part, name)],
+            {"": source},
+            {"": source.label},
+        )
+        staged = stage_parts(parts, places, incoming, labels, lambda place: place.staging(lent))
+        exchange(parts, places, staged, start, changes, agree)
 
 
 def _in_names_of(

@@ -49,6 +49,8 @@ _HEADS = {
 """Task type → modules that PEFT's model of the task trains as a whole."""
 _INITS = ("gaussian", "orthogonal", "eva", "mica")
 """Ways to begin that leave the base weights alone."""
+_EXACT = ("pissa", "olora")
+"""Ways to begin of which the same ranks and scalings leave the same base weights."""
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -199,6 +201,20 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
             text = f"PEFT's LoraLayer.{known}_init changes the base weights"
         found.append(f"init_lora_weights={_brief(init)}: {text}")
     return tuple(found)
+
+
+def ground_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The features that adapters may have which are swapped for one another, if all have them alike.
+
+    Those are the invocation tokens of aLoRA, and what PiSSA and OLoRA take out of the base weights. PiSSA
+    by a number of iterations draws, so it takes out another part every time.
+    """
+    found: dict[str, Any] = {}
+    if tokens := config.get("alora_invocation_tokens"):
+        found["alora_invocation_tokens"] = tokens
+    if config.get("init_lora_weights") in _EXACT:
+        found["init_lora_weights"] = config["init_lora_weights"]
+    return found
 
 
 def remedy_for(feature: str) -> str:

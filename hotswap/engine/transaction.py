@@ -15,13 +15,15 @@ from hotswap.engine.incoming.source import NOTHING, IncomingAdapter
 from hotswap.engine.incoming.stage import stage
 from hotswap.engine.incoming.validate import validate
 from hotswap.engine.layout.arena import Arena
+from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
-from hotswap.engine.layout.unsupported import refusal, why_other_base
+from hotswap.engine.layout.unsupported import refusal, why_no_base, why_other_base
 from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.mesh import Agree, require_together, votes
 from hotswap.engine.parts import Part
+from hotswap.errors import HotswapError
 
 
 class Changes:
@@ -121,7 +123,14 @@ def ready(part: Part, adapter_name: str | None) -> Placement:
         raise refusal({f"adapter {placement.name!r}": why})
     placement.require_unmerged()
     placement.require_resident()
+    require_served(part)
     return placement
+
+
+def require_served(part: Part) -> None:
+    """Raise HotswapError if a wrapper around the model has weights of its own."""
+    if why := why_elsewhere(part.given):
+        raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
 
 
 def stage_parts(
@@ -144,6 +153,8 @@ def stage_parts(
     for part, place in pairs:
         if incoming.get(part.key, NOTHING) is not NOTHING:
             validate(part.model, place, incoming[part.key])
+        elif part.key in incoming and (why := why_no_base(place.config)):
+            raise refusal({f"adapter {place.name!r}": why})
     staged: list[StagedAdapter | None] = []
     for part, place in pairs:
         source = incoming.get(part.key)

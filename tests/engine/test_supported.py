@@ -68,6 +68,10 @@ FEATURES = {
     "base weights in the file (save_embedding_layers)": "accepted where they equal the model's, "
     "else refused: a swap never writes base weights",
     "init_lora_weights: true, false, gaussian, orthogonal, eva, mica": "swapped; the start of training",
+    "alora_invocation_tokens": "swapped in a model that was prepared with such an adapter, for one with the "
+    "same tokens; else refused, and by plan and check",
+    "init_lora_weights: pissa, olora": "the same, for one with the same ranks and scalings, which leaves the "
+    "same base weights",
 }
 
 REFUSED = [

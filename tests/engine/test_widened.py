@@ -66,7 +66,7 @@ def test_adapters_for_a_narrower_input_are_widened_as_diffusers_does(tmp_path: P
     wide = write(tmp_path / "c.safetensors", 3, 2, width=8)
     pipeline = fresh(tmp_path, narrow)
     hotswap.prepare(pipeline, target_rank=4)
-    bank = hotswap.AdapterBank(pipeline, adapter_name="default_0")
+    bank = hotswap.AdapterBank(pipeline)
     bank.add("a", narrow)
     for adapter in (other, wide, load_file(other), narrow):
         hotswap.swap(pipeline, adapter)

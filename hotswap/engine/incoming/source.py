@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from hotswap.adapters import hub
-from hotswap.adapters.config import SAVE_AGAIN
+from hotswap.adapters.config import SAVE_AGAIN, ground_of, unsupported_features
 from hotswap.adapters.files import open_weights, unreadable
 from hotswap.adapters.formats import components_of
 from hotswap.adapters.formats.component import Component, Convert, split, without_prefix
@@ -28,7 +28,6 @@ from hotswap.adapters.texts import Family, Texts, open_texts
 from hotswap.compiler.shards import local_of
 from hotswap.engine.incoming.file_reader import FileReader
 from hotswap.errors import AdapterError
-from hotswap.findings import has_code
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -206,7 +205,8 @@ def describe(
     parts = {name: without_prefix(part, lost.get(name, "")) for name, part in parts.items()}
     found = {}
     for name, spec in describe_parts(label, parts).items():
-        if has_code(spec.findings, "HSW102"):
+        alike = unsupported_features(ground_of(spec.config))  # of which the one in place decides
+        if any(each.code == "HSW102" and each.message not in alike for each in spec.findings):
             raise AdapterError(spec.findings)  # PEFT may not even build a config of such a feature
         tensors = {in_file(key): info for key, info in parts[name].tensors.items()}
         if spec.left_out:

@@ -164,6 +164,8 @@ def stage(placement: Placement, source: IncomingAdapter, image: Arena) -> Staged
 
 def _stale_after(placement: Placement, plan: CopyPlan) -> Callable[[], bool]:
     """Give what tells whether base weights were written since, of which norms are computed."""
+    if not plan.later:
+        return bool
     from hotswap.engine.layout.dora import base_mark
 
     layers = [placement.layers[placement.slots[index].module] for index in plan.later]

@@ -19,7 +19,6 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from hotswap.adapters.fit import fits
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
@@ -27,6 +26,7 @@ from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.incoming.renamed import in_names_of
 from hotswap.engine.incoming.source import IncomingAdapter, read
 from hotswap.engine.incoming.stage import fields_of, not_finite
+from hotswap.engine.incoming.validate import findings_of
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.registry import entry_of, others
 from hotswap.engine.layout.scalings import Scalings
@@ -275,7 +275,7 @@ def _overwrite(
 ) -> None:
     """Overwrite the tensors of an unprepared model where they are, all or nothing."""
     adapter = AdapterSlots.of(model, name, layers=layers)
-    _refuse(fits(adapter.envelope, source.spec))
+    _refuse(_findings(model, layers, adapter.envelope, source.spec, name))
     require_unmerged(name, layers)
     for module, layer in layers.items():
         if why := why_unsupported(layer, name, adapter.of_layer[module]):
@@ -317,7 +317,7 @@ def _make_room(
     model = part.model
     room = AdapterSlots.of(model, name, layers=layers).envelope
     wider = {key: _wider(place, spec.modules.get(key)) for key, place in room.modules.items()}
-    _refuse(fits(replace(room, modules=wider), spec))
+    _refuse(_findings(model, layers, replace(room, modules=wider), spec, name))
     if wider == room.modules and entry_of(model).on_the_fly:
         return
     if parts := compiled_parts(part.given):
@@ -327,6 +327,15 @@ def _make_room(
         )
     prepare_parts([part], changes, plan=SwapPlan(wider), adapter_name=name)
     changes.set(entry_of(model), "on_the_fly", True)
+
+
+def _findings(
+    model: nn.Module, layers: dict[str, LoraLayer], room: SwapPlan, spec: AdapterSpec, name: str
+) -> tuple[Finding, ...]:
+    """Why an adapter does not fit into this room of a model."""
+    config = getattr(model, "peft_config", {}).get(name)
+    in_place = {key: (la.r[name], float(la.scaling[name])) for key, la in layers.items()}
+    return findings_of(room, spec, config, in_place)
 
 
 def _wider(place: ModulePlan, module: ModuleSpec | None) -> ModulePlan:

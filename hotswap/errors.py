@@ -97,10 +97,31 @@ class MissingExtraError(HotswapError, ImportError):
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
         self.extra = extra
+        self._given = (feature, package, extra)
         super().__init__(
             f"{feature} needs {package}, which is not installed; "
             f"run: pip install 'pytest-hotswap[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        """Cross from one process to another."""
+        return type(self), self._given
+
+
+_EXTRAS = {
+    "torch": ("anyio", "huggingface_hub", "peft", "safetensors", "torch", "transformers"),
+    "diffusers": ("diffusers",),
+}
+"""Extra → what it brings that is imported on first use."""
+
+
+def missing_extra(feature: str, error: ImportError) -> MissingExtraError | None:
+    """Say with which extra a package is installed whose import failed; None if with none."""
+    if isinstance(error, MissingExtraError):
+        return error
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, brought in _EXTRAS.items() if package in brought), None)
+    return MissingExtraError(feature, package, extra) if extra else None
 
 
 class RecompileError(HotswapError, AssertionError):

@@ -23,6 +23,7 @@ _HOME = {
     "ReferenceSubject": "pytest_hotswap.subjects.reference",
     "Subject": "pytest_hotswap.subjects.base",
     "SubjectProtocol": "pytest_hotswap.subjects.protocol",
+    "TensorParallelSubject": "pytest_hotswap.subjects.tensor_parallel",
     "TransformersSubject": "pytest_hotswap.subjects.transformers",
     "run_hotswap_machine": "pytest_hotswap.machine.machine",
 }
@@ -36,6 +37,7 @@ __all__ = [
     "ReferenceSubject",
     "Subject",
     "SubjectProtocol",
+    "TensorParallelSubject",
     "TransformersSubject",
     "run_hotswap_machine",
 ]
@@ -50,13 +52,21 @@ if TYPE_CHECKING:
     from pytest_hotswap.subjects.pipeline import PipelineSubject
     from pytest_hotswap.subjects.protocol import SubjectProtocol
     from pytest_hotswap.subjects.reference import ReferenceSubject
+    from pytest_hotswap.subjects.tensor_parallel import TensorParallelSubject
     from pytest_hotswap.subjects.transformers import TransformersSubject
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        from hotswap.errors import missing_extra
+
+        if missing := missing_extra(f"pytest_hotswap.{name}", error):
+            raise missing from None  # its sentence is enough
+        raise
     globals()[name] = value
     return value
 

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import gc
 import inspect
-import json
 import platform
 import shutil
 import subprocess
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import hotswap
 from hotswap.cli.fleet import files_of, read_fleet, read_values
 from hotswap.cli.verify.handover import COLLECTED, Handover
+from pytest_hotswap.contract.notes import Notes, note
 from pytest_hotswap.reporting import PREFIX
+from pytest_hotswap.subjects.adapted import adapt
 
-MOST_SAMPLES = 200
-"""Swap times kept of one adapter in one test: a random walk makes hundreds."""
 REFUSED = "test_swap_atomic__refused"
 PACKAGES = ("torch", "peft", "transformers", "diffusers", "safetensors", "pytest-hotswap")
 
@@ -52,7 +50,7 @@ class Evidence:
     def __init__(self, settings: Handover, folder: Path | None = None) -> None:
         self.settings = settings
         self._folder = folder
-        self._times: defaultdict[str, list[float]] = defaultdict(list)
+        self._notes = Notes()
         self._ready = False
         self._subject: Any = None
         self._files: dict[str, Any] = {}
@@ -90,18 +88,33 @@ class Evidence:
             pytest.skip(f"the time budget of {self.settings.budget} was used up")
         if not self._ready:
             self._ready = True
+            from pytest_hotswap.contract.failure import ADAPTED
             from pytest_hotswap.subjects.origin import resolve_subject
 
             subject = resolve_subject(item.config)
             adapt(subject, self.settings)
-            subject.swap = self._timed(subject.swap)  # type: ignore[method-assign]
+            item.config.stash[ADAPTED] = self._adapted()
+            subject.swap = self._notes.timed(subject.swap)  # type: ignore[method-assign]
             self._subject = subject
+
+    def _adapted(self) -> str | None:
+        """What a script has to do with a subject to have it as it is here."""
+        kept = replace(self.settings, plan=self.settings.plan_file, deadline=None, refused=())
+        if self.settings.temporary:
+            return None
+        if kept == Handover(own_adapters=kept.own_adapters):
+            return ""
+        return (
+            f"from {Handover.__module__} import Handover\n"
+            f"from {__name__} import adapt\n"
+            f"adapt(subject, {kept!r})"
+        )
 
     @pytest.hookimpl(wrapper=True, specname="pytest_runtest_setup")
     def pytest_watched_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Note when the test starts, and what its fixtures compile."""
         item.user_properties.append(("hotswap.started", round(time.time(), 3)))
-        with self._noted(item, "setup"):
+        with self._notes.taken(item, "setup"):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, specname="pytest_runtest_call")
@@ -109,59 +122,18 @@ class Evidence:
         """Note what the test compiles and swaps; in the first one, where it runs."""
         deployment = getattr(item, "funcargs", {}).get("deployment")
         if self._subject is not None and deployment is not None:
-            _note(item, "environment", environment(self._subject, deployment.base))
-            _note(item, "files", self._files)
+            told = environment(self._subject, deployment.base)
+            note(item, "environment", told | getattr(deployment, "told", {}))
+            note(item, "files", self._files)
             self._subject = None
             gc.freeze()  # each copy of a model would make the collector look at all that is imported
-        with self._noted(item, "call"):
+        with self._notes.taken(item, "call"):
             try:
                 return (yield)
             except (Exception, pytest.fail.Exception):
                 if (alone := passes_alone(item)) is not None:
                     item.user_properties.append((f"{PREFIX}alone", alone))
                 raise
-
-    @contextmanager
-    def _noted(self, item: pytest.Item, phase: str) -> Iterator[None]:
-        self._times.clear()
-        with hotswap.watch_compiles() as log:
-            try:
-                yield
-            finally:
-                deployment = getattr(item, "funcargs", {}).get("deployment")
-                unprepared = getattr(deployment, "__dict__", {}).get("unprepared_recompiles", {})
-                provoked = {text for texts in unprepared.values() for text in texts}
-                kinds = {"first": log.first_compiles, "recompile": log.recompiles}
-                compiles = [
-                    {
-                        "kind": kind,
-                        "region": found.region,
-                        "sentence": found.sentence,
-                        "cause": found.cause,
-                        "seconds": round(found.seconds, 4),
-                        "provoked": str(found) in provoked,
-                    }
-                    for kind, many in {**kinds, "failed": log.failed}.items()
-                    for found in many
-                ]
-                _note(item, f"compiles_in_{phase}", compiles)
-                _note(item, "swap_times", {name: ts for name, ts in self._times.items() if ts})
-
-    def _timed(self, swap: Callable[..., None]) -> Callable[..., None]:
-        def timed(model: Any, adapter: Path | None) -> None:
-            start = time.perf_counter()
-            swap(model, adapter)
-            seconds = time.perf_counter() - start
-            times = self._times[adapter.name if adapter else ""]
-            if adapter is not None and len(times) < MOST_SAMPLES:
-                times.append(round(seconds, 7))
-
-        return timed
-
-
-def _note(item: pytest.Item, key: str, value: Any) -> None:
-    if value:
-        item.user_properties.append((f"{PREFIX}{key}", json.dumps(value)))
 
 
 def by_adapter(items: Sequence[pytest.Item]) -> list[pytest.Item]:
@@ -209,80 +181,6 @@ def passes_alone(item: pytest.Item) -> bool | None:
             vars(deployment).pop(key, None)
         vars(deployment).update(kept)
     return True
-
-
-def adapt(subject: Any, settings: Handover) -> None:
-    """Change a subject in place to what was asked for; what was not asked for stays its own."""
-    if not settings.own_adapters:
-        subject.refused = tuple(Path(path) for path in settings.refused)
-    if settings.plan:
-        subject.plan = hotswap.SwapPlan.read(settings.plan)
-    if settings.package:
-        subject.package = settings.package
-    if settings.device or settings.dtype:
-        _place(subject, settings)
-    if settings.inputs:
-        _feed(subject, settings.inputs)
-    if settings.compile_mode or settings.regional:
-        subject.compile = lambda model: _compile(subject, model, settings)
-
-
-def _place(subject: Any, settings: Handover) -> None:
-    import torch
-
-    base_model, inputs = subject.base_model, subject.inputs
-    dtype = getattr(torch, settings.dtype) if settings.dtype else None
-
-    def placed(thing: Any) -> Any:
-        if not isinstance(thing, torch.Tensor):
-            return thing
-        return thing.to(settings.device, dtype if thing.is_floating_point() else None)
-
-    subject.base_model = lambda: base_model().to(device=settings.device, dtype=dtype)
-    subject.inputs = lambda: {key: placed(value) for key, value in inputs().items()}
-
-
-def _feed(subject: Any, path: str) -> None:
-    from safetensors.torch import load_file
-
-    from hotswap.checks.inputs import problem_of_inputs
-
-    def inputs() -> dict[str, Any]:
-        model = subject.base_model()
-        device = next(model.parameters()).device
-        fed: dict[str, Any] = {key: value.to(device) for key, value in load_file(path).items()}
-        if problem := problem_of_inputs(model, fed):
-            raise pytest.UsageError(f"--inputs {path}: {problem}")
-        if hasattr(getattr(model, "config", None), "use_cache"):
-            fed["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
-        return fed
-
-    subject.inputs = inputs
-
-
-def _compile(subject: Any, model: Any, settings: Handover) -> Any:
-    import torch
-
-    options = {"backend": subject.backend, "mode": settings.compile_mode}
-    if not settings.regional:
-        return torch.compile(model, **options)
-    for block in repeated_blocks(model):
-        block.compile(**options, isolate_recompiles=True)
-    return model
-
-
-def repeated_blocks(model: Any) -> list[Any]:
-    """The blocks that regional compilation compiles: the members of the longest ModuleLists.
-
-    Raises ValueError for a model without any.
-    """
-    import torch
-
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    longest = max(map(len, lists), default=0)
-    if longest < 2:
-        raise ValueError("--regional: the model has no ModuleList of repeated blocks")
-    return [block for found in lists if len(found) == longest for block in found]
 
 
 def environment(subject: Any, base: Any) -> dict[str, Any]:

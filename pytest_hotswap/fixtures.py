@@ -10,25 +10,23 @@ import pytest
 
 from pytest_hotswap.subjects.origin import subject_at_run
 from pytest_hotswap.subjects.protocol import missing
+from pytest_hotswap.subjects.tensor_parallel import TensorParallelSubject
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pytest_hotswap.contract.deployment import Broken, Deployment
+    from pytest_hotswap.ranks.controller import OverRanks
 
 
 def bring_up(
     request: pytest.FixtureRequest, factory: pytest.TempPathFactory
-) -> Iterator[Deployment | Broken]:
+) -> Iterator[Deployment | OverRanks | Broken]:
     """Build the deployment of a contract class between two resets of Dynamo; call it once.
 
-    What keeps it from that is one sentence, not one a law: a Broken is yielded then.
+    What keeps it from that is one sentence, not one a law: a Broken is yielded then. One over several
+    ranks is in processes of its own.
     """
-    import torch
-
-    from pytest_hotswap.contract.deployment import Broken, Deployment, brief
-
-    torch._dynamo.reset()
     subject = subject_at_run(request.cls, request)
     if lacking := missing(subject):
         pytest.fail(
@@ -36,22 +34,22 @@ def bring_up(
             "or see pytest_hotswap.SubjectProtocol",
             pytrace=False,
         )
-    problem, remedy = "cannot be brought up", ""
-    try:
-        deployment = Deployment(subject, factory.mktemp("hotswap"))
-        problem = "has a base model that does not run on the inputs"
-        remedy = "; give the arguments of its forward by inputs(), or --inputs of hotswap verify"
-        deployment.run(deployment.base)
-        problem, remedy = "cannot be brought up", ""
-        _ = deployment.compiled
-    except Exception as error:  # whatever the subject raises
-        torch._dynamo.reset()
-        kind = "" if isinstance(error, pytest.UsageError) else f"{type(error).__name__}: "
-        text = f"{type(subject).__name__} {problem}: {kind}{brief(error)}{remedy}"
-        yield Broken(text)
+    folder = factory.mktemp("hotswap")
+    if isinstance(subject, TensorParallelSubject):
+        from pytest_hotswap.ranks.controller import OverRanks
+
+        yield from OverRanks.brought_up(subject, folder, request.config)
         return
+    import torch
+
+    from pytest_hotswap.contract.bring_up import deploy
+    from pytest_hotswap.contract.deployment import Deployment
+
+    torch._dynamo.reset()
+    deployment = deploy(subject, lambda: Deployment(subject, folder))
     yield deployment
-    deployment.close()
+    if isinstance(deployment, Deployment):
+        deployment.close()
 
 
 class AdapterFactory:

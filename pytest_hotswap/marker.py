@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hotswap.reporting import PREFIX
+from pytest_hotswap.reporting import PREFIX, drop_trace_capture
 
 if TYPE_CHECKING:
     from hotswap import CompileLog
@@ -98,10 +97,3 @@ def _record(item: pytest.Item, **counts: float) -> None:
     named = {f"{PREFIX}{key}": value for key, value in counts.items()}
     kept = [(key, value) for key, value in item.user_properties if key not in named]
     item.user_properties[:] = [*kept, *named.items()]  # a rerun counts anew
-
-
-def drop_trace_capture() -> None:
-    """Keep torch's structured trace out of the captured log: it is hundreds of lines a compile."""
-    trace = logging.getLogger("torch.__trace")
-    for handler in [h for h in trace.handlers if type(h).__module__ == "_pytest.logging"]:
-        trace.removeHandler(handler)

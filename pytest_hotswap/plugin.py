@@ -16,6 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from hotswap import CompileLog
     from pytest_hotswap.contract.deployment import Broken, Deployment
+    from pytest_hotswap.ranks.controller import OverRanks
     from pytest_hotswap.subjects.base import Subject
 
 BACKENDS = ("eager", "aot_eager", "inductor")
@@ -172,26 +173,50 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
 
 
+@pytest.hookimpl(tryfirst=True, specname="pytest_runtest_setup")
+def pytest_runtest_quiet_setup(item: pytest.Item) -> None:
+    """Keep torch's trace out of what a failing law prints: the deployment is compiled in the setup."""
+    _quieten(item)
+
+
 @pytest.hookimpl(tryfirst=True, specname="pytest_runtest_call")
 def pytest_runtest_quiet_call(item: pytest.Item) -> None:
-    """Keep torch's trace out of what a failing law prints."""
-    contract = sys.modules.get("pytest_hotswap.contract.contract")
-    if contract and issubclass(getattr(item, "cls", None) or object, contract.HotswapContract):
-        from pytest_hotswap.marker import drop_trace_capture
+    """Keep it out of what the test itself logs, too."""
+    _quieten(item)
 
-        drop_trace_capture()
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Let the ranks judge a law of a deployment that is over several."""
+    __tracebackhide__ = True
+    controller = sys.modules.get("pytest_hotswap.ranks.controller")
+    deployment = getattr(pyfuncitem, "funcargs", {}).get("deployment")
+    if controller is None or not isinstance(deployment, controller.OverRanks):
+        return None
+    deployment.judge(pyfuncitem)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put the script that reproduces a failure of a state machine into the report."""
+    """Say what a law or a state machine has found without the frames of it, and put a script beside it."""
     script = getattr(call.excinfo.value, "hotswap_script", None) if call.excinfo else None
+    law = False
+    if call.excinfo and _is_of_a_contract(item):
+        from pytest_hotswap.contract import failure
+
+        law = failure.is_of_the_law(call)
+        script = failure.script(item, call.excinfo.value) if law else script
     if script:
         item.user_properties.append(("hotswap.script", script))
         item.add_report_section(call.when, "hotswap script", script)
-    return (yield)
+    report = yield
+    if law and report.failed and call.excinfo:
+        report.longrepr = call.excinfo.getrepr(style="value")
+        report.sections.insert(0, ("what to do", failure.what_to_do(item)))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -207,6 +232,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.section(f"hotswap: {title}")
         for line in lines:
             terminalreporter.line(line)
+
+
+def _quieten(item: pytest.Item) -> None:
+    if _is_of_a_contract(item):
+        from pytest_hotswap.reporting import drop_trace_capture
+
+        drop_trace_capture()
+
+
+def _is_of_a_contract(item: pytest.Item) -> bool:
+    contract = sys.modules.get("pytest_hotswap.contract.contract")
+    cls = getattr(item, "cls", None) or object
+    return contract is not None and issubclass(cls, contract.HotswapContract)
 
 
 def _is_marked(node: object) -> TypeGuard[pytest.Item]:
@@ -241,13 +279,17 @@ def hotswap_subject(pytestconfig: pytest.Config) -> Subject:
     """The deployment under test, built from ``--hotswap-subject`` or ``--hotswap-base``."""
     from pytest_hotswap.subjects.origin import resolve_subject
 
-    return resolve_subject(pytestconfig)
+    try:
+        return resolve_subject(pytestconfig)
+    except pytest.UsageError as error:
+        problem = str(error)
+    pytest.fail(problem, pytrace=False)  # a sentence: the frames are the plugin's
 
 
 @pytest.fixture(scope="class")
 def hotswap_deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment | Broken]:
+) -> Iterator[Deployment | OverRanks | Broken]:
     """The deployment of a contract class: loaded, prepared, compiled, with its oracle."""
     from pytest_hotswap.fixtures import bring_up
 

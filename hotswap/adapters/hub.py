@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from hotswap.adapters.config import CONFIG
@@ -115,20 +116,25 @@ def fetched(word: str, **options: Any) -> Path:
 
 
 def _cached(word: str, place: Place, options: dict[str, Any]) -> Path:
-    """The same from the cache, in which nothing can be listed."""
-    own = {**options, "local_files_only": True}
-    named = (place.file,) if place.file else (WEIGHTS, DIFFUSERS_WEIGHTS)
-    for name in named:
-        try:
-            found = _download(word, place, place.folder + name, own)
-            if name == WEIGHTS:
-                _download(word, place, place.folder + CONFIG, own)
-        except UnreadableAdapterError as error:
-            missing = error
-        else:
-            return found.parent if name == WEIGHTS else found
-    reason = _unreachable()
-    raise missing if reason is None else not_to_be_had(word, reason)
+    """The same from the cache, in which nothing can be listed, and without asking anybody for anything."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def inside(name: str) -> Path | None:
+        found = try_to_load_from_cache(
+            place.repository,
+            place.folder + name,
+            cache_dir=options.get("cache_dir"),
+            revision=place.revision,
+        )
+        return Path(found) if isinstance(found, str) else None
+
+    for name in (place.file,) if place.file else (WEIGHTS, DIFFUSERS_WEIGHTS):
+        weights = inside(name)
+        if weights is not None and name == WEIGHTS:
+            weights = weights.parent if inside(CONFIG) else None
+        if weights is not None:
+            return weights
+    raise not_to_be_had(word, _unreachable() or OSError("it is not in the cache"))
 
 
 def _own(options: dict[str, Any]) -> dict[str, str]:
@@ -200,24 +206,42 @@ def _unreachable() -> OSError | None:
     """Why the endpoint does not answer, told soon instead of trying again and again; None: it does."""
     from huggingface_hub import constants
 
-    return _connection(constants.ENDPOINT, int(time.monotonic() // 60))
+    address, proxies = urlsplit(constants.ENDPOINT), getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all") or ""
+    if proxy and proxy_bypass(address.hostname or ""):
+        proxy = ""
+    return _connection(constants.ENDPOINT, proxy, int(time.monotonic() // 60))
 
 
 @lru_cache(maxsize=4)
-def _connection(endpoint: str, minute: int) -> OSError | None:
-    """What a connection fails with; asked anew each minute."""
+def _connection(endpoint: str, proxy: str, minute: int) -> OSError | None:
+    """What a connection fails with, through a proxy where there is one; asked anew each minute."""
     del minute
-    address = urlsplit(endpoint)
-    host, proxies = address.hostname, getproxies()
-    through = {address.scheme, "all"} & proxies.keys()
-    if not host or (through and not proxy_bypass(host)):
+    hub = urlsplit(endpoint)
+    first = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else hub
+    if not hub.hostname or not first.hostname:
         return None
+    port = first.port or {"http": 80}.get(first.scheme, 443)
     try:
-        port = address.port or {"http": 80}.get(address.scheme, 443)
-        socket.create_connection((host, port), timeout=_PATIENCE).close()
+        with socket.create_connection((first.hostname, port), timeout=_PATIENCE) as connection:
+            if proxy and first.scheme == "http" and hub.scheme == "https":
+                _pass(connection, hub, first)
     except OSError as error:
         return error
     return None
+
+
+def _pass(connection: socket.socket, hub: SplitResult, proxy: SplitResult) -> None:
+    """Ask a proxy for the hub; raises OSError where it does not answer, or cannot reach it."""
+    asked = f"CONNECT {hub.hostname}:{hub.port or 443} HTTP/1.1\r\nHost: {hub.hostname}\r\n"
+    if proxy.username:
+        secret = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+        asked += f"Proxy-Authorization: Basic {base64.b64encode(secret).decode()}\r\n"
+    connection.sendall(f"{asked}\r\n".encode())
+    answer = connection.recv(64).split(maxsplit=2)
+    if len(answer) < 2 or answer[1][:1] == b"5":
+        text = b" ".join(answer[1:2]).decode("ascii", "replace") or "nothing"
+        raise OSError(f"the proxy {proxy.hostname} answers {text}")
 
 
 def not_to_be_had(adapter: str, error: Exception) -> UnreadableAdapterError:

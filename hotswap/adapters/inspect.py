@@ -10,13 +10,14 @@ from pathlib import Path
 
 from hotswap.adapters.config import CONFIG, FIELDS
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
-from hotswap.adapters.fit import BaseModel, belongs, fits
+from hotswap.adapters.fit import BaseModel, belongs, file_fits
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.reader import Opened, SpecReader
 from hotswap.adapters.spec import AdapterSpec, merge_alike
+from hotswap.adapters.targets import naming
 from hotswap.adapters.weights import value_findings
 from hotswap.errors import UnreadableAdapterError
 from hotswap.findings import Finding
@@ -56,12 +57,14 @@ class Inspector:
     plan: SwapPlan | None = None
     base: BaseModel | None = None
     weights: bool = False
+    allow_pickle: bool = False
     _reader: SpecReader = field(init=False)
     _good: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Read files for the pipeline that the base model is."""
-        self._reader = SpecReader(self.base.family if self.base is not None else None)
+        family = self.base.family if self.base is not None else None
+        self._reader = SpecReader(family, allow_pickle=self.allow_pickle)
 
     def __call__(self, path: str) -> Inspection:
         """Judge a folder, a file or a hub id."""
@@ -78,7 +81,7 @@ class Inspector:
         spec = opened.spec
         findings: list[Finding] = []
         if opened.mark not in self._good:  # texts that were good are good again
-            findings += fits(self.plan, spec) if self.plan is not None else spec.findings
+            findings += spec.findings if self.plan is None else file_fits(self.plan, spec)
             findings += belongs(self.base, spec) if self.base is not None else ()
             findings += _remarks(self.plan, spec, opened.layout)
         if not findings and opened.mark and opened.whole and len(self._good) < _MOST_GOOD:
@@ -123,6 +126,10 @@ def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> It
         text += f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         remedy = "remove it, or correct its name: PEFT and a swap pass over it"
         yield Finding(path, "HSW119", text, remedy)
+    if spec.components and any("dora_scale" in name for name in layout.tensors):
+        text = "has dora_scale, which diffusers leaves out: it is loaded as plain LoRA"
+        remedy = "convert it: diffusers reads magnitudes of DoRA as lora_magnitude_vector"
+        yield Finding(path, "HSW118", text, remedy)
     yield from _target_remarks(spec)
 
 
@@ -139,10 +146,11 @@ def _target_remarks(spec: AdapterSpec) -> Iterator[Finding]:
         return
     bare = [f".{name}".replace(".base_layer", "") for name in (*spec.modules, *spec.left_out)]
     ends = {name.rpartition(".")[2] for name in bare}
+    named = naming(spec.config)  # all-linear is saved as names, of those too that are excluded
     missing = [
         target
         for target in sorted({*map(str, targets)} - ends)
-        if not any(name.endswith(f".{target}") for name in bare)
+        if named(target) and not any(name.endswith(f".{target}") for name in bare)
     ]
     if missing:
         text = f"target_modules has {ascii(missing[0])[:80]}, for which there are no weights"

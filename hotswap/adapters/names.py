@@ -19,7 +19,7 @@ _PARTS[f"{MAGNITUDE}.weight"] = MAGNITUDE
 
 _NAMED = re.compile(r"(\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))\.default(?=\.|$)")
 _WRAPPED = re.compile(
-    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.base_model\."
+    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.(?:base_model\.|\w*blocks\.)"
 )
 
 
@@ -45,11 +45,13 @@ def canonical(key: str) -> str:
 def in_file(key: str) -> str:
     """A tensor's canonical name, from its name in a file.
 
-    Trainers that save a model's state dict leave the name ``default`` in; PEFT loads such names, but not
-    those with another adapter's.
+    Trainers that save a model's state dict leave the name ``default`` in, and DoRA's magnitude is a weight
+    then; PEFT loads such names, but not those with another adapter's.
     """
     name = canonical(key)
-    return _NAMED.sub(r"\1", name) if ".default" in name else name
+    if ".default" in name:
+        name = _NAMED.sub(r"\1", name)
+    return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
 
 
 def owner(module: str) -> str:

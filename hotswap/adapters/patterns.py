@@ -24,11 +24,14 @@ def matches(key: str, module: str) -> bool:
     return module.endswith(_tail(key)) and _compiled(key).match(module) is not None
 
 
-def pattern_problem(key: str, most: int = MOST_REPEATS) -> str | None:
-    """What is wrong with a key: no regular expression, or one that can take exponential time."""
+def pattern_problem(key: str, most: int = MOST_REPEATS, *, whole: bool = False) -> str | None:
+    """What is wrong with a key: no regular expression, or one that can take exponential time.
+
+    A ``whole`` one is matched as it is, as PEFT does with target_modules; keys by the end of names.
+    """
     try:
         depths = _depths(key)
-        re.compile(rf"(.*\.)?({key})$")
+        re.compile(key if whole else rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
         return f"is not a regular expression: {str(error) or type(error).__name__}"
     if max(depths, default=0) > 1 or len(depths) > most + 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -23,6 +23,8 @@ APART = "plan these adapters for two models"
 ALIGNMENT = 64
 """Bytes: each tensor and scaling of a prepared model starts at a multiple of it."""
 Need = Literal["not needed", "recommended", "required"]
+Cut = Literal["outputs", "inputs"]
+"""Along which of its axes a module is cut over several devices: lora_B then is, or lora_A."""
 _MOST_LINES = 4
 _T = TypeVar("_T")
 
@@ -41,6 +43,11 @@ class ModulePlan:
     dora: bool = False
     experts: int = 1
     parameters: tuple[str, ...] = ()
+
+    def part(self, cut: Cut, devices: int) -> ModulePlan:
+        """What the first of some devices holds of a module that they share."""
+        axis = "out_features" if cut == "outputs" else "in_features"
+        return replace(self, **{axis: math.ceil(getattr(self, axis) / devices)})
 
     def shapes(self, rank: int) -> list[tuple[int, ...]]:
         """The shapes of the module's LoRA tensors at a rank."""
@@ -137,6 +144,17 @@ class SwapPlan:
     def uniform_bytes(self) -> int:
         """The same when it is prepared with target_rank in every module."""
         return self.bytes_at(dict.fromkeys(self.modules, self.target_rank))
+
+    def bytes_per_rank(self, cuts: Mapping[str, Cut], devices: int) -> int:
+        """What each of some devices holds for the adapter, prepared with this plan.
+
+        ``cuts`` are the modules that they share; whatever else there is each of them has whole.
+        """
+        parts = {
+            name: module.part(cuts[name], devices) if name in cuts else module
+            for name, module in self.modules.items()
+        }
+        return replace(self, modules=parts).padded_bytes
 
     @property
     def first(self) -> AdapterSummary | None:

@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from hotswap.adapters.config import whole_modules
-from hotswap.adapters.fit import fits, same
+from hotswap.adapters.fit import as_wide_as, fits, same
+from hotswap.adapters.formats.component import SECOND
 from hotswap.adapters.modules import ModuleSpec, TokenRows, widest
 from hotswap.adapters.names import families, family
 from hotswap.adapters.nested import most_nested, nested_as
@@ -26,7 +27,6 @@ from hotswap.adapters.plan import (
 )
 from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
-from hotswap.adapters.texts import Family
 from hotswap.errors import HotswapError, UnreadableAdapterError
 from hotswap.findings import Finding
 
@@ -40,21 +40,30 @@ _TRAITS = {
 
 
 def plan(
-    adapters: Iterable[str | Path | AdapterSpec], *, base: str | Path | None = None
+    adapters: Iterable[str | Path | AdapterSpec],
+    *,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> SwapPlan:
     """Find what every adapter fits in, from headers only.
 
-    ``base`` is the folder of the pipeline that files of trainers are for, where their names do not tell.
+    ``base`` is the folder of the pipeline that files of trainers are for, where their names do not tell;
+    ``allow_pickle`` lets files of torch.save be read, by torch.load(weights_only=True).
     Raises UnreadableAdapterError with the findings of every adapter that cannot be read; one that
     can be read but does not fit the others (or has an unsupported feature) is in ``conflicts``.
     """
     family = family_of_folder(base) if base is not None else None
     given = [adapters] if isinstance(adapters, str | Path | AdapterSpec) else adapters
-    specs = _read_all(given, family)
-    if len({spec.components for spec in specs if spec.components}) > 1:  # of a pipeline
+    specs = _read_all(given, SpecReader(family, allow_pickle=allow_pickle))
+    parts = {spec.components for spec in specs if spec.components}  # of a pipeline
+    if len(parts) > 1 or parts & {(second,) for second in SECOND}:
         specs = [spec.within(*spec.components) for spec in specs]
     wrappers = most_nested(specs)
     specs = [nested_as(spec, wrappers) for spec in specs]
+    inputs: dict[str, ModuleSpec] = {}
+    for spec in specs:
+        inputs |= as_wide_as(inputs, spec).modules
+    specs = [as_wide_as(inputs, spec) for spec in specs]
     modules: dict[str, ModulePlan] = {}
     saved: dict[str, SavedTensor] = {}
     tokens: dict[str, TokenRows] = {}
@@ -88,11 +97,10 @@ def plan(
 
 
 def _read_all(
-    adapters: Iterable[str | Path | AdapterSpec], which: Family | None
+    adapters: Iterable[str | Path | AdapterSpec], reader: SpecReader
 ) -> list[AdapterSpec]:
     specs: list[AdapterSpec] = []
     findings: list[Finding] = []
-    reader = SpecReader(which)
     for adapter in adapters:
         try:
             specs.append(adapter if isinstance(adapter, AdapterSpec) else reader.spec(str(adapter)))

@@ -38,11 +38,12 @@ class Opened:
 class SpecReader:
     """Reads adapters; what it made of equal texts or of an equal header before is used again.
 
-    ``family`` says which pipeline files are for, where their names alone do not.
+    ``family`` says which pipeline files are for, where their names alone do not; ``allow_pickle``
+    lets files of torch.save be read.
     """
 
-    def __init__(self, family: Family | None = None) -> None:
-        self._family = family
+    def __init__(self, family: Family | None = None, *, allow_pickle: bool = False) -> None:
+        self._options: dict[str, Any] = {"family": family, "allow_pickle": allow_pickle}
         self._kept: OrderedDict[bytes, Any] = OrderedDict()  # Opened or FileLayout, by a digest
 
     @contextmanager
@@ -51,7 +52,7 @@ class SpecReader:
 
         Raises UnreadableAdapterError (HSW0xx, HSW101), also at the end when the file has changed.
         """
-        with open_texts(path, family=self._family) as texts:
+        with open_texts(path, **self._options) as texts:
             known = self._described(texts)
             spec = known.spec if known.spec.path == path else replace(known.spec, path=path)
             yield Opened(spec, known.layout, texts.file, known.mark, known.whole)
@@ -73,9 +74,8 @@ class SpecReader:
         if found is None:
             layout = self._kept.get(header) or texts.layout()
             whole = told_by_texts(texts, layout)
-            found = Opened(
-                describe(texts, layout), layout, None, mark if texts.file else b"", whole
-            )
+            alone = texts.file is None or texts.passing  # no bytes to compare with others'
+            found = Opened(describe(texts, layout), layout, None, b"" if alone else mark, whole)
             self._keep(texts, header, layout)
         if found.whole and not found.spec.findings:  # they name the file
             self._keep(texts, mark, found)

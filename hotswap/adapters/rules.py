@@ -36,7 +36,7 @@ _RULES = {
         "data_offsets that follow each other and end where the file ends",
     ),
     "HSW006": (
-        "The weights are a pickle (adapter_model.bin), which is never opened.",
+        "The weights are a pickle (adapter_model.bin), opened only with --allow-pickle, or no state dict.",
         "Loading a pickle can run code.",
         "formal/adapter_model.bin",
         "formal/adapter_model.safetensors",

@@ -121,6 +121,10 @@ class AdapterSpec:
         passed = tuple(name for name in left_out(config, layers) if name not in heads)
         for name in passed:
             del modules[name]
+        if passed and not modules:
+            text = "the config names none of the modules that have weights, so none would be loaded"
+            remedy = "correct target_modules, exclude_modules or layers_to_transform"
+            findings = [*findings, Finding(where, "HSW004", text, remedy)]
         rest, more, problems = _describe_rest(where, config, tensors, names)
         alike = merge_alike([*findings, *problems, *_findings(where, config, tensors, names)])
         return cls(where, dict(config), modules, size + more, alike, left_out=passed, **rest)

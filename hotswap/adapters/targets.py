@@ -56,7 +56,7 @@ def target_problem(config: Mapping[str, Any]) -> str | None:
     for field in ("target_modules", "exclude_modules"):
         value = config.get(field)
         if isinstance(value, str):
-            problem = pattern_problem(value, most=12)
+            problem = pattern_problem(value, most=12, whole=True)
             if problem and value.lower() != ALL_LINEAR:
                 return f"{field} {problem}"
         elif value is not None and not isinstance(value, list | tuple | set):

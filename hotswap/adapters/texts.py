@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,15 +11,18 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
-from hotswap.adapters import hub
+from hotswap.adapters import hub, pickles
 from hotswap.adapters.config import CONFIG, config_text, lora_config
 from hotswap.adapters.files import (
+    ALLOW_PICKLE,
     DIFFUSERS_WEIGHTS,
+    PICKLED,
     WEIGHTS,
     changed,
     open_weights,
     read_raw_header,
     unchanged,
+    unreadable,
 )
 from hotswap.adapters.header import FileLayout, layout_of
 from hotswap.errors import UnreadableAdapterError
@@ -38,7 +42,7 @@ class Texts:
 
     ``config`` is None where the weights stand alone. ``size`` counts the bytes of the data behind the
     header; ``file`` is the open weights file, None on the hub. ``family`` is None where it is to be found
-    from the names.
+    from the names. A ``passing`` file is a copy that is gone when it is closed.
     """
 
     path: str
@@ -48,6 +52,7 @@ class Texts:
     size: int
     file: BufferedReader | None = None
     family: Family | None = None
+    passing: bool = False
 
     def layout(self) -> FileLayout:
         """Parse the header; raises UnreadableAdapterError (HSW005)."""
@@ -69,12 +74,17 @@ class Texts:
 
 @contextmanager
 def open_texts(
-    path: str, *, config: bytes | None = None, family: Family | None = None
+    path: str,
+    *,
+    config: bytes | None = None,
+    family: Family | None = None,
+    allow_pickle: bool = False,
 ) -> Iterator[Texts]:
     """Read an adapter's texts, and hold its weights file open; ``config`` stands in for its own.
 
-    Raises UnreadableAdapterError, also at the end when the file has changed; where the texts are not
-    as they should be it has the findings of the config too.
+    With ``allow_pickle`` a file of torch.save is read too, through a copy in safetensors. Raises
+    UnreadableAdapterError, also at the end when the file has changed; where the texts are not as they
+    should be it has the findings of the config too.
     """
     if hub.looks_like_id(path) and hub.cache_only():
         with open_texts(str(hub.fetched(path)), config=config, family=family) as texts:
@@ -84,6 +94,15 @@ def open_texts(
         yield Texts(path, path, *hub.read_texts(path), family=family)
         return
     location = Path(path)
+    pickled = pickles.torch_file(location)
+    if pickled is not None and allow_pickle:
+        with tempfile.TemporaryDirectory(prefix="hotswap-") as folder:
+            copy = str(pickles.rewritten(pickled, Path(folder)))
+            with open_texts(copy, config=config, family=family) as texts:
+                yield replace(texts, path=path, passing=True)
+        return
+    if pickled is not None:
+        raise unreadable(pickled, "HSW006", PICKLED, ALLOW_PICKLE)
     weights = weights_of(location)
     if config is None and weights is None:
         config = config_text(folder_of(location))

@@ -1,6 +1,6 @@
 """What swaps cost: this engine against PEFT's functions and against one plain copy of the same bytes.
 
-Both sides of a ratio run in turn in one process; the ratio is that of their medians.
+Both sides of a ratio run in turn in one process; the ratio is the median of those of the pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from torch import nn
 
 import hotswap
 from hotswap.bench.models import llama, pretrained, write_adapter
-from hotswap.bench.timing import bank_and_copy, default_backend, sampled, seconds_of
+from hotswap.bench.timing import (
+    bank_and_copy,
+    default_backend,
+    median_interval,
+    sampled,
+    seconds_of,
+)
 from hotswap.bench.timing import measure as measure_serving
 from hotswap.checks.inputs import default_inputs
 from hotswap.engine.layout.registry import placement_of
@@ -53,9 +59,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measure everything and give it as JSON has it; ``told`` hears the name of each row that is there.
 
-    A row has seconds of ours and of theirs (medians), their ratio and the interquartile range of the
-    paired ratios; ``faster`` says which way it goes: how many times faster ours is, or how many times
-    longer it takes. A row without a bar is there to be known. ``runs`` counts the alternations of a row,
+    A row has seconds of ours and of theirs (medians), the median of the paired ratios and its 95 %
+    ``interval``; ``faster`` says which way it goes: how many times faster ours is, or how many times
+    longer it takes. ``bar`` and ``aim`` are what developers hold it to. ``runs`` counts its alternations,
     ``notes`` say what could not be measured. Beside rows there are the bytes that a prepared model holds
     and those the plan says, growth in bytes, and with forwards what room costs and ways to serve.
 
@@ -227,12 +233,9 @@ def _compare(
             spent = seconds_of((ours, theirs)[side], ready(side, (count + 1) % 2))
             times[side].extend([spent] if count >= 2 else [])
     pairs = [b / a if faster else a / b for a, b in zip(*times, strict=True)]
-    low, _, high = statistics.quantiles(pairs, n=4)
     one, other = map(statistics.median, times)
-    ratio = other / one if faster else one / other
-    holds = bar is None or (ratio >= bar if faster else ratio <= bar)
     row = {"name": name, "ours": one, "theirs": other, "faster": faster, "bar": bar, "aim": aim}
-    return {**row, "spread": [low, high], "ratio": ratio, "holds": holds}
+    return {**row, "ratio": statistics.median(pairs), "interval": median_interval(pairs)}
 
 
 def _copy(fleet: _Fleet, runs: int) -> Row:

@@ -11,6 +11,7 @@ compiles.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -180,6 +181,19 @@ def sampled(
         if time.perf_counter() > end:
             break
     return times
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of a median, whatever the distribution: two of the sorted values.
+
+    Between the k-th smallest and the k-th largest of n lies the median unless fewer than k of n fall to one
+    side of it, as of n fair coins (H. A. David and H. N. Nagaraja, Order Statistics, 3rd edition, section
+    7.1). Of fewer than six values it is their whole range, which covers less.
+    """
+    ordered, n = sorted(values), len(values)
+    tails = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n // 2))
+    k = sum(tail <= 0.025 for tail in tails) or 1
+    return ordered[k - 1], ordered[n - k]
 
 
 def seconds_of(action: Callable[[Any], object], argument: Any) -> float:

@@ -16,6 +16,7 @@ def check_adapters(
     plan: SwapPlan | str | Path | None = None,
     base: str | Path | None = None,
     weights: bool = False,
+    allow_pickle: bool = False,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     jobs: int = 1,
@@ -24,7 +25,8 @@ def check_adapters(
 
     ``adapters`` are folders, ``.safetensors`` files and hub ids. ``plan`` says what a model has room for,
     ``base`` is the folder, config file or id of a base model, built without weights. Only ``weights``
-    reads the values. ``select`` and ``ignore`` take codes, prefixes of codes or names. Raises ValueError
+    reads the values; ``allow_pickle`` lets files of torch.save be read, by torch.load(weights_only=True).
+    ``select`` and ``ignore`` take codes, prefixes of codes or names. Raises ValueError
     for a code that does not exist, HotswapError for a plan or base model that cannot be read.
     """
     codes = chosen(select, ignore)
@@ -36,4 +38,6 @@ def check_adapters(
         from hotswap.checks.base_model import read_base
 
         model = read_base(base)
-    return judge(paths, codes, plan=room, base=model, weights=weights, jobs=jobs)[1]
+    return judge(
+        paths, codes, plan=room, base=model, weights=weights, allow_pickle=allow_pickle, jobs=jobs
+    )[1]

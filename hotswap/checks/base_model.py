@@ -28,7 +28,7 @@ def read_base(base: str | Path) -> BaseModel:
     """
     pipeline = read_pipeline_folder(base)
     if pipeline is None:
-        model = _built(Path(base), str(base))
+        model = build(base)
         return replace(describe(model, str(base)), respell=_Respelling(str(base), model))
     whole = BaseModel(str(base), {}, {}, "", None, tuple(pipeline.components), pipeline.family)
     for name, kind in pipeline.components.items():
@@ -40,6 +40,11 @@ def read_base(base: str | Path) -> BaseModel:
     return whole
 
 
+def build(base: str | Path) -> nn.Module:
+    """Build the model of a folder, a config file or a hub id without weights; raises HotswapError."""
+    return _built(Path(base), str(base))
+
+
 def _built(path: Path, name: str, kind: tuple[str, str] | None = None) -> nn.Module:
     """Build a model; raises HotswapError for whatever keeps it from being built."""
     try:
@@ -48,7 +53,7 @@ def _built(path: Path, name: str, kind: tuple[str, str] | None = None) -> nn.Mod
         raise
     except Exception as error:  # of any model's code: a missing package, a value that it refuses
         lines = [line.strip() for line in str(error).splitlines()]
-        first = next(filter(None, lines), type(error).__name__)
+        first = next(filter(None, lines), type(error).__name__).rstrip(":")
         raise HotswapError(
             f"--base {name}: the model cannot be built from its config: {first[:300]}"
         ) from error

@@ -17,13 +17,15 @@ from hotswap.errors import HotswapError
 TEXTS = ("The river is high after the rain.", "Swap the adapter, not the model.")
 _SIDE = 64  # pixels, of a model whose config names no size
 _SAMPLES = 4000  # of a waveform: more than the first convolutions of any usual model take in
-_TOKENIZERS = (
+TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",
 )
+
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ def default_inputs(
 ) -> dict[str, Any]:
     """The first inputs that the model runs on, of those that its config and files suggest.
 
-    ``folder`` is where it was read from: a tokenizer that lies there is used. The same at every call. Raises
-    HotswapError where the model runs on none, with what it raised.
+    ``folder`` is where it was read from: a processor or tokenizer that lies there is used. The same at
+    every call. Raises HotswapError where the model runs on none, with what it raised.
     """
     error: Exception | None = None
     for inputs in _suggested(model, folder, _Sizes(batch, length)):
@@ -66,14 +68,15 @@ def _suggested(model: Any, folder: str | Path | None, sizes: _Sizes) -> Iterator
     generator = torch.Generator().manual_seed(0)
     text = _text(config, folder, sizes, generator) if "input_ids" in takes else {}
     sights = _sights(model, takes, sizes.batch, generator)
-    for seen in [sights, {}] if sights and text else [sights]:
-        found: dict[str, Any] = {**seen, **text}
-        if not found:
-            return
-        if seen and text and (token := _image_token(config)) is not None:
-            with suppress(Exception):  # then it is asked without places for the image, and refuses
-                found["input_ids"] = _with_image(model, text["input_ids"], seen, token)
-                found["attention_mask"] = torch.ones_like(found["input_ids"])
+    both: dict[str, Any] = {**sights, **text}
+    candidates = [both, dict(text)] if sights and text else [both]
+    if sights and text and (token := _image_token(config)) is not None:
+        with suppress(Exception):  # then it is asked without places for the image, and refuses
+            ids = _with_image(model, text["input_ids"], sights, token)
+            both |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if sights:
+        candidates.insert(0, _processed(model, folder, takes, sizes.batch))
+    for found in filter(None, candidates):
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
             found["decoder_input_ids"] = _ids(config, sizes, generator)[:, : sizes.length // 2]
         if "attention_mask" in found and "attention_mask" not in takes:
@@ -87,6 +90,45 @@ def _suggested(model: Any, folder: str | Path | None, sizes: _Sizes) -> Iterator
                 key: value[:1] if isinstance(value, Tensor) else value
                 for key, value in found.items()
             }
+
+
+def _processed(
+    model: Any, folder: str | Path | None, takes: Mapping[str, Any], batch: int
+) -> dict[str, Any]:
+    """What a saved processor makes of a picture or a tone, with text where it takes some; else nothing."""
+    import transformers
+
+    if folder is None or not any(Path(folder, name).is_file() for name in _PROCESSORS):
+        return {}
+    for kind in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"):
+        with suppress(Exception):  # whatever a saved processor lacks
+            processor = getattr(transformers, kind).from_pretrained(str(folder))
+            made = processor(**_seen_or_heard(processor, takes, batch), return_tensors="pt")
+            dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+            return {
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in made.items()
+                if name in takes and isinstance(value, Tensor)
+            }
+    return {}
+
+
+def _seen_or_heard(processor: Any, takes: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """A picture or a tone of a second as a processor takes it, with text where it has a tokenizer."""
+    given: dict[str, Any] = {}
+    if "pixel_values" in takes:
+        row, column = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
+        picture = torch.stack([row, column, row + column], -1).to(torch.uint8).numpy()
+        given["images"] = [picture] * batch
+    else:
+        heard = getattr(processor, "feature_extractor", processor)
+        rate = int(heard.sampling_rate)
+        tone = torch.sin(torch.arange(rate) * (2 * torch.pi * 440 / rate)).numpy()
+        name = "raw_speech" if heard is processor else "audio"
+        given |= {name: [tone] * batch, "sampling_rate": rate}
+    if "input_ids" in takes and getattr(processor, "tokenizer", None) is not None:
+        given["text"] = [f"{getattr(processor, 'image_token', '')} {TEXTS[0]}"] * batch
+    return given
 
 
 def _text_config(config: Any) -> Any:
@@ -119,7 +161,7 @@ def _ids(config: Any, sizes: _Sizes, generator: torch.Generator) -> Tensor:
 
 def _real_text(config: Any, folder: str | Path | None, sizes: _Sizes) -> Tensor | None:
     """Real text beats random tokens; None without a tokenizer, or with one of another vocabulary."""
-    if folder is None or not any(Path(folder, name).is_file() for name in _TOKENIZERS):
+    if folder is None or not any(Path(folder, name).is_file() for name in TOKENIZERS):
         return None
     with suppress(Exception):  # whatever a saved tokenizer lacks
         from transformers import AutoTokenizer

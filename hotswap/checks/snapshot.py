@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hotswap.adapters.names import canonical
 from hotswap.compiler.compiled import walk
 from hotswap.compiler.regions import unwrap
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.registry import forget_adapters
 
 _FLAGS = (
@@ -52,12 +53,18 @@ class _Entry:
         return found | {"type": self.kind.__name__, "requires_grad": self.requires_grad}
 
     def changes(self, now: Tensor, *, values: bool, storage: bool) -> Iterator[str]:
-        if values and not _same_bits(now, self.values):
+        if values and not _same_bits(local_of(now), self.values):
             yield f"{self.name} changed its values"
-        if storage and (moved := _moved(self.storage(), _storage(now))):
+        if storage and (moved := _moved(self.storage(), _now(now))):
             yield f"{self.name} {moved}"
         elif storage and now is not self.tensor:
             yield f"{self.name} was replaced by another {self.kind.__name__} of the same storage"
+
+
+def _now(tensor: Tensor) -> dict[str, Any]:
+    """A tensor as it is; of a DTensor, the part that this rank holds."""
+    found = {"type": type(tensor).__name__, "requires_grad": tensor.requires_grad}
+    return _storage(local_of(tensor)) | found
 
 
 def _storage(tensor: Tensor) -> dict[str, Any]:
@@ -161,7 +168,7 @@ class Snapshot:
         self._flags += [(path, module, flag, _flag(module, flag)) for flag in flags]
 
     def _take_tensor(self, name: str, holder: dict[str, Any], key: str, tensor: Tensor) -> None:
-        alias = tensor.data
+        alias = local_of(tensor).data
         self._entries.append(
             _Entry(
                 name, holder, key, tensor, alias, alias.clone(), tensor.requires_grad, type(tensor)
@@ -206,7 +213,8 @@ class Snapshot:
             wanted = ([entry.values for entry, _ in few], [then for _, then in few])
             return not any(
                 all(
-                    isinstance(a, Tensor) and _same_bits(a, b) for a, b in zip(live, w, strict=True)
+                    isinstance(a, Tensor) and _same_bits(local_of(a), b)
+                    for a, b in zip(live, w, strict=True)
                 )
                 for w in wanted
             )
@@ -263,7 +271,7 @@ class Snapshot:
         for entry in self._entries:
             entry.holder[entry.key] = entry.tensor
             entry.tensor.__class__ = entry.kind  # PEFT's growth exchanges it by swap_tensors
-            entry.tensor.data = entry.alias
+            local_of(entry.tensor).data = entry.alias
             entry.tensor.requires_grad_(entry.requires_grad)
             entry.alias.copy_(entry.values)
         for _, holder, key, config, fields in self._configs:

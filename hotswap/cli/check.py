@@ -18,7 +18,7 @@ from hotswap.adapters.plan import SwapPlan, size_text
 from hotswap.adapters.rules import DOCUMENTATION
 from hotswap.cli.command import FILE, Command, Exit
 from hotswap.cli.folders import adapter_paths
-from hotswap.cli.options import finding_options, words
+from hotswap.cli.options import PICKLE, finding_options, words
 from hotswap.cli.terminal import progress_bar, say
 from hotswap.errors import HotswapError
 from hotswap.findings import Finding, chosen
@@ -58,6 +58,7 @@ Exit codes: 0, a swap accepts every adapter (warnings do not count, unless --str
 )
 @option("--package", type=FILE, help="A .pt2 file: judge it, and hold the adapters to it.")
 @option("--weights", is_flag=True, help="Read the values too: NaN, infinity, all zeros.")
+@PICKLE
 @finding_options
 @option("--strict", is_flag=True, help="Exit with 1 on warnings too.")
 @option("--jobs", "-j", default=1, metavar="N", help="Processes; 0: one for each core.")
@@ -68,6 +69,7 @@ def check(
     package: Path | None,
     base: str | None,
     weights: bool,
+    allow_pickle: bool,
     form: str,
     output: Path | None,
     select: Sequence[str],
@@ -106,6 +108,7 @@ def check(
             plan=room,
             base=model,
             weights=weights,
+            allow_pickle=allow_pickle,
             jobs=jobs or os.cpu_count() or 1,
             progress=progress,
         )

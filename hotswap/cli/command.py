@@ -11,6 +11,7 @@ from click.exceptions import Exit as Exit
 
 FILE, FOLDER = click.Path(path_type=Path), click.Path(path_type=Path)
 FILE.name, FOLDER.name = "file", "folder"  # as the help calls them
+SEVERAL = click.IntRange(min=2)
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 

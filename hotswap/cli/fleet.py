@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hotswap.adapters.fit import fits
+from hotswap.adapters.fit import file_fits
 from hotswap.adapters.fleet import judge
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.planner import plan
@@ -74,7 +74,7 @@ def read_fleet(paths: Sequence[str], given: SwapPlan | None = None) -> Fleet:
 
 
 def _unfit(chosen: SwapPlan, specs: dict[str, AdapterSpec]) -> dict[str, tuple[Finding, ...]]:
-    found = {path: fits(chosen, spec) for path, spec in specs.items()}
+    found = {path: file_fits(chosen, spec) for path, spec in specs.items()}
     return {path: findings for path, findings in found.items() if findings}
 
 

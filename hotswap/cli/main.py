@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,8 +12,10 @@ import click
 import hotswap
 from hotswap.cli.command import SETTINGS
 from hotswap.cli.terminal import say
-from hotswap.errors import AdapterError, HotswapError
+from hotswap.errors import AdapterError, HotswapError, missing_extra
 
+COMPLETING = "_HOTSWAP_COMPLETE"
+"""Set by the shell that asks click for completions."""
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "plan": ("plan", "Find what a fleet of adapters needs to be hot-swapped."),
@@ -49,9 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words) if words else _run(["--help"]) or USAGE
+        return _run(words) if words or COMPLETING in os.environ else _run(["--help"]) or USAGE
     except AdapterError as error:
         say(*error.findings, error=True)
+    except ImportError as error:
+        missing = missing_extra(f"hotswap {words[0]}", error)
+        if missing is None:
+            raise
+        say(f"hotswap: {missing}", error=True)
+        return USAGE
     except (HotswapError, OSError) as error:
         say(f"hotswap: {error}", error=True)
     except KeyboardInterrupt:
@@ -61,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     pytest_args: list[str] = []
-    if words[0] == "verify" and "--" in words:  # click would swallow it
+    if words[:1] == ["verify"] and "--" in words:  # click would swallow it
         at = words.index("--")
         words, pytest_args = words[:at], words[at + 1 :]
-    called = next((word for word in words if not word.startswith("-")), "")
+    typed = os.environ.get("COMP_WORDS", "").split()[1:] if COMPLETING in os.environ else words
+    called = next((word for word in typed if not word.startswith("-")), "")
     try:
         app(called)(words, prog_name="hotswap", obj=pytest_args)
     except SystemExit as ended:

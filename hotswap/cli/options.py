@@ -20,6 +20,12 @@ OPTIONS = (
     option("--ignore", **CODES, help="Not these rules."),
 )
 
+PICKLE = option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read files of torch.save too (.bin), by torch.load(weights_only=True); imports torch.",
+)
+
 
 def finding_options(function: Callable[..., None]) -> Callable[..., None]:
     """Declare ``form``, ``output``, ``select`` and ``ignore``."""

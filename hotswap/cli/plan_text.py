@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from hotswap.adapters.plan import SwapPlan, size_text
+from hotswap.adapters.names import families
+from hotswap.adapters.plan import Cut, SwapPlan, size_text
 from hotswap.cli.curve import bank_bytes, curve
 from hotswap.report.text import table
 
@@ -15,6 +17,34 @@ def sections(plan: SwapPlan) -> str:
     """The sections, one below the other."""
     parts = [_first(plan), _lacking(plan), _memory(plan), _curve(plan), _code(plan)]
     return "\n\n".join(part for part in parts if part)
+
+
+def shared_memory(plan: SwapPlan, cuts: Mapping[str, Cut], devices: int) -> dict[str, Any]:
+    """What each of some devices holds that share a model, as JSON has it."""
+    cut = [name for name in plan.modules if name in cuts]
+    return {
+        "ranks": devices,
+        "bytes_per_rank": plan.bytes_per_rank(cuts, devices),
+        "bytes": plan.padded_bytes,
+        "cut_by_outputs": [name for name in cut if cuts[name] == "outputs"],
+        "cut_by_inputs": [name for name in cut if cuts[name] == "inputs"],
+        "whole": [name for name in plan.modules if name not in cuts],
+    }
+
+
+def per_rank(found: Mapping[str, Any]) -> str:
+    """The same for a person to read."""
+    held, whole = size_text(found["bytes_per_rank"]), size_text(found["bytes"])
+    lines = [f"Memory per rank ({found['ranks']} ranks)", f"  {held} of {whole}"]
+    for what, key in (
+        ("lora_B is cut", "cut_by_outputs"),
+        ("lora_A is cut", "cut_by_inputs"),
+        ("each rank has it whole", "whole"),
+    ):
+        if names := found[key]:
+            more = ", ".join(name for name, _ in families((name, None) for name in names))
+            lines.append(f"  {what}: {more if len(more) <= 90 else f'{more[:87]}...'}")
+    return "\n".join(lines)
 
 
 def _first(plan: SwapPlan) -> str:

@@ -12,7 +12,6 @@ from hotswap.cli.terminal import say
 from hotswap.cli.verify.command import exit_code, fail_on_option, write_report
 from hotswap.report.document import merge as merge_documents
 from hotswap.report.document import read
-from hotswap.report.html import require_extra
 
 
 @click.group(no_args_is_help=True, context_settings=SETTINGS)
@@ -29,7 +28,6 @@ def merge(reports: tuple[Path, ...], output: Path, fail_on: str) -> None:
 
     A shard that is missing makes the verdict incomplete.
     """
-    require_extra()
     document = merge_documents([read(path) for path in reports], fail_on=fail_on)
     write_report(document, output)
     say(document["verdict"]["line"])

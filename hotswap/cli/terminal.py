@@ -78,5 +78,11 @@ def progress_line(line: Callable[[], str]) -> Iterator[Callable[[], None]]:
         yield lambda: shown.update(escape(line()))
 
 
+def duration(seconds: float) -> str:
+    """Say how long something takes, as ``3 min 07 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 def _is_watched() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()

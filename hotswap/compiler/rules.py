@@ -78,6 +78,9 @@ model: swap
   active_adapter
     the active adapter changed, as by set_adapter(): each one is compiled apart
     swap into one slot instead: hotswap.swap(model, adapter)
+  adapter_names
+    a batch named its adapters in another order, or others: each order is compiled apart
+    sort the rows of a batch by adapter, or use one adapter for a batch
   _adapters_disabled|_disable_adapters
     adapters were disabled or enabled: each state is compiled apart
     warm up both states, or use hotswap.swap(model, None) for the base model

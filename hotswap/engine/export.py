@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from hotswap.adapters.config import unsupported_features
 from hotswap.adapters.plan import SwapPlan
 from hotswap.compiler.compiled import walk
 from hotswap.compiler.packages import Form, PackageFile, save_package
@@ -111,6 +112,8 @@ def _require_swappable(placement: Placement) -> None:
         "tokens": "token rows are not swapped in an exported model",
     }
     refused = {s.module: Why(of_slots[s.role]) for s in placement.slots if s.role in of_slots}
+    for feature in unsupported_features(vars(placement.config) if placement.config else {}):
+        refused[f"adapter {placement.name!r}"] = Why(feature)
     for name, layer in placement.layers.items():
         if isinstance(layer, MultiheadAttention | ParamWrapper):
             refused[name] = Why(f"torch.export cannot trace PEFT's {type(layer).__name__}")

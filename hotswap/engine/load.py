@@ -30,6 +30,7 @@ def load(
     *,
     adapter_name: str = "default",
     config: LoraConfig | None = None,
+    allow_pickle: bool = False,
 ) -> Any:
     """Put LoRA layers into ``base_model`` (in place) for everything in the plan, and prepare them.
 
@@ -38,8 +39,9 @@ def load(
     of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
     ``adapter`` swapped in (None: the base model). A pipeline of diffusers is returned itself, with LoRA
     layers in every component that the plan has; a dict names an adapter for each component, and files of
-    one component may share a plan. Raises HotswapError when the base model lacks a module or
-    carries LoRA layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
+    one component may share a plan. For ``allow_pickle`` see ``swap``. Raises HotswapError when the base
+    model lacks a module or carries LoRA layers already, and what PEFT and ``swap`` raise; the base model
+    is then as it was.
     """
     parts = models_of(base_model)
     if isinstance(base_model, nn.Module):
@@ -51,7 +53,8 @@ def load(
     configs = {key: _union(own) for key, own in plans.items()}
     deployment = base_model
     if "" in configs and adapter is not None:
-        configs[""].task_type = config_of(require_one(adapter), config).task_type
+        found = config_of(require_one(adapter), config, allow_pickle=allow_pickle)
+        configs[""].task_type = found.task_type
     with Changes() as changes, changes:
         _note((part.given for part in planned), changes)
         for part in planned:
@@ -65,7 +68,13 @@ def load(
         prepare(deployment, plan=plan, adapter_name=adapter_name)
         if len(planned) > 1:  # so that what the adapter says nothing of is empty
             swap(deployment, None, adapter_name=adapter_name)
-        swap(deployment, adapter, adapter_name=adapter_name, config=config)
+        swap(
+            deployment,
+            adapter,
+            adapter_name=adapter_name,
+            config=config,
+            allow_pickle=allow_pickle,
+        )
     return deployment
 
 

@@ -255,9 +255,14 @@ def _alone(words: Iterable[str] = (), told: str = "") -> None:
     """Agree with nobody."""
 
 
+def votes(agree: Agree) -> bool:
+    """Whether other ranks are asked."""
+    return agree is not _alone
+
+
 def require_together(sharded: bool, agree: Agree) -> None:
     """Raise HotswapError for an adapter that was cut since prepare(), whose ranks would each swap alone."""
-    if sharded and agree is _alone:
+    if sharded and not votes(agree):
         raise HotswapError(
             "the adapter was cut over several devices after prepare(), so the ranks do not know of each "
             "other; call hotswap.swap_together(model) on every rank first"

@@ -34,6 +34,9 @@ class Part:
         if getattr(model, "peft_config", None):
             return model
         inside = list(_adapted(model))
+        if len(inside) > 1:  # a wrapper may hold a PeftModel, and the model in it beside that
+            within = {id(one) for outer in inside for one in outer.modules() if one is not outer}
+            inside = [one for one in inside if id(one) not in within]
         return inside[0] if len(inside) == 1 else model
 
     def named(self, module: str) -> str:

@@ -25,7 +25,8 @@ from hotswap.errors import AlreadyCompiledError, NoAdapterError
 
 CheckCompiled = Literal["error", "warn", "ignore"]
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-SUPPORTED_VARIANTS = ("Dora", "MiCA")  # MiCA's forward is that of plain LoRA
+SUPPORTED_VARIANTS = ("Dora", "MiCA", "ALora")
+"""MiCA's forward is that of plain LoRA; adapters with ALora have the same invocation tokens."""
 
 
 @dataclass(frozen=True, slots=True)

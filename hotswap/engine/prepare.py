@@ -24,7 +24,7 @@ from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.sharding import put_together
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import LayerState
-from hotswap.engine.layout.unsupported import refusal, why_merged
+from hotswap.engine.layout.unsupported import refusal, why_merged, why_not_there
 from hotswap.engine.mesh import join_meshes
 from hotswap.engine.parts import Part, TargetRankError, parts_of, plans_of
 from hotswap.engine.preparable import (
@@ -130,6 +130,8 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
         states = _states(adapter)
         if plan is not None and _add_parts(adapter, plan, changes):
             adapter = AdapterSlots.of(model, name, walked=found.walked, layers=adapter.layers)
+            if lost := {s.module: why for s in adapter.slots if (why := why_not_there(s))}:
+                raise refusal(lost)
         if _put_together(adapter, changes):
             adapter = AdapterSlots.of(model, name, walked=found.walked, layers=adapter.layers)
         before = [slot.local for slot in adapter.slots]

@@ -143,7 +143,4 @@ def user_scale(placement: Placement) -> float | None:
 
 def _own_scaling(layer: LoraLayer, name: str) -> float:
     state = layer.scaling.states[name]
-    if state is None:
-        return 0.0
-    rank = state.rank or 1
-    return float(state.alpha / (math.sqrt(rank) if state.rslora else rank))
+    return 0.0 if state is None else float(state.scaling)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import xxhash
 
 from hotswap.engine.incoming.parts import Adapters, labels_of, read_parts
-from hotswap.engine.incoming.source import Adapter, Config, IncomingAdapter
+from hotswap.engine.incoming.source import Adapter, Config
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import placement_of
 from hotswap.engine.mesh import Agree, together
@@ -64,6 +66,7 @@ def swap(
     adapter_name: str | None = None,
     config: Config | None = None,
     timeout: float | None = None,
+    allow_pickle: bool = False,
 ) -> SwapReport:
     """Replace the weights of ``adapter_name`` in place, all or nothing.
 
@@ -73,9 +76,10 @@ def swap(
     ``{"transformer": high, "transformer_2": low}``. The report says what each component has then.
     ``adapter`` is a PEFT folder, a safetensors file beside its config, a file or folder of diffusers, a
     hub id, a state dict as ``get_peft_model_state_dict`` returns it (with ``config``), or None for the
-    base model. ``adapter_name=None`` is the model's only adapter, or "default". Everything is
-    validated and staged before the one copy that changes the model; whatever fails is undone. No
-    storage, shape, dtype or parameter object changes. A scale set by ``set_scale`` is reset to 1. The
+    base model. With ``allow_pickle`` files of torch.save are read too, by torch.load(weights_only=True).
+    ``adapter_name=None`` is the model's only adapter, or "default". Everything is validated
+    and staged before the one copy that changes the model; whatever fails is undone. No storage, shape,
+    dtype or parameter object changes. A scale set by ``set_scale`` is reset to 1. The
     model may be a ``torch.compile`` wrapper. A KV cache computed with another adapter is not valid
     after a swap.
 
@@ -86,26 +90,32 @@ def swap(
     start = time.perf_counter()
     parts = parts_of(model)
     name = name_of(parts[0], adapter_name)
-    with together(parts) as agree:
-        incoming = read_parts(model, parts, adapter, config)  # a hub may take its time
+    with together(parts) as agree, ExitStack() as lent:
+        # a hub or a disk may take its time, while others use the model
+        incoming = read_parts(model, parts, adapter, config, allow_pickle=allow_pickle)
+        labels = labels_of(parts, adapter)
+        stage = partial(
+            stage_parts, parts, incoming=incoming, labels=labels, image_of=lambda p: p.staging(lent)
+        )
+        places = [placement_of(p.model, name_of(p, adapter_name), at_once=True) for p in parts]
+        staged = stage(places)
         with exclusive(parts, timeout=timeout, name=name), Changes() as changes, changes:
-            places = [ready(part, adapter_name) for part in parts]
-            labels = labels_of(parts, adapter)
-            return exchange(parts, places, incoming, labels, start, changes, agree)
+            now = [ready(part, adapter_name) for part in parts]
+            if now != places or any(each is not None and each.stale() for each in staged):
+                staged = stage(now)  # it was prepared anew, moved or trained meanwhile
+            return exchange(parts, now, staged, start, changes, agree)
 
 
 def exchange(
     parts: Sequence[Part],
     places: Sequence[Placement],
-    incoming: Mapping[str, IncomingAdapter],
-    labels: Mapping[str, str | None],
+    staged: Sequence[StagedAdapter | None],
     start: float,
     changes: Changes,
     agree: Agree,
 ) -> SwapReport:
-    """Validate, stage and commit what was read for some of the parts, which are held. See ``swap``."""
+    """Commit what was staged for some of the parts, which are held. See ``swap``."""
     before = {part.key: place.label for part, place in zip(parts, places, strict=True)}
-    staged = stage_parts(parts, places, incoming, labels)
     changing = [at for at, each in zip(places, staged, strict=True) if each is not None]
     scales = [None if place.untouched else user_scale(place) for place in changing]
     scale = next((scale for scale in scales if scale is not None), None)

@@ -15,13 +15,15 @@ from hotswap.engine.incoming.source import NOTHING, IncomingAdapter
 from hotswap.engine.incoming.stage import stage
 from hotswap.engine.incoming.validate import validate
 from hotswap.engine.layout.arena import Arena
+from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.placement import Placement, StagedAdapter
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
-from hotswap.engine.layout.unsupported import refusal, why_other_base
+from hotswap.engine.layout.unsupported import refusal, why_no_base, why_other_base
 from hotswap.engine.layout.uses import Use, Uses
-from hotswap.engine.mesh import Agree, require_together
+from hotswap.engine.mesh import Agree, require_together, votes
 from hotswap.engine.parts import Part
+from hotswap.errors import HotswapError
 
 
 class Changes:
@@ -56,6 +58,10 @@ class Changes:
     def callback(self, undo: Callable[..., object], *args: Any) -> None:
         """Note how to take back a change."""
         self._undo.append(partial(undo, *args) if args else undo)
+
+    def stand(self) -> None:
+        """Keep what was changed until now, whatever fails later."""
+        self._undo.clear()
 
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute."""
@@ -117,7 +123,14 @@ def ready(part: Part, adapter_name: str | None) -> Placement:
         raise refusal({f"adapter {placement.name!r}": why})
     placement.require_unmerged()
     placement.require_resident()
+    require_served(part)
     return placement
+
+
+def require_served(part: Part) -> None:
+    """Raise HotswapError if a wrapper around the model has weights of its own."""
+    if why := why_elsewhere(part.given):
+        raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
 
 
 def stage_parts(
@@ -125,7 +138,7 @@ def stage_parts(
     places: Sequence[Placement],
     incoming: Mapping[str, IncomingAdapter],
     labels: Mapping[str, str | None],
-    image_of: Callable[[Placement], Arena] = Placement.staging,
+    image_of: Callable[[Placement], Arena],
 ) -> list[StagedAdapter | None]:
     """Validate what each part is to get, then lay it out for each; None for what stays as it is.
 
@@ -140,6 +153,8 @@ def stage_parts(
     for part, place in pairs:
         if incoming.get(part.key, NOTHING) is not NOTHING:
             validate(part.model, place, incoming[part.key])
+        elif part.key in incoming and (why := why_no_base(place.config)):
+            raise refusal({f"adapter {place.name!r}": why})
     staged: list[StagedAdapter | None] = []
     for part, place in pairs:
         source = incoming.get(part.key)
@@ -161,10 +176,15 @@ def commit(
     changes: Changes,
     agree: Agree,
 ) -> None:
-    """Put staged adapters in place, on every rank; the changes take all of it back. Raises RankError."""
+    """Put staged adapters in place, on every rank; the changes take all of it back. Raises RankError.
+
+    What all ranks have in place is not taken back any more.
+    """
     require_together(any(place.sharded for place in places), agree)
     changing = [(at, each) for at, each in zip(places, staged, strict=True) if each is not None]
     agree((each.digest for _, each in changing), _told(changing))
     for place, each in changing:
         place.put(each, changes.callback)
     agree()
+    if votes(agree):
+        changes.stand()  # every rank has it: what fails on this one from here on takes nothing back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,11 @@ from hotswap.lint.typestate import Ran
 
 _STEPS: tuple[Feature, ...] = ("swap", "compile", "change", "run")
 MOST_OPENERS = 5
+_TEARS_DOWN = re.compile(
+    r"^_*(a?(close|exit)|(clean|shut|tear)_?([uU]p|[dD]own)|del|destroy|dispose|finali[sz]e|release|stop)"
+    r"(_|$|[A-Z])|_(shutdown|exit|close)$"
+)
+"""Names of functions after which models are not called any more."""
 _SETS_UP = ("create", "enable", "load", "prepare", "compile")
 """Steps that set a model up, in the order in which they have to be taken."""
 
@@ -45,6 +51,8 @@ class Entries:
     def __init__(self, run: Run, matters: Callable[[Function], Relevance]) -> None:
         self.run, self.judge, self.matters = run, run.judge, matters
         self._calls = 0
+        self._did: dict[Function, frozenset[str]] = {}
+        """What each entry did when it was called last."""
         self._called: list[Func] = []
         """What was called before the rest, as it sets models up."""
 
@@ -60,23 +68,23 @@ class Entries:
         run.turn, run.steps = (func.node, self._calls), 0
         try:
             ends = call_from_outside(run, func, [state.copy() for state in paths])
-            run.finish(ends)
+            if not _TEARS_DOWN.search(getattr(func.node, "name", "")):
+                run.finish(ends)
         except TooLongError:
             run.give_up(func.node)
             ends = [state.copy() for state in paths]
         found = judge.take_back((func.node, self._calls))
         if keep:
             judge.keep(found)
-        return Attempt(func, ends, frozenset(judge.log), found)
+        did = self._did[func.node] = frozenset(judge.log)
+        return Attempt(func, ends, did, found)
 
-    def use(
-        self, paths: list[State], functions: Sequence[Func], openers: Sequence[Func] = ()
-    ) -> None:
+    def use(self, paths: list[State], functions: Sequence[Func]) -> None:
         """Call functions in every order that the program may have meant.
 
-        First each on its own. Then, after those that set the model up (the functions, or others that only
-        do that), each of the rest: what is wrong then is wrong whatever ran before, unless it can be
-        called earlier. What does not set up is called twice, as one request after another.
+        First each on its own. Then, after those that set the model up, each of the rest: what is wrong then
+        is wrong whatever ran before, unless it can be called earlier. What does not set up is called twice,
+        as one request after another.
         """
         called, self._called = self._called, []
         compiled = any(f.compiled for state in paths for f in state.models.values())
@@ -87,17 +95,18 @@ class Entries:
             ):
                 self.judge.entries.add(func.node)
                 attempts.append(self._attempt(func, paths, keep=True))
-        others = [self._attempt(func, paths) for func in openers]
-        chain, states = self._open(paths, [*attempts, *others])
+        chain, states = self._open(paths, attempts)
         again = [a for a in attempts if a.func not in chain]
         if chain:
             again = [self._attempt(a.func, states[-1]) for a in again]
         elif not compiled:
             return
         for func in (*called, *chain):  # some set up on the first call only
-            if self.matters(func.node).touches(func.node, "swap"):
+            serves = {"load", "run"} <= self._did.get(func.node, frozenset())
+            if serves or self.matters(func.node).touches(func.node, "swap"):
                 later = self._attempt(func, states[-1])
                 served = {"compile"} if "swap" in later.did else set()
+                served |= {"load"} if "run" in later.did else set()
                 if not later.did.intersection(_SETS_UP) - served:
                     self.judge.keep(later.found)
         ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}
@@ -143,22 +152,27 @@ class Entries:
             new = [(key, value) for key, value in state.heap.items() if key not in start.heap]
             if any(key == "web app" or key[0] in start.models for key, _ in new):
                 return True
-            if any(isinstance(value, Obj) and self._is_kept(key[0], start) for key, value in new):
+            if self._is_kept({key[0] for key, value in new if isinstance(value, Obj)}, start):
                 return True
             modules = zip(state.frames, start.frames, strict=True)
             if any(now.names != then.names for now, then in modules):
                 return True
         return False
 
-    def _is_kept(self, owner: object, start: State) -> bool:
-        """Tell whether something unknown is an attribute, at any depth, of what outlasts a call."""
-        made_of = {
-            each.oid: key for key, each in self.run.memos.items() if isinstance(each, Opaque)
-        }
-        while owner in made_of and made_of[owner][0] not in ("global", "handed"):
-            owner = made_of[owner][0]
-        names = (value for frame in start.frames for value in frame.names.values())
-        return owner in made_of or any(getattr(value, "oid", None) == owner for value in names)
+    def _is_kept(self, owners: set[object], start: State) -> bool:
+        """Tell whether any of these is an attribute, at any depth, of what outlasts a call."""
+        if not owners:
+            return False
+        memos = self.run.memos.items()
+        made_of = {each.oid: key for key, each in memos if isinstance(each, Opaque)}
+        values = (value for frame in start.frames for value in frame.names.values())
+        names = {value.oid for value in values if hasattr(value, "oid")}
+        for owner in owners:
+            while owner in made_of and made_of[owner][0] not in ("global", "handed"):
+                owner = made_of[owner][0]
+            if owner in made_of or owner in names:
+                return True
+        return False
 
     def _can_come_earlier(
         self, attempt: Attempt, chain: list[Func], states: list[list[State]]

@@ -18,7 +18,7 @@ _MADE_GOOD_BY = {
 }
 """What, done earlier, makes up for what a rule misses."""
 _SETS_UP, _USES = {"prepare", "enable", "compile"}, {"load", "run", "swap", "toggle"}
-_SAID_BY = {"HSW216": "HSW206", "HSW210": "HSW212"}
+_SAID_BY = {"HSW210": ("HSW212",), "HSW216": ("HSW206", "HSW209")}
 """Rules that have nothing to add where another one has spoken."""
 _CAUSES = {
     "HSW205": frozenset({"HSW202", "HSW205", "HSW213"}),
@@ -116,7 +116,7 @@ class Judge:
         told = {
             (code, where): problem
             for (code, where), problem in kept.items()
-            if (_SAID_BY.get(code), where) not in kept
+            if not any((other, where) in kept for other in _SAID_BY.get(code, ()))
         }
         for where in self.given_up[:1]:
             told["HSW200", where] = not_followed(self.given_up)

@@ -190,9 +190,14 @@ def matched(call: ast.Call, parameters: list[str]) -> Iterator[tuple[ast.expr, s
 
 def root(target: ast.expr) -> str:
     """Return the first name of a dotted name, with what is an element of which."""
-    while isinstance(target, ast.Attribute | ast.Subscript | ast.Starred):
-        target = target.value
-    return target.id if isinstance(target, ast.Name) else ""
+    while not isinstance(target, ast.Name):
+        if isinstance(target, ast.Attribute | ast.Subscript | ast.Starred):
+            target = target.value
+        elif isinstance(target, ast.Call) and last_name(target) == "type" and target.args:
+            target = target.args[0]
+        else:
+            return ""
+    return target.id
 
 
 def first_line(node: ast.AST) -> int:

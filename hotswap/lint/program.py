@@ -17,7 +17,7 @@ from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
 from hotswap.lint.interpreter.fixtures import fixture_name
-from hotswap.lint.interpreter.functions import AFTER_INIT
+from hotswap.lint.interpreter.functions import AFTER_INIT, make_fields
 from hotswap.lint.interpreter.objects import class_of, line_of, read_attribute
 from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
@@ -113,6 +113,7 @@ class _Program:
         later = self._left(free)
         ordered = sorted([*outermost(later, self._matters), *later], key=_last)
         functions = [func for node in ordered if (func := self._named(paths, node))]
+        functions += [f for f in self.run.lambdas if f.node not in self.run.foreign]
         self.entries.use(paths, functions)
         for statement in tree.body:
             if isinstance(statement, ast.ClassDef):
@@ -146,7 +147,7 @@ class _Program:
             left += [end for end in ends if end.exit]
             live = merge([end for end in ends if not end.exit], run.fresh)
         ends = live + left
-        run.finish(ends)
+        run.finish(ends, last=True)
         alive = [end for end in ends if end.exit != "raise"] or ends
         for end in alive:
             end.exit = end.result = None
@@ -171,9 +172,10 @@ class _Program:
         if obj is None:
             obj = Obj(self.run.fresh().oid)
             paths = [state.copy() for state in paths]
-            for state in paths:
-                state.know(obj.oid, Facts(kind="instance"))
-                state.put((obj.oid, "__class__"), cls)
+            for self.run.s in paths:
+                self.run.put(obj, Facts(kind="instance"))
+                self.run.s.put((obj.oid, "__class__"), cls)
+                make_fields(self.run, obj, cls)
             for name in ("__init__", *AFTER_INIT):
                 self.run.s = paths[0]
                 init = read_attribute(self.run, obj, name)
@@ -183,14 +185,11 @@ class _Program:
         setups = [m for m in setups if sets_up(self._matters(m), m, "self")]
         for method in outermost(setups, self._matters):
             paths = self.entries.call(_bound(paths, cls, method, obj), paths)
-        opening = [m for m in self._left(methods) if self._matters(m).touches(m, "compile", "swap")]
-        self.run.executed |= before
-        later = self._left(own)
+        later = [m for m in self._left(own) if m not in before]
+        later += [m for m in self._left(methods) if m not in own and self._matters(m).touches(m)]
         ordered = sorted([*outermost(later, self._matters), *later], key=_last)
-        opening = [m for m in opening if m not in later]
-        openers = [m for m in outermost(opening, self._matters) if not m.name.startswith("__")]
-        use, first = ([_bound(paths, cls, m, obj) for m in nodes] for nodes in (ordered, openers))
-        self.entries.use(paths, use, first)
+        self.entries.use(paths, [_bound(paths, cls, m, obj) for m in ordered])
+        self.run.executed |= before
 
     def _named(self, paths: list[State], node: Def) -> Func | None:
         func = paths[0].frames[self.run.main].names.get(node.name)

@@ -10,9 +10,9 @@ from typing import Literal
 from hotswap.lint.apis.classes import kind_made_by
 from hotswap.lint.apis.methods import CALLS, METHODS
 from hotswap.lint.interpreter.fixtures import fixture_name
-from hotswap.lint.interpreter.names import FACTORIES, MUTATES
+from hotswap.lint.interpreter.names import CALLS_ITS_ARGUMENT, FACTORIES, MUTATES
 from hotswap.lint.interpreter.objects import last_name
-from hotswap.lint.outline import Outline, between, first_line, given, matched, sources
+from hotswap.lint.outline import Definition, Outline, between, first_line, given, matched, sources
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {*FACTORIES, "get_peft_model"}
@@ -104,7 +104,7 @@ class Relevance:
             for feature in features:
                 self._lines[feature] += self.outline.named.get(name, ())
         if imported or self.applies:
-            self._spread()
+            self._spread(imported=imported)
 
     @property
     def applies(self) -> bool:
@@ -163,21 +163,36 @@ class Relevance:
         first, last = first_line(node), getattr(node, "end_lineno", None) or 0
         return last - first >= MOST_OF_SMALL and self.inert(node)
 
-    def _spread(self) -> None:
-        """Let the callers of a function do what it does; find the lines of models and of what is needed."""
+    def _spread(self, *, imported: bool) -> None:
+        """Let the callers of a function do what it does; find the lines of models and of what is needed.
+
+        What classes of other modules do in the place of an imported method that does nothing can matter.
+        """
         self.outline.complete()
         lines = self._lines
         for element in self.outline.elements:
             lines["change"] += [element.lineno] if last_name(element.value) == "scaling" else []
+        for name in _FEATURES.keys() & self.outline.given.keys():  # a method under another name
+            for alias in self._names_of(name) - {name}:
+                for feature in _FEATURES[name]:
+                    lines[feature] += self.outline.named[alias]
         for feature in _NAMES:
             lines[feature] = self._reaching(lines[feature])
         models = self.models = self._models()
-        runs = [call.lineno for name in models | CALLS for call in self.outline.calls.get(name, ())]
+        names = models | CALLS | CALLS_ITS_ARGUMENT.keys()
+        runs = [call.lineno for name in names for call in self.outline.calls.get(name, ())]
         lines["run"] = self._reaching([*runs, *self.outline.named["_orig_mod"]])
-        self._steps = sorted({line for of_feature in lines.values() for line in of_feature})
+        hooks = {
+            line
+            for d in self.outline.definitions
+            if imported and _is_hook(d)
+            for line in self.outline.named[d.name]
+        }
+        self._steps = sorted(hooks.union(*lines.values()))
         self._needed = self._needed_names()
         own = {line for name in models for line in self.outline.named[name]}
         own |= {call.lineno for name in MUTATES for call in self.outline.calls.get(name, ())}
+        own |= hooks
         own |= {n for n, names in self.outline.kept.items() if not names.isdisjoint(self._needed)}
         leaving = [
             call.lineno for name in _LEAVES_PROGRAM for call in self.outline.calls.get(name, ())
@@ -241,6 +256,14 @@ class Relevance:
             reached = {line for name in new for line in bound.get(name, ())}
         return needed
 
+    def _names_of(self, name: str) -> set[str]:
+        """Return the names that something of that name is given, directly or in a container."""
+        names, new = {name}, {name}
+        while new:
+            new = set().union(*(self.outline.given.get(n, ()) for n in new)) - names
+            names |= new
+        return names
+
     def _reaching(self, lines: Iterable[int]) -> list[int]:
         """Add the lines on which a function is named that does it, and so on."""
         waiting, lines = self.outline.definitions, sorted(lines)
@@ -249,7 +272,16 @@ class Relevance:
             if not found:
                 return lines
             waiting = [d for d in waiting if d not in found]
-            more = {n for d in found for n in self.outline.named[d.name]} - {
-                d.lineno for d in found
-            }
+            names = {name for d in found for name in self._names_of(d.name)}
+            more = {n for name in names for n in self.outline.named[name]}
+            more -= {d.lineno for d in found}
             lines = sorted({*lines, *more})
+
+
+def _is_hook(node: Definition) -> bool:
+    """Tell whether a method does nothing: what derived classes do in its place is not known here."""
+    last = node.body[-1]
+    nothing = isinstance(last, ast.Pass | ast.Raise) or (
+        isinstance(last, ast.Expr) and isinstance(last.value, ast.Constant)
+    )
+    return nothing and len(node.body) <= 2 and not isinstance(node, ast.ClassDef)

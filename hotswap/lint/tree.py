@@ -42,6 +42,7 @@ class Tree:
         """Module → what of it matters, once it was imported."""
         self._words: dict[tuple[Path, int], Words] = {}
 
+    @functools.cache  # noqa: B019  a tree lives as long as it is linted
     def resolve(self, importer: Path, level: int, module: str) -> Path | None:
         """Return the file of a module, as a module imports it; None if it is not among the files."""
         if not level and module.partition(".")[0] not in self._tops:

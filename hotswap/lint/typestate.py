@@ -15,6 +15,8 @@ Node: TypeAlias = ast.AST
 Kind = Literal["pipeline", "component", "transformers", "peft", "module", "instance", "unknown"]
 How = Literal["wrapper", "in place", "forward", "blocks", "function"]
 Step = Literal["prepare", "enable", "load", "swap", "compile", "run", "toggle", "scale", "package"]
+Until = Literal["now", "run", "call", "compile"]
+"""When something is a problem: a program that ends there lets models ``run``, but does not ``call`` them."""
 Guards: TypeAlias = "Mapping[Node, Guard]"
 By = Literal["peft", "diffusers", "transformers", "hotswap"]
 
@@ -96,7 +98,7 @@ class Deferred:
     """The name of the adapter that the step is about, if it is known."""
 
     @property
-    def until(self) -> Literal["now", "run", "compile"]:
+    def until(self) -> Until:
         """What makes it one."""
         return self.problem.until
 
@@ -109,7 +111,7 @@ class Problem:
     remedy: str
     related: tuple[tuple[Node, str], ...] = ()
     where: Node | None = None
-    until: Literal["now", "run", "compile"] = "now"
+    until: Until = "now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +185,15 @@ def prepared(facts: Facts, by: Prepared) -> Facts:
     return replace(facts, adapters=tuple(replace(a, prepared=by) for a in facts.adapters))
 
 
+def unless_run(facts: Facts) -> tuple[Deferred, ...]:
+    """Return what is a problem even if the model does not run as it is."""
+    return tuple(d for d in facts.deferred if d.until not in ("run", "call"))
+
+
 def unloaded(facts: Facts, names: tuple[str | None, ...] | None = None) -> Facts:
     """Remove adapters, with None all of them; if their weights were fused, the model stays usable."""
     kept = () if names is None else tuple(a for a in facts.adapters if a.name not in names)
-    deferred = facts.deferred if kept else tuple(d for d in facts.deferred if d.until != "run")
+    deferred = facts.deferred if kept else unless_run(facts)
     active = tuple(a.name for a in kept if a.name in facts.active)
     merged = facts.merged if kept else None
     gone = [*(a for a in facts.adapters if a not in kept), facts.removed, None]
@@ -205,7 +212,7 @@ def swapped(facts: Facts, name: str | None, where: Node) -> Facts:
 
 def compiled(facts: Facts, how: Compiled) -> Facts:
     """Compile, or compile anew: what would have recompiled is compiled on purpose now."""
-    deferred = tuple(d for d in facts.deferred if d.until != "run")
+    deferred = unless_run(facts)
     return replace(facts, compiled=how, ran=None, deferred=deferred)
 
 
@@ -222,6 +229,7 @@ def joined(a: Facts, b: Facts) -> Facts:
         kind=a.kind if a.kind == b.kind else "unknown",
         open=True,
         adapters=tuple(x for x in a.adapters if x in b.adapters),
+        active=a.active if a.active == b.active else (),
         compiled=a.compiled if b.compiled else None,
         ran=a.ran if b.ran else None,
         merged=a.merged if b.merged else None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from textwrap import wrap
 
 from hotswap.report.records import Record
 
@@ -12,27 +14,49 @@ def printable(words: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in words)
 
 
+WIDTH = 80
+"""Columns that a table takes, unless a single word needs more."""
+
+
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out cells in columns as wide as their widest cell, whatever the terminal."""
+    """Lay out cells in columns; cells of the widest ones are broken between words to keep to 80."""
     cells = [head, *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
-    return "\n".join([title, *(f"  {'  '.join(row)}".rstrip() for row in padded)])
+    columns = [*zip(*cells, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    least = [
+        max(len(word) for cell in column for word in [*cell.split(), ""]) for column in columns
+    ]
+    over = sum(widths) + 2 * len(widths) - WIDTH
+    for _ in range(over if sum(widths) - sum(least) >= over else 0):
+        widths[max(range(len(widths)), key=lambda n: (widths[n] > least[n], widths[n]))] -= 1
+    lines = [line for row in cells for line in _broken(row, widths)]
+    at = len(_broken(head, widths))
+    lines.insert(at, ["-" * width for width in widths])
+    padded = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
+    ]
+    return "\n".join([title, *(f"  {'  '.join(line)}".rstrip() for line in padded)])
+
+
+def _broken(row: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
+    """The lines of a row; spaces within a cell that fits stay."""
+    parts = [
+        [cell] if len(cell) <= width else wrap(cell, width, break_on_hyphens=False)
+        for cell, width in zip(row, widths, strict=True)
+    ]
+    return [list(line) for line in zip_longest(*parts, fillvalue="")]
 
 
 def adapter_table(rows: Iterable[Record]) -> str:
     """Render what was found about each adapter."""
-    head = ("adapter", "swapped = fresh load", "effect", "recompiles", "compiled ran", "storage")
+    head = ("adapter", "swapped = fresh load", "effect", "recompiles", "storage")
     return table("Adapters", head, map(_adapter_cells, rows))
 
 
 def law_table(rows: Sequence[Record]) -> str:
     """Render what became of the laws, and below them why any of them failed."""
-    head = ("law", "state", "control", "statement")
-    text = table(
-        "Laws", ("law", "outcome", *head[2:]), [[row[key] for key in head] for row in rows]
-    )
+    cells = [(row["law"], row["state"], row["control"]) for row in rows]
+    text = table("Laws", ("law", "outcome", "control"), cells)
     return "\n".join([text, *(f"  {r['law']}: {r['message']}" for r in rows if r["message"])])
 
 
@@ -53,16 +77,15 @@ def _adapter_cells(row: Record) -> list[str]:
     storage = {"passed": "stayed put", "failed": f"moved ({moved or '?'})"}
     return [
         row["name"],
-        row["equals_load"] + _of(error, f" of {row['tolerance'] or 0:.1e}"),
+        row["equals_load"] + _of(error, f" of {row['tolerance'] or 0:.0e}"),
         row["has_effect"] + _of(effect),
-        "not run" if row["recompiles"] is None else str(row["recompiles"]),
-        "not run" if hits is None else f"{hits} times",
+        "not run" if row["recompiles"] is None else f"{row['recompiles']} in {hits or 0} calls",
         storage.get(row["in_place"], row["in_place"]),
     ]
 
 
 def _of(size: float | None, more: str = "") -> str:
-    return "" if size is None else f" ({size:.1e}{more})"
+    return "" if size is None else f" ({size:.0e}{more})"
 
 
 def _timing_cells(row: Record) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ def verdict(
         outcome = "not ready"
         line = f"not ready: {_adapters(refused)} refused, {', '.join(named)}{more}; {rest}"
     warnings = list(dict.fromkeys(warnings))
+    cut = filter(None, [gathered["request"].get("cut")])  # of a model that was too large
     if outcome == "ready" and warnings and gathered["request"].get("fail_on") == "warning":
         more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
         outcome = "not ready"
@@ -67,13 +69,22 @@ def verdict(
         for row in law_rows(results)
         if row["message"] and "failed" in (row["state"], row["control"])
     ]
+    notes = [*_where(results), *gathered.get("notes", ()), *cut]
     return {
         "outcome": outcome,
-        "line": printable("; ".join([line, *gathered.get("notes", ())])),
+        "line": printable("; ".join([line, *notes])),
         "partial": bool(gathered["interrupted"]),
         "reasons": reasons,
         "warnings": warnings,
     }
+
+
+def _where(results: Results) -> list[str]:
+    """Over how many ranks the model was cut, where it was."""
+    told: dict[str, Any] = next(
+        (json.loads(r["environment"]) for r in results.records if r.get("environment")), {}
+    )
+    return [f"on {told['ranks']} ranks ({told['distributed']})"] if told.get("ranks") else []
 
 
 def _remedy(gathered: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -134,3 +135,15 @@ def left_out(plan: SwapPlan, wanted: Companions) -> Mapping[str, str]:
     if wanted != "all":
         found["further companions"] = f'companions = "{wanted}"'
     return found
+
+
+def in_names_of(specs: Sequence[AdapterSpec], plan: SwapPlan) -> SwapPlan:
+    """The plan with the component before every name, where it is of files of one component only.
+
+    Such files do not name it; the folders that laws derive other adapters from do.
+    """
+    names = {name.partition(".")[::2] for spec in specs for name in spec.modules}
+    (component, *more) = sorted({first for first, _ in names}) or [""]
+    if more or not any(rest in plan.modules for _, rest in names):
+        return plan
+    return replace(plan, modules={f"{component}.{n}": m for n, m in plan.modules.items()})

@@ -107,16 +107,11 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
                 continue
             name = key.removeprefix("base_model.model.").partition(".lora_")[0]
             module, rank = spec.modules[name], ranks[name]
-            if "lora_A" in key or "lora_embedding_A" in key:
-                blocks = value.unflatten(0, (module.experts, -1))
-                wide = blocks.new_zeros(module.experts, rank, *value.shape[1:])
-                wide[:, : blocks.shape[1]] = blocks
-                tensors[key] = wide.flatten(0, 1)
-            else:
-                columns = rank * module.experts // module.groups
-                wide = value.new_zeros(value.shape[0], columns, *value.shape[2:])
-                wide[:, : value.shape[1]] = value
-                tensors[key] = wide
+            if "lora_A" in key or "lora_embedding_A" in key:  # (experts * rank, …)
+                tensors[key] = _widen(value.unflatten(0, (module.experts, -1)), rank).flatten(0, 1)
+            else:  # (out, rank / groups * experts, …)
+                blocks = value.unflatten(1, (-1, module.experts))
+                tensors[key] = _widen(blocks, rank // module.groups).flatten(1, 2)
 
     rslora = bool(spec.config.get("use_rslora"))
     alphas = {
@@ -133,6 +128,13 @@ def widen_adapter(source: Path, folder: Path, wanted: Mapping[str, int]) -> Path
         alpha_pattern={exactly(n): a for n, a in alphas.items() if a != alpha},
     )
     return folder
+
+
+def _widen(value: Any, size: int) -> Any:
+    """Pad the second axis with zeros."""
+    wide = value.new_zeros((len(value), size, *value.shape[2:]))
+    wide[:, : value.shape[1]] = value
+    return wide
 
 
 def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:

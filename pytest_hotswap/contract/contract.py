@@ -62,7 +62,11 @@ class HotswapContract(PreparationLaws, EnvelopeLaws, RefusalLaws, KnobLaws, Sequ
         if "adapter" in metafunc.fixturenames:
             paths = [Path("unknown")]  # without the plugin every test fails, and says so
             if plugin_is_loaded(metafunc.config):
-                paths = subject_at_collection(metafunc.cls, metafunc.definition).adapter_paths()
+                try:
+                    subject = subject_at_collection(metafunc.cls, metafunc.definition)
+                    paths = subject.adapter_paths()
+                except pytest.UsageError as error:  # as a sentence, without the plugin's frames
+                    raise pytest.Collector.CollectError(str(error)) from None
             metafunc.parametrize("adapter", paths, ids=[path.name for path in paths])
         for name, cases in CASES.items():
             if name in metafunc.fixturenames:
@@ -73,8 +77,8 @@ class HotswapContract(PreparationLaws, EnvelopeLaws, RefusalLaws, KnobLaws, Sequ
         self, hotswap_deployment: Deployment | Broken, record_property: Any
     ) -> Deployment:
         """The subject, brought up once for the class; where that fails one test does, and no other runs."""
-        if isinstance(hotswap_deployment, Deployment):
-            return hotswap_deployment
+        if not isinstance(hotswap_deployment, Broken):
+            return hotswap_deployment  # or what stands for it, where it is over several ranks
         record_property("hotswap.law", None)  # none was tried
         if hotswap_deployment.told:
             pytest.skip(f"not run: {hotswap_deployment.text}")

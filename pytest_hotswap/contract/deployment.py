@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,13 +19,16 @@ from hotswap.checks.equivalence import (
     Comparison,
     compare,
     first_difference,
+    widened,
 )
 from hotswap.checks.snapshot import Snapshot
 from hotswap.engine.layout.slots import lora_layers, slots
-from pytest_hotswap.adapters.companions import Companions, left_out, write_companions
+from pytest_hotswap.adapters.companions import Companions, in_names_of, left_out, write_companions
 from pytest_hotswap.adapters.derived import alike_adapters, negate_adapter, rescale_adapter
 from pytest_hotswap.contract.settings import changed, files_of, settings
 from pytest_hotswap.subjects.base import Subject
+
+T = TypeVar("T")
 
 NEIGHBOURS = 8
 """Adapters that one is swapped with: all pairs of a fleet of 1,000 would be a million swaps."""
@@ -69,7 +72,8 @@ class Deployment:
         self.paths = subject.adapter_paths()
         self.specs = {path: hotswap.AdapterSpec.read(path) for path in self.paths}
         given: hotswap.SwapPlan | None = getattr(subject, "plan", None)
-        self.plan = given or hotswap.plan(list(self.specs.values()))
+        specs = list(self.specs.values())
+        self.plan = in_names_of(specs, given) if given else hotswap.plan(specs)
         self.inputs: Mapping[str, Any] = subject.inputs()
         self.refusal = ""
         self.probed = 0
@@ -91,10 +95,20 @@ class Deployment:
 
     @cached_property
     def first(self) -> Path:
-        """The adapter to load first: the one with the most tensors, the narrowest of these."""
-        return min(
-            self.paths, key=lambda path: (-_tensors_of(self.specs[path]), self.specs[path].rank)
-        )
+        """The adapter to load first: the one with the most tensors, the narrowest of these.
+
+        One that has no effect, as before training, is none: no control could show anything with it.
+        """
+        specs = self.specs
+        order = sorted(self.paths, key=lambda path: (-_tensors_of(specs[path]), specs[path].rank))
+        return next(filter(self._has_effect, order[:NEIGHBOURS]), order[0])
+
+    def _has_effect(self, adapter: Path) -> bool:
+        """Whether PEFT's own load of it changes the outputs; what it refuses the laws will meet."""
+        try:
+            return not compare(self.expected(adapter), self.expected(None)).equal
+        except Exception:  # whatever PEFT or the model raises
+            return True
 
     @property
     def by_size(self) -> list[Path]:
@@ -136,29 +150,6 @@ class Deployment:
         return True
 
     @cached_property
-    def bystander(self) -> Path:
-        """The adapter that stands beside the first: the narrowest other one, which has to be padded."""
-        others = sorted(self.paths, key=lambda path: self.specs[path].rank)
-        found = (path for path in others if path != self.first and self.stands_beside(path))
-        return next(found, None) or self.rescaled
-
-    def with_bystander(self, adapter: Path | None = None) -> Any:
-        """A freshly loaded model with the bystander, which is not active."""
-        model = self.loaded()
-        self.subject.add(model, adapter or self.bystander, BYSTANDER)
-        return model
-
-    def prepared_with_bystander(self) -> Any:
-        """The same, prepared; with one like the first where the subject refuses what the bystander lacks."""
-        model = self.with_bystander()
-        try:
-            self.subject.prepare(model, self.plan)
-        except Exception:  # whatever the subject raises is a refusal
-            model = self.with_bystander(self.rescaled)
-            self.subject.prepare(model, self.plan)
-        return model
-
-    @cached_property
     def companions(self) -> dict[str, Path]:
         """Adapters inside of the plan that the fleet does not have, by what is special about them."""
         folder = self.new_folder()
@@ -184,6 +175,14 @@ class Deployment:
         """Whether the subject can swap to the base model."""
         return not {"swap-has-effect", "swap-has-effect[none]"} & self.subject.unsupported.keys()
 
+    def as_one(self) -> contextlib.AbstractContextManager[None]:
+        """A scope that fails as a whole: of a deployment over ranks, on each if it fails on one."""
+        return contextlib.nullcontext()
+
+    def agreed(self, value: T) -> T:
+        """The value itself; over ranks that of the first one, or whether it is true on all of them."""
+        return value
+
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
         self._folders += 1
@@ -202,7 +201,7 @@ class Deployment:
     @cached_property
     def compiled(self) -> Any:
         """The model under test: loaded, prepared, compiled and called once."""
-        with contextlib.suppress(Exception):  # the law that needs it meets the error again
+        with contextlib.suppress(Exception), self.as_one():  # the law that needs it meets it again
             _ = self.unprepared_recompiles  # it ends with a reset: nothing is compiled before
         model = self.subject.compile(self.prepared())
         self.subject.run(model, self.inputs)
@@ -340,7 +339,16 @@ class Deployment:
         oracle = self.base if adapter is None else self.fresh(adapter)
         ours = self.served if model is None else self.subject.models(model)[0]
         with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
-            return blamed(first_difference(ours, oracle, self.run))
+            return self.difference(ours, oracle, self.run)
+
+    def difference(self, ours: Any, theirs: Any, run: Any, **more: Any) -> str:
+        """Say which module's output is the first that differs."""
+        module = first_difference(ours, theirs, run, **more)
+        return f"; the first module that differs is {module}" if module else ""
+
+    def widened(self, model: Any) -> Any:
+        """A copy of the model under test in float64."""
+        return widened(model)
 
     @cached_property
     def unprepared_recompiles(self) -> dict[str, list[str]]:
@@ -381,28 +389,30 @@ class Deployment:
         self.run()  # torch may compile at a second call too
         found, right = {}, []
         for path in self.paths[:FIRST]:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), self.as_one():
                 then, model = settings(), self.fingerprint()
                 with hotswap.watch_compiles() as found[path]:
                     self.swap(path)
                     self.first_moves[path] = model.changes(values=False)
                     output = self.run()
                 self.first_changes[path] = changed(then, settings())
-                right += [path] if compare(output, self.expected(path)).equal else []
+                equal = compare(output, self.expected(path)).equal
+                right += [path] if self.agreed(equal) else []
         if self.takes_none:
-            with contextlib.suppress(Exception), hotswap.watch_compiles() as self.first_none:
+            watch = hotswap.watch_compiles()
+            with contextlib.suppress(Exception), self.as_one(), watch as self.first_none:
                 self.probed += 1
                 self.swap(None)
                 self.run()
         for path in right:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), self.as_one():
                 self.probed += 1
                 self.swap(self.other(path))
                 for _ in range(2):
                     self._restore()
                     self.probed += 1
                     self.swap(path)
-                    self.disturbed |= not self.compare(path).equal
+                    self.disturbed |= not self.agreed(self.compare(path).equal)
         return found
 
 
@@ -415,7 +425,3 @@ def _tensors_of(spec: hotswap.AdapterSpec) -> int:
 def brief(error: Exception) -> str:
     """What an error says, on one line that is not too long."""
     return " ".join(str(error).split())[:LONGEST]
-
-
-def blamed(module: str | None) -> str:
-    return f"; the first module that differs is {module}" if module else ""

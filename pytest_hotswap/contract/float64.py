@@ -9,15 +9,9 @@ from typing import Any
 
 import torch
 
-from hotswap.checks.equivalence import (
-    TOLERANCES,
-    Comparison,
-    compare,
-    first_difference,
-    widened,
-)
+from hotswap.checks.equivalence import TOLERANCES, Comparison, compare
 from hotswap.engine.layout.slots import lora_layers, slots
-from pytest_hotswap.contract.deployment import Deployment, blamed, brief
+from pytest_hotswap.contract.deployment import Deployment, brief
 
 WIDEST = 4 * 2**30
 """Bytes of a model in float64 up to which it is computed so: two copies are made of it."""
@@ -52,11 +46,11 @@ def compare_in_float64(deployment: Deployment, adapter: Path) -> tuple[Compariso
         except Exception as error:  # as quantised layers raise
             text = f"the fresh load does not run in float64: {brief(error)}"
             raise NotWidenableError(text) from error
-        ours = widened(ours)
+        ours = deployment.widened(ours)
         found = compare(run(ours), expected, tolerances=near)
         if found.equal:
             return found, ""
-        return found, blamed(first_difference(ours, theirs, run, tolerances=near))
+        return found, deployment.difference(ours, theirs, run, tolerances=near)
 
 
 def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:

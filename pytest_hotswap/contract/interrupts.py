@@ -15,12 +15,17 @@ from typing import Any
 import torch
 
 from hotswap.checks.snapshot import Snapshot
+from hotswap.errors import RankError
 from pytest_hotswap.contract.deployment import Deployment
 
 POINTS = 6
 """Places of a swap at which it is interrupted, spread evenly over the lines that it runs."""
 
-_NOT_THEIRS = (sysconfig.get_path("stdlib"), os.path.dirname(torch.__file__))
+_NOT_THEIRS = (
+    sysconfig.get_path("stdlib"),
+    os.path.dirname(torch.__file__),
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), "ranks"),
+)
 _RECORDS = ("peft_config[", ".r changed", ".lora_alpha changed", ".use_rslora changed")
 
 
@@ -63,14 +68,17 @@ def interrupted(deployment: Deployment) -> str:
     """
     one, other = deployment.first, deployment.other(deployment.first)
     found = lines_of(deployment, one, other)
-    for at in found.points:
+    for at in deployment.agreed(found.points):
         deployment.restore()
         deployment.swap(one)
+        where = ""
         try:
             traced(lambda: deployment.swap(other), partial(_interrupt, at))
         except Interrupt as error:
             where = _place(error)
-        else:
+        except RankError:  # another rank was interrupted before this one came to the point
+            where = "a point of another rank"
+        if not deployment.agreed(where):
             continue
         changes = _changes(found.before)
         if changes and _changes(found.after):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +57,25 @@ def violations(deployment: Deployment, law: str, *, controls: bool = False) -> I
                 found = Violation(f"{law}: {type(error).__name__}: {error}")
                 found.raised = error
                 yield found
+
+
+def repeat(subject: Any, name: str, **case: str) -> None:
+    """Bring a subject up and run one test of the contract on it, which raises what it finds.
+
+    ``case`` says which of a test's cases: the name of an ``adapter``, a ``defect`` or a ``style``.
+    """
+    test = getattr(HotswapContract(), name)
+    with tempfile.TemporaryDirectory(prefix="hotswap-") as folder:
+        deployment = Deployment(subject, Path(folder))
+        try:
+            for arguments in _arguments(test, deployment):
+                here = {k: getattr(v, "name", v) for k, v in arguments.items() if k in case}
+                if here == case:
+                    if "swapping" in arguments:
+                        deployment.restore()
+                    test(**arguments)
+        finally:
+            deployment.close()
 
 
 def _arguments(test: Any, deployment: Deployment) -> Iterator[Mapping[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 
 from hotswap.checks.equivalence import TOLERANCES, compare
 from hotswap.compiler.regions import unwrap
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.auxiliary import auxiliary_slots
 from hotswap.engine.layout.slots import Slot, lora_layers, slots
 from pytest_hotswap.contract.deployment import Deployment
@@ -70,8 +71,8 @@ def _differing(layer: Any, name: str, theirs: Any) -> Iterator[str]:
     """The tensors of a layer whose part that an adapter fills is not the fresh load's."""
     if theirs is None:  # not targeted: nothing is to be added
         if float(layer.scaling[name]) != 0.0:
-            yield from (s.key for s in slots(layer, name) if s.axis == 1 and s.tensor.any())
-        yield from (s.key for s in slots(layer, name) if s.role == "bias" and s.tensor.any())
+            yield from (s.key for s in slots(layer, name) if s.axis == 1 and s.local.any())
+        yield from (s.key for s in slots(layer, name) if s.role == "bias" and s.local.any())
         return
     wanted = {slot.key: slot for slot in slots(theirs, "default")}
     for slot in slots(layer, name):
@@ -79,15 +80,25 @@ def _differing(layer: Any, name: str, theirs: Any) -> Iterator[str]:
         if other is None:
             if slot.role == "bias" and slot.tensor.any():
                 yield slot.key
-        elif not torch.equal(slot.own(other.rank or 0), other.tensor.detach().to(slot.tensor)):
+        elif not _holds(slot, other):
             yield slot.key
     scaling = float(theirs.scaling["default"])
     if abs(float(layer.scaling[name]) - scaling) > 1e-6 * abs(scaling):
         yield "scaling"
 
 
+def _holds(slot: Slot, other: Slot) -> bool:
+    """Whether a tensor, or the part of it that is on this rank, has the values of the fresh load's."""
+    ours, theirs = local_of(slot.own(other.rank or 0)), other.tensor.detach()
+    if slot.cut is not None:
+        theirs = theirs[slot.cut]
+    return torch.equal(ours, theirs.to(ours))
+
+
 def _adds_the_same(layer: Any, name: str, theirs: Any) -> bool:
     """Whether what a layer adds to its base weight is what the fresh load adds."""
+    if any(slot.sharded for slot in slots(layer, name)):
+        return False
     extra = {slot.key: slot.tensor for slot in slots(layer, name) if slot.role != "factor"}
     wanted = {} if theirs is None else {s.key: s.tensor for s in slots(theirs, "default")}
     for key, tensor in extra.items():

@@ -8,26 +8,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from hotswap.checks.equivalence import compare
 from hotswap.checks.snapshot import Snapshot
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.slots import lora_layers, slots
-from pytest_hotswap.contract.deployment import BYSTANDER, Deployment
+from pytest_hotswap.contract.deployment import BYSTANDER, Deployment, brief
 from pytest_hotswap.subjects.base import Subject
 
 
 def lora_b(deployment: Deployment, model: Any) -> Any:
-    """The weight of the first layer's lora_B."""
+    """The weight of the first layer's lora_B, or the part of it that is on this rank."""
     name = deployment.subject.adapter_name
     layer = next(iter(lora_layers(model, name).values()))
-    return slots(layer, name)[1].tensor
+    return local_of(slots(layer, name)[1].tensor)
 
 
 def poke(deployment: Deployment, model: Any) -> None:
-    """Change that weight in place."""
+    """Change every layer's lora_B in place: one alone hardly shows in some models, as that of a query."""
+    name = deployment.subject.adapter_name
     with torch.no_grad():
-        lora_b(deployment, model).add_(1.0)
+        for layer in lora_layers(model, name).values():
+            slots(layer, name)[1].tensor.add_(1.0)
 
 
 @contextmanager
@@ -51,11 +55,34 @@ def active(model: Any, name: str, subject: Subject) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
     before = [list(layer.active_adapters) for layer in layers]
-    activate([[name]] * len(layers))
+    # a wrapper that lacks the adapter has none active then, as PEFT's own set_adapter does
+    activate([[name] if name in getattr(m, "_adapters", (name,)) else [] for m in layers])
     try:
         yield
     finally:
         activate(before)
+
+
+def with_another(deployment: Deployment, *, prepared: bool = False) -> tuple[Any, Path]:
+    """The loaded model with another adapter beside the first: the narrowest of the next ones that goes.
+
+    Not any two go: PEFT does not load an adapter without token rows beside one that has some, and a
+    preparation may refuse one that lacks a head of the other. At the last a rescaled copy of the first is
+    tried; where not even that goes, the test does not apply.
+    """
+    first, specs = deployment.first, deployment.specs
+    others = [path for path in deployment.neighbours(first) if path != first]
+    for path in [*sorted(others, key=lambda path: specs[path].rank), deployment.rescaled]:
+        model = deployment.loaded()
+        try:
+            deployment.subject.add(model, path, BYSTANDER)
+            if prepared:
+                deployment.subject.prepare(model, deployment.plan)
+        except Exception as error:  # whatever the subject raises
+            refusal = brief(error)
+            continue
+        return model, path
+    pytest.skip(f"not applicable: no other adapter can be loaded beside {first.name}: {refusal}")
 
 
 def uncovered(deployment: Deployment, model: Any) -> list[str]:
@@ -80,14 +107,14 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
     Another adapter of the fleet stands beside it, under a name that contains its own.
     """
     subject = deployment.subject
-    model = deployment.prepared_with_bystander()
+    model, _ = with_another(deployment, prepared=True)
     snapshot, before = deployment.fingerprint(model), records(deployment, model)
     if adapter is not None:
         subject.swap(model, adapter)
     else:
         layer = next(iter(lora_layers(model, BYSTANDER).values()))
         with torch.no_grad():
-            slots(layer, BYSTANDER)[0].tensor.add_(1.0)
+            local_of(slots(layer, BYSTANDER)[0].tensor).add_(1.0)
     found = _foreign(snapshot, subject.adapter_name)
     after = records(deployment, model)
     found += [
@@ -100,7 +127,8 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
 
 def changes_of_an_active_one(deployment: Deployment) -> list[str]:
     """What a swap changes while another adapter is the active one: its outputs, and that it is."""
-    subject, model = deployment.subject, deployment.prepared_with_bystander()
+    subject = deployment.subject
+    model, _ = with_another(deployment, prepared=True)
     with active(model, BYSTANDER, subject):
         output, snapshot = deployment.run(model), deployment.fingerprint(model)
         layers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, event, settings, target
@@ -17,6 +18,7 @@ from hypothesis.stateful import (
 from pytest_hotswap.adapters.derived import DEFECTS
 from pytest_hotswap.adapters.described import AdapterDescription, described
 from pytest_hotswap.machine.order import OrderSteps
+from pytest_hotswap.machine.progress import Progress
 from pytest_hotswap.machine.script import script
 from pytest_hotswap.machine.steps import Steps
 from pytest_hotswap.strategies import adapter_descriptions
@@ -30,14 +32,17 @@ class _Machine(RuleBasedStateMachine):
     """Takes steps, writes them down, and attaches the script to what goes wrong."""
 
     steps: ClassVar[Any]
+    tell: ClassVar[Callable[[str], None]]
 
     def __init__(self) -> None:
         super().__init__()
         self._lines: list[str] = []
+        type(self).tell("")
         self.steps.start()
 
     def _take(self, name: str, *arguments: Any) -> None:
         event(name)
+        type(self).tell(name)
         self._lines.append(f"{name}({', '.join(map(repr, arguments))})")
         try:
             getattr(self.steps, name)(*arguments)
@@ -143,21 +148,30 @@ def run_hotswap_machine(subject: Subject, *, settings: settings | None = None) -
     A failure carries a script that reproduces it without Hypothesis or pytest. ``settings`` are
     Hypothesis' own; how many examples and steps are drawn is its profile's business.
     """
+    from pytest_hotswap.reporting import drop_trace_capture
+
+    drop_trace_capture()
     given = _unhurried(settings)
     steps = Steps(subject)
     try:
-        run_state_machine_as_test(swap_machine(steps), settings=given)
+        _search("swaps", swap_machine(steps), given)
     finally:
         steps.close()
     order = OrderSteps(subject)
     machine = type("OrderMachine", (OrderMachine,), {"steps": order})
     few = min(given.max_examples, ORDER_EXAMPLES)
     try:
-        run_state_machine_as_test(
-            machine, settings=_unhurried(given, max_examples=few, stateful_step_count=6)
+        _search(
+            "order of set-up", machine, _unhurried(given, max_examples=few, stateful_step_count=6)
         )
     finally:
         order.close()
+
+
+def _search(what: str, machine: type[_Machine], given: settings) -> None:
+    with Progress(what, given.max_examples).shown() as tell:
+        machine.tell = staticmethod(tell)
+        run_state_machine_as_test(machine, settings=given)
 
 
 def _unhurried(given: settings | None, **fewer: Any) -> settings:

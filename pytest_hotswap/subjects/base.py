@@ -74,7 +74,8 @@ class Subject:
         for pattern in globs:
             matches = sorted(glob.glob(str(folder / pattern)))
             if not matches:
-                raise usage_error(f"--hotswap-adapters {pattern}: matches nothing in {folder}")
+                name = f"{type(self).__name__}.adapters" if given is None else "--hotswap-adapters"
+                raise usage_error(f"{name} {pattern}: matches nothing in {folder}")
             found += [Path(match) for match in matches]
         return list(dict.fromkeys(found))
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hotswap import AdapterSpec
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS as WEIGHTS
 from hotswap.adapters.files import WEIGHTS as PEFT_WEIGHTS
@@ -48,17 +47,19 @@ def peft_folder(adapter: Path) -> Path:
 
 
 def translate(file: Path, folder: Path) -> None:
-    """Write a file of diffusers as a PEFT folder; names of modules begin with the component's."""
-    from safetensors.torch import load_file, save_file
+    """Write a file of diffusers, or of a trainer, as a PEFT folder; modules begin with their component."""
+    from safetensors.torch import save_file
 
-    tensors = load_file(file)
-    if not names_components(file):
-        component = component_of(name.partition(".")[0] for name in tensors)
-        tensors = {f"{component}.{name}": value for name, value in tensors.items()}
-    found = {name.partition(".")[0] for name in tensors}
-    alone = f"{found.pop()}." if len(found) == 1 else ""  # which the spec does not name
-    modules = AdapterSpec.read(file).modules.items()
-    alphas = {f"{alone}{name}": module.scaling * module.rank for name, module in modules}
+    from hotswap.engine.incoming.source import read_components
+
+    tensors: dict[str, Any] = {}
+    alphas: dict[str, float] = {}
+    for name, part in read_components(file).items():
+        values = part.tensors
+        component = name or component_of(key.partition(".")[0] for key in values)
+        tensors |= {f"{component}.{key}": value.clone() for key, value in values.items()}
+        modules = part.spec.modules.items()
+        alphas |= {f"{component}.{key}": module.scaling * module.rank for key, module in modules}
     config = implied_config({name: tuple(t.shape) for name, t in tensors.items()}, alphas)
     folder.mkdir(parents=True)
     (folder / CONFIG).write_text(json.dumps(config | {"inference_mode": True}), encoding="utf-8")

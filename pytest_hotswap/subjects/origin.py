@@ -41,7 +41,7 @@ def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
     plugin's ``hotswap_subject``. Raises pytest.UsageError for one that takes other fixtures.
     """
     if cls.subject is not None:
-        return _once(node.config, cls, cls.subject)
+        return _once(node.config, cls, _own(cls))
     own = _override(node)
     if own is None:
         return resolve_subject(node.config)
@@ -51,7 +51,7 @@ def subject_at_collection(cls: Any, node: pytest.Item) -> Any:
 def subject_at_run(cls: Any, request: pytest.FixtureRequest) -> Any:
     """The subject of a contract class in a test or fixture."""
     if cls.subject is not None:
-        return _once(request.config, cls, cls.subject)
+        return _once(request.config, cls, _own(cls))
     return request.getfixturevalue(FIXTURE)
 
 
@@ -89,6 +89,17 @@ def told(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
             if file not in reaching
         ]
     return lines
+
+
+def _own(cls: Any) -> Callable[[], Any]:
+    """What builds the subject that a contract class names; raises pytest.UsageError for a built one."""
+    if not callable(cls.subject):
+        name = type(cls.subject).__name__
+        raise pytest.UsageError(
+            f"{cls.__name__}.subject is an instance of {name}; give the class: subject = {name}"
+        )
+    build: Callable[[], Any] = cls.subject
+    return build
 
 
 def _once(config: pytest.Config, key: Any, build: Callable[[], Any]) -> Any:

@@ -13,10 +13,17 @@ class ReferenceSubject(Subject):
     """Prepare and swap with hotswap."""
 
     def load(self, base: Any, adapter: Path) -> Any:
-        """PEFT's load, or over the fleet's union of modules when adapters target different ones."""
+        """PEFT's load, or over the fleet's union of modules and token rows where it has more."""
         plan = self.plan or hotswap.plan(self.adapter_paths())
         spec = hotswap.AdapterSpec.read(adapter)
-        mine, planned = ({*s.modules, *s.saved, *s.tokens} for s in (spec, plan))
+        mine, planned = (
+            {
+                *s.modules,
+                *s.saved,
+                *((name, row) for name, t in s.tokens.items() for row in t.indices),
+            }
+            for s in (spec, plan)
+        )
         if mine >= planned:
             return super().load(base, adapter)
         return hotswap.load(base, plan, adapter, adapter_name=self.adapter_name)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import hotswap
+from hotswap.adapters import hub as hub_module
 from tests.support.adapter_files import lora_tensors, write_adapter
 from tests.support.adapter_samples import diffusers_file
 from tests.support.hub_server import hub
@@ -205,3 +208,39 @@ def test_what_looks_like_an_id_is_one_unless_it_is_there(
     (tmp_path / word).mkdir(parents=True)
     assert not looks_like_id(word)
     assert not any(looks_like_id(path) for path in ("../x", "a/b/c", "/a/b", "a", "./b", "~/b"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 200 Connection established\r\n\r\n", ""),
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", ""),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "answers 502"),
+        (b"", "timed out"),
+    ],
+)
+def test_a_hub_behind_a_dead_proxy_is_unreachable(
+    answer: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that says nothing, or that it cannot pass anything on, is told within the patience."""
+    monkeypatch.setattr(hub_module, "_PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port, asked_for = server.getsockname()[1], []
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                asked_for.append(connection.recv(500))
+                connection.sendall(answer)
+                connection.recv(1)  # until the other side has enough
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        proxy = f"http://name:word@127.0.0.1:{port}"
+        found = hub_module._connection("https://hub.invalid", proxy, 0)
+        thread.join()
+    assert words in str(found) if words else found is None
+    assert b"CONNECT hub.invalid:443" in asked_for[0]
+    assert b"Basic bmFtZTp3b3Jk" in asked_for[0]
+    refused = hub_module._connection("https://hub.invalid", f"127.0.0.1:{port}", 0)
+    assert isinstance(refused, OSError)  # now nobody listens there

@@ -30,6 +30,7 @@ LISTS = st.lists(
 PATTERNS = st.sampled_from(
     [
         r".*q_proj",
+        r"(?i).*Q_PROJ",
         "q_proj",
         r".*\.layers\.0\..*(q|v)_proj",
         r"(?:.*?(?:self_attn|mlp).*?(?:q|v)_proj).*?",
@@ -91,6 +92,13 @@ def test_a_config_that_names_all_weights_is_silent(targets: Any, tmp_path: Path)
     assert Inspector()(str(folder)).findings == ()
 
 
+def test_a_target_that_is_excluded_needs_no_weights(tmp_path: Path) -> None:
+    targets = ["layers.0.q_proj", "layers.0.v_proj"]
+    config = {"target_modules": targets, "exclude_modules": ["v_proj"]}
+    folder = write_adapter(tmp_path, modules={"layers.0.q_proj": (8, 8)}, config=config)
+    assert Inspector()(str(folder)).findings == ()
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -101,11 +109,24 @@ def test_a_config_that_names_all_weights_is_silent(targets: Any, tmp_path: Path)
         {"layers_pattern": "layers"},
         {"layers_to_transform": ["0"]},
         {"use_dora": True, "lora_bias": True},
+        {"init_lora_weights": 1},
     ],
 )
 def test_values_that_peft_refuses_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
     findings = Inspector()(str(write_adapter(tmp_path, config=config))).findings
     assert {finding.code for finding in findings} == {"HSW003"}
+
+
+def test_a_config_that_names_none_of_the_weights_is_refused_as_peft_does(tmp_path: Path) -> None:
+    for name, targets in (("none", ["k_proj"]), ("some", ["q_proj"])):
+        config = {"target_modules": targets}
+        modules = {"layers.0.q_proj": (8, 8), "layers.0.v_proj": (8, 8)}
+        write_adapter(tmp_path / name, modules=modules, config=config)
+    refused = {
+        f.code for f in Inspector()(str(tmp_path / "none")).findings if f.severity == "error"
+    }
+    assert refused == {"HSW004"}
+    assert all(f.severity == "warning" for f in Inspector()(str(tmp_path / "some")).findings)
 
 
 @pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])

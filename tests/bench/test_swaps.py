@@ -44,6 +44,9 @@ def test_every_row_is_measured_and_printed(capsys: pytest.CaptureFixture[str]) -
     names = [row["name"] for row in found["rows"]]
     assert len(names) == len(set(names)) == 9
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in found["rows"])
+    for row in found["rows"]:
+        low, high = row["interval"]
+        assert low <= row["ratio"] <= high
     assert found["held"] == found["planned"]
     assert found["threads"] == 1
     assert found["notes"] == []
@@ -56,20 +59,25 @@ def test_every_row_is_measured_and_printed(capsys: pytest.CaptureFixture[str]) -
     assert unprepared > 0
 
 
-OLD = {"name": "swap from a folder", "ours": 1.0, "theirs": 10.0}
+OLD = {"name": "swap from a folder", "faster": True, "ratio": 10.0, "interval": [9.0, 11.0]}
 
 
 class TestCompare:
-    def test_a_row_that_became_slower_than_the_threshold_is_named(self) -> None:
-        new = {"rows": [{**OLD, "ours": 1.3}]}
-        lines, slower = compared({"rows": [OLD]}, new, 1.25)
+    def test_a_row_is_slower_when_its_whole_interval_is(self) -> None:
+        new = {"rows": [{**OLD, "ratio": 6.0, "interval": [5.5, 6.5]}]}
+        lines, slower = compared({"rows": [OLD]}, new, 1.25)  # at least 9 / 6.5 = 1.38
         assert slower == ["swap from a folder"]
-        assert "1.30" in lines[0]
-        assert compared({"rows": [OLD]}, new, 1.35)[1] == []
+        assert "1.67" in lines[0]
+        assert "1.38 to 2.00" in lines[0]
+        assert compared({"rows": [OLD]}, new, 1.4)[1] == []
+        unsure = {"rows": [{**OLD, "ratio": 6.0, "interval": [3.0, 8.0]}]}
+        assert compared({"rows": [OLD]}, unsure, 1.25)[1] == []
 
-    def test_a_slower_machine_is_not_a_slower_swap(self) -> None:
-        new = {"rows": [{**OLD, "ours": 3.0, "theirs": 30.0}]}
-        assert compared({"rows": [OLD]}, new, 1.25)[1] == []
+    def test_a_row_that_says_how_much_longer_it_takes_is_slower_with_a_larger_ratio(self) -> None:
+        old = {**OLD, "faster": False, "ratio": 1.0, "interval": [0.9, 1.1]}
+        new = {**old, "ratio": 2.0, "interval": [1.8, 2.2]}
+        assert compared({"rows": [old]}, {"rows": [new]}, 1.25)[1] == ["swap from a folder"]
+        assert compared({"rows": [new]}, {"rows": [old]}, 1.25)[1] == []
 
     def test_rows_that_came_and_went_are_told(self) -> None:
         lines, slower = compared({"rows": [OLD]}, {"rows": [{**OLD, "name": "another"}]}, 1.25)
@@ -98,13 +106,18 @@ def test_ones_own_model_is_measured_and_compared_with_before(
 ) -> None:
     base, adapters = write_demo(tmp_path)
     old = tmp_path / "old.json"
-    old.write_text(json.dumps({"rows": [{**OLD, "ours": 1e-9, "theirs": 1e9}]}))
+    old.write_text(json.dumps({"rows": [{**OLD, "ratio": 1e9, "interval": [1e9, 1e9]}]}))
     words = ["--base", str(base), "--adapters", str(adapters[0]), "--adapters", str(adapters[2])]
-    words += ["--runs", "5", "--swaps", "2", "--threads", "1", "--no-forward"]
+    words += ["--runs", "5", "--swaps", "2", "--threads", "1", "--no-forward", "--tp", "2"]
     assert main(["bench", *words, "--compare", str(old), "-o", str(tmp_path / "new.json")]) == 1
     out = capsys.readouterr().out
     assert "slower than 1.25 x" in out
     assert "not measured:" not in out
+    assert "bar" not in out.partition("\n")[2].partition("\n")[0]
     found = json.loads((tmp_path / "new.json").read_text())
     assert len(found["rows"]) == 5
     assert found["held"] == found["planned"]
+    shared = found["tensor_parallel"]
+    assert shared["bytes"] == found["planned"] > shared["bytes_per_rank"] > found["planned"] / 2
+    each = f"each holds {shared['bytes_per_rank']} of {shared['bytes']} bytes"
+    assert f"Cut over 2 ranks, as transformers does, {each}" in out

@@ -59,6 +59,28 @@ def test_a_saved_tokenizer_gives_real_text(tmp_path: Path) -> None:
     assert ids.unique().numel() > 4
 
 
+@pytest.mark.parametrize("name", ["ViT, classifier", "wav2vec 2.0"])
+def test_a_saved_processor_makes_the_picture_or_the_tone(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    if name.startswith("ViT"):
+        pytest.importorskip("PIL")
+        size = {"height": 16, "width": 16}
+        processor = transformers.ViTImageProcessor(size=size, image_mean=[0.5] * 3)
+    else:
+        processor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000)
+    processor.save_pretrained(tmp_path)
+    found = default_inputs(model_of(name), tmp_path)
+    (value,) = (found[key] for key in ("pixel_values", "input_values") if key in found)
+    assert torch.equal(value[0], value[1])  # random numbers would differ
+    assert tuple(value.shape) == ((2, 3, 16, 16) if name.startswith("ViT") else (2, 8000))
+
+
+def test_a_processor_of_another_model_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "None"}')
+    assert default_inputs(model_of("DINOv2"), tmp_path)["pixel_values"].shape == (2, 3, 16, 16)
+
+
 def test_a_model_that_runs_on_none_says_what_it_raised() -> None:
     model = model_of("Llama")
 

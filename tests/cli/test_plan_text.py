@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, LlamaConfig
 
 import hotswap
 from hotswap.cli.curve import bank_bytes, curve
@@ -16,6 +18,12 @@ from hotswap.cli.plan_text import sections
 from tests.support.adapter_files import write_adapter
 
 TWO = {"q_proj": (32, 16), "layers.0.v_proj": (32, 16), "layers.1.v_proj": (32, 16)}
+
+CUT = {
+    "model.layers.0.self_attn.q_proj": (32, 32),
+    "model.layers.0.mlp.down_proj": (48, 32),
+    "lm_head": (32, 8),
+}
 
 
 @pytest.fixture
@@ -106,7 +114,7 @@ def test_without_matplotlib_the_extra_is_named(
     fleet: list[Path], tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["plan", str(fleet[0]), "--plot", str(tmp_path / "p.svg")]) == 1
+    assert main(["plan", str(fleet[0]), "--plot", str(tmp_path / "p.svg")]) == 2
     assert "pytest-hotswap[report]" in capsys.readouterr().err
 
 
@@ -116,3 +124,56 @@ def test_a_full_disk_leaves_one_line(fleet: list[Path]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    write_adapter(folder / "a", modules=CUT, rank=4)
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+    config.intermediate_size, config.num_hidden_layers, config.vocab_size = 48, 1, 8
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder / "base")
+    GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=8).save_pretrained(folder / "gpt2")
+    return folder
+
+
+class TestSeveralDevices:
+    def test_what_each_holds_is_told(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["plan", str(folder / "a"), "--base", str(folder / "base"), "--tp", "2"]
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert "Memory per rank (2 ranks)\n  2.4 KiB of 3.1 KiB\n" in out
+        assert "lora_B is cut: model.layers.*.self_attn.q_proj" in out
+        assert "lora_A is cut: model.layers.*.mlp.down_proj" in out
+        assert "each rank has it whole: lm_head" in out
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        # in bytes, with a scaling of 64 for each: lora_A and lora_B of q_proj, down_proj, lm_head
+        assert found["tensor_parallel"]["bytes"] == 512 + 512 + 768 + 512 + 512 + 128 + 3 * 64
+        assert found["tensor_parallel"]["bytes_per_rank"] == (
+            512 + 256 + 384 + 512 + 512 + 128 + 3 * 64
+        )
+
+    @pytest.mark.parametrize(
+        ("words", "says"),
+        [
+            (["--tp", "2"], "give its folder with --base"),
+            (["--base", "base", "--tp", "3"], "q_proj has 32 outputs, which 3 does not divide"),
+            (["--base", "gpt2", "--tp", "2"], "has no parallel plan for a GPT2"),
+        ],
+    )
+    def test_what_cannot_be_told_is_one_line(
+        self, folder: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = [str(folder / word) if (folder / word).exists() else word for word in words]
+        assert main(["plan", str(folder / "a"), *words]) != 0
+        err = capsys.readouterr().err
+        assert says in err
+        assert len(err.splitlines()) == 1
+
+    def test_bench_needs_the_model_that_is_cut(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["bench", "--tp", "2"]) != 0
+        assert "--tp 2: give the model that is cut with --base" in capsys.readouterr().err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from hotswap.adapters.planner import plan
 from hotswap.cli.fleet import memory_curve, parse_shard, read_fleet, shard
@@ -69,6 +71,8 @@ class TestTheCompiler:
     [
         (Request(demo=True, time_budget="soon"), "--time-budget is 'soon'; write seconds, or 90s"),
         (Request(demo=True, shard="3/2"), "--shard is '3/2'; write i/n with 1 <= i <= n"),
+        (Request(demo=True, tiny=True), "--tiny cuts a model of transformers; leave it out with"),
+        (Request(subject="x:Y", tiny=True), "--tiny needs ADAPTER and --base PATH"),
         (Request(demo=True, inputs=Path("no.safetensors")), "--inputs no.safetensors: no such"),
         (Request(demo=True, plan=Path("no.json")), "--plan no.json: no such file; make it with"),
         (
@@ -82,6 +86,53 @@ def test_an_option_that_cannot_be_obeyed_is_one_sentence(request_: Request, reas
     problem = str(usage_problem(request_))
     assert problem.startswith(reason)
     assert "\n" not in problem
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    llama = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+    llama.architectures = ["LlamaForCausalLM"]
+    llama.intermediate_size, llama.num_hidden_layers, llama.vocab_size = 48, 1, 8
+    llama.save_pretrained(folder)
+    return str(folder)
+
+
+class TestTensorParallelism:
+    @pytest.mark.parametrize(
+        ("given", "reason"),
+        [
+            ({"package": Path(__file__)}, "an exported package is on one device; leave"),
+            ({"subject": "x:Y"}, "x:Y cuts the model itself; derive it from pytest_hotswap.Tensor"),
+            ({"device": "cpu"}, "each rank has a device of its own; leave --device out"),
+            ({"tp": 3}, "model.layers.0.self_attn.q_proj has 32 outputs, which 3 does not divide"),
+            ({"tp": 4}, "the model has num_key_value_heads=2, which 4 does not divide; give a"),
+        ],
+    )
+    def test_what_cannot_be_cut_is_refused_in_a_sentence(
+        self, base: str, given: dict[str, Any], reason: str
+    ) -> None:
+        wanted: dict[str, Any] = {"adapters": ("a",), "base": base, "backend": "eager", "tp": 2}
+        problem = str(usage_problem(Request(**(wanted | given))))
+        assert problem.startswith(f"--tp {given.get('tp', 2)}: {reason}")
+        assert "\n" not in problem
+
+    def test_a_pipeline_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text("{}")
+        request = Request(adapters=("a",), base=str(tmp_path), backend="eager", tp=2)
+        assert str(usage_problem(request)).startswith("--tp 2: transformers cuts models, and ")
+
+    def test_what_divides_is_taken(self, base: str) -> None:
+        request = Request(adapters=("a",), base=base, backend="eager", tp=2)
+        assert usage_problem(request) is None
+
+
+def test_a_folder_that_is_named_twice_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr("hotswap.cli.verify.command._answer", lambda r: asked.append(r) or 0)
+    assert main(["verify", "fleet/a", "fleet/b", "./fleet/a", "--base", "base"]) == 0
+    (request,) = asked
+    assert [Path(path).name for path in request.adapters] == ["a", "b"]
 
 
 def test_a_hub_id_is_not_taken_for_a_folder() -> None:

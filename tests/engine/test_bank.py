@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 import hotswap
 from hotswap.engine.layout import placement as placements
@@ -19,6 +20,7 @@ from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import (
     BusyError,
     HotswapError,
+    NoAdapterError,
     NotPreparedError,
     RankTooLargeError,
     UnknownAdapterError,
@@ -187,6 +189,17 @@ def test_what_does_not_fit_is_refused_and_the_bank_keeps_what_it_had(
 def test_a_bad_limit_is_refused(model: Any, limits: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(limits))):
         hotswap.AdapterBank(model, **limits)
+
+
+def test_the_only_adapter_is_found_under_whatever_name(base: Any, fleet: Any) -> None:
+    model = PeftModel.from_pretrained(copy.deepcopy(base), fleet["a"], adapter_name="best").eval()
+    hotswap.prepare(model, target_rank=8)
+    bank = hotswap.AdapterBank(model)
+    bank.add("ab", fleet["ab"])
+    with bank.using("ab"):
+        torch.testing.assert_close(run(model), run(fresh(base, fleet["ab"])))
+    with pytest.raises(NoAdapterError, match="pass adapter_name='best'"):
+        hotswap.AdapterBank(model, adapter_name="bets")
 
 
 def test_an_unprepared_model_is_refused(base: Any, fleet: dict[str, Path]) -> None:

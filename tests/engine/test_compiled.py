@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,19 @@ def test_batches_of_several_adapters_swap(base: Any, fleet: Any) -> None:
     hotswap.swap(model, fleet["some"], adapter_name="other")
     names = ["default", "other"]
     oracles = [run(fresh(base, fleet[name])) for name in ("small", "some")]
+    torch._dynamo.reset()
     with torch.no_grad():
         mixed = model(TOKENS, adapter_names=names)
-    torch.testing.assert_close(mixed, torch.stack([oracles[0][0], oracles[1][1]]))
+        torch.testing.assert_close(mixed, torch.stack([oracles[0][0], oracles[1][1]]))
+        compiled = torch.compile(model, backend="eager")
+        for _ in range(2):
+            compiled(TOKENS, adapter_names=names)
+        with hotswap.forbid_recompiles(compiled):
+            hotswap.swap(compiled, fleet["large"], adapter_name="other")
+            compiled(TOKENS, adapter_names=names)
+        with hotswap.watch_compiles(compiled) as log:
+            compiled(TOKENS, adapter_names=names[::-1])
+    assert re.search(r"its adapters in another order.*sort the rows", str(log.recompiles[0]))
 
 
 @pytest.mark.parametrize("way", ["static cache", "generate"])

@@ -340,7 +340,7 @@ def test_an_exception_at_any_line_leaves_all_or_nothing(
 
 
 @pytest.mark.parametrize("kind", ["set_scale", "swap a folder", "prepare"])
-def test_what_is_not_taken_back_is_seen(
+def test_what_is_not_taken_back_is_seen(  # noqa: HSW200
     kind: str, base: Any, fleet: Any, plan: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Changes, "callback", lambda *_: None)

@@ -60,7 +60,7 @@ def damaged(tensors: Tensors, damage: str) -> Tensors:
     return tensors
 
 
-def effects(pipeline: Any) -> dict[str, list[torch.Tensor]]:
+def effects(pipeline: Any) -> dict[str, dict[str, torch.Tensor]]:
     """What the adapter in place adds to each layer, scaled, and the magnitude of DoRA."""
     found = {}
     for part in parts_of(pipeline):
@@ -68,12 +68,43 @@ def effects(pipeline: Any) -> dict[str, list[torch.Tensor]]:
             if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
                 adapter = next(iter(layer.lora_A))
                 product = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
-                own = [product.detach() * float(layer.scaling[adapter])]
-                # a fresh load has another magnitude in text encoders than the file: not explained yet
-                if adapter in layer.lora_magnitude_vector and "text" not in part.key:
-                    own.append(layer.lora_magnitude_vector[adapter].weight.detach())
+                scaling, bias = float(layer.scaling[adapter]), layer.lora_B[adapter].bias
+                own = {"weight": product.detach() * scaling}
+                if bias is not None:
+                    own["bias"] = bias.detach() * scaling
+                if adapter in layer.lora_magnitude_vector:
+                    own["magnitude"] = layer.lora_magnitude_vector[adapter].weight.detach()
                 found[f"{part.key}.{name}"] = own
     return found
+
+
+def for_a_fresh_load(tensors: Tensors) -> Tensors:
+    """The same file under names of which transformers loses none: of DoRA's it finds only the longer ones."""
+    return {
+        f"{name}.weight"
+        if name.startswith("text_encoder") and name.endswith("lora_magnitude_vector")
+        else name: value
+        for name, value in tensors.items()
+    }
+
+
+def test_a_fresh_load_of_a_text_encoder_loses_magnitudes_under_the_name_that_peft_gives_them(
+    tmp_path: Path,
+) -> None:
+    """The control of the names above, for a file as PEFT and diffusers save it: a swap loses nothing."""
+    known, file = FORMATS["diffusers"], tmp_path / "own.safetensors"
+    tensors = known.tensors(rank=2, alpha=None, seed=1, text=True, dora=True)
+    (saved,) = [v for n, v in tensors.items() if "text" in n and n.endswith("magnitude_vector")]
+    found = []
+    for names in (tensors, for_a_fresh_load(tensors)):
+        save_file(names, file)
+        fresh = known.pipeline(tmp_path)
+        fresh.load_lora_weights(str(file))
+        swapped = hotswap.load(known.pipeline(tmp_path), hotswap.plan([file]), file)
+        for pipeline in (fresh, swapped):
+            (own,) = [v for key, v in effects(pipeline).items() if key.startswith("text_encoder")]
+            found.append(torch.equal(own["magnitude"], saved))
+    assert found == [False, True, True, True]
 
 
 def judge(served: Served, folder: Path, name: str, damage: str, **drawn: Any) -> bool:
@@ -82,7 +113,8 @@ def judge(served: Served, folder: Path, name: str, damage: str, **drawn: Any) ->
     rank = RANK + 1 if damage == "rank" else drawn.pop("rank")
     drawn.pop("rank", None)
     file = folder / "own.safetensors"
-    save_file(damaged(FORMATS[name].tensors(rank=rank, **drawn), damage), file)
+    tensors = damaged(FORMATS[name].tensors(rank=rank, **drawn), damage)
+    save_file(tensors, file)
     found = [f for f in hotswap.check_adapters(file, plan=plan) if f.severity == "error"]
     before, refusal = effects(pipeline), None
     try:
@@ -93,15 +125,16 @@ def judge(served: Served, folder: Path, name: str, damage: str, **drawn: Any) ->
     if refusal is not None:
         after = effects(pipeline)
         for key, own in before.items():
-            assert all(map(torch.equal, after[key], own))
+            assert all(torch.equal(after[key][what], value) for what, value in own.items())
         return False
     fresh = copy.deepcopy(bare)
+    save_file(for_a_fresh_load(tensors), file)
     fresh.load_lora_weights(str(file))
     expected, now = effects(fresh), effects(pipeline)
     for key, own in expected.items():
-        for one, other in zip(now[key], own, strict=False):
-            torch.testing.assert_close(one, other)
-    assert not any(now[key][0].any() for key in now.keys() - expected.keys())
+        for what, value in own.items():
+            torch.testing.assert_close(now[key][what], value)
+    assert not any(now[key]["weight"].any() for key in now.keys() - expected.keys())
     return True
 
 
@@ -133,5 +166,4 @@ def test_each_format_is_accepted_and_its_damages_are_not(
     assert judge(served, tmp_path, name, "none", rank=2, **drawn)
     for damage in sorted({*DAMAGES} - {"none"}):
         accepted = judge(served, tmp_path, name, damage, rank=2, **drawn)
-        # some converters take nothing of half a pair, or make floats of integers
-        assert not accepted or damage in ("half", "integers")
+        assert not accepted or damage == "integers"  # of which some converters make floats

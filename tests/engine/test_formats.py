@@ -12,11 +12,12 @@ import torch
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from safetensors.torch import load_file, save_file
 
 import hotswap
 from hotswap.adapters.formats import trainers
-from hotswap.adapters.formats.conversion import Converted, infos
+from hotswap.adapters.formats.conversion import Converted, converted, infos
 from hotswap.adapters.inspect import Inspector
 from hotswap.adapters.reader import SpecReader
 from hotswap.adapters.spec import AdapterSpec
@@ -134,37 +135,59 @@ def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
         torch.testing.assert_close(found[name], value)
 
 
-WAN = "diffusion_model.blocks.0"
+WAN, ANIMA = "diffusion_model.blocks.0", "diffusion_model.blocks.0.self_attn.q_proj"
+LAYER = "diffusion_model.layers.0"
 ONLY_READ: dict[str, tuple[Tensors, set[str]]] = {
     "Wan of ComfyUI": (
         pair(f"{WAN}.self_attn.q", 24, 24, KOHYA) | pair(f"{WAN}.ffn.0", 32, 24, KOHYA),
         {"blocks.0.attn1.to_q", "blocks.0.ffn.net.0.proj"},
     ),
-    "LTX of ComfyUI": (
-        pair("diffusion_model.transformer_blocks.0.attn1.to_q", 16, 16, PEFT),
-        {"transformer_blocks.0.attn1.to_q"},
-    ),
-    "Qwen-Image, lightning": (
-        with_alpha(pair("transformer_blocks.0.attn.to_q", 16, 16, KOHYA)),
+    "Krea2Pipeline": (
+        pair(f"{WAN}.attn.wq", 16, 16, PEFT),
         {"transformer_blocks.0.attn.to_q"},
     ),
-    "Qwen-Image of ComfyUI": (
-        pair("diffusion_model.transformer_blocks.0.attn.add_q_proj", 16, 16, PEFT),
-        {"transformer_blocks.0.attn.add_q_proj"},
+    "AnimaModularPipeline": (pair(ANIMA, 16, 16, PEFT), {"transformer_blocks.0.attn1.to_q"}),
+    "Ideogram4Pipeline": (
+        pair(f"{LAYER}.attention.qkv", 48, 16, PEFT) | pair(f"{LAYER}.attention.o", 16, 16, PEFT),
+        {f"layers.0.attention.to_{part}" for part in ("q", "k", "v", "out.0")},
     ),
-    "Z-Image of ComfyUI": (
-        pair("diffusion_model.layers.0.attention.to_q", 16, 16, PEFT),
-        {"layers.0.attention.to_q"},
+    "Flux3ModularPipeline": (
+        pair("diffusion_model.content_mode_blocks.0.q_proj", 16, 16, PEFT),
+        {"mode_blocks.0.attn.to_q"},
     ),
-    "Hunyuan with fused qkv": (
-        pair("diffusion_model.double_blocks.0.img_attn_qkv", 48, 16, PEFT),
+    "MiniMaxH3ModularPipeline": (
+        pair("lora_unet_blocks_0_attn_qkv_proj", 48, 16, KOHYA),
         {f"transformer_blocks.0.attn.to_{part}" for part in "qkv"},
+    ),
+    "LTX2Pipeline": (
+        pair("diffusion_model.transformer_blocks.0.audio_attn1.to_q", 16, 16, PEFT),
+        {"transformer_blocks.0.audio_attn1.to_q"},
+    ),
+    "HiDreamImagePipeline": (
+        pair("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 16, 16, PEFT),
+        {"double_stream_blocks.0.block.attn1.to_q"},
+    ),
+    "Lumina2Pipeline": (
+        {
+            name: value
+            for layer, out, into in (
+                *(("attention.qkv", 3840, 2304), ("attention.out", 2304, 2304)),
+                *(("feed_forward.w1", 96, 2304), ("feed_forward.w2", 2304, 96)),
+                *(("feed_forward.w3", 96, 2304), ("adaLN_modulation.1", 96, 16)),
+            )
+            for name, value in pair(f"{LAYER}.{layer}", out, into, PEFT).items()
+        },
+        {f"layers.0.attn.to_{part}" for part in ("q", "k", "v", "out.0")}
+        | {f"layers.0.feed_forward.linear_{number}" for number in (1, 2, 3)}
+        | {"layers.0.norm1.linear"},
     ),
 }
 
 
 @pytest.mark.parametrize("name", ONLY_READ)
 def test_names_of_a_family_are_found_without_being_told(name: str, tmp_path: Path) -> None:
+    if name.endswith("Pipeline") and not hasattr(diffusers, name):
+        pytest.skip(f"this diffusers has no {name}")
     tensors, expected = ONLY_READ[name]
     save_file(tensors, tmp_path / "own.safetensors")
     spec = AdapterSpec.read(tmp_path / "own.safetensors")
@@ -267,3 +290,93 @@ def test_names_that_two_families_read_in_two_ways_say_which_they_could_be(
     with pytest.raises(UnreadableAdapterError, match="FluxPipeline or Flux2Pipeline") as caught:
         AdapterSpec.read(file)
     assert "--base" in caught.value.findings[0].remedy
+
+
+def read(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = None) -> AdapterSpec:
+    save_file(tensors, folder / "own.safetensors", metadata)
+    return AdapterSpec.read(folder / "own.safetensors")
+
+
+def test_a_file_for_the_second_text_encoder_is_planned_for_that_one(tmp_path: Path) -> None:
+    name = "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj"
+    read(pair(name, 16, 16, PEFT), tmp_path)
+    assert list(hotswap.plan([tmp_path / "own.safetensors"]).modules) == [name]
+
+
+def test_metadata_does_not_say_which_modules_of_a_denoiser_are_loaded(tmp_path: Path) -> None:
+    """As in diffusers, which puts LoRA layers wherever the file has weights."""
+    fields = {"unet.r": 4, "unet.lora_alpha": 12, "unet.target_modules": ["to_q"]}
+    tensors = pair(f"unet.{UNET}.to_q", 8, 8, PEFT) | pair(f"unet.{UNET}.to_v", 8, 8, PEFT)
+    spec = read(tensors, tmp_path, {"lora_adapter_metadata": json.dumps(fields)})
+    assert (spec.left_out, {m.scaling for m in spec.modules.values()}) == ((), {3})
+    reference, pipeline = stable_diffusion(tmp_path), stable_diffusion(tmp_path)
+    file = tmp_path / "own.safetensors"
+    reference.load_lora_weights(str(file))
+    compare(weights(hotswap.load(pipeline, hotswap.plan([file]), file)), weights(reference))
+
+
+def test_names_of_wrapped_components_are_refused_and_those_of_compiled_ones_are_not(
+    tmp_path: Path,
+) -> None:
+    wrapped = read(pair(f"transformer.module.{FLUX}.to_q", 32, 32, PEFT), tmp_path)
+    assert [finding.code for finding in wrapped.findings] == ["HSW108"]
+    compiled = read(pair(f"transformer._orig_mod.{FLUX}.to_q", 32, 32, PEFT), tmp_path)
+    assert (list(compiled.modules), compiled.findings, compiled.left_out) == (
+        [f"{FLUX}.to_q"],
+        (),
+        (),
+    )
+
+
+@pytest.mark.parametrize(("wide", "pipeline"), [(4, "FluxPipeline"), (6, "Flux2Pipeline")])
+def test_fused_names_of_two_families_are_told_apart_by_their_widths(
+    wide: int, pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def note(family: Family, *args: Any) -> Converted:
+        asked.append(family.pipeline)
+        return converted(family, *args)
+
+    monkeypatch.setattr(trainers, "converted", note)
+    read(pair("lora_unet_double_blocks_0_img_mlp_0", 32 * wide, 32, KOHYA), tmp_path)
+    assert set(asked) == {pipeline}
+
+
+def test_magnitudes_that_diffusers_leaves_out_are_a_warning(tmp_path: Path) -> None:
+    tensors = with_alpha(kohya_unet())
+    file = tmp_path / "own.safetensors"
+    for more, expected in (
+        ({}, []),
+        (
+            {f"lora_te_{TEXT}.q_proj".replace(".", "_") + ".dora_scale": torch.ones(16, 1)},
+            ["HSW118"],
+        ),
+    ):
+        save_file({**tensors, **more}, file)
+        found = Inspector()(str(file)).findings
+        assert [(f.code, f.severity) for f in found] == [(code, "warning") for code in expected]
+
+
+UNREAD = {
+    "lycoris_transformer_blocks_0_attn_to_q": KOHYA,
+    "lora_unet_joint_blocks_0_x_block_attn_proj": KOHYA,
+    "lora_unknown_thing": KOHYA,
+    "double_blocks.0.img_attn.proj": PEFT,
+    "blocks.0.self_attn.q": PEFT,
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_names_that_diffusers_does_not_read_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableAdapterError) as caught:
+        read(pair(name, 16, 16, UNREAD[name]), tmp_path)
+    assert [finding.code for finding in caught.value.findings] == ["HSW005"]
+
+
+def test_half_a_pair_is_refused(tmp_path: Path) -> None:
+    tensors = kohya_unet()
+    del tensors[next(iter(tensors))]
+    with pytest.raises(UnreadableAdapterError, match="one of the two LoRA weights") as caught:
+        read(tensors, tmp_path)
+    assert [finding.code for finding in caught.value.findings] == ["HSW103"]

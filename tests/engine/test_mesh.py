@@ -12,9 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import hotswap
+from pytest_hotswap.ranks.pool import Raised, RankPool
 from tests.support import rank_models as at
 from tests.support.models import fresh, run, write_adapter, write_fleet
-from tests.support.ranks import Raised, RankPool
 
 RECIPES = {"a": (4, 8), "b": (2, 8), "c": (8, 4)}
 ORDER = ["b", None, "c", "a", "b", None]

@@ -6,14 +6,15 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_hotswap.ranks.pool import DEAD, RankPool
 from tests.support import rank_models as at
 from tests.support.models import fresh, run, write_adapter, write_fleet
-from tests.support.ranks import DEAD, RankPool
 
 STEPS = ["read", "vote", "before", "middle", "after"]
 SOON, LATE = 0.4, 0.8  # seconds that the others wait, and that a late rank takes
@@ -30,8 +31,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_fleet(folder, at.net(), recipes)
 
 
-def pool_of(kind: str, fleet: dict[str, Path]) -> RankPool:
-    pool = RankPool()
+def pool_of(kind: str, fleet: dict[str, Path], count: int = 2) -> RankPool:
+    pool = RankPool(count)
     pool(at.bring_up, kind, fleet["a"])
     pool(at.swap, fleet["a"])
     return pool
@@ -44,8 +45,10 @@ def pool(request: pytest.FixtureRequest, fleet: dict[str, Path]) -> Iterator[Ran
     pool.close()
 
 
-def faults(victim: int, step: str, fault: str) -> list[tuple[tuple[str, str, float] | None]]:
-    return [((step, fault, LATE) if rank == victim else None,) for rank in range(2)]
+def faults(
+    victim: int, step: str, fault: str, count: int = 2
+) -> list[tuple[tuple[str, str, float] | None]]:
+    return [((step, fault, LATE) if rank == victim else None,) for rank in range(count)]
 
 
 def check_a_good_swap(pool: RankPool, folder: Path) -> None:
@@ -74,6 +77,17 @@ def test_a_rank_that_fails_or_is_late(
             late = f"did not answer within {SOON:g} s"
             assert text.startswith(f"rank {victim} {said if fault == 'raise' else late};")
     check_a_good_swap(pool, fleet["c"])
+    pool(at.swap, fleet["a"])
+
+
+def test_what_fails_on_one_rank_after_the_last_vote_takes_nothing_back(
+    pool: RankPool, fleet: dict[str, Path]
+) -> None:
+    found = pool(at.faulty_swap, 30, fleet["b"], own=faults(1, "report", "raise"))
+    assert [raised and raised[0] for raised, _, _ in found] == [None, "OSError"]
+    assert [active for _, _, active in found] == [str(fleet["b"])] * 2
+    for output in pool(at.run):
+        torch.testing.assert_close(output, run(fresh(at.net(), fleet["b"]), at.X))
     pool(at.swap, fleet["a"])
 
 
@@ -216,3 +230,64 @@ def test_a_process_that_speaks_as_a_rank_has_spoken_before_changes_nothing(
         assert "rank 1 has spoken in this store before" in found[1][0][1]
     finally:
         pool.close()
+
+
+@pytest.fixture(scope="module")
+def four(fleet: dict[str, Path]) -> Iterator[RankPool]:
+    pool = pool_of("tensor parallel", fleet, 4)
+    yield pool
+    pool.close()
+
+
+class TestFourRanks:
+    @pytest.mark.parametrize("victim", [0, 3])
+    @pytest.mark.parametrize(
+        ("step", "fault"),
+        [*((step, "raise") for step in STEPS), ("vote", "late"), ("middle", "late")],
+    )
+    def test_one_that_fails_or_is_late_is_named_to_the_three_others(
+        self, four: RankPool, fleet: dict[str, Path], step: str, fault: str, victim: int
+    ) -> None:
+        patience = SOON if fault == "late" else 30
+        found = four(at.faulty_swap, patience, fleet["b"], own=faults(victim, step, fault, 4))
+        assert [same for _, same, _ in found] == [True] * 4
+        for rank, (raised, _, _) in enumerate(found):
+            assert raised is not None, f"rank {rank} has swapped"
+            if rank != victim:
+                assert (raised[0], raised[2]) == ("RankError", victim)
+        check_a_good_swap(four, fleet["c"])
+        four(at.swap, fleet["a"])
+
+    def test_two_that_fail_at_different_steps(self, four: RankPool, fleet: dict[str, Path]) -> None:
+        own: list[tuple[Any]] = [
+            (None,),
+            (("middle", "raise", 0.0),),
+            (None,),
+            (("after", "raise", 0.0),),
+        ]
+        found = four(at.faulty_swap, 30, fleet["b"], own=own)
+        assert [same for _, same, _ in found] == [True] * 4
+        assert [raised[0] for raised, _, _ in found] == ["RankError", "OSError"] * 2
+        check_a_good_swap(four, fleet["c"])
+        four(at.swap, fleet["a"])
+
+    def test_NaN_in_one_of_four_shards_and_other_bytes_on_one_rank(
+        self, four: RankPool, fleet: dict[str, Path], tmp_path: Path
+    ) -> None:
+        for what in ("NaN in the last", "a value of the first shard"):
+            odd = other(fleet, tmp_path / what, what)
+            own = [(odd if rank == 2 else fleet["b"], None) for rank in range(4)]
+            found = four(at.faulty_swap, 30, own=own)
+            assert [same for _, same, _ in found] == [True] * 4
+            assert None not in [raised for raised, _, _ in found]
+        check_a_good_swap(four, fleet["c"])
+        four(at.swap, fleet["a"])
+
+    def test_three_survive_the_death_of_one(self, four: RankPool, fleet: dict[str, Path]) -> None:
+        """The last one: nothing can be swapped afterwards."""
+        found = four.attempt(at.faulty_swap, SOON, fleet["b"], own=faults(2, "middle", "die", 4))
+        assert found[2] == DEAD
+        for raised, same, active in found[:2] + found[3:]:
+            assert same
+            assert active == str(fleet["a"])
+            assert (raised[0], raised[2]) == ("RankError", 2)

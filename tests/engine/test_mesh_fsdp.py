@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pytest_hotswap.ranks.pool import Raised, RankPool
 from tests.support import rank_models as at
 from tests.support.models import fresh, run, write_fleet
-from tests.support.ranks import Raised, RankPool
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,23 @@ def test_whole_lora_is_swapped_and_stays(
     for name in ("a", "b"):
         for output in pool(at.use, name):
             torch.testing.assert_close(output, run(fresh(at.net(), fleet[name]), at.X))
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_code_of_a_model_whose_lora_is_whole_serves_each_swap(
+    pool: RankPool, fleet: dict[str, Path], backend: str
+) -> None:
+    pool(at.fully_shard_after, "base first", fleet["a"])
+    pool(at.prepare)
+    pool(at.compile_it, backend)
+    order = ["b", None, "a", "b"]
+    want = [run(fresh(at.net(), fleet[name]) if name else at.net(), at.X) for name in order]
+    found = pool(at.watched_swaps, [fleet[name] if name else None for name in order])
+    for recompiles, hits, eager, same, outputs in found:
+        assert (recompiles, eager, same) == (0, {}, True)
+        assert hits >= len(order)
+        for output, wanted in zip(outputs, want, strict=True):
+            torch.testing.assert_close(output, wanted)
 
 
 @pytest.mark.parametrize("kind", ["FSDP2 around it", "FSDP1", "FSDP1 with its own parameters"])

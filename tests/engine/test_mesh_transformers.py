@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hotswap
+from hotswap.checks.parallel import cuts_of
+from pytest_hotswap.ranks.pool import RankPool
 from tests.support import rank_models as at
-from tests.support.ranks import RankPool
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RECIPES: dict[str, dict[str, Any]] = {
@@ -34,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         vocab_size=64,
         max_position_embeddings=32,
         tie_word_embeddings=False,
@@ -82,25 +83,49 @@ def pool(base: Path) -> Iterator[RankPool]:
     pool.close()
 
 
+@pytest.fixture
+def four(base: Path) -> Iterator[RankPool]:
+    pool = RankPool(4)
+    pool(at.llama_base, base)
+    yield pool
+    pool.close()
+
+
 def check(pool: RankPool, want: torch.Tensor) -> None:
     for output in pool(at.generate):
         torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", [None, "eager"])
 def test_each_swap_equals_a_fresh_load_of_the_whole_model(
-    pool: RankPool,
-    fleet: dict[str, Path],
-    expected: dict[str | None, torch.Tensor],
-    backend: str | None,
+    pool: RankPool, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor]
 ) -> None:
     pool(at.bring_up_llama, fleet["a"])
-    if backend is not None:
-        pool(at.compile_it, backend)
     check(pool, expected["a"])
     for name in ("b", None, "c", "some", "a", "b"):
         pool(at.swap, fleet[name] if name else None)
         check(pool, expected[name])
+
+
+@pytest.mark.parametrize(("ranks", "backend"), [("pool", "inductor"), ("four", "eager")])
+def test_no_rank_recompiles_under_a_plan_that_transformers_finds(
+    request: pytest.FixtureRequest,
+    fleet: dict[str, Path],
+    expected: dict[str | None, torch.Tensor],
+    ranks: str,
+    backend: str,
+) -> None:
+    """``tp_plan="auto"``, without a size: all the ranks that there are."""
+    pool: RankPool = request.getfixturevalue(ranks)
+    pool(at.bring_up_llama, fleet["a"], None, "auto")
+    pool(at.compile_it, backend)
+    check(pool, expected["a"])
+    order = ["b", None, "c", "a", "some"]
+    found = pool(at.watched_swaps, [fleet[name] if name else None for name in order], at.generate)
+    for recompiles, hits, eager, same, outputs in found:
+        assert (recompiles, eager, same) == (0, {}, True)
+        assert hits >= len(order)
+        for name, output in zip(order, outputs, strict=True):
+            torch.testing.assert_close(output, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_saved_is_the_adapter_as_it_was_trained(
@@ -116,10 +141,13 @@ def test_what_is_saved_is_the_adapter_as_it_was_trained(
         assert LoraConfig.from_pretrained(folder).r == 2
 
 
-def test_load_puts_an_adapter_into_a_model_that_is_cut(
-    pool: RankPool, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor]
+def test_load_puts_an_adapter_into_a_model_that_is_cut_and_holds_what_was_planned(
+    pool: RankPool, base: Path, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor]
 ) -> None:
-    pool(at.bring_up_llama, fleet["a"], hotswap.plan(list(fleet.values())))
+    plan = hotswap.plan(list(fleet.values()))
+    pool(at.bring_up_llama, fleet["a"], plan)
+    assert pool(at.held) == [plan.bytes_per_rank(cuts_of(base, 2), 2)] * 2
+    assert plan.bytes_per_rank({}, 2) == plan.padded_bytes
     check(pool, expected["a"])
     for name in ("some", "b", None):
         pool(at.swap, fleet[name] if name else None)

@@ -59,7 +59,7 @@ def test_a_bank_of_a_pipeline_puts_every_component_in_place_at_once(
     make: Make, fleet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, base = prepared(make, fleet["small"]), outputs(make())
-    bank = hotswap.AdapterBank(pipeline, adapter_name="default_0")
+    bank = hotswap.AdapterBank(pipeline)
     reported = {name: hotswap.swap(pipeline, fleet[name]).digest for name in ("large", "denoiser")}
     assert {name: bank.add(name, fleet[name]) for name in reported} == reported
     bank.add("none", None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -75,7 +76,7 @@ def on_meta(base: Any, folder: Path) -> Any:
 
 
 def with_pissa(base: Any, _: Path) -> Any:
-    return get_peft_model(base, LoraConfig(r=2, init_lora_weights="pissa", **TARGETS))
+    return get_peft_model(base, LoraConfig(r=2, init_lora_weights="pissa_niter_4", **TARGETS))
 
 
 def with_biases(base: Any, _: Path) -> Any:
@@ -243,6 +244,53 @@ def test_norm_layers_that_diffusers_wrote_into_the_base_model_are_refused(
     for adapter in (fleet["one"], None):
         with pytest.raises(UnsupportedLayerError, match="norm layers"):
             hotswap.swap(model, adapter)
+
+
+@pytest.mark.parametrize("freezing", [True, False])
+@pytest.mark.parametrize("how", ["wrapped", "in place", "a module inside"])
+def test_code_that_has_weights_of_its_own_is_refused(
+    how: str, freezing: bool, base: Any, fleet: Any
+) -> None:
+    model = fresh(base, fleet["one"])
+    hotswap.prepare(model, target_rank=4)
+    options = {"freezing": freezing}
+    served = torch.compile(model, options=options) if how == "wrapped" else model
+    if how != "wrapped":
+        (model if how == "in place" else model.base_model.model.layers[1]).compile(options=options)
+    if not freezing:
+        hotswap.swap(served, fleet["two"])
+        assert hotswap.AdapterBank(served).bytes == 0
+        return
+    before = bits(model)
+    with pytest.raises(HotswapError, match=r"freezing=True.*not be served; compile it without"):
+        hotswap.swap(served, fleet["two"])
+    if how != "a module inside":
+        with pytest.raises(HotswapError, match=r"freezing=True"):
+            hotswap.AdapterBank(served)
+    assert same_bits(before, bits(model))
+
+
+@pytest.mark.parametrize("other", [{"use_dora": True}, {"lora_bias": True}])
+def test_what_is_made_while_another_thread_loads_without_memory_is_told(
+    other: dict[str, Any], base: Any, fleet: Any, tmp_path: Path
+) -> None:
+    """Within PEFT's low_cpu_mem_usage=True every new parameter of the process is on the meta device."""
+    adapter = write_adapter(tmp_path / "other", base, r=2, **other, **TARGETS)
+    plan = hotswap.plan([fleet["one"], adapter])
+    model, bare = fresh(base, fleet["one"]), copy.deepcopy(base)
+    before = bits(model), bits(bare)
+    with init_empty_weights(include_buffers=False):
+        for call in (
+            lambda: hotswap.prepare(model, plan=plan),
+            lambda: hotswap.load(bare, plan, fleet["one"]),
+        ):
+            with pytest.raises(UnsupportedLayerError, match=r"meta device.*low_cpu_mem_usage"):
+                call()
+    assert same_bits(before[0], bits(model))
+    assert same_bits(before[1], bits(bare))
+    hotswap.prepare(model, plan=plan)
+    hotswap.swap(model, adapter)
+    torch.testing.assert_close(run(model, X), run(fresh(base, adapter), X))
 
 
 class Double(nn.Module):

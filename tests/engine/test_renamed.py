@@ -115,6 +115,32 @@ def test_old_names_are_prepared_loaded_swapped_and_checked(name: str, tmp_path: 
     torch.testing.assert_close(run(loaded), expected)
 
 
+def test_experts_of_a_model_whose_config_peft_does_not_convert_are_refused(tmp_path: Path) -> None:
+    """PEFT loads such an adapter without its experts; neither check nor swap takes a part for the whole."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+    config = transformers.Qwen2MoeConfig(**sizes, **experts)
+    model, expert = transformers.Qwen2MoeForCausalLM(config).eval(), "model.layers.0.mlp.experts.{}"
+    config.save_pretrained(tmp_path / "base")
+    attention = {f"model.layers.{layer}.self_attn.q_proj": (16, 16) for layer in range(2)}
+    names = {"gate_proj": (16, 24), "up_proj": (16, 24), "down_proj": (24, 16)}
+    modules = attention | {
+        f"{expert.format(number)}.{name}": size
+        for number in range(4)
+        for name, size in names.items()
+    }
+    a, b = write(tmp_path / "a", attention, 4, 1), write(tmp_path / "b", modules, 2, 2)
+    loaded = hotswap.load(model, hotswap.plan([a]), a)
+    before = run(loaded)
+    with pytest.raises(hotswap.errors.AdapterError, match="experts"):
+        hotswap.swap(loaded, b)
+    assert torch.equal(run(loaded), before)
+    base = read_base(tmp_path / "base")
+    assert {found.code for found in Inspector(base=base)(str(b)).findings} == {"HSW112"}
+    assert Inspector(base=base)(str(a)).findings == ()
+
+
 @pytest.mark.parametrize("name", OLD)
 @pytest.mark.parametrize("prepared", [True, False])
 def test_pefts_own_function_takes_old_names(name: str, prepared: bool, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def fleet(base: Any, tmp_path: Path) -> dict[str, Path]:
 WRAPPERS: dict[str, Callable[[Any], nn.Module]] = {
     "a class": Service,
     "two of them": lambda model: Service(Service(model)),
+    "beside the model in it": lambda model: Service(model, other=model.base_model.model),
     "beside another module": lambda model: Service(model, other=nn.Linear(2, 2)),
 }
 

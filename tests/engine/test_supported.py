@@ -68,6 +68,10 @@ FEATURES = {
     "base weights in the file (save_embedding_layers)": "accepted where they equal the model's, "
     "else refused: a swap never writes base weights",
     "init_lora_weights: true, false, gaussian, orthogonal, eva, mica": "swapped; the start of training",
+    "alora_invocation_tokens": "swapped in a model that was prepared with such an adapter, for one with the "
+    "same tokens; else refused, and by plan and check",
+    "init_lora_weights: pissa, olora": "the same, for one with the same ranks and scalings, which leaves the "
+    "same base weights",
 }
 
 REFUSED = [
@@ -91,6 +95,7 @@ REFUSED = [
 WAYS = "plan, check, load, swap"
 PROVEN = "engine/test_format_property.py::test_each_format_is_accepted_and_its_damages_are_not"
 FOUND = "engine/test_formats.py::test_names_of_a_family_are_found_without_being_told"
+PICKLES = "engine/test_reading.py::test_a_file_of_torch_save_is_taken_where_that_is_allowed"
 REFUSED_FILES = "adapters/test_refused.py::test_"
 FILES = {
     "PEFT's folder": (
@@ -106,19 +111,24 @@ FILES = {
         "engine/test_heads.py::test_a_head_that_the_config_does_not_name_is_swapped",
     ),
     **dict.fromkeys(TRAINERS, (WAYS, PROVEN)),
-    "LTX, Qwen-Image, Z-Image, Hunyuan (ComfyUI)": (
-        "plan, check; the values were not compared",
+    "Krea 2, Anima, Ideogram 4, Flux 3, MiniMax-H3, LTX-2, HiDream, Lumina 2": (
+        "plan, check; their values were not compared",
         FOUND,
     ),
+    "files of torch.save (.bin)": (f"{WAYS}, where pickles are allowed", PICKLES),
     "PEFT's file without its config": (
         "refused (HSW002)",
         "engine/test_formats.py::test_a_file_of_peft_without_its_config_is_refused_in_every_way_in",
+    ),
+    "names that diffusers does not read (lycoris_, SD3 of kohya, original names without a prefix)": (
+        "refused (HSW005)",
+        "engine/test_formats.py::test_names_that_diffusers_does_not_read_are_refused",
     ),
     "LoHa, LoKr, OFT, IA3, mlx-lm, torchtune, Megatron, whole models": (
         "refused by name (HSW101)",
         f"{REFUSED_FILES}a_method_or_program_of_another_kind_is_named",
     ),
-    "Git LFS pointers, HTML pages, gguf, files of torch.save": (
+    "Git LFS pointers, HTML pages, gguf, pickles that are not allowed": (
         "refused by name (HSW005, HSW006)",
         f"{REFUSED_FILES}a_file_of_another_kind_is_named",
     ),

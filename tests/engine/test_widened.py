@@ -14,6 +14,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 import hotswap
+from hotswap.cli.fleet import read_fleet
 from hotswap.errors import AdapterError
 from tests.support.pipelines import flux, stable_diffusion
 
@@ -65,7 +66,7 @@ def test_adapters_for_a_narrower_input_are_widened_as_diffusers_does(tmp_path: P
     wide = write(tmp_path / "c.safetensors", 3, 2, width=8)
     pipeline = fresh(tmp_path, narrow)
     hotswap.prepare(pipeline, target_rank=4)
-    bank = hotswap.AdapterBank(pipeline, adapter_name="default_0")
+    bank = hotswap.AdapterBank(pipeline)
     bank.add("a", narrow)
     for adapter in (other, wide, load_file(other), narrow):
         hotswap.swap(pipeline, adapter)
@@ -73,8 +74,15 @@ def test_adapters_for_a_narrower_input_are_widened_as_diffusers_does(tmp_path: P
         torch.testing.assert_close(run(pipeline), run(expected))
     with bank.using("a"):
         torch.testing.assert_close(run(pipeline), run(fresh(tmp_path, narrow)))
-    loaded = hotswap.load(fill(tmp_path), hotswap.plan([narrow, other]), other)
-    torch.testing.assert_close(run(loaded), run(fresh(tmp_path, other)))
+    for files in ([narrow, other], [narrow, wide, other]):
+        plan = hotswap.plan(files)
+        assert plan.conflicts == ()
+        assert read_fleet([str(file) for file in files]).refused == {}
+        assert hotswap.check_adapters(files, plan=plan) == []
+        loaded = hotswap.load(fill(tmp_path), plan, other)
+        torch.testing.assert_close(run(loaded), run(fresh(tmp_path, other)))
+    narrow_plan = hotswap.plan([narrow, other])
+    assert [f.code for f in hotswap.check_adapters(wide, plan=narrow_plan)] == ["HSW107"]
 
 
 def test_the_base_of_a_wider_input_takes_them(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 ROOMS = ("adapters", "bench", "checks", "cli", "compiler", "engine", "lint", "report")
 ENGINE = ("bank", "export", "incoming", "layout", "load", "manifest", "package", "parts", "peft")
 ENGINE += ("mesh", "preparable", "prepare", "scale", "state", "swap", "transaction")
-PLUGIN_ROOMS = ("adapters", "contract", "machine", "subjects", "suite")
+PLUGIN_ROOMS = ("adapters", "contract", "machine", "ranks", "subjects", "suite")
 MODULES = ("evidence", "fixtures", "lint", "marker", "plugin", "reporting", "strategies")
 SOUND = {
     "hotswap/__init__.py": "if False:\n    import hotswap.findings\n",  # an exception speaks of it
@@ -26,6 +26,7 @@ SOUND = {
     "hotswap/adapters/plan.py": "",
     "hotswap/adapters/formats/__init__.py": "",
     "hotswap/adapters/formats/conversion.py": "def f():\n    import torch\n",  # another exception
+    "hotswap/adapters/pickles.py": "def f():\n    import torch\n",  # and one more
     **{f"hotswap/{room}/__init__.py": "" for room in ROOMS},
     **{f"hotswap/engine/{module}/__init__.py": "" for module in ENGINE},
     "pytest_hotswap/__init__.py": "",

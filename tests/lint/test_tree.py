@@ -209,15 +209,15 @@ CASES = {
                     self.pipe = pipe
 
                 def wear(self, file, weight=1.0):
-                    names = []
                     if not os.path.exists(file):
                         raise FileNotFoundError(file)
+
                     name = os.path.basename(file)
-                    for letter in ".- ":
-                        name = name.replace(letter, "_")
-                    names.append(name)
+
+                    name = name.replace(".", "_")
+
                     self.pipe.load_lora_weights(file, adapter_name=name)  # want HSW206
-                    return names
+                    return name
         """),
         "app.py": """
             import torch
@@ -233,6 +233,55 @@ CASES = {
                 def paint(self, file):
                     self.loras.wear(file)
                     return self.flux("x")
+        """,
+    },
+    "a method that does nothing, and does something in a class of another file": {
+        "base.py": """
+            class Worker:
+                def __init__(self):
+                    self.pipe = self.make()
+                    self.before()
+                    self.pipe.load_lora_weights("first", adapter_name="look")
+                    self.after()
+                    self.pipe.transformer.compile()
+
+                def make(self): raise NotImplementedError
+                def before(self): pass
+                def after(self): ...
+
+                def work(self, look):
+                    self.pipe.load_lora_weights(look, adapter_name="look", hotswap=True)  # want HSW205
+                    return self.pipe("x")
+        """,
+        "right.py": """
+            from base import Worker
+            from diffusers import FluxPipeline
+
+            class Right(Worker):
+                def make(self):
+                    return FluxPipeline.from_pretrained("flux")
+
+                def before(self):
+                    self.pipe.enable_lora_hotswap(target_rank=8)
+        """,
+        "late.py": """
+            from base import Worker
+            from diffusers import FluxPipeline
+
+            class Late(Worker):
+                def make(self):
+                    return FluxPipeline.from_pretrained("flux")
+
+                def after(self):
+                    self.pipe.enable_lora_hotswap(target_rank=8)  # want HSW203
+        """,
+        "unprepared.py": """
+            from base import Worker
+            from diffusers import FluxPipeline
+
+            class Unprepared(Worker):
+                def make(self):
+                    return FluxPipeline.from_pretrained("flux")
         """,
     },
     "the mistake in the other module": {

@@ -211,6 +211,14 @@ class TestShards:
         assert verdict["line"] == "incomplete: the report of shard 2 is missing"
         assert verdict["outcome"] == "incomplete"
 
+    def test_the_whole_says_that_the_model_was_cut_too(self) -> None:
+        some = shards()
+        for each in some:
+            each["request"]["cut"] = "verified on a small copy of Llama"
+        verdict = merge(some)["verdict"]
+        assert verdict["line"].endswith("; verified on a small copy of Llama")
+        assert verdict["outcome"] == "ready"
+
     def test_adapters_that_no_shard_has_make_it_incomplete(self) -> None:
         first, second = shards()
         second["adapters"] = []

@@ -144,15 +144,18 @@ class TestThePage:
         assert drawn.index("layers.2.q") < drawn.index("layers.10.q")
 
 
-def test_a_missing_extra_is_one_sentence_with_the_command(
+def test_without_the_extra_there_is_no_page_and_a_sentence_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert main(["verify", "--demo", "--report", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        "hotswap verify: an HTML report needs jinja2, which is not installed; "
+    shard = tmp_path / "1.json"
+    shard.write_text(dumps(derive(gathered(shards=[{"index": 1, "count": 1}]))), encoding="utf-8")
+    assert main(["report", "merge", str(shard), "-o", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.endswith(
+        "and no report.html: an HTML report needs jinja2, which is not installed; "
         "run: pip install 'pytest-hotswap[report]'\n"
     )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "junit.xml"}
 
 
 def test_merge_writes_the_whole_and_exits_as_verify_does(

@@ -114,7 +114,11 @@ SAMPLES: dict[str, Sample] = {
     "HSW116": Sample(lambda root: _two(root, {}, {})),
     "HSW117": Sample(lambda root: write_adapter(root / "a"), {"weights": True}),
     "HSW119": Sample(adapter(config={"use_dorra": True})),
-    "HSW118": Sample(adapter(config={"target_modules": ["v_proj"]})),
+    "HSW118": Sample(
+        adapter(
+            modules={"q_proj": (16, 16), "v_proj": (16, 16)}, config={"target_modules": ["v_proj"]}
+        )
+    ),
 }
 """HSW009 is not here: it needs a file that changes while it is read."""
 

@@ -11,8 +11,10 @@ from peft import PeftModel
 from torch import nn
 
 import hotswap
+from pytest_hotswap.ranks.pool import PRELOADED
 from tests.support.models import seeded
 
+PRELOADED.append(__name__)  # a rank then starts at once
 HERE: dict[str, Any] = {}
 """What this rank has: its model, and what it calls."""
 
@@ -54,8 +56,8 @@ def tensor_parallel(folder: Path) -> PeftModel:
     return model
 
 
-def cut(model: Any, *, by_rank: bool = False) -> None:
-    """Cut a model by torch's parallelize_module."""
+def cut(model: Any, *, by_rank: bool = False, name: str = "default") -> None:
+    """Cut a model by torch's parallelize_module; of another adapter, only that."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,
@@ -68,11 +70,9 @@ def cut(model: Any, *, by_rank: bool = False) -> None:
         plan |= {"up.lora_B.default": RowwiseParallel()}
         parallelize_module(inside, mesh(), plan)
         return
-    plan = {
-        "up.base_layer": ColwiseParallel(),
-        "down.base_layer": RowwiseParallel(),
-    }
-    plan |= {"up.lora_B.default": ColwiseParallel(), "down.lora_A.default": RowwiseParallel()}
+    plan = {f"up.lora_B.{name}": ColwiseParallel(), f"down.lora_A.{name}": RowwiseParallel()}
+    if name == "default":
+        plan |= {"up.base_layer": ColwiseParallel(), "down.base_layer": RowwiseParallel()}
     parallelize_module(inside, mesh(), plan)
 
 
@@ -109,7 +109,9 @@ def bits() -> dict[str, torch.Tensor]:
     return {n: (t.to_local() if hasattr(t, "to_local") else t).detach().clone() for n, t in found}
 
 
-def watched_swaps(folders: list[Path | None]) -> tuple[int, int, Any, bool, list[torch.Tensor]]:
+def watched_swaps(
+    folders: list[Path | None], run: Callable[[], torch.Tensor] = run
+) -> tuple[int, int, Any, bool, list[torch.Tensor]]:
     """Swap and run, once each: recompiles, hits, eager misses, whether every address stayed; the outputs."""
     model, before, outputs = HERE["model"], addresses(), []
     run()
@@ -144,16 +146,17 @@ def broken_step(step: str, fault: str, late: float) -> None:
         "before": (Placement, "put"),
         "middle": (Arena, "copy"),
         "after": (mesh.Ranks, "say"),
+        "report": (swap, "SwapReport"),
     }
     owner, name = places[step]
     original = getattr(owner, name)
 
-    def failing(*args: Any) -> Any:
+    def failing(*args: Any, **kwargs: Any) -> Any:
         if (step, "begin") == ("after", str(args[1]).rpartition("/")[2]):
-            return original(*args)
+            return original(*args, **kwargs)
         arena = args[0]
         if step == "middle" and arena is not arena_here():
-            return original(*args)
+            return original(*args, **kwargs)
         setattr(owner, name, original)
         if step == "middle":
             for device, buffer in arena.buffers.items():
@@ -165,7 +168,7 @@ def broken_step(step: str, fault: str, late: float) -> None:
             time.sleep(late)
         else:
             raise OSError(f"injected at {step}")
-        return original(*args)
+        return original(*args, **kwargs)
 
     setattr(owner, name, failing)
 
@@ -174,6 +177,13 @@ def arena_here() -> Any:
     from hotswap.engine.layout.registry import placement_of
 
     return placement_of(HERE["model"], "default").arena
+
+
+def held() -> int:
+    """The bytes that this rank holds for its adapter."""
+    from hotswap.engine.layout.registry import placement_of
+
+    return placement_of(HERE["model"], "default").layout.bytes
 
 
 def patience(seconds: float) -> None:
@@ -279,14 +289,15 @@ def llama_base(folder: Path) -> None:
     HERE["base"] = folder
 
 
-def bring_up_llama(adapter: Path | None, plan: Any = None) -> None:
+def bring_up_llama(adapter: Path | None, plan: Any = None, tp_plan: str | None = None) -> None:
     """transformers' tensor parallelism, then PEFT; with a plan by hotswap.load."""
     from transformers.distributed import DistributedConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     count = torch.distributed.get_world_size()
-    base = llama(distributed_config=DistributedConfig(tp_size=count))
+    cut = DistributedConfig(tp_plan=tp_plan) if tp_plan else DistributedConfig(tp_size=count)
+    base = llama(distributed_config=cut)
     if plan is not None:
         model = hotswap.load(base, plan, adapter)
     else:

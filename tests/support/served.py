@@ -75,12 +75,12 @@ def watched_reading() -> Iterator[Reading]:
     """Stand between a bank and the disk."""
     reading, real = Reading(), banks.read_parts
 
-    def read(deployment: Any, parts: Any, adapter: Any, config: Any) -> Any:
+    def read(deployment: Any, parts: Any, adapter: Any, *args: Any, **kwargs: Any) -> Any:
         reading.read.append(str(adapter))
         reading.threads.add(threading.get_ident())
         reading.began.set()
         assert reading.may_go_on.wait(30)
-        return real(deployment, parts, adapter, config)
+        return real(deployment, parts, adapter, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(banks, "read_parts", read)

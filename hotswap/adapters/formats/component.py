@@ -10,20 +10,25 @@ from typing import Any, NamedTuple, TypeVar
 from hotswap.adapters.config import FIELDS
 from hotswap.adapters.files import unreadable
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.names import BIAS, LINEAR, MAGNITUDE
+from hotswap.adapters.names import BIAS, LINEAR, MAGNITUDE, in_file
 
 T = TypeVar("T")
 COMPONENTS = (
     "transformer",
     "transformer_2",
+    "transformer_ref",
     "unet",
     "text_encoder",
     "text_encoder_2",
     "text_encoder_3",
+    "text_conditioner",
     "connectors",
 )
 """Of pipelines of diffusers, those that can carry LoRA layers."""
+SECOND = ("text_encoder_2", "text_encoder_3", "text_conditioner", "connectors")
+"""Of these, those that plans name, also alone: a component before it may have modules of the same names."""
 METADATA = "lora_adapter_metadata"
+_TARGETS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _SAVE_AGAIN = "save the adapter again with diffusers' save_lora_adapter or save_lora_weights"
 Convert = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 
@@ -67,9 +72,13 @@ def config_for(
     if unknown:
         text = f"the metadata {METADATA} is no LoRA config: it has {ascii(unknown[0])[:60]}"
         raise unreadable(where, "HSW003", text, _SAVE_AGAIN)
-    if own:
-        return {"peft_type": "LORA", **own}
-    return implied_config({name: info.shape for name, info in tensors.items()}, alphas)
+    implied = implied_config({name: info.shape for name, info in tensors.items()}, alphas)
+    if not own:
+        return implied
+    if not component.startswith("text_encoder"):  # diffusers puts LoRA wherever there are weights
+        own = {key: value for key, value in own.items() if key not in _TARGETS}
+        own["target_modules"] = implied["target_modules"]
+    return {"peft_type": "LORA", **own}
 
 
 def without_prefix(part: Component, prefix: str) -> Component:
@@ -99,7 +108,7 @@ def implied_config(
     As in diffusers, alpha is the rank where the file has none. Rank 1 without a lora_A.
     """
     ranks = {
-        name.removesuffix(f".{LINEAR[0]}"): shape[0]
+        in_file(name).removesuffix(f".{LINEAR[0]}"): shape[0]
         for name, shape in shapes.items()
         if name.endswith(f".{LINEAR[0]}") and shape and shape[0]
     }

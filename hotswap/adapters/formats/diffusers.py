@@ -19,7 +19,17 @@ from hotswap.adapters.texts import Texts
 
 __all__ = ["COMPONENTS", "METADATA", "components", "without_config"]
 _TENSOR = re.compile(r"(.+)\.lora_([AB]\.(weight|bias)|magnitude_vector(\.weight)?)")
-_PREFIXES = ("base_model.", "diffusion_model.", "module.", "lora_", "text_model.", "encoder.")
+_PREFIXES = (
+    "base_model.",
+    "diffusion_model.",
+    "module.",
+    "lora_",
+    "lycoris_",
+    "text_model.",
+    "encoder.",
+)
+_ORIGINAL = re.compile(r"(double|single|joint)_blocks\.\d|^blocks\.\d+\.(self|cross)_attn\.")
+"""Of the code that a model was first published with; diffusers has other names for these."""
 _BLOCKS = re.compile(
     r"(^|\.)(\w*blocks?|\w*_embed\w*|\w*embedder|noise_refiner|context_refiner|layers\.\d+\.attention)\."
 )
@@ -28,7 +38,10 @@ _BLOCKS = re.compile(
 @lru_cache(maxsize=32)
 def current(names: tuple[str, ...]) -> bool:
     """Whether all tensors have the names that diffusers writes today."""
-    return all(_TENSOR.fullmatch(name) and not name.startswith(_PREFIXES) for name in names)
+    return all(
+        _TENSOR.fullmatch(name) and not name.startswith(_PREFIXES) and not _ORIGINAL.search(name)
+        for name in names
+    )
 
 
 def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:

@@ -18,18 +18,22 @@ from hotswap.adapters.formats.conversion import Converted, converted, for_pipeli
 from hotswap.adapters.formats.diffusers import without_config
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.texts import Family, Texts
-from hotswap.errors import UnreadableAdapterError
+from hotswap.errors import UnreadableAdapterError, missing_extra
 
 _LORA = re.compile(
     r"[._](lora_(down|up|[AB])|(\w+_)?lora\d?\.(down|up)|lora_linear_layer\.(down|up))\.(\w+\.)?weight$"
 )
-_A = re.compile(r"(lora_down|lora_A(\.\w+)?|\bdown)\.weight$")
+_HALVES = (
+    re.compile(r"(lora_down|lora_A(\.\w+)?|\bdown)\.weight$"),
+    re.compile(r"(lora_up|lora_B(\.\w+)?|\bup)\.weight$"),
+)
 _FAMILIES = {
     "StableDiffusionXLPipeline": r"^(lora_unet_|unet\.).*((down|up|input|output)_blocks?|mid(dle)?_block)"
-    r"|^lora_te\d?_|^text_encoder",
+    r"|^lora_te\d?_|^text_encoder|^unet\.",
     "FluxPipeline": r"(double|single)_blocks\.\d+\.(?!(img|txt)_attn_qkv)"
-    r"|lora_\w+_(double|single)_blocks_\d+_|transformer_blocks[._]\d+[._](attn|norm|ff|proj)",
-    "Flux2Pipeline": r"(double|single)_blocks\.\d+\.(?!img_attn_qkv)|stream_modulation|to_qkv_mlp_proj",
+    r"|^lora_\w+_(double|single)_blocks_\d+_|transformer_blocks[._]\d+[._](attn[._]|norm|ff|proj)",
+    "Flux2Pipeline": r"(double|single)_blocks[._]\d+[._](?!img_attn_qkv\.)"
+    r"|stream_modulation|to_qkv_mlp_proj",
     "HunyuanVideoPipeline": r"\.(img|txt)_attn_qkv\.|individual_token_refiner",
     "WanPipeline": r"(^|\.|^lora_unet_)blocks[._]\d+[._](self_attn|cross_attn|attn[12]|ffn)",
     "LTXPipeline": r"transformer_blocks\.\d+\.(attn[12]|ff)\.",
@@ -38,8 +42,25 @@ _FAMILIES = {
     "ZImagePipeline": r"(layers|(noise|context)_refiner)[._]\d+[._](attention|feed_forward|adaLN)",
     "Lumina2Pipeline": r"^diffusion_model\.(layers|(noise|context)_refiner)\.\d+\.attention",
     "HiDreamImagePipeline": r"(double|single)_stream_blocks",
+    "Krea2Pipeline": r"^diffusion_model\.(blocks\.\d+\.(attn\.w[qkvo]|mlp\.(gate|up|down))|txtfusion)\b",
+    "AnimaModularPipeline": r"^diffusion_model\.(blocks\.\d+\.(self|cross)_attn\.\w_proj|llm_adapter)\b",
+    "Ideogram4Pipeline": r"^(diffusion_model|conditional_transformer)\.layers\.\d+\.attention\.(qkv|o)\b",
+    "Flux3ModularPipeline": r"^diffusion_model\.\w*mode_blocks\.",
+    "MiniMaxH3ModularPipeline": r"(^|\.|^lora_unet_)blocks[._]\d+[._](attn[._](qkv|out)_proj|mlp[._]fc)",
 }
 """Pipelines whose converters know other names → names that one of its files may have."""
+_NEVER = {
+    "ZImagePipeline": r"^diffusion_model\..*attention\.(qkv|o)\.",
+    "FluxPipeline": r"[._]attn[12][._]|\.(img|txt)_(attn_|mod\.\d|mlp\.net)|stream_modulation"
+    r"|to_qkv_mlp_proj",
+    "Flux2Pipeline": r"_mod(ulation)?[._]lin|\.(img|txt)_attn_",
+    "LTXPipeline": r"\.attn\.|(audio|video)_|single_",
+    "QwenImagePipeline": r"single_",
+    "StableDiffusionXLPipeline": r"(double|single)_blocks|transformer_blocks_\d+_attn_",
+}
+"""The same → names that none of them has, where files of other pipelines have names in common with it."""
+_WIDTHS = {"FluxPipeline": (4, 7), "Flux2Pipeline": (6, 9)}
+"""The same → how much wider than its input mlp.0 is, and linear1, where only that tells them apart."""
 
 
 def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
@@ -49,6 +70,7 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
     """
     if texts.config is not None or not any(map(_LORA.search, layout.tensors)):
         return None
+    pairs = _pairs(texts.weights, layout)
     families = [texts.family] if texts.family is not None else _families(layout)
     if not families:
         if any(name.startswith(("base_model.", "model.", "module.")) for name in layout.tensors):
@@ -62,11 +84,15 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
     problem = ""
     for family in families:
         try:
-            found[family] = _converted(family, texts, layout, values)
+            found[family] = _converted(family, texts, layout, values, pairs)
         except UnreadableAdapterError:
             raise
+        except ModuleNotFoundError as error:
+            if missing := missing_extra(f"{texts.weights}, in another program's names,", error):
+                raise missing from error
+            raise
         except Exception as error:  # of a library, on files of strangers
-            problem = problem or (str(error).splitlines() or [type(error).__name__])[0][:200]
+            problem = problem or _first(error)
     if not found:
         text = f"diffusers' converter for {families[0].pipeline} cannot read its names: {problem}"
         remedy = "load it with the pipeline that it was trained for, or say which: --base FOLDER"
@@ -82,15 +108,15 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
 
 
 def _converted(
-    family: Family, texts: Texts, layout: FileLayout, values: Mapping[str, bytes]
+    family: Family, texts: Texts, layout: FileLayout, values: Mapping[str, bytes], pairs: int
 ) -> Converted:
     """Run a converter over the header; over all values where it asks for one (is a fused weight sparse)."""
     try:
-        return converted(family, layout.tensors, values, _pairs(layout))
+        return converted(family, layout.tensors, values, pairs)
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise
-    return converted(family, layout.tensors, texts.values(layout, layout.tensors), _pairs(layout))
+    return converted(family, layout.tensors, texts.values(layout, layout.tensors), pairs)
 
 
 def of_tensors(
@@ -114,13 +140,45 @@ def _components(
 
 
 def _families(layout: FileLayout) -> list[Family]:
-    """The families that a file may be of, by its names."""
+    """The families that a file may be of, by its names, and where they are not enough by its shapes."""
     return [
         Family(pipeline)
         for pipeline, pattern in _FAMILIES.items()
         if any(re.search(pattern, name) for name in layout.tensors)
+        and not any(re.search(_NEVER.get(pipeline, "^$"), name) for name in layout.tensors)
+        and _as_wide(layout, *_WIDTHS.get(pipeline, ()))
     ]
 
 
-def _pairs(layout: FileLayout) -> int:
-    return sum(1 for name in layout.tensors if _A.search(name))
+def _as_wide(layout: FileLayout, *widths: int) -> bool:
+    """Whether the first layers of MLPs, or of blocks, are so many times wider than their input."""
+    for name, info in layout.tensors.items() if widths else ():
+        match = re.search(r"(?:_mlp[._]0|(linear1))\.lora_(?:down|A)\.weight$", name)
+        if match is None:
+            continue
+        up = layout.tensors.get(name.replace("lora_down", "lora_up").replace("lora_A", "lora_B"))
+        if up is not None and up.shape[0] != widths[match[1] is not None] * info.shape[-1]:
+            return False
+    return True
+
+
+def _first(error: Exception) -> str:
+    """The first line of what a library says."""
+    return (str(error).splitlines() or [""])[0].rstrip(": ")[:200] or type(error).__name__
+
+
+def _pairs(where: str, layout: FileLayout) -> int:
+    """How many modules a file is for; raises UnreadableAdapterError (HSW103) where it has half of one."""
+    down, up = (
+        {name[: match.start()] for name in layout.tensors if (match := half.search(name))}
+        for half in _HALVES
+    )
+    if alone := sorted(down ^ up):
+        text = f"has one of the two LoRA weights of a module{_more(len(alone))}"
+        remedy = "save the adapter again, or download it again"
+        raise unreadable(f"{where}::{alone[0].rstrip('._')}", "HSW103", text, remedy)
+    return len(down)
+
+
+def _more(count: int) -> str:
+    return f" (and of {count - 1} more)" if count > 1 else ""

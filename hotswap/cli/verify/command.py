@@ -18,16 +18,19 @@ from typing import Any, get_args
 import click
 from click import Choice, option
 
+from hotswap.adapters.pickles import rewritten, torch_file
 from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
-from hotswap.cli.command import FILE, FOLDER, Command, Exit
+from hotswap.cli.command import FILE, FOLDER, SEVERAL, Command, Exit
 from hotswap.cli.fleet import files_of, read_fleet, read_values, shard
 from hotswap.cli.folders import adapter_folders
+from hotswap.cli.options import PICKLE
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
 from hotswap.cli.verify.request import Backend, Dtype, Form, Level, Request, usage_problem
 from hotswap.cli.verify.suite import Run, run_suite, run_timing
-from hotswap.errors import HotswapError
+from hotswap.cli.verify.tiny import write_small
+from hotswap.errors import HotswapError, MissingExtraError, UnreadableAdapterError
 from hotswap.report import text
 from hotswap.report.document import Document, derive, dumps
 from hotswap.report.github import github
@@ -39,6 +42,7 @@ Examples:
   hotswap verify 'adapters/*' --base path/to/base --report out/
   hotswap verify 'adapters/*' --base path/to/base -n 2 -- -k swap
   hotswap verify 'adapters/*' --base path/to/base --shard 2/8 --report shard-2/
+  hotswap verify 'adapters/*' --base path/to/base --tp 2
 
 What follows -- goes to pytest: -k selects laws, --hypothesis-seed repeats a random walk.
 
@@ -79,7 +83,14 @@ fail_on_option = option(
     type=Choice(get_args(Backend)),
     help="Backend of torch.compile; inductor, as in production, if not given.",
 )
+@option(
+    "--tp",
+    type=SEVERAL,
+    metavar="N",
+    help="Cut --base over N processes, as transformers does: NCCL where there are N GPUs, else gloo.",
+)
 @option("--compile-mode", metavar="MODE", help="Mode of torch.compile: max-autotune, …")
+@option("--tiny", is_flag=True, help="Verify a small copy of the model, cut from its config alone.")
 @option("--regional", is_flag=True, help="Compile the repeated blocks instead of the model.")
 @option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1.")
 @option("--dtype", type=Choice(get_args(Dtype)), help="Cast the base model to this dtype.")
@@ -91,6 +102,7 @@ fail_on_option = option(
     "--shard", metavar="I/N", help="Verify this part of the adapters; see hotswap report merge."
 )
 @option("-n", "processes", metavar="N", help="Spread over processes: a number, auto.")
+@PICKLE
 @fail_on_option
 @option(
     "--format",
@@ -110,10 +122,10 @@ def verify(pytest_args: list[str], /, adapters: tuple[str, ...], **options: Any)
     hot-swapping, each with a control that shows that the check can fail. The last line says
     whether the fleet is ready to hot-swap, or what is wrong.
     """
-    folders = tuple(adapter_folders("verify", adapters))
+    folders = {Path(path).resolve(): path for path in adapter_folders("verify", adapters)}
     command = spoken(adapters, options)
-    request = Request(adapters=folders, pytest_args=tuple(pytest_args), command=command, **options)
-    raise Exit(_answer(request))
+    paths, words = tuple(folders.values()), tuple(pytest_args)
+    raise Exit(_answer(Request(adapters=paths, pytest_args=words, command=command, **options)))
 
 
 _REPEATED = (
@@ -126,6 +138,7 @@ _REPEATED = (
     "device",
     "dtype",
     "inputs",
+    "tp",
 )
 """Options that say what is verified, which a command that repeats a law needs too."""
 
@@ -136,7 +149,8 @@ def spoken(adapters: Sequence[str], options: Mapping[str, Any]) -> str:
     for name in _REPEATED:
         if options.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
-    words += [f"--{name}" for name in ("demo", "regional") if options.get(name)]
+    flags = [name for name in ("demo", "tiny", "regional", "allow_pickle") if options.get(name)]
+    words += [f"--{name.replace('_', '-')}" for name in flags]
     return shlex.join(words)
 
 
@@ -152,13 +166,16 @@ def _answer(request: Request) -> int:
 
 
 def _verify(request: Request, folder: Path, deadline: float) -> int:
-    notes = []
+    warned: list[str] = []
+    notes: list[str] = []
     if request.backend is None:
         request = replace(request, backend=default_backend())  # type: ignore[arg-type]
         if request.backend != "inductor":
-            notes.append("no C++ compiler was found, so the backend was aot_eager")
+            warned.append("no C++ compiler was found, so the backend was aot_eager")
     if request.demo:
         request = _with_demo(request, folder)
+    if request.allow_pickle:
+        request, notes = _without_pickles(request, folder)
     given = SwapPlan.read(request.plan) if request.plan else None
     fleet = read_fleet(request.adapters, given)
     sizes = {path: spec.bytes for path, spec in fleet.specs.items()}
@@ -170,16 +187,27 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
     run = Run()
     accepted = [path for path in mine if path not in fleet.refused]
     if accepted or not request.adapters:
-        run = run_suite(request, fleet, mine, folder, deadline)
-        tried = any(record.get("law") for record in run.results.records)
-        if not (tried or time.time() > deadline or run.interrupted):
+        tried = request, fleet, mine
+        if request.tiny:
+            try:
+                base, small, cut, shrunk = write_small(
+                    str(request.base), fleet, accepted, folder / "tiny"
+                )
+            except HotswapError as error:
+                return _refuse(str(error))
+            request = replace(request, cut=shrunk)
+            tried = replace(request, base=base), cut, small
+        run = run_suite(*tried, folder, deadline)
+        judged = any(record.get("law") for record in run.results.records)
+        if not (judged or time.time() > deadline or run.interrupted):
             return _refuse_run(request, run)
         if run.results.exitstatus is None and not (run.interrupted or request.verbose):
             say(run.output.rstrip(), error=True)
-        if not (request.no_timing or request.package or run.interrupted):
+        untimed = request.no_timing or request.tiny or request.package or request.tp
+        if not (untimed or run.interrupted):
             run = run_timing(request, run, accepted, folder, deadline)
     files = run.files or files_of(request.adapters, mine, fleet)
-    document = derive(_gathered(request, files, run, notes))
+    document = derive(_gathered(request, files, run, warned, notes))
     if request.report is not None:
         write_report(document, request.report)
     _print(request, document, run)
@@ -192,14 +220,35 @@ def exit_code(document: Document) -> int:
 
 
 def write_report(document: Document, folder: Path) -> None:
-    """Write the three files of a report."""
+    """Write the three files of a report, and a script for each law that failed.
+
+    Without the extra that the page needs, there is no page.
+    """
     from hotswap.report.html import html
     from hotswap.report.junit import junit
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, write in (("report.json", dumps), ("junit.xml", junit), ("report.html", html)):
+    for name, write in (("report.json", dumps), ("junit.xml", junit)):
         (folder / name).write_text(write(document), encoding="utf-8")
-    say(f"wrote {folder / 'report.html'}, report.json and junit.xml", error=True)
+    scripts = {f"reproduce-{law}.py": script for law, script in _scripts(document).items()}
+    for old in folder.glob("reproduce-*.py"):
+        old.unlink()
+    for name, script in scripts.items():
+        (folder / name).write_text(script, encoding="utf-8")
+    more = "".join(f", {name}" for name in scripts)
+    try:
+        (folder / "report.html").write_text(html(document), encoding="utf-8")
+    except MissingExtraError as error:
+        told = f"wrote {folder / 'report.json'} and junit.xml{more}, and no report.html: {error}"
+    else:
+        told = f"wrote {folder / 'report.html'}, report.json and junit.xml{more}"
+    say(told, error=True)
+
+
+def _scripts(document: Document) -> dict[str, str]:
+    """The script of the first failure of each law."""
+    tests = [test for test in document["tests"] if test.get("script") and test.get("law")]
+    return {str(test["law"]): str(test["script"]) for test in reversed(tests)}
 
 
 def _with_demo(request: Request, folder: Path) -> Request:
@@ -216,8 +265,30 @@ def _with_demo(request: Request, folder: Path) -> Request:
     return replace(request, base=str(base), adapters=tuple(str(path) for path in adapters))
 
 
+def _without_pickles(request: Request, folder: Path) -> tuple[Request, list[str]]:
+    """Write adapters that torch.save wrote as safetensors, under their names; what cannot be stays."""
+    adapters, count = [], 0
+    for number, path in enumerate(request.adapters):
+        pickled = torch_file(Path(path))
+        if pickled is not None:
+            copy = folder / "rewritten" / str(number) / Path(path).resolve().name
+            copy.mkdir(parents=True)
+            try:
+                path = str(rewritten(pickled, copy))
+                count += 1
+            except UnreadableAdapterError as error:
+                say(*error.findings, error=True)
+        adapters.append(path)
+    note = f"adapters read from pickles, by torch.load(weights_only=True): {count}"
+    return replace(request, adapters=tuple(adapters)), [note] if count else []
+
+
 def _gathered(
-    request: Request, files: Mapping[str, Any], run: Run, notes: Sequence[str]
+    request: Request,
+    files: Mapping[str, Any],
+    run: Run,
+    warned: Sequence[str],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     part = request.part
     return {
@@ -227,7 +298,7 @@ def _gathered(
         "exitstatus": run.results.exitstatus,
         "interrupted": run.interrupted,
         "timing": run.timing,
-        "warnings": list(notes),
+        "warnings": warned,
         "notes": notes,
         "shards": [{"index": part[0], "count": part[1]}] if part else [],
     }

@@ -25,6 +25,9 @@ class Handover:
     refused: tuple[str, ...] = ()
     own_adapters: bool = False  # the subject's: it is asked for them, and their files are read
     package: str | None = None
+    ranks: int | None = None
+    plan_file: str | None = None  # the user's: ``plan`` is a copy that does not outlive the command
+    temporary: bool = False  # the model and the adapters do not outlive it either
 
     def save(self, path: Path) -> None:
         """Write them for the plugin to read."""

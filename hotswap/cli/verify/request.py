@@ -35,14 +35,18 @@ class Request:
     backend: Backend | None = None
     compile_mode: str | None = None
     regional: bool = False
+    tiny: bool = False
+    cut: str | None = None  # with tiny: what was cut, once it is known
     device: str | None = None
     dtype: Dtype | None = None
     inputs: Path | None = None
     time_budget: str | None = None
     shard: str | None = None
     processes: str | None = None
+    tp: int | None = None
     report: Path | None = None
     fail_on: Level = "error"
+    allow_pickle: bool = False
     demo: bool = False
     no_timing: bool = False
     verbose: bool = False
@@ -67,13 +71,16 @@ class Request:
 
     def told(self) -> dict[str, Any]:
         """What the report says of the request; equal for all shards of one run."""
-        names = ("base", "subject", "backend", "compile_mode", "regional", "device", "dtype")
+        names = ("base", "subject", "backend", "compile_mode", "regional", "device", "dtype", "tp")
         return {
             **{name: getattr(self, name) for name in names},
             "inputs": str(self.inputs) if self.inputs else None,
             "package": str(self.package) if self.package else None,
             "plan_file": str(self.plan) if self.plan else None,
-            **{name: getattr(self, name) for name in ("time_budget", "fail_on", "demo")},
+            **{
+                name: getattr(self, name)
+                for name in ("time_budget", "fail_on", "demo", "tiny", "cut")
+            },
             "pytest_arguments": list(self.pytest_args),
             "command": self.command,
         }
@@ -98,6 +105,9 @@ def usage_problem(request: Request) -> str | None:
 def _problems(request: Request) -> Iterator[str]:
     """What is wrong, the first first; raises HotswapError too."""
     _ = request.seconds, request.part
+    for package in ("torch", "peft", "transformers"):
+        if find_spec(package) is None:
+            raise MissingExtraError("a run of the model", package, "torch")
     parallel = any(word.startswith(("-n", "--numprocesses")) for word in request.pytest_args)
     if (parallel or request.processes is not None) and find_spec("xdist") is None:
         raise MissingExtraError("-n", "pytest-xdist", "xdist")
@@ -118,17 +128,41 @@ def _problems(request: Request) -> Iterator[str]:
         yield f"--plan {file}: no such file; make it with 'hotswap plan -o {file}'"
     if (file := request.package) is not None and not file.is_file():
         yield f"--package {file}: no such file; write it with hotswap.export(model, args, path)"
+    if request.tp is not None:
+        yield from _tp_problems(request, request.tp)
+    if request.tiny and (request.demo or request.package or request.is_pipeline):
+        yield "--tiny cuts a model of transformers; leave it out with --demo, --package or a pipeline"
+    if request.tiny and request.tp:
+        yield "--tiny cuts sizes that --tp divides; leave one of them out"
+    if request.tiny and not (request.base and request.adapters):
+        yield "--tiny needs ADAPTER and --base PATH, the folder of a config.json"
     if not request.demo:
         yield from _adapter_problems(request)
     elif request.base or request.adapters:
         yield "--demo brings its own base model and adapters; leave out ADAPTER and --base"
 
 
+def _tp_problems(request: Request, ranks: int) -> Iterator[str]:
+    """What cannot be cut; whether so many ranks divide the model is asked last."""
+    if request.package is not None:
+        yield f"--tp {ranks}: an exported package is on one device; leave --package or --tp out"
+    if request.is_pipeline:
+        yield f"--tp {ranks}: transformers cuts models, and {request.base} is a pipeline; leave --tp out"
+    if request.subject is not None:
+        yield (
+            f"--tp {ranks}: {request.subject} cuts the model itself; derive it from "
+            "pytest_hotswap.TensorParallelSubject, set its ranks, and leave --tp out"
+        )
+    if request.device is not None:
+        yield f"--tp {ranks}: each rank has a device of its own; leave --device out"
+    if request.base is not None and Path(request.base, "config.json").is_file():
+        from hotswap.checks.parallel import cuts_of
+
+        cuts_of(request.base, ranks)  # raises HotswapError
+
+
 def _require_report(folder: Path) -> None:
     """Hours of work must not end in a folder that cannot be written."""
-    from hotswap.report.html import require_extra
-
-    require_extra()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hotswap.adapters.plan import SwapPlan
 from hotswap.cli.fleet import Fleet
-from hotswap.cli.terminal import say
+from hotswap.cli.terminal import duration, say
 from hotswap.cli.verify import child
 from hotswap.cli.verify.handover import COLLECTED, Handover
 from hotswap.cli.verify.request import Request
 from hotswap.report.records import Results
 
 _PIPELINE = "pytest_hotswap.subjects.pipeline:PipelineSubject"
+_CUT = "pytest_hotswap.subjects.tensor_parallel:TensorParallelSubject"
 _PACKAGED = "pytest_hotswap.subjects.package:PackageSubject"
 
 
@@ -40,13 +40,11 @@ def run_suite(
 ) -> Run:
     """Run the contract; the plan is the whole fleet's, the adapters are this shard's."""
     plan = folder / "plan.json"
-    planned = fleet.plan is not None and not (request.is_pipeline and request.plan is None)
     if fleet.plan is not None:
-        named = _of_components(fleet.plan, fleet) if request.is_pipeline else fleet.plan
-        named.save(plan)
+        fleet.plan.save(plan)
     refused = [str(Path(path).resolve()) for path in mine if path in fleet.refused]
     settings = Handover(
-        plan=str(plan) if planned else None,  # a pipeline's has names with its components
+        plan=str(plan) if fleet.plan is not None else None,
         device=request.device,
         dtype=request.dtype,
         compile_mode=request.compile_mode,
@@ -57,6 +55,9 @@ def run_suite(
         refused=tuple(refused),
         own_adapters=not request.adapters,
         package=str(request.package.resolve()) if request.package else None,
+        ranks=request.tp,
+        plan_file=str(request.plan.resolve()) if request.plan else None,
+        temporary=request.demo or request.tiny,
     )
     settings.save(folder / "settings.json")
     report = folder / "report.jsonl"
@@ -77,16 +78,9 @@ def _own_subject(request: Request) -> str | None:
     """The subject of what is verified, where that is no plain model."""
     if request.package:
         return _PACKAGED
+    if request.tp is not None:
+        return _CUT
     return _PIPELINE if request.is_pipeline else None
-
-
-def _of_components(plan: SwapPlan, fleet: Fleet) -> SwapPlan:
-    """A pipeline's plan with the component before every name, also where all files are of one."""
-    found = {name for spec in fleet.specs.values() for name in spec.components}
-    (only, *more) = sorted(found) or [""]
-    if more or not only or any(name.startswith(f"{only}.") for name in plan.modules):
-        return plan
-    return replace(plan, modules={f"{only}.{name}": m for name, m in plan.modules.items()})
 
 
 def _pytest_command(request: Request, fleet: Fleet, mine: Sequence[str], folder: Path) -> list[str]:
@@ -141,15 +135,10 @@ def progress(report: Path, seconds: float) -> str:
     total = int(collected.read_text() or 0) if collected.exists() else 0
     done = len(records)
     if not done:
-        return f"verifying: loading and compiling, {_spoken(seconds)}"
+        return f"verifying: loading and compiling, {duration(seconds)}"
     law = json.loads(records[-1]).get("law") or "a test"
-    left = f", about {_spoken((total - done) * seconds / done)} left" if total > done else ""
+    left = f", about {duration((total - done) * seconds / done)} left" if total > done else ""
     return (
-        f"verifying: {done} of {total or '?'} tests, {_spoken(seconds)}, {done / seconds:.1f} a second{left}"
+        f"verifying: {done} of {total or '?'} tests, {duration(seconds)}, {done / seconds:.1f} a second{left}"
         f", last: {law}"
     )
-
-
-def _spoken(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -23,7 +23,14 @@ from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.mesh import Agree, together
 from hotswap.engine.parts import parts_of
 from hotswap.engine.swap import digest_of
-from hotswap.engine.transaction import Changes, commit, held_until_end, stage_parts
+from hotswap.engine.transaction import (
+    Changes,
+    commit,
+    held_until_end,
+    name_of,
+    require_served,
+    stage_parts,
+)
 from hotswap.errors import HotswapError, UnknownAdapterError
 
 Device = Literal["cpu", "model"]
@@ -32,9 +39,10 @@ Device = Literal["cpu", "model"]
 class AdapterBank:
     """Adapters of one prepared model or pipeline, validated and laid out once, ready to be put in place.
 
-    ``add`` reads an adapter now, ``prefetch`` in a thread beside the model, ``register`` when it is first
-    wanted. Above ``max_adapters`` or ``max_bytes`` the least recently used are dropped, but never what is
-    in place, used or waited for; what came from a disk or a hub is read again when it is wanted.
+    ``adapter_name=None`` is the model's only adapter, or "default". ``add`` reads an adapter now,
+    ``prefetch`` in a thread beside the model, ``register`` when it is first wanted. Above ``max_adapters``
+    or ``max_bytes`` the least recently used are dropped, but never what is in place, used or waited for;
+    what came from a disk or a hub is read again when it is wanted.
     ``max_shared`` may use the adapter in place at once, if the model's forward allows that.
     ``device="model"`` keeps them beside the weights; on ``"cpu"`` they are pinned for a GPU, and
     prefetched ones have a copy beside the weights, up to ``max_device_bytes`` (None: not one).
@@ -44,7 +52,7 @@ class AdapterBank:
         self,
         model: Any,
         *,
-        adapter_name: str = "default",
+        adapter_name: str | None = None,
         max_adapters: int | None = None,
         max_bytes: int | None = None,
         max_device_bytes: int | None = None,
@@ -66,37 +74,45 @@ class AdapterBank:
         self._model = model
         self._parts = parts_of(model)
         self._models = [part.model for part in self._parts]
-        self._adapter_name = adapter_name
+        self._names = [name_of(part, adapter_name) for part in self._parts]
         self._device = torch.device("cpu") if device == "cpu" else None
         self._max_shared = max_shared
         self._shelf = Shelf(Limits(max_adapters, max_bytes, max_device_bytes), self._in_place)
         self._worker: ThreadPoolExecutor | None = None
         self._places()
+        for part in self._parts:
+            require_served(part)
         for each in self._models:
             entry_of(each).banks.add(self)
         _banks.add(self)
 
     def _places(self, *, at_once: bool = False) -> list[Placement]:
-        name = self._adapter_name
-        return [placement_of(model, name, at_once=at_once) for model in self._models]
+        pairs = zip(self._models, self._names, strict=True)
+        return [placement_of(model, name, at_once=at_once) for model, name in pairs]
 
     def _in_place(self) -> list[StagedAdapter]:
         """What the model has in place, as far as that is known."""
-        found = [entry_of(model).placements.get(self._adapter_name) for model in self._models]
+        pairs = zip(self._models, self._names, strict=True)
+        found = [entry_of(model).placements.get(name) for model, name in pairs]
         return [place.staged for place in found if place is not None and place.staged is not None]
 
     def add(
-        self, name: str, adapter: Adapter | Adapters | None, *, config: Config | None = None
+        self,
+        name: str,
+        adapter: Adapter | Adapters | None,
+        *,
+        config: Config | None = None,
+        allow_pickle: bool = False,
     ) -> str:
         """Stage an adapter under a name, in place of one that has it; return its digest.
 
-        A dict names an adapter for each component of a pipeline; see ``swap``.
+        A dict names an adapter for each component of a pipeline; see ``swap``, also for ``allow_pickle``.
         The adapter in place is not touched: those who use the name go on with what they have, and the
         next ``using`` puts in place what was added. Raises what ``swap`` raises for an adapter that does
         not fit; the bank then keeps what it had. HotswapError when one adapter alone is larger than
         ``max_bytes``.
         """
-        version = Version(name, Source(adapter, config))
+        version = Version(name, Source(adapter, config, allow_pickle))
         self._read(version)
         self._shelf.put(version)
         return str(version.digest)
@@ -120,13 +136,18 @@ class AdapterBank:
         return str(version.digest)
 
     def register(
-        self, name: str, adapter: Adapter | Adapters | None, *, config: Config | None = None
+        self,
+        name: str,
+        adapter: Adapter | Adapters | None,
+        *,
+        config: Config | None = None,
+        allow_pickle: bool = False,
     ) -> None:
         """Say what a name means; it is read by ``prefetch``, or by the first ``using``.
 
         What is staged under the name serves until then. A state dict is copied.
         """
-        self._shelf.register(Version(name, Source(_copied(adapter), config)))
+        self._shelf.register(Version(name, Source(_copied(adapter), config, allow_pickle)))
 
     def prefetch(
         self,
@@ -134,6 +155,7 @@ class AdapterBank:
         adapter: Adapter | Adapters | None = None,
         *,
         config: Config | None = None,
+        allow_pickle: bool = False,
     ) -> Future[str]:
         """Read, validate and stage an adapter in a thread beside the model; its digest is the result.
 
@@ -142,7 +164,7 @@ class AdapterBank:
         What was prefetched counts as used last. Raises UnknownAdapterError.
         """
         if adapter is not None:
-            self.register(name, adapter, config=config)
+            self.register(name, adapter, config=config, allow_pickle=allow_pickle)
         shelf = self._shelf
         with shelf.lock:
             version = shelf.cold.get(name) or shelf.find(name)
@@ -179,7 +201,13 @@ class AdapterBank:
             source = version.source
             if version.staged is not None or source is None:
                 return
-            incoming = read_parts(self._model, self._parts, source.adapter, source.config)
+            incoming = read_parts(
+                self._model,
+                self._parts,
+                source.adapter,
+                source.config,
+                allow_pickle=source.allow_pickle,
+            )
             self._stage(version, self._places(), incoming)
             if not source.lasting:
                 version.source = None
@@ -246,9 +274,9 @@ class AdapterBank:
                 return False
 
         found = []
-        for model in self._models:
+        for model, name in zip(self._models, self._names, strict=True):
             uses = entry_of(model).uses
-            use = Use(self._adapter_name, in_place, self._max_shared)
+            use = Use(name, in_place, self._max_shared)
             found.append((uses, held_until_end(held, uses, use)))
         return found
 
@@ -393,6 +421,11 @@ def _require_layout(
         ]:
             raise HotswapError(
                 f"the model was prepared anew after {name!r} was staged, with other room; add() it again"
+            )
+        if each.stale():
+            raise HotswapError(
+                f"base weights were written or moved after {name!r} was staged, which holds norms of "
+                "them; add() it again"
             )
 
 

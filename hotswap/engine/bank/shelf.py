@@ -23,6 +23,7 @@ class Source:
 
     adapter: Adapter | Adapters | None
     config: Config | None
+    allow_pickle: bool = False
 
     @property
     def lasting(self) -> bool:

@@ -89,8 +89,7 @@ def _sum(
         views = dict(zip(names, staged.image.views, strict=False))
         for module, state in zip(place.layers, staged.states, strict=False):
             if state is not None and state.rank:
-                root = math.sqrt(state.rank) if state.rslora else state.rank
-                term = _Term(state, weight * state.alpha / root, views)
+                term = _Term(state, weight * state.scaling, views)
                 terms.setdefault(module, []).append(term)
     if not terms:
         return NOTHING

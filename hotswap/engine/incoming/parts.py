@@ -38,6 +38,8 @@ def read_parts(
     parts: Sequence[Part],
     adapter: Adapter | Adapters | None,
     config: Config | None,
+    *,
+    allow_pickle: bool = False,
 ) -> dict[str, IncomingAdapter]:
     """Read an adapter, part by part; NOTHING for a part that it empties.
 
@@ -48,22 +50,13 @@ def read_parts(
     if adapter is None:
         return {part.key: NOTHING for part in parts}
     if isinstance(deployment, nn.Module):
-        return {part.key: read(require_one(adapter), config) for part in parts}
+        one = read(require_one(adapter), config, allow_pickle=allow_pickle)
+        return {part.key: one for part in parts}
     if by_component(adapter):
-        return _read_each(deployment, parts, adapter, config)
+        return _read_each(deployment, parts, adapter, config, allow_pickle)
     label, by_key = label_of(adapter), {part.key: part for part in parts}
-    found = _components(deployment, parts, adapter, config)
-    strange = [
-        Finding(
-            f"{label}::{name}",
-            "HSW106",
-            f"the adapter has weights for a component that carries no LoRA layer (these do: "
-            f"{', '.join(by_key)})",
-            "load an adapter that has this component first, and prepare it",
-        )
-        for name in found
-        if name not in by_key
-    ]
+    found = _components(deployment, parts, adapter, config, allow_pickle)
+    strange = [_strange(label, name, by_key) for name in found if name not in by_key]
     if strange:
         raise AdapterError(strange)
     denoises = any(by_key[name].denoises for name in found)
@@ -72,6 +65,18 @@ def read_parts(
         name: _widened(by_key[name], replace(one, spec=replace(one.spec, path=f"{label}::{name}")))
         for name, one in found.items()
     }
+
+
+def _strange(label: str, component: str, by_key: Mapping[str, Part]) -> Finding:
+    """What is wrong with a part of an adapter for which the pipeline has no component."""
+    carry = ", ".join(by_key)
+    if not component:
+        text = "its names are of a model by itself, and of no component of the pipeline"
+        remedy = f"swap that model (of these: {carry}), as in swap(pipeline.{next(iter(by_key))}, adapter)"
+        return Finding(label, "HSW106", text, remedy)
+    text = f"the adapter has weights for a component that carries no LoRA layer (these do: {carry})"
+    remedy = "load an adapter that has this component first, and prepare it"
+    return Finding(f"{label}::{component}", "HSW106", text, remedy)
 
 
 def _widened(part: Part, one: IncomingAdapter) -> IncomingAdapter:
@@ -112,7 +117,11 @@ def require_one(adapter: Adapter | Adapters) -> Adapter:
 
 
 def _read_each(
-    pipeline: Any, parts: Sequence[Part], adapters: Adapters, config: Config | None
+    pipeline: Any,
+    parts: Sequence[Part],
+    adapters: Adapters,
+    config: Config | None,
+    allow_pickle: bool,
 ) -> dict[str, IncomingAdapter]:
     """Read an adapter for each component that is named; of a file of several, that component's."""
     by_key = {part.key: part for part in parts}
@@ -126,7 +135,7 @@ def _read_each(
         if adapter is None:
             given[key] = NOTHING
             continue
-        found = _components(pipeline, parts, adapter, config)
+        found = _components(pipeline, parts, adapter, config, allow_pickle)
         # files for the second denoiser have the names of the first
         one = found.get(key) or (next(iter(found.values())) if len(found) == 1 else None)
         if one is None:
@@ -142,12 +151,18 @@ def _read_each(
 
 
 def _components(
-    pipeline: Any, parts: Sequence[Part], adapter: Adapter, config: Config | None
+    pipeline: Any,
+    parts: Sequence[Part],
+    adapter: Adapter,
+    config: Config | None,
+    allow_pickle: bool,
 ) -> dict[str, IncomingAdapter]:
     """Read an adapter of a pipeline, component by component."""
     lost = {part.key: part.lost_prefix for part in parts if part.lost_prefix}
     if not isinstance(adapter, Mapping):
-        return read_components(adapter, config, family_of(pipeline), lost)
+        return read_components(
+            adapter, config, family_of(pipeline), lost, allow_pickle=allow_pickle
+        )
     contents, values = of_tensors(family_of(pipeline), adapter)
     return {
         name: IncomingAdapter(known, known.spec, named(values[name], lost.get(name, "")))

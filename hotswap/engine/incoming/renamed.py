@@ -43,8 +43,8 @@ def in_names_of(
     if found is None:
         return source
     renamed = from_state_dict(*found)
-    if not renamed.spec.modules.keys() <= layers.keys():
-        return source
+    if renamed.spec.findings or not renamed.spec.modules.keys() <= layers.keys():
+        return source  # of some models PEFT converts the weights and not the config
     return _nested(
         places.envelope.modules, replace(renamed, spec=replace(renamed.spec, path=source.label))
     )
@@ -83,7 +83,11 @@ def plan_in_names_of(model: nn.Module, plan: SwapPlan) -> SwapPlan:
         return plan
     spec = AdapterSpec.from_tensors("the plan", plain(found[1]), infos(found[0]))
     modules = plan_for([spec]).modules
-    if not spec.modules or not all(name.split(".base_layer")[0] in present for name in modules):
+    if (
+        spec.findings
+        or not spec.modules
+        or not all(name.split(".base_layer")[0] in present for name in modules)
+    ):
         return plan
     wide = {
         name: replace(module, bias=_any(plan, "bias"), dora=_any(plan, "dora"))
@@ -103,6 +107,8 @@ def spec_in_names_of(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
     if found is None:
         return spec
     own = AdapterSpec.from_tensors(spec.path, plain(found[1]), infos(found[0]))
+    if own.findings and not spec.findings:
+        return spec
     return replace(own, saved=spec.saved, tokens=spec.tokens, copies=spec.copies)
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from hotswap.adapters import hub
-from hotswap.adapters.config import SAVE_AGAIN
+from hotswap.adapters.config import SAVE_AGAIN, ground_of, unsupported_features
 from hotswap.adapters.files import open_weights, unreadable
 from hotswap.adapters.formats import components_of
-from hotswap.adapters.formats.component import Component, Convert, without_prefix
+from hotswap.adapters.formats.component import Component, Convert, split, without_prefix
 from hotswap.adapters.formats.conversion import infos
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.names import in_file
@@ -28,7 +28,6 @@ from hotswap.adapters.texts import Family, Texts, open_texts
 from hotswap.compiler.shards import local_of
 from hotswap.engine.incoming.file_reader import FileReader
 from hotswap.errors import AdapterError
-from hotswap.findings import has_code
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -115,15 +114,15 @@ NOTHING = IncomingAdapter(Description(_BASE, {}, None), _BASE, {})
 """What is put in place where there is to be no adapter."""
 
 
-def read(adapter: Adapter, config: Config | None = None, **hub: Any) -> IncomingAdapter:
-    """Read the adapter of one model; ``hub`` are huggingface_hub's arguments (revision, token, …).
+def read(adapter: Adapter, config: Config | None = None, **options: Any) -> IncomingAdapter:
+    """Read the adapter of one model; ``options`` are those of ``read_components``.
 
     Raises UnreadableAdapterError for files that are missing or damaged, AdapterError for a file of several
     components, ValueError for a state dict without its config.
     """
     if isinstance(adapter, Mapping):
         return from_state_dict(adapter, _given(config))
-    found = read_components(adapter, config, **hub)
+    found = read_components(adapter, config, **options)
     if len(found) > 1:
         text = f"has weights for several components of a pipeline ({', '.join(found)})"
         raise unreadable(
@@ -137,17 +136,19 @@ def read_components(
     config: Config | None = None,
     family: Family | None = None,
     lost: Mapping[str, str] | None = None,
+    *,
+    allow_pickle: bool = False,
     **hub: Any,
 ) -> dict[str, IncomingAdapter]:
     """Read an adapter, component by component; "" is of a model by itself.
 
-    ``lost`` are prefixes that names have in files of a component and not in the model. Raises
-    UnreadableAdapterError.
+    ``lost`` are prefixes that names have in files of a component and not in the model, ``hub`` are
+    huggingface_hub's arguments (revision, token, …). Raises UnreadableAdapterError.
     """
     path, own = _located(adapter, hub), None
     if config is not None:
         own = json.dumps(plain(config), default=str).encode()
-    with open_texts(str(path), config=own, family=family) as texts:
+    with open_texts(str(path), config=own, family=family, allow_pickle=allow_pickle) as texts:
         return _read(str(adapter), texts, config, lost or {})
 
 
@@ -165,6 +166,9 @@ def _read(
     convert = next((each.convert for each in known.values()), None)
     if convert is not None and isinstance(texts.file, BufferedReader):
         values = convert(_everything(texts))
+    elif texts.passing:
+        copied = {name: value.clone() for name, value in _everything(texts).items()}
+        values = {"": copied} if "" in known else split(copied)
     described = os.fstat(texts.file.fileno()) if texts.file is not None else None
     return {
         name: IncomingAdapter(
@@ -201,7 +205,8 @@ def describe(
     parts = {name: without_prefix(part, lost.get(name, "")) for name, part in parts.items()}
     found = {}
     for name, spec in describe_parts(label, parts).items():
-        if has_code(spec.findings, "HSW102"):
+        alike = unsupported_features(ground_of(spec.config))  # of which the one in place decides
+        if any(each.code == "HSW102" and each.message not in alike for each in spec.findings):
             raise AdapterError(spec.findings)  # PEFT may not even build a config of such a feature
         tensors = {in_file(key): info for key, info in parts[name].tensors.items()}
         if spec.left_out:
@@ -241,11 +246,11 @@ def _keep(key: Hashable, descriptions: dict[str, Description]) -> None:
         kept.popitem(last=False)
 
 
-def config_of(adapter: Adapter, config: LoraConfig | None = None, **hub: Any) -> LoraConfig:
+def config_of(adapter: Adapter, config: LoraConfig | None = None, **options: Any) -> LoraConfig:
     """The config of an adapter of one model, without its weights."""
     if config is not None:
         return config
-    found: LoraConfig = read(adapter, **hub).config
+    found: LoraConfig = read(adapter, **options).config
     return found
 
 

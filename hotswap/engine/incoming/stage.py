@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,7 +135,10 @@ def _alike(part: Tensor, info: TensorInfo) -> bool:
 
 def _plan_of(placement: Placement, source: IncomingAdapter) -> CopyPlan:
     plans = placement.copy_plans
-    found = next((plan for plan in plans if plan.modules is source.spec.modules), None)
+    in_file = not isinstance(source.values, dict)
+    found = next(
+        (p for p in plans if p.modules is source.spec.modules and p.from_file == in_file), None
+    )
     if found is None:
         found = CopyPlan(placement, source)
         placement.copy_plans = [found, *plans[: _KEPT - 1]]
@@ -150,12 +153,24 @@ def stage(placement: Placement, source: IncomingAdapter, image: Arena) -> Staged
     """
     with in_inference_mode(False):
         plan = _plan_of(placement, source)
+        stale = _stale_after(placement, plan)
         given = _fill(placement, source, plan, image)
         # the bytes in place are other ones on each rank: there the whole adapter has a digest
         digest = _digest_of(given, plan) if placement.sharded else None
     if not image.finite():
         refuse(_infinite(placement, source, image))
-    return StagedAdapter(source.label, image, plan.states, plan.fields, digest)
+    return StagedAdapter(source.label, image, plan.states, plan.fields, stale, digest)
+
+
+def _stale_after(placement: Placement, plan: CopyPlan) -> Callable[[], bool]:
+    """Give what tells whether base weights were written since, of which norms are computed."""
+    if not plan.later:
+        return bool
+    from hotswap.engine.layout.dora import base_mark
+
+    layers = [placement.layers[placement.slots[index].module] for index in plan.later]
+    then = [*map(base_mark, layers)]
+    return lambda: then != [*map(base_mark, layers)]
 
 
 def _digest_of(given: Mapping[str, Tensor], plan: CopyPlan) -> str:

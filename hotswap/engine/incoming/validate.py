@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+from hotswap.adapters.config import ground_of, unsupported_features
 from hotswap.adapters.fit import fits
 from hotswap.adapters.names import canonical
-from hotswap.adapters.spec import merge_alike
+from hotswap.adapters.plan import SwapPlan
+from hotswap.adapters.spec import AdapterSpec, merge_alike
 from hotswap.compiler.shards import chunk_of, local_of
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.layout.placement import Placement
 from hotswap.errors import AdapterError, RankTooLargeError
 from hotswap.findings import Finding, has_code
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 
 def validate(model: nn.Module, placement: Placement, source: IncomingAdapter) -> None:
     """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
     if not any(plan.modules is source.spec.modules for plan in placement.copy_plans):
-        refuse(fits(placement.envelope, source.spec))
+        in_place = {
+            name: (state.rank, float(state.scaling))
+            for name, state in zip(placement.layers, placement.shared.values, strict=False)
+            if state is not None and state.rank
+        }
+        refuse(findings_of(placement.envelope, source.spec, placement.config, in_place))
     if source.spec.copies:
         refuse(tuple(_other_copies(model, source)))
+
+
+def findings_of(
+    envelope: SwapPlan,
+    spec: AdapterSpec,
+    config: LoraConfig | None,
+    in_place: Mapping[str, tuple[int, float]],
+) -> tuple[Finding, ...]:
+    """Why an adapter does not fit where one of this config is, with these ranks and scalings by module.
+
+    Both may take the same part out of the base weights, or begin at the same tokens.
+    """
+    found = fits(envelope, spec)
+    mine, theirs = (
+        ground_of(fields) for fields in ({} if config is None else vars(config), spec.config)
+    )
+    if not mine and not theirs:
+        return found
+    own = {name: (module.rank, module.scaling) for name, module in spec.modules.items()}
+    if mine == theirs and ("init_lora_weights" not in mine or own == in_place):
+        alike = unsupported_features(mine)
+        return tuple(finding for finding in found if finding.message not in alike)
+    more = [
+        Finding(
+            spec.path, "HSW102", f"the adapter in place has {feature}", "load a model of its own"
+        )
+        for feature in unsupported_features(mine)
+        if mine != theirs
+    ]
+    return (*found, *more)
 
 
 def refuse(findings: tuple[Finding, ...]) -> None:

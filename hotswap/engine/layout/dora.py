@@ -77,6 +77,8 @@ def add_magnitude(layer: LoraLayer, adapter_name: str) -> None:
     layer.use_dora[adapter_name] = True
     found = {slot.key: slot.tensor.detach() for slot in slots(layer, adapter_name)}
     magnitude = layer.lora_magnitude_vector[adapter_name].weight
+    if magnitude.is_meta:
+        return  # which is refused then
     magnitude.data = norm_of(layer, adapter_name, found, layer.scaling[adapter_name])
     magnitude.requires_grad_(slots(layer, adapter_name)[0].tensor.requires_grad)
 

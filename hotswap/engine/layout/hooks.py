@@ -1,4 +1,4 @@
-"""Hooks that bring weights back from elsewhere, so that what is written into a model is not what serves."""
+"""Hooks and code that have weights of their own, so that what is written into a model is not what serves."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ def why_elsewhere(module: nn.Module) -> Why | None:
     """Say where the weights that a module's forward uses come from, or None when they are its own.
 
     Group offloading with a disk path or a stream keeps copies and puts them back before every forward
-    (diffusers/hooks/group_offloading.py); without either it moves the very tensors.
+    (diffusers/hooks/group_offloading.py); without either it moves the very tensors. ``freezing`` is an option
+    of inductor's.
     """
-    registry: Any = module.__dict__.get("_diffusers_hook")
+    own = module.__dict__
+    compiled = own.get("_compiled_call_impl") or module
+    config = getattr(compiled, "__dict__", {}).get("get_compiler_config")
+    if config is not None and (config() or {}).get("freezing"):
+        text = "it was compiled with freezing=True, which copies weights into the code"
+        return Why(text, "compile it without freezing")
+    registry: Any = own.get("_diffusers_hook")
     hooks = registry.hooks if registry is not None else {}
     group = getattr(hooks.get("group_offloading"), "group", None)
     if getattr(group, "offload_to_disk_path", None) is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from operator import attrgetter, is_, itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
 
 _version: Callable[[Tensor], int] = attrgetter("_version")
+_BUFFERS = 2  # to stage in: one of them may be what is in place
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -39,13 +46,15 @@ class StagedAdapter:
     """An adapter as the bytes that will be in place, and what layers and config will say of it.
 
     ``states`` are for the layers and then for the wrapped modules of the placement. ``fields`` are those
-    of the config; None: there is no adapter.
+    of the config; None: there is no adapter. ``stale`` tells whether base weights were written since of which
+    the bytes hold a norm.
     """
 
     label: str | None
     image: Arena
     states: list[Any]
     fields: dict[str, Any] | None
+    stale: Callable[[], bool] = bool
     _digest: str | None = None
 
     @property
@@ -92,6 +101,10 @@ class Placement:
         default_factory=list
     )  # stage.py's: how adapters are laid out here
     _staging: list[Arena] = field(default_factory=list)
+    _lent: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # held while somebody stages in them
+    _undone: Callable[[], Arena | None] = _nothing  # what a swap that goes on may have to put back
     _reported: weakref.WeakSet[StagedAdapter] = field(default_factory=weakref.WeakSet)
     _envelope: SwapPlan | None = None
     _undo: Arena | None = None
@@ -257,7 +270,7 @@ class Placement:
         ``at_once`` looks at the modules of one layer only: hooks are put on a whole model.
         """
         for owner in self._chain if at_once else self._owners:
-            if why := why_elsewhere(owner):
+            if "_diffusers_hook" in owner.__dict__ and (why := why_elsewhere(owner)):
                 raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
         if self.arena is not None:
             return  # its tensors are where they were when it was made
@@ -265,18 +278,27 @@ class Placement:
             if why := why_not_there(slot):
                 raise HotswapError(f"{slot.module}: {why.text}; {why.remedy}")
 
-    def staging(self) -> Arena:
-        """A buffer to stage an adapter in: one of two, which does not hold what is in place."""
-        in_place = self.staged.image if self.staged is not None else None
+    def staging(self, lent: ExitStack) -> Arena:
+        """A buffer to stage an adapter in until the scope ends, while others may use the model.
+
+        It is one of two that are kept, unless somebody else stages in these already.
+        """
+        device = torch.device("cpu")
+        if not self._lent.acquire(blocking=False):
+            return self.layout.new(device)
+        lent.callback(self._lent.release)
+        needed = self._undone(), self.staged.image if self.staged is not None else None
         for image in self._staging:
-            if image is not in_place:
+            if not any(image is one for one in needed):
                 for kept in list(self._reported):
                     if kept.image is image:
                         _ = kept.digest  # somebody keeps it, and its bytes are about to go
                         self._reported.discard(kept)
                 return image
-        self._staging.append(self.layout.new(torch.device("cpu")))
-        return self._staging[-1]
+        image = self.layout.new(device)
+        if len(self._staging) < _BUFFERS:
+            self._staging.append(image)
+        return image
 
     def stages_in(self, image: Arena) -> bool:
         """Whether an image is one of the buffers that ``staging`` gives."""
@@ -302,6 +324,11 @@ class Placement:
             self.staged, self.label, self.shared.swaps = old, label, swaps
             self._written = self._writes() if untouched else None
 
+        living, kept = (
+            weakref.ref(put_back),
+            weakref.ref(image),
+        )  # it lives as long as it may be called
+        self._undone = lambda: kept() if living() is not None else None
         noted(put_back)
         self._written = None
         self.shared.values = staged.states

@@ -84,7 +84,7 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
         if known is not None:
             found.label = name  # others have put other tensors there
         known = found
-    elif known.arena is not None and not known.in_place:
+    elif known.arena is not None and (known.moved or known.reassigned):
         known = placements[name] = Placement.of(root, _slots_of(root, name))
     return known
 

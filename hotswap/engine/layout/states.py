@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,12 @@ class LayerState(NamedTuple):
     rslora: bool = False
     bias: bool = False
     dora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        """The adapter's own alpha / rank, of rsLoRA alpha / sqrt(rank)."""
+        rank = self.rank or 1
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 class Shared:

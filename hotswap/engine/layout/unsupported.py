@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from hotswap.adapters.config import remedy_for, unsupported_features
+from hotswap.adapters.config import ground_of, remedy_for, unsupported_features
 from hotswap.adapters.names import families
 from hotswap.engine.layout.slots import Slot
 from hotswap.errors import MergedAdapterError, UnsupportedLayerError
@@ -60,9 +60,19 @@ def why_other_base(model: nn.Module, config: LoraConfig | None) -> Why | None:
         return Why(text, "call unload_lora_weights(), and load an adapter of LoRA weights alone")
     # a config that was made for another type of adapter has none of the fields
     fields: Any = {} if config is None else vars(config)
-    for feature in unsupported_features(fields):
+    alike = ground_of(fields)
+    for feature in unsupported_features({k: v for k, v in fields.items() if k not in alike}):
         return Why(feature, remedy_for(feature))
     return None
+
+
+def why_no_base(config: LoraConfig | None) -> Why | None:
+    """Say why a model with an adapter of this config has no base model to put in place, or None."""
+    alike = ground_of({} if config is None else vars(config))
+    if "init_lora_weights" not in alike:
+        return None
+    (feature,) = unsupported_features({"init_lora_weights": alike["init_lora_weights"]})
+    return Why(feature, "load a base model of its own")
 
 
 def require_unmerged(name: str, layers: Mapping[str, LoraLayer]) -> None:
@@ -104,8 +114,11 @@ def why_not_known(layer: LoraLayer, name: str) -> Why | None:
 def why_not_there(slot: Slot) -> Why | None:
     """Say why what is written into a slot is not what the forward uses, or None when it is."""
     if slot.tensor.is_meta:
-        text = f"{slot.state_key} is on the meta device (offloaded)"
-        return Why(text, "load the model without offloading")
+        text = (
+            f"{slot.state_key} is on the meta device (offloaded), where low_cpu_mem_usage=True in another "
+            "thread puts it, too"
+        )
+        return Why(text, "load the model without offloading, and no other one meanwhile")
     key = slot.state_key.rpartition(".")[2]
     if slot.holder is not None and slot.holder.get(key) is not slot.tensor:
         text = f"{slot.state_key} is computed at every forward (parametrization, weight_norm)"

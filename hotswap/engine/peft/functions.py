@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from hotswap.adapters.fit import fits
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
@@ -26,6 +26,7 @@ from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.incoming.renamed import in_names_of
 from hotswap.engine.incoming.source import IncomingAdapter, read
 from hotswap.engine.incoming.stage import fields_of, not_finite
+from hotswap.engine.incoming.validate import findings_of
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.registry import entry_of, others
 from hotswap.engine.layout.scalings import Scalings
@@ -36,7 +37,7 @@ from hotswap.engine.parts import Part
 from hotswap.engine.preparable import CheckCompiled, why_unsupported
 from hotswap.engine.prepare import prepare, prepare_parts
 from hotswap.engine.swap import exchange
-from hotswap.engine.transaction import Changes, exclusive, ready
+from hotswap.engine.transaction import Changes, exclusive, ready, stage_parts
 from hotswap.errors import (
     AdapterError,
     NoAdapterError,
@@ -168,9 +169,11 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
     """Swap in an adapter as PEFT would, whether the model is prepared or not."""
     start = time.perf_counter()
     source, part = source_of(), Part("", wrapped)
+    source = replace(source, values=source.tensors)  # read while others may use the model
     model = part.model
     with (
         together([part]) as agree,
+        ExitStack() as lent,
         exclusive([part], name=name),
         Changes() as changes,
         changes,
@@ -188,8 +191,14 @@ def swap_as_peft(wrapped: nn.Module, name: str, source_of: Callable[[], Incoming
             return
         if bare or entry_of(model).on_the_fly:
             _make_room(part, layers, source.spec, name, changes)
-        labels = {"": source.label}
-        exchange([part], [ready(part, name)], {"": source}, labels, start, changes, agree)
+        parts, places, incoming, labels = (
+            [part],
+            [ready(part, name)],
+            {"": source},
+            {"": source.label},
+        )
+        staged = stage_parts(parts, places, incoming, labels, lambda place: place.staging(lent))
+        exchange(parts, places, staged, start, changes, agree)
 
 
 def _in_names_of(
@@ -266,7 +275,7 @@ def _overwrite(
 ) -> None:
     """Overwrite the tensors of an unprepared model where they are, all or nothing."""
     adapter = AdapterSlots.of(model, name, layers=layers)
-    _refuse(fits(adapter.envelope, source.spec))
+    _refuse(_findings(model, layers, adapter.envelope, source.spec, name))
     require_unmerged(name, layers)
     for module, layer in layers.items():
         if why := why_unsupported(layer, name, adapter.of_layer[module]):
@@ -308,7 +317,7 @@ def _make_room(
     model = part.model
     room = AdapterSlots.of(model, name, layers=layers).envelope
     wider = {key: _wider(place, spec.modules.get(key)) for key, place in room.modules.items()}
-    _refuse(fits(replace(room, modules=wider), spec))
+    _refuse(_findings(model, layers, replace(room, modules=wider), spec, name))
     if wider == room.modules and entry_of(model).on_the_fly:
         return
     if parts := compiled_parts(part.given):
@@ -318,6 +327,15 @@ def _make_room(
         )
     prepare_parts([part], changes, plan=SwapPlan(wider), adapter_name=name)
     changes.set(entry_of(model), "on_the_fly", True)
+
+
+def _findings(
+    model: nn.Module, layers: dict[str, LoraLayer], room: SwapPlan, spec: AdapterSpec, name: str
+) -> tuple[Finding, ...]:
+    """Why an adapter does not fit into this room of a model."""
+    config = getattr(model, "peft_config", {}).get(name)
+    in_place = {key: (la.r[name], float(la.scaling[name])) for key, la in layers.items()}
+    return findings_of(room, spec, config, in_place)
 
 
 def _wider(place: ModulePlan, module: ModuleSpec | None) -> ModulePlan:

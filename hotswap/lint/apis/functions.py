@@ -15,7 +15,7 @@ from hotswap.lint.interpreter.names import FACTORIES
 from hotswap.lint.interpreter.objects import REQUEST_STATE, become
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.typestate import By, Shape
+from hotswap.lint.typestate import By, Shape, unless_run
 
 
 def _compile(run: Run, args: v.Args) -> v.Value:
@@ -34,8 +34,7 @@ def _reset(run: Run, args: v.Args) -> v.Value:
     """Forget what was compiled: the next call compiles again."""
     for oid, facts in list(run.s.models.items()):
         if facts.compiled:
-            left = tuple(d for d in facts.deferred if d.until != "run")
-            run.s.know(oid, replace(facts, ran=None, deferred=left))
+            run.s.know(oid, replace(facts, ran=None, deferred=unless_run(facts)))
     return v.Const(None)
 
 
@@ -61,8 +60,9 @@ def _web_app(run: Run, args: v.Args) -> v.Value:
     app = run.new("instance")
     run.s.put("web app", app)
     lifespan = args.get(None, "lifespan")
-    if isinstance(lifespan, v.Func):
-        entered = run.invoke_one(lifespan, v.Args(args.node, [app], {}))
+    hooks = [lifespan] if isinstance(lifespan, v.Func) else v.elements(lifespan) or []
+    for each in hooks:
+        entered = run.invoke_one(each, v.Args(args.node, [app], {}))
         if isinstance(entered, v.Entered) and isinstance(entered.value, v.Dict):
             state = run.new("instance")
             run.s.put(REQUEST_STATE, state)
@@ -107,6 +107,13 @@ def _isinstance(run: Run, args: v.Args) -> v.Value:
     return run.fresh() if None in keys else run.memo(("isinstance", keys))
 
 
+def _set_grad(run: Run, args: v.Args) -> v.Value:
+    """Set the gradient mode from here on; a ``with`` block sets it back."""
+    known = holds(run, args.get(0, "mode") or run.fresh())
+    run.s.grad = (*run.s.grad, None if known is None else "grad" if known else "no_grad")
+    return v.Const(None)
+
+
 PEFT: dict[str, Effect] = {
     "LoraConfig": _lora_config,
     "get_peft_model": lambda run, args: wrap(run, args, args.get(0, "model")),
@@ -126,6 +133,7 @@ FUNCTIONS: dict[str, Effect] = {
     "hotswap.prepare": _prepare("hotswap"),
     "hotswap.swap": _swap("hotswap.swap", name=None),
     "isinstance": _isinstance,
+    "litestar.Litestar": _web_app,
     "starlette.applications.Starlette": _web_app,
     "torch._inductor.aot_compile": lambda run, args: steps.package(run, args, "options"),
     "torch._inductor.aoti_compile_and_package": lambda run, args: steps.package(
@@ -138,6 +146,7 @@ FUNCTIONS: dict[str, Effect] = {
     "torch.export.export": steps.exported,
     "torch.export.export_for_training": steps.exported,
     "torch.export.save": steps.save,
+    "torch.set_grad_enabled": _set_grad,
     "transformers.pipeline": lambda run, args: args.get(1, "model") or run.fresh(),
 }
 TENSORS = frozenset(

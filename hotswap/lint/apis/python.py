@@ -9,8 +9,9 @@ from typing import Any
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import set_attribute
 from hotswap.lint.interpreter.conditions import holds
-from hotswap.lint.interpreter.expressions import joined_path
-from hotswap.lint.interpreter.objects import has_component, read_attribute
+from hotswap.lint.interpreter.expressions import any_of, joined_path
+from hotswap.lint.interpreter.functions import FIELD
+from hotswap.lint.interpreter.objects import changed, class_of, has_component, read_attribute
 from hotswap.lint.interpreter.run import Run
 
 MOST_NUMBERS = 8
@@ -123,6 +124,45 @@ def _copy(run: Run, args: v.Args) -> v.Value:
     return value
 
 
+def _replace(run: Run, args: v.Args) -> v.Value:
+    obj = _first(run, args)
+    return changed(run, obj, args.keywords) if isinstance(obj, v.Obj) else run.fresh()
+
+
+def _namespace(run: Run, args: v.Args) -> v.Value:
+    obj = run.new("instance")
+    for name, value in args.keywords.items():
+        run.s.put((obj.oid, name), value)
+    return obj
+
+
+def _map(run: Run, args: v.Args) -> v.Value:
+    func, *columns = args.positional
+    rows = v.elements(_zip(run, v.Args(args.node, columns, {}))) or []
+    called = (v.Args(args.node, v.elements(row) or [], {}) for row in rows[:MOST_NUMBERS])
+    return v.Seq(tuple(run.invoke_one(func, each) for each in called))
+
+
+def _type(run: Run, args: v.Args) -> v.Value:
+    return class_of(run, _first(run, args)) or run.fresh()
+
+
+def _module(run: Run, args: v.Args) -> v.Value:
+    name = v.text_of(args.get(0, "name"))
+    return run.fresh() if name is None else v.Ref(name)
+
+
+def _choice(run: Run, args: v.Args) -> v.Value:
+    return any_of(run, v.elements(_first(run, args)) or [])
+
+
+def _at_exit(run: Run, args: v.Args) -> v.Value:
+    func = _first(run, args)
+    if isinstance(func, v.Func):
+        run.executed.add(func.node)
+    return func
+
+
 def _leave(run: Run, args: v.Args) -> v.Value:
     """Do not return."""
     run.s.exit = "raise"
@@ -130,11 +170,21 @@ def _leave(run: Run, args: v.Args) -> v.Value:
 
 
 FUNCTIONS: dict[str, Effect] = {
+    "accelerate.Accelerator": lambda run, args: v.Ref("accelerate.Accelerator()"),
+    "accelerate.Accelerator().prepare": lambda run, args: (
+        _first(run, args) if len(args.positional) == 1 else v.Seq(tuple(args.positional))
+    ),
+    "argparse.Namespace": _namespace,
     "argparse.ArgumentParser": lambda run, args: v.Ref("argparse.ArgumentParser()"),
     "argparse.ArgumentParser().error": _leave,
     "argparse.ArgumentParser().exit": _leave,
     "bool": _bool,
+    "atexit.register": _at_exit,
+    "attrs.evolve": _replace,
     "copy.deepcopy": _copy,
+    "copy.replace": _replace,
+    "dataclasses.field": lambda run, args: v.Partial(FIELD, tuple(args.all()), args.keywords),
+    "dataclasses.replace": _replace,
     "dict": _dict,
     "enumerate": _enumerate,
     "exit": _leave,
@@ -144,8 +194,10 @@ FUNCTIONS: dict[str, Effect] = {
     ),
     "getattr": _getattr,
     "hasattr": _hasattr,
+    "importlib.import_module": _module,
     "len": _length,
     "list": _sequence,
+    "map": _map,
     "max": _extreme(max),
     "min": _extreme(min),
     "os._exit": _leave,
@@ -156,6 +208,7 @@ FUNCTIONS: dict[str, Effect] = {
     "pytest.fail": _leave,
     "pytest.skip": _leave,
     "quit": _leave,
+    "random.choice": _choice,
     "range": _range,
     "setattr": _setattr,
     "sorted": _sequence,
@@ -165,5 +218,7 @@ FUNCTIONS: dict[str, Effect] = {
     "tqdm.auto.tqdm": _first,
     "tqdm.tqdm": _first,
     "tuple": _sequence,
+    "type": _type,
+    "types.SimpleNamespace": _namespace,
     "zip": _zip,
 }

@@ -208,7 +208,7 @@ def swap(
     obj = carrier(run, obj)
     given = args.get(name, "adapter_name")
     text = v.text_of(given)
-    named: bool | None = given is not None or (None if args.starred else False)
+    named = None if given is None and args.starred else given not in (None, v.Const(None))
     if api.startswith("hotswap.") and given is None:
         named = True  # the only adapter, whatever it is called
     node = args.node.args[path] if len(args.node.args) > path else None

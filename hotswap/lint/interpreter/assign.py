@@ -8,6 +8,7 @@ from dataclasses import replace
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.objects import become, component_key
 from hotswap.lint.interpreter.run import Run
+from hotswap.lint.typestate import unless_run
 
 
 def assign(run: Run, target: ast.expr, value: v.Value) -> None:
@@ -52,6 +53,8 @@ def set_attribute(run: Run, owner: v.Value, name: str, value: v.Value) -> None:
         replaced(run, old, value)
     elif isinstance(owner, v.Opaque | v.Class):
         run.s.put((owner.oid, name), value)
+    elif isinstance(owner, v.Ref):
+        run.s.put((owner.name, name), value)
 
 
 def replaced(run: Run, old: v.Value | None, new: v.Value) -> None:
@@ -63,8 +66,7 @@ def replaced(run: Run, old: v.Value | None, new: v.Value) -> None:
     if facts.compiled is None or facts.compiled.how != "wrapper":
         return
     if not any(_refers(value, old) for value in (*names, *run.s.heap.values())):
-        left = tuple(d for d in facts.deferred if d.until != "run")
-        run.put(old, replace(facts, compiled=None, ran=None, deferred=left))
+        run.put(old, replace(facts, compiled=None, ran=None, deferred=unless_run(facts)))
 
 
 def _refers(value: v.Value, obj: v.Obj) -> bool:
@@ -83,9 +85,10 @@ def _set_item(run: Run, target: ast.Subscript, value: v.Value) -> None:
     elif isinstance(owner, v.Dict | v.Seq):
         owner = run.fresh()
         mutate(run, target.value, owner)
-    if isinstance(owner, v.Opaque | v.Obj) and index is not None and (key := v.key_of(index)):
+    keeps = isinstance(owner, v.Opaque | v.Obj | v.Ref) and index is not None
+    if keeps and index is not None and (key := v.key_of(index)):
         name = repr(index.value) if isinstance(index, v.Const) else key
-        run.s.put((owner.oid, "[]", name), value)
+        run.s.put((v.key_of(owner), "[]", name), value)
 
 
 def _unpack(run: Run, targets: list[ast.expr], value: v.Value) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import mutate
@@ -15,32 +16,31 @@ from hotswap.lint.interpreter.functions import (
     is_module,
     make,
 )
-from hotswap.lint.interpreter.names import FACTORIES, HARMLESS, MUTATES, OBSERVES
-from hotswap.lint.interpreter.objects import become, last_name, read_attribute, reveal
+from hotswap.lint.interpreter.managers import enter
+from hotswap.lint.interpreter.names import (
+    CALLS_ITS_ARGUMENT,
+    FACTORIES,
+    HARMLESS,
+    MUTATES,
+    OBSERVES,
+)
+from hotswap.lint.interpreter.objects import become, changed, last_name, read_attribute, reveal
 from hotswap.lint.interpreter.run import Callables, Run
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import Shape
 
-_CALLS_ITS_ARGUMENT = {
-    "run_in_executor": 1,
-    "run_in_threadpool": 0,
-    "run_sync": 0,
-    "submit": 0,
-    "to_thread": 0,
-}
-"""Functions that call a function they are given, and which of their arguments that is."""
-_CALLABLE = v.Func | v.Part | v.Partial | v.Obj
+_CALLABLE = v.Class | v.Func | v.Obj | v.Part | v.Partial | v.Ref
 
 
-def call(run: Run, node: ast.Call) -> list[State]:
-    """Evaluate a call; each outcome is a state with its ``result``."""
+def call(run: Run, node: ast.Call, owner: v.Value | None = None) -> list[State]:
+    """Evaluate a call, of a method of ``owner`` if that is known; each outcome has its ``result``."""
     func = node.func
     if not isinstance(func, ast.Attribute):
         args = arguments(run, node)
         return run.invoke(run.ev(func), args)
     if last_name(func.value) == "super" and (method := inherited(run, func.attr)):
         return inline(run, method, arguments(run, node))
-    owner = run.ev(func.value)
+    owner = run.ev(func.value) if owner is None else owner
     args = arguments(run, node)
     return _call_attribute(run, run.known(owner), func.attr, args)
 
@@ -65,6 +65,9 @@ def arguments(run: Run, node: ast.Call) -> v.Args:
             args.keywords |= {str(k): each for k, each in value.items.items()}
         else:
             args.starred = True
+    for value in args.all():
+        if isinstance(value, v.Func) and isinstance(value.node, ast.Lambda):
+            run.define(value)
     return args
 
 
@@ -78,6 +81,8 @@ def _call_attribute(run: Run, owner: v.Value, name: str, args: v.Args) -> list[S
         owner = become(run, owner, kind) or owner
     if isinstance(owner, v.Seq | v.Dict | v.Const):
         return run.done(_container_method(run, owner, name, args))
+    if name == "_replace" and isinstance(owner, v.Obj):
+        return run.done(changed(run, owner, args.keywords))
     target = read_attribute(run, owner, name)
     if isinstance(owner, v.Obj) and not isinstance(target, v.Func | v.Obj):
         model = run.facts(owner).kind != "instance" or is_module(run, owner)
@@ -105,6 +110,15 @@ def _container_method(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Va
         if name == "get" and args.positional and isinstance(args.positional[0], v.Const):
             default = args.positional[1] if len(args.positional) > 1 else v.Const(None)
             return owner.items.get(args.positional[0].value, default)
+        if name == "setdefault" and len(args.positional) == 2 and held is not None:
+            key, value = args.positional
+            if isinstance(key, v.Const):
+                mutate(run, held, v.Dict({key.value: value, **owner.items}))
+                return owner.items.get(key.value, value)
+        given = args.positional[0] if args.positional else v.Dict({})
+        if name == "update" and held is not None and isinstance(given, v.Dict) and not args.starred:
+            mutate(run, held, v.Dict({**owner.items, **given.items, **args.keywords}))
+            return v.Const(None)
     if name in MUTATES and held is not None:
         mutate(run, held, run.fresh())
     return run.fresh()
@@ -116,8 +130,10 @@ def _call_object(run: Run, obj: v.Obj, args: v.Args) -> list[State]:
         for name in ("__call__", "forward"):
             target = read_attribute(run, obj, name)
             if isinstance(target, v.Func):
-                if run.facts(obj).compiled:
+                compiled = run.facts(obj).compiled
+                if compiled is not None:
                     run.invoke(model, args)
+                    target = replace(target, compiler=compiled.where)
                 if name == "forward" and not run.modules[
                     run.foreign.get(target.node, run.main)
                 ].touches(target.node):
@@ -148,17 +164,27 @@ def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
         asked = fixture(run, run.running[-1][1], v.text_of(args.get(0, "argname")) or "")
         if asked is not None:
             return run.done(given_by(run, asked))
-    elif name in _CALLS_ITS_ARGUMENT:
-        index = _CALLS_ITS_ARGUMENT[name]
+    elif name in ("enter_context", "enter_async_context") and args.positional:
+        entered = enter(run, args.positional[0])
+        return run.done(entered.value if isinstance(entered, v.Entered) else entered)
+    elif name in CALLS_ITS_ARGUMENT:
+        index = CALLS_ITS_ARGUMENT[name]
         rest = args.positional[index + 1 :]
         target = args.get(index, "func")
         if isinstance(target, _CALLABLE):
             return run.invoke(target, v.Args(args.node, rest, args.keywords))
+    result = run.fresh()
+    for each in args.all():
+        if isinstance(each, v.Class) and any(
+            isinstance(base, v.Ref) and base.name.endswith("RequestHandler") for base in each.bases
+        ):  # the server that a handler of its requests is given
+            owner = run.running[-1][1] if name == "__init__" and run.running else None
+            run.s.put((each.oid, "server"), owner or result)
     harmless = isinstance(func, v.Ref) and func.name.split(".")[0] in HARMLESS
     if not harmless and not OBSERVES.match(name):
         for value in args.all():
             reveal(run, value)
-    return run.done(run.fresh())
+    return run.done(result)
 
 
 CALLABLES: Callables = {

@@ -145,6 +145,20 @@ def class_like(run: Run, values: Sequence[v.Value]) -> v.Value:
     return values[0] if len(kinds) == 1 and None not in kinds else run.fresh()
 
 
+def any_of(run: Run, values: Sequence[v.Value]) -> v.Value:
+    """Return one of several values, for whichever it is: models of which the same is known, or classes."""
+    first = values[0] if values else None
+    if isinstance(first, v.Obj) and all(
+        isinstance(each, v.Obj)
+        and each.wrapped == first.wrapped
+        and run.facts(each) == run.facts(first)
+        and run.s.heap.get((each.oid, "__class__")) == run.s.heap.get((first.oid, "__class__"))
+        for each in values
+    ):
+        return first
+    return class_like(run, values) if values else run.fresh()
+
+
 def _subscript(run: Run, node: ast.Subscript) -> v.Value:
     owner = run.ev(node.value)
     index = run.ev(node.slice) if not isinstance(node.slice, ast.Slice) else None
@@ -157,9 +171,11 @@ def _subscript(run: Run, node: ast.Subscript) -> v.Value:
     if isinstance(owner, v.Ref) and owner.name.endswith(".Annotated") and index is not None:
         return index
     if isinstance(owner, v.Dict) and owner.items:
-        return class_like(run, [*owner.items.values()])
+        return any_of(run, [*owner.items.values()])
     if isinstance(owner, v.Seq) and isinstance(node.slice, ast.Slice):
         return _slice(run, owner, node.slice)
+    if isinstance(owner, v.Seq) and owner.items:
+        return any_of(run, owner.items)
     if index is not None and (key := v.key_of(index)) and (whole := v.key_of(owner)):
         return _only_one(run, whole) or run.memo((whole, "[]", key))
     return run.fresh()
@@ -178,8 +194,8 @@ def item(run: Run, owner: v.Value, index: Any) -> v.Value:
             return _drawn(owner.items[index], owner)
     elif isinstance(owner, v.Dict) and index in owner.items:
         return owner.items[index]
-    elif isinstance(owner, v.Opaque | v.Obj):
-        return run.memo((owner.oid, "[]", repr(index)))
+    elif isinstance(owner, v.Opaque | v.Obj | v.Ref):
+        return run.memo((v.key_of(owner), "[]", repr(index)))
     return run.fresh()
 
 
@@ -236,7 +252,8 @@ def _comprehended(
 ) -> list[list[v.Value]] | None:
     outer = Table(run.s.frames[-1].names)
     first, *others = generators
-    over = v.elements(run.ev(first.iter))
+    iterated = run.ev(first.iter)
+    over = v.elements(iterated)
     known = over is not None and not others
     found: list[list[v.Value]] = []
     for element in over if over is not None else [run.fresh()]:
@@ -247,7 +264,7 @@ def _comprehended(
         tests = [holds(run, run.ev(test)) for test in first.ifs]
         if False in tests:
             continue
-        known = known and None not in tests
+        known = known and (None not in tests or isinstance(iterated, v.Part))
         found.append([run.ev(part) for part in wanted])
     run.s.frames[-1].names = outer
     return found if known else None

@@ -49,7 +49,7 @@ def fixture(run: Run, owner: v.Value | None, name: str) -> v.Func | None:
 def not_asked_for(run: Run, func: v.Func) -> Iterator[v.Func]:
     """Yield the fixtures that a test uses without being given them: of all tests, and those of its marks."""
     cls = class_of(run, func.owner)
-    tests: list[ast.AST] = [func.node, *(each.node for each in (line_of(cls) if cls else ()))]
+    tests: list[ast.AST] = [func.node, *(each.node for each in (line_of(cls) if cls else []))]
     values = [value for frame in run.s.frames for value in frame.names.values()]
     made: list[ast.AST] = [each.node for each in values if isinstance(each, v.Func)]
     made += [node for test in tests[1:] for node in getattr(test, "body", ())]

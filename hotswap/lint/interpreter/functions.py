@@ -20,9 +20,10 @@ from hotswap.lint.interpreter.objects import (
     web_app,
 )
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
-from hotswap.lint.interpreter.state import Frame, State, Table, merge
+from hotswap.lint.interpreter.state import Frame, State, Table, merge, reachable
 
 DEEPEST = 8
+FIELD = v.Ref("dataclasses.field")
 DEPENDS = v.Ref("fastapi.Depends")
 AFTER_INIT = ("__post_init__", "__attrs_post_init__", "model_post_init")
 """What dataclasses, attrs and pydantic call once the fields are set."""
@@ -130,8 +131,18 @@ def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]
         run.s.grad = ()
         ends += inline(run, func, v.Args(call, [], {}, starred=True), entry=True)
     for end in ends:
+        _leave_behind(end, [func.owner, end.result])
         end.exit = end.result = None
     return merge(ends, run.fresh)
+
+
+def _leave_behind(state: State, kept: list[v.Value | None]) -> None:
+    """Forget what was done at last to a model that nobody can run any more."""
+    waiting = {o: f for o, f in state.models.items() if f.deferred and not f.open}
+    left = waiting.keys() - (reachable(state, kept) if waiting else set())
+    for oid in left:
+        deferred = tuple(d for d in waiting[oid].deferred if d.code != "HSW212")
+        state.know(oid, replace(waiting[oid], deferred=deferred))
 
 
 def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[str, v.Value]:
@@ -211,6 +222,8 @@ def _unknown_of(run: Run, parameter: ast.arg, *, required: bool) -> v.Value:
         return v.NUMBER
     if parameter.arg == "app" and (app := web_app(run)) is not None:
         return app  # of a hook of a web framework
+    if parameter.arg == "state" and (app := run.s.heap.get("web app")) is not None:
+        return read_attribute(run, app, "state")
     if required and (annotation is None or isinstance(annotation, ast.Name)):
         assume_something(run, value)
     named = isinstance(annotation, ast.Name | ast.Attribute)
@@ -231,6 +244,7 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
         given = dict(zip(_fields(cls), args.positional, strict=False)) | args.keywords
         for name, value in given.items():
             run.s.put((obj.oid, name), value)
+        make_fields(run, obj, cls)
         ends = [run.s]
         for name in AFTER_INIT:
             after = read_attribute(run, obj, name)
@@ -241,9 +255,26 @@ def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
     return ends
 
 
+def make_fields(run: Run, obj: v.Obj, cls: v.Class) -> None:
+    """Make what the fields of a dataclass have that are not given."""
+    for name in _fields(cls):
+        made = (run.s.heap.get((each.oid, name)) for each in line_of(cls))
+        field = next((each for each in made if each is not None), None)
+        if (
+            isinstance(field, v.Partial)
+            and field.func == FIELD
+            and (obj.oid, name) not in run.s.heap
+        ):
+            factory = field.keywords.get("default_factory")
+            none = v.Args(ast.copy_location(ast.Call(ast.Name("field"), [], []), cls.node), [], {})
+            default = field.keywords.get("default") or run.fresh()
+            value = default if factory is None else run.invoke_one(factory, none)
+            run.s.put((obj.oid, name), value)
+
+
 def _fields(cls: v.Class) -> list[str]:
     """Return the fields of a dataclass or named tuple, in order."""
-    bodies = [statement for each in reversed(list(line_of(cls))) for statement in each.node.body]
+    bodies = [statement for each in reversed(line_of(cls)) for statement in each.node.body]
     targets = [s.target for s in bodies if isinstance(s, ast.AnnAssign)]
     return list(dict.fromkeys(t.id for t in targets if isinstance(t, ast.Name)))
 
@@ -271,7 +302,7 @@ def inherited(run: Run, name: str) -> v.Func | None:
     """Return the method that ``super().name`` stands for in the method that is running."""
     node, owner = run.running[-1] if run.running else (None, None)
     cls = class_of(run, owner)
-    line = list(line_of(cls)) if cls is not None else []
+    line = line_of(cls) if cls is not None else []
     defines = [i for i, c in enumerate(line) if node in c.node.body]
     for base in line[defines[0] + 1 :] if defines else ():
         found = run.s.heap.get((base.oid, name))

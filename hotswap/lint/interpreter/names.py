@@ -33,11 +33,21 @@ MUTATES = frozenset(
     }
 )  # fmt: skip
 """Methods that change a container in place."""
+CALLS_ITS_ARGUMENT = {
+    "cpu_bound": 0,
+    "io_bound": 0,
+    "run_in_executor": 1,
+    "run_in_threadpool": 0,
+    "run_sync": 0,
+    "submit": 0,
+    "to_thread": 0,
+}
+"""Functions that call a function they are given, and which of their arguments that is."""
 HARMLESS = frozenset(
     {
         *dir(builtins), "accelerate", "argparse", "bitsandbytes", "collections", "copy", "datasets",
         "diffusers", "gc", "gradio", "itertools", "json", "logging", "matplotlib", "numpy", "os", "optimum",
-        "pathlib", "peft", "PIL", "pprint", "random", "re", "safetensors", "streamlit", "sys",
+        "pathlib", "peft", "PIL", "pprint", "random", "re", "safetensors", "spaces", "streamlit", "sys",
         "tempfile", "time", "torch", "torchao", "torchinfo", "tqdm", "transformers", "warnings",
         "weakref",
     }

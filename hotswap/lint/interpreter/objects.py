@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
@@ -87,18 +87,25 @@ def component_key(name: str) -> str:
     return "denoiser" if name in v.DENOISERS else name
 
 
+def changed(run: Run, obj: v.Obj, fields: Mapping[str, v.Value]) -> v.Obj:
+    """Return a copy of an instance with other values in some of its fields."""
+    twin = run.new(run.facts(obj).kind)
+    own = {key[1]: each for key, each in run.s.heap.items() if key[0] == obj.oid and len(key) == 2}
+    for name, value in (own | dict(fields)).items():
+        run.s.put((twin.oid, name), value)
+    return twin
+
+
 def class_of(run: Run, value: v.Value | None) -> v.Class | None:
     """Return the class of this file that the value is an instance of, or is itself."""
     cls = run.s.heap.get((value.oid, "__class__")) if isinstance(value, v.Obj) else value
     return cls if isinstance(cls, v.Class) else None
 
 
-def line_of(cls: v.Class) -> Iterator[v.Class]:
-    """Yield a class and the classes of this file that it derives from."""
-    yield cls
-    for base in cls.bases:
-        if isinstance(base, v.Class):
-            yield from line_of(base)
+def line_of(cls: v.Class) -> list[v.Class]:
+    """Return a class and the classes of the program that it derives from, as Python looks through them."""
+    above = [each for base in cls.bases if isinstance(base, v.Class) for each in line_of(base)]
+    return [cls, *reversed(dict.fromkeys(reversed(above)))]
 
 
 def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
@@ -107,6 +114,8 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     if owner == v.Ref("flask.current_app"):
         return read_attribute(run, web_app(run) or run.fresh(), name)
     if isinstance(owner, v.Ref):
+        if (owner.name, name) in run.s.heap:
+            return run.known(run.s.heap[owner.name, name])
         qualified = f"{owner.name}.{name}"
         module = run.s.frames[run.home].names.get(qualified)  # import a.b binds a, and finds a.b
         return module if isinstance(module, v.Module) else v.Ref(qualified)
@@ -160,13 +169,9 @@ def _attribute_of(run: Run, owner: v.Obj, name: str) -> v.Value:
 
 
 def _from_class(run: Run, cls: v.Class, owner: v.Value, name: str) -> v.Value | None:
-    stored: v.Value | None = run.s.heap.get((cls.oid, name))
-    if isinstance(stored, v.Func):
-        return _bound(run, stored, cls, owner)
-    if stored is not None:
-        return stored
-    bases = (_from_class(run, base, owner, name) for base in cls.bases if isinstance(base, v.Class))
-    return next((found for found in bases if found is not None), None)
+    found = (run.s.heap.get((each.oid, name)) for each in line_of(cls))
+    stored: v.Value | None = next((each for each in found if each is not None), None)
+    return _bound(run, stored, cls, owner) if isinstance(stored, v.Func) else stored
 
 
 def _bound(run: Run, func: v.Func, cls: v.Class, owner: v.Value) -> v.Value:

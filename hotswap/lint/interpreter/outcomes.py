@@ -35,7 +35,15 @@ def outcomes(run: Run, node: ast.expr | None) -> Outcomes:
         value = run.ev(node)
         return [(run.s, value)]
     results = []
-    for state in call(run, node):
+    ends: list[State] = []
+    func = node.func
+    if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Call | ast.Await):
+        for state, owner in outcomes(run, func.value):
+            run.s = state
+            ends += call(run, node, owner)
+    else:
+        ends = call(run, node)
+    for state in ends:
         run.s, returned, state.result = state, state.result, None
         results.append((state, v.Const(None) if returned is None else run.known(returned)))
     return results

@@ -21,8 +21,8 @@ GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_gra
 MOST_OF_BODY = 2_000
 MOST_FOR_A_LINE = 2
 """Statements that all ways into a program may take together, for each of its lines."""
-MOST_OF_SMALL = 4_000
-MOST_OF_PROGRAM = 6_000
+MOST_OF_SMALL = 5_000
+MOST_OF_PROGRAM = 8_000
 
 
 Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]]]"
@@ -99,6 +99,8 @@ class Run:
         """The functions that are running, each with what ``self`` is."""
         self.defined: list[list[v.Func]] = []
         """The functions that each running function has defined."""
+        self.lambdas: list[v.Func] = []
+        """The functions without a name that the bodies of modules have defined."""
         self.yielded: list[list[v.Value]] = []
         """What each running function has yielded."""
         self.memos: dict[Any, v.Value] = {}
@@ -180,6 +182,12 @@ class Run:
         """Return the current state with the result of a call."""
         self.s.result = value
         return [self.s]
+
+    def define(self, func: v.Func) -> None:
+        """Remember a function that the running one, or the body, has defined: somebody may call it later."""
+        defined = self.defined[-1] if self.defined else self.lambdas
+        if all(func.node is not other.node for other in defined):
+            defined.append(func)
 
     def at(self, home: int) -> None:
         """Go on with the code of another module."""
@@ -286,16 +294,19 @@ class Run:
         if facts.deferred:
             left: list[Deferred] = []
             for wait in facts.deferred:
-                if wait.until == until:
+                if wait.until == until or (wait.until == "call" and until == "run"):
                     self.judge.report(obj.oid, wait)
                 else:
                     left.append(wait)
             self.put(obj, replace(facts, deferred=tuple(left)))
 
-    def finish(self, ends: list[State]) -> None:
-        """Report what still waits for a run: the model is there to be run."""
+    def finish(self, ends: list[State], *, last: bool = False) -> None:
+        """Report what still waits for a run: models are there to be run, but for the ``last`` time."""
         for end in ends:
             self.s = end
             for oid, facts in list(end.models.items()):
+                if last and facts.deferred:
+                    left = tuple(d for d in facts.deferred if d.until != "call")
+                    end.know(oid, replace(facts, deferred=left))
                 if facts.deferred:
                     self.flush(v.Obj(oid), "run")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hotswap.lint.interpreter.values import DENOISERS, Const, Obj, Value
+from hotswap.lint.interpreter.values import (
+    DENOISERS,
+    Const,
+    Dict,
+    Func,
+    Obj,
+    Part,
+    Partial,
+    Seq,
+    Value,
+)
 from hotswap.lint.typestate import Facts, Guards, joined
 
 MOST_PATHS = 4
@@ -59,7 +69,7 @@ class State:
     heap: Table = field(default_factory=Table)
     """(object, attribute) → value. Read it; write with ``put``."""
     assumed: dict[Any, bool] = field(default_factory=dict)
-    grad: tuple[str, ...] = ()
+    grad: tuple[str | None, ...] = ()
     compiler: Any = None
     """Where the function that is running was compiled, if it was."""
     muted: int = 0
@@ -99,6 +109,32 @@ class State:
         """Store an attribute."""
         self.heap = _own(self.heap)
         self.heap[key] = value
+
+
+def reachable(state: State, kept: Iterable[Value | None]) -> set[int]:
+    """Return the objects that something refers to: what is kept, names, and what is unknown."""
+    found: set[int] = set()
+    inside: dict[Any, list[Any]] = {}
+    waiting: list[Any] = [*kept, *(each for frame in state.frames for each in frame.names.values())]
+    for key, value in state.heap.items():
+        if isinstance(key, tuple) and key[0] in state.models:
+            inside.setdefault(key[0], []).append(value)
+        else:
+            waiting.append(value)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Obj) and value.oid not in found:
+            found.add(value.oid)
+            waiting += inside.get(value.oid, [])
+        elif isinstance(value, Part | Func):
+            waiting.append(value.owner)
+        elif isinstance(value, Seq):
+            waiting += value.items
+        elif isinstance(value, Dict):
+            waiting += value.items.values()
+        elif isinstance(value, Partial):
+            waiting += [value.func, *value.args, *value.keywords.values()]
+    return found
 
 
 def same_component(a: Value, b: Value) -> Value | None:

@@ -183,7 +183,7 @@ def _turns(
     turn = run.turn
     for number, value in enumerate(values):
         run.turn = (*turn, loop.body[0], number)
-        known, steps = [state.snapshot() for state in live], run.judge.steps
+        known, steps = [state.snapshot() for state in live], _done(run)
         after: list[State] = []
         for state in live:
             run.s = state
@@ -195,7 +195,7 @@ def _turns(
                     end.exit = None
                 stays.append(end)
         live = merge(after, run.fresh)
-        if steps == run.judge.steps and known == [state.models for state in live]:
+        if steps == _done(run) and known == [state.models for state in live]:
             for state in live:  # the other turns do no more
                 run.s = state
                 if target is not None:
@@ -204,6 +204,11 @@ def _turns(
     run.turn = turn
     finished = [end for state in live for end in run.block(loop.orelse, state)]
     return merge(finished + broken, run.fresh) + left
+
+
+def _done(run: Run) -> tuple[int, int]:
+    """Count the steps up to now, and what the running function has yielded."""
+    return run.judge.steps, len(run.yielded[-1]) if run.yielded else 0
 
 
 @_passed_by
@@ -309,8 +314,8 @@ def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[St
     run.s.frames[-1].bind(node.name, func)
     if (name := fixture_name(node)) is not None:
         run.s.frames[-1].bind(key(name), func)
-    if run.defined and all(node is not other.node for other in run.defined[-1]):
-        run.defined[-1].append(func)
+    if run.defined:
+        run.define(func)
     return [run.s]
 
 

@@ -153,7 +153,7 @@ def adapter_set_changed_on_compiled(event: Event) -> Outcome:
         f"{event.api} changes the active adapters of a compiled model, which then recompiles",
         "keep one adapter active and hot-swap its weights",
         seen(facts),
-        until="run",
+        until="call" if unloads else "run",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,18 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, type[Referen
     return found
 
 
-def test_the_engine_survives(subjects: dict[str, type[ReferenceSubject]]) -> None:
+def test_the_engine_survives_and_the_machine_says_how_far_it_is(
+    subjects: dict[str, type[ReferenceSubject]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("hotswap.cli.terminal.EVERY", 0.0)
     run_hotswap_machine(subjects["Sound"](), settings=FEW)
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith("state machine, swaps: example 6 of 6, ")]
+    assert re.search(r", \d+ steps, \d+ s, [\d.]+ steps a second, now: \w+$", told[-1])
+    assert any("about" in line and "left" in line for line in lines)
+    assert any(line.startswith("state machine, order of set-up: example 1 of 6") for line in lines)
 
 
 @pytest.mark.parametrize(

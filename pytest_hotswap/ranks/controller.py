@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from pytest_hotswap.contract.contract import CASES
 from pytest_hotswap.contract.deployment import Broken
 from pytest_hotswap.ranks.pool import RankLostError, RankPool
 from pytest_hotswap.ranks.worker import Order, Outcome, bring_up, judge
 
-_KNOWN = {"deployment", "swapping", "record_property", "adapter", "defect", "style"}
+_KNOWN = {"deployment", "swapping", "record_property", "adapter", *CASES}
 _kept: list[RankPool] = []
 """The ranks that the next deployment may use too, if there are any."""
 _up: list[OverRanks] = []

@@ -58,6 +58,10 @@ def test_the_components_of_a_pipeline_are_checked_one_by_one(folder: Path, tmp_p
     assert codes(folder / "unet", both) == codes(folder / "text_encoder", both) == set()
     assert codes(folder / "text_encoder", alone) == set()
     assert codes(folder / "unet", alone) == {"HSW112"}
+
+
+def test_what_fits_no_component_of_a_pipeline_is_found(folder: Path, tmp_path: Path) -> None:
+    unet = pairs(f"unet.{UNET}.to_q", 8, 8)
     wide = saved(tmp_path / "wide.safetensors", unet, pairs(f"text_encoder.{TEXT}", 17, 16))
     assert codes(folder, wide) == codes(folder / "text_encoder", wide) == {"HSW107"}
     assert codes(folder / "unet", wide) == set()

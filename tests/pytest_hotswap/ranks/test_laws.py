@@ -14,12 +14,13 @@ from hotswap.report.laws import LAWS
 from pytest_hotswap import HotswapContract, TensorParallelSubject
 from pytest_hotswap.contract.contract import LawName
 from pytest_hotswap.contract.judge import names_of
+from pytest_hotswap.contract.preparation import ODD
 from pytest_hotswap.ranks.controller import OverRanks, end_ranks, worst_of
 from tests.support import rank_models, rank_subjects
 from tests.support.models import write_fleet
 
 RECIPES = {"a": (4, 8), "b": (2, 8)}
-CASES = {"defect": "missing tensor", "style": "compile() in place"}
+CASES = {"defect": "missing tensor", "style": "compile() in place", "odd": next(iter(ODD))}
 DRAWN = "test_zero_recompiles__any_swap_sequence"
 
 

@@ -45,30 +45,42 @@ def saved(path: Path, *parts: Any) -> Path:
     return path
 
 
+MODULES = {
+    "unet": pairs(f"unet.{UNET}.to_q", 8, 8),
+    "text": pairs(f"text_encoder.{TEXT}", 16, 16),
+    "wide": pairs(f"text_encoder.{TEXT}", 17, 16),
+    "strange": pairs("unet.to_x", 8, 8),
+    "other": pairs("transformer.blocks.0.to_q", 8, 8),
+}
+
+
 def codes(base: Path, file: Path) -> set[str]:
     return {found.code for found in Inspector(base=read_base(base))(str(file)).findings}
 
 
-def test_the_components_of_a_pipeline_are_checked_one_by_one(folder: Path, tmp_path: Path) -> None:
-    unet, text = pairs(f"unet.{UNET}.to_q", 8, 8), pairs(f"text_encoder.{TEXT}", 16, 16)
-    both = saved(tmp_path / "both.safetensors", unet, text)
-    alone = saved(tmp_path / "text.safetensors", text)
-    for file in (both, alone, saved(tmp_path / "unet.safetensors", unet)):
-        assert codes(folder, file) == codes(folder / "model_index.json", file) == set()
-    assert codes(folder / "unet", both) == codes(folder / "text_encoder", both) == set()
-    assert codes(folder / "text_encoder", alone) == set()
-    assert codes(folder / "unet", alone) == {"HSW112"}
-
-
-def test_what_fits_no_component_of_a_pipeline_is_found(folder: Path, tmp_path: Path) -> None:
-    unet = pairs(f"unet.{UNET}.to_q", 8, 8)
-    wide = saved(tmp_path / "wide.safetensors", unet, pairs(f"text_encoder.{TEXT}", 17, 16))
-    assert codes(folder, wide) == codes(folder / "text_encoder", wide) == {"HSW107"}
-    assert codes(folder / "unet", wide) == set()
-    strange = saved(tmp_path / "strange.safetensors", unet, pairs("unet.to_x", 8, 8))
-    assert codes(folder, strange) == {"HSW112"}
-    other = saved(tmp_path / "other.safetensors", pairs("transformer.blocks.0.to_q", 8, 8))
-    assert codes(folder, other) == {"HSW112"}
+@pytest.mark.parametrize(
+    ("at", "modules", "expected"),
+    [
+        ("", ["unet", "text"], set()),
+        ("", ["text"], set()),
+        ("", ["unet"], set()),
+        ("model_index.json", ["unet", "text"], set()),
+        ("unet", ["unet", "text"], set()),
+        ("text_encoder", ["unet", "text"], set()),
+        ("text_encoder", ["text"], set()),
+        ("unet", ["text"], {"HSW112"}),
+        ("", ["unet", "wide"], {"HSW107"}),
+        ("text_encoder", ["unet", "wide"], {"HSW107"}),
+        ("unet", ["unet", "wide"], set()),
+        ("", ["unet", "strange"], {"HSW112"}),
+        ("", ["other"], {"HSW112"}),
+    ],
+)
+def test_the_components_of_a_pipeline_are_checked_one_by_one(
+    folder: Path, tmp_path: Path, at: str, modules: list[str], expected: set[str]
+) -> None:
+    file = saved(tmp_path / "file.safetensors", *(MODULES[name] for name in modules))
+    assert codes(folder / at, file) == expected
 
 
 def test_what_a_pipeline_writes_belongs_to_its_folder(folder: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_each_contract_class_names_its_subject_and_where_it_comes_from(
             "*TestOwn::test_preparation_covers PASSED*",
             "*TestLacking::test_preparation_covers ERROR*",
             "Lacking has no adapter_name, add, backend, base_model, * derive it from pytest_hotswap.Su*",
-            "E *the fixture hotswap_subject of test_needs.py:4 takes tmp_path_factory, but the adapters'*",
+            "the fixture hotswap_subject of test_needs.py:4 takes tmp_path_factory, but the adapters'*",
         ]
     )
     result.assert_outcomes(passed=4, errors=2, deselected=result.parseoutcomes()["deselected"])

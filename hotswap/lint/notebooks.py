@@ -1,4 +1,7 @@
-"""Notebooks: their code cells as one program, without what only IPython understands."""
+"""Notebooks: their code cells as one program, without what only IPython understands.
+
+They are read as JSON: nbformat refuses one without metadata, and reads one without its version as empty.
+"""
 
 from __future__ import annotations
 

@@ -98,7 +98,10 @@ def swap(
             stage_parts, parts, incoming=incoming, labels=labels, image_of=lambda p: p.staging(lent)
         )
         places = [placement_of(p.model, name_of(p, adapter_name), at_once=True) for p in parts]
-        staged = stage(places)
+        try:
+            staged = stage(places)
+        except (IndexError, RuntimeError):  # as of a model that ready() refuses by name
+            places, staged = [], []
         with exclusive(parts, timeout=timeout, name=name), Changes() as changes, changes:
             now = [ready(part, adapter_name) for part in parts]
             if now != places or any(each is not None and each.stale() for each in staged):

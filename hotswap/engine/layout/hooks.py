@@ -12,6 +12,7 @@ _REMEDY = (
     "prepare and swap before enable_group_offload(), or offload without offload_to_disk_path and "
     "use_stream"
 )
+_SIGNS = ("_compiled_call_impl", "_diffusers_hook", "get_compiler_config")
 
 
 def why_elsewhere(module: nn.Module) -> Why | None:
@@ -22,6 +23,8 @@ def why_elsewhere(module: nn.Module) -> Why | None:
     of inductor's.
     """
     own = module.__dict__
+    if not any(map(own.__contains__, _SIGNS)):
+        return None
     compiled = own.get("_compiled_call_impl") or module
     config = getattr(compiled, "__dict__", {}).get("get_compiler_config")
     if config is not None and (config() or {}).get("freezing"):

@@ -276,7 +276,7 @@ class Placement:
         ``at_once`` looks at the modules of one layer only: hooks are put on a whole model.
         """
         for owner in self._chain if at_once else self._owners:
-            if "_diffusers_hook" in owner.__dict__ and (why := why_elsewhere(owner)):
+            if why := why_elsewhere(owner):
                 raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
         if self.arena is not None:
             return  # its tensors are where they were when it was made

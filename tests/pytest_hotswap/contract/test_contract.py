@@ -228,6 +228,7 @@ def test_pefts_own_functions_are_neither_isolated_nor_atomic(tmp_path: Path) -> 
         "not applicable: PEFT cannot swap to the base model",
         "not applicable: no adapter was refused",
         "not run: CUDA graphs need a GPU, the model is on cpu",
+        "not run: the knobs do not follow a swap that goes well either",
         "not applicable: the subject does not promise that swaps and calls may run in several threads "
         "at once (thread_safe)",
     }

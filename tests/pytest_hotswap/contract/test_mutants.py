@@ -87,7 +87,8 @@ class RecompilesAlways(Engine):
 
 
 CONTRACT, DEPLOYMENT = "pytest_hotswap.contract.contract", "pytest_hotswap.contract.deployment"
-EQUAL = {f"{module}.compare": lambda *_, **__: SAME for module in (CONTRACT, DEPLOYMENT)}
+FLOAT64 = "pytest_hotswap.contract.float64"
+EQUAL = {f"{module}.compare": lambda *_, **__: SAME for module in (CONTRACT, DEPLOYMENT, FLOAT64)}
 UNEQUAL = {f"{DEPLOYMENT}.compare": lambda *_, **__: OTHER}
 UNCHANGED = {"hotswap.checks.snapshot.Snapshot.changes": lambda *_, **__: []}
 COVERED = {f"{CONTRACT}.uncovered": lambda *_: []}

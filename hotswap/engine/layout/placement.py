@@ -262,10 +262,8 @@ class Placement:
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if the adapter is merged into a base weight; warn where another one is."""
-        merges = self._moves.merges
-        if merges == self._merges_then:
-            return
-        if any(map(itemgetter("merged_adapters"), self._attributes)):
+        merges, attributes = self._moves.merges, self._attributes
+        if merges != self._merges_then and any(map(itemgetter("merged_adapters"), attributes)):
             require_unmerged(self.name, self.layers)
         else:
             self._merges_then = merges

@@ -60,8 +60,6 @@ def prepared_class(cls: Any) -> Any:
     def merge(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.lora_variant:
             _require_mergeable(self)
-        if isinstance(self.scaling, Scalings):
-            self.scaling.moves.merges += 1
         cls.merge(self, *args, **kwargs)
 
     return _derived(

@@ -111,7 +111,6 @@ class Placement:
     _written: tuple[int, int] | None = None
     _moves: Moves = field(default_factory=Moves)
     _moves_then: int = 0
-    _merges_then: int = -1  # when none was merged
     _places: tuple[list[dict[str, Any]], list[str]] = ([], [])  # of the tensors in their modules
     _held: list[Tensor] = field(default_factory=list)
     _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
@@ -262,11 +261,8 @@ class Placement:
 
     def require_unmerged(self) -> None:
         """Raise MergedAdapterError if the adapter is merged into a base weight; warn where another one is."""
-        merges, attributes = self._moves.merges, self._attributes
-        if merges != self._merges_then and any(map(itemgetter("merged_adapters"), attributes)):
+        if any(map(itemgetter("merged_adapters"), self._attributes)):
             require_unmerged(self.name, self.layers)
-        else:
-            self._merges_then = merges
 
     def require_resident(self, *, at_once: bool = False) -> None:
         """Raise HotswapError if a tensor that is written here is not the one that the forward uses.

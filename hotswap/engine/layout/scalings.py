@@ -13,14 +13,10 @@ from hotswap.engine.layout.states import States
 
 
 class Moves:
-    """How often a module of a model went to another device or dtype, and how often a layer was merged.
-
-    torch.export would copy a list.
-    """
+    """How often a module of a model went to another device or dtype; torch.export would copy a list."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.merges = 0
 
 
 class Scalings(nn.Module):

@@ -121,10 +121,10 @@ def test_swaps_between_equal_ranks_obey(deployment: Deployment, law: str) -> Non
 
 @pytest.mark.parametrize("law", BROKEN)
 def test_swaps_between_equal_ranks_break(deployment: Deployment, law: str) -> None:
+    torch.manual_seed(0)  # transformers draws what it does not find in a file
     found = [text for text in violations(deployment, law) if text.raised is None]
-    assert len(found) == len(BROKEN[law])
-    for text, said in zip(found, BROKEN[law], strict=True):
-        assert text.startswith(f"{law}: {said}")
+    known = [f"{law}: {said}" for said in BROKEN[law]]
+    assert [next(filter(text.startswith, known), text) for text in found] == known
 
 
 def test_another_rank_is_refused_although_the_model_was_prepared_for_it(folder: Path) -> None:

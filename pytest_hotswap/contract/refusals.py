@@ -52,18 +52,13 @@ class RefusalLaws:
         assert not changes, f"swap-atomic: a narrow adapter is refused, but {few(changes)}"
 
     def test_swap_atomic__surroundings(self, swapping: Deployment) -> None:
-        """A refusal leaves settings and modes as they were; numbers that swaps draw are asked for elsewhere.
-
-        Threads that read a file may end a moment later.
-        """
+        """A refusal leaves settings and modes as they were; whether swaps draw numbers is asked elsewhere."""
         bad = [
             break_adapter(swapping.first, swapping.new_folder(), defect)
             for defect in ("not a number", "missing tensor", "truncated file")
         ]
         found = disturbed_by(lambda: [swapping.refuses(each) for each in bad], swapping)
-        found = [
-            what for what in found if "random state" not in what and "threads that run" not in what
-        ]
+        found = [what for what in found if "random state" not in what]
         assert not found, f"swap-atomic: after a refusal {few(dict.fromkeys(found))}"
 
     def test_swap_atomic__knobs(self, swapping: Deployment) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 _LOGGERS = ("", "peft", "transformers", "diffusers", "torch")
+THREADS = "the number of threads that run"
 
 
 def settings() -> dict[str, Any]:
@@ -43,7 +44,7 @@ def loud() -> dict[str, Any]:
     return {
         "the environment": dict(os.environ),
         "where modules are imported from": list(sys.path),
-        "the number of threads that run": threading.active_count(),
+        THREADS: threading.active_count(),
         "the filters of warnings": list(warnings.filters),
         "the levels of loggers": [logging.getLogger(name).level for name in _LOGGERS],
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import pickle
 import random
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 
 from pytest_hotswap.contract.deployment import Deployment
-from pytest_hotswap.contract.settings import changed, files_of, loud, settings, unusual
+from pytest_hotswap.contract.settings import THREADS, changed, files_of, loud, settings, unusual
 
 _ROUNDS = 3
+_MOMENT = 1.0  # seconds
 
 
 def surroundings(deployment: Deployment) -> dict[str, Any]:
@@ -49,13 +51,23 @@ def disturbed_by(swaps: Callable[[], Any], deployment: Deployment) -> list[str]:
             np.random.seed(3)
             for on in (True, False):
                 with unusual(on=on, environment=deployment.environment):
-                    before = surroundings(deployment)
+                    running, before = threading.enumerate(), surroundings(deployment)
                     swaps()
-                    found += changed(before, surroundings(deployment))
+                    more = left_behind(running)
+                    after = surroundings(deployment) | {THREADS: before[THREADS] + len(more)}
+                    found += changed(before, after)
     finally:
         np.random.set_state(numbers)
         random.setstate(state)
     return found
+
+
+def left_behind(running: Sequence[threading.Thread]) -> list[threading.Thread]:
+    """The threads that run beside these; those that have read a file may take a moment to end."""
+    new = [thread for thread in threading.enumerate() if thread not in running]
+    for thread in new:
+        thread.join(_MOMENT)
+    return [thread for thread in new if thread.is_alive()]
 
 
 def grown(deployment: Deployment) -> str:

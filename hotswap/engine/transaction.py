@@ -156,12 +156,13 @@ def stage_parts(
         elif part.key in incoming and (why := why_no_base(place.config)):
             raise refusal({f"adapter {place.name!r}": why})
     staged: list[StagedAdapter | None] = []
-    for part, place in pairs:
-        source = incoming.get(part.key)
-        made = None if source is None else stage(place, source, image_of(place))
-        if made is not None:
-            made.label = labels[part.key] if source is not NOTHING else None
-        staged.append(made)
+    with Changes():  # of gradients alone: see there
+        for part, place in pairs:
+            source = incoming.get(part.key)
+            made = None if source is None else stage(place, source, image_of(place))
+            if made is not None:
+                made.label = labels[part.key] if source is not NOTHING else None
+            staged.append(made)
     return staged
 
 

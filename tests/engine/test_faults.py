@@ -354,6 +354,25 @@ def test_what_is_not_taken_back_is_seen(  # noqa: HSW200
         test_an_exception_at_any_line_leaves_all_or_nothing(kind, base, fleet, plan, folder)
 
 
+@pytest.mark.parametrize("verb", ["swap", "add"])
+def test_an_interrupt_in_no_grad_leaves_gradients_on(
+    verb: str, base: Any, fleet: Any, plan: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scene_of("swap a folder", base, fleet, plan, folder)
+
+    def interrupted(self: Any, *error: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.no_grad, "__exit__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            if verb == "swap":
+                hotswap.swap(scene.models[0], fleet["small"])
+            else:
+                scene.bank.add("more", fleet["small"])
+    assert torch.is_grad_enabled()
+
+
 def test_interrupts_at_random_times_leave_all_or_nothing(
     base: Any, fleet: Any, plan: Any, folder: Path
 ) -> None:

@@ -30,10 +30,9 @@ lint: $(STAMP)  ## format, rules, types, and who may import whom
 docs: $(STAMP)  ## the documentation as a site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
-check: $(STAMP)  ## what CI runs; what needs one core goes beside each other
-	$(MAKE) --jobs 2 --output-sync=target lint docs quantized-test examples-test
+check: $(STAMP)  ## what CI runs; what installs much or needs one core goes beside each other
+	$(MAKE) --jobs 2 --output-sync=target wheel-test lint docs quantized-test examples-test
 	$(MAKE) test
-	$(MAKE) wheel-test
 
 wheel-test: $(STAMP)  ## the tests marked wheel, against the built wheel
 	PYTHON=$(PYTHON) bash tests/run_against_wheel.sh

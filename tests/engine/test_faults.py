@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -365,11 +366,12 @@ def test_an_interrupt_in_no_grad_leaves_gradients_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.no_grad, "__exit__", interrupted)
+        verbs = {
+            "swap": partial(hotswap.swap, scene.models[0]),
+            "add": partial(scene.bank.add, "x"),
+        }
         with pytest.raises(KeyboardInterrupt):
-            if verb == "swap":
-                hotswap.swap(scene.models[0], fleet["small"])
-            else:
-                scene.bank.add("more", fleet["small"])
+            verbs[verb](fleet["small"])
     assert torch.is_grad_enabled()
 
 

@@ -16,6 +16,7 @@ from hotswap.findings import Finding
 WEIGHTS = "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PICKLE = "adapter_model.bin"
+DIFFUSERS_PICKLE = "pytorch_lora_weights.bin"
 PICKLED = "the weights are a pickle, which can run code when it is loaded and is not read"
 ALLOW_PICKLE = "save the adapter again as safetensors, or pass --allow-pickle (allow_pickle=True)"
 _FETCH_AGAIN = "save or download the file again"

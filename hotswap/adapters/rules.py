@@ -68,7 +68,7 @@ _RULES = {
     "HSW102": (
         "The adapter has a feature that cannot be swapped.",
         "It changes the base weights, or Python code that is compiled in.",
-        '"init_lora_weights": "pissa"',
+        '"init_lora_weights": "corda"',
         '"init_lora_weights": true',
     ),
     "HSW103": (

@@ -178,7 +178,7 @@ def test_an_adapter_with_a_feature_that_cannot_be_swapped_is_refused(
     values, peft_name = FEATURES[feature]
     set_config(fleet["small"], **values)
     refused(model, fleet["small"], rf"{next(iter(values))}.*PEFT's {peft_name}")
-    assert hotswap.plan([fleet["small"]]).conflicts[0].code == "HSW102"
+    assert hotswap.plan([*fleet.values()]).conflicts[0].code == "HSW102"
 
 
 @pytest.mark.parametrize("feature", ["PiSSA, fast", "bias=lora_only", "bias=all"])

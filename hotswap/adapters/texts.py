@@ -19,8 +19,10 @@ from hotswap.adapters.files import (
     PICKLED,
     WEIGHTS,
     changed,
+    open_regular,
     open_weights,
     read_raw_header,
+    refuse_others,
     unchanged,
     unreadable,
 )
@@ -97,6 +99,9 @@ def open_texts(
         return
     location = Path(path)
     pickled = pickles.torch_file(location)
+    if pickled is not None:
+        with open_regular(pickled) as file:
+            refuse_others(pickled, file.read(8), pickles=False)
     if pickled is not None and allow_pickle:
         with tempfile.TemporaryDirectory(prefix="hotswap-") as folder:
             copy = str(pickles.rewritten(pickled, Path(folder)))

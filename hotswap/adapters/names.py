@@ -91,8 +91,8 @@ def wrapper_in(keys: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=32)
 def not_of_peft(keys: tuple[str, ...]) -> str:
-    """The first LoRA weight whose name PEFT does not find in its model; "" for none."""
-    return next((k for k in keys if ".lora_" in k and not _OF_PEFT.match(k)), "")
+    """The first tensor whose name PEFT does not find in its model; "" for none."""
+    return next((key for key in keys if not _OF_PEFT.match(key)), "")
 
 
 @lru_cache(maxsize=32)

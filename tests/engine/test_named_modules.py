@@ -87,6 +87,7 @@ def refused(base: Any, adapter: Path, other: Path, code: str) -> None:
 LOST: dict[str, Callable[[str], str]] = {
     "without PEFT's prefix": lambda key: key.removeprefix(PREFIX),
     "with it twice": lambda key: PREFIX + key,
+    "twice around it": lambda key: key.replace(PREFIX, f"{PREFIX}base_model."),
     "some without": lambda key: key.removeprefix(PREFIX) if ".layers.1." in key else key,
     "of a compiled model": lambda key: key.replace(PREFIX, f"{PREFIX}_orig_mod."),
     "of compiled layers": lambda key: key.replace("self_attn", "_orig_mod.self_attn"),

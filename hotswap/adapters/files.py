@@ -85,9 +85,10 @@ def refuse_others(path: str | Path, start: bytes, *, pickles: bool = True) -> No
 
 
 def other_weights(folder: str | Path) -> list[str]:
-    """The safetensors files in a folder, under any name."""
+    """The safetensors files in a folder, under names other than PEFT's."""
     try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+        names = sorted(os.listdir(folder))
+        return [name for name in names if name.endswith(".safetensors") and name != WEIGHTS]
     except OSError:
         return []
 

@@ -81,6 +81,7 @@ def test_a_folder_in_which_the_weights_have_another_name_says_which(tmp_path: Pa
     assert only(folder).code == "HSW004"
     assert Inspector()(str(folder / "own.safetensors")).findings == ()
     (folder / "adapter_config.json").unlink()
+    (folder / WEIGHTS).touch()  # which is nothing without its config
     assert (only(folder).code, "own.safetensors" in only(folder).remedy) == ("HSW002", True)
 
 

@@ -36,12 +36,12 @@ def load(
 
     So adapters with different target modules, DoRA, heads or trained tokens can be swapped: what an
     adapter does not have is as in the base model. The base weights are not copied, but for whole modules
-    of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
-    ``adapter`` swapped in (None: the base model). A pipeline of diffusers is returned itself, with LoRA
-    layers in every component that the plan has; a dict names an adapter for each component, and files of
-    one component may share a plan. For ``allow_pickle`` see ``swap``. Raises HotswapError when the base
-    model lacks a module or carries LoRA layers already, and what PEFT and ``swap`` raise; the base model
-    is then as it was.
+    of modules_to_save; for adapters of PiSSA or OLoRA PEFT takes their part out of them. The result is a
+    PeftModel in evaluation mode, prepared, not compiled, with ``adapter`` swapped in (None: the base
+    model). A pipeline of diffusers is returned itself, with LoRA layers in every component that the plan
+    has; a dict names an adapter for each component, and files of one component may share a plan. For
+    ``allow_pickle`` see ``swap``. Raises HotswapError when the base model lacks a module or carries LoRA
+    layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
     """
     parts = models_of(base_model)
     if isinstance(base_model, nn.Module):

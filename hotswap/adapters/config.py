@@ -9,7 +9,13 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from hotswap.adapters.files import open_regular, parse_json, unreadable
+from hotswap.adapters.files import (
+    open_regular,
+    other_weights,
+    parse_json,
+    refuse_others,
+    unreadable,
+)
 from hotswap.adapters.patterns import matches, pattern_problem
 from hotswap.adapters.targets import naming, target_problem
 from hotswap.errors import UnreadableAdapterError
@@ -63,6 +69,9 @@ def config_text(folder: Path) -> bytes:
     """Read the config file of a folder; raises UnreadableAdapterError (HSW001/002/003/007)."""
     path = os.path.join(folder, CONFIG)
     if not os.path.isdir(folder):
+        if folder.is_file():
+            with open_regular(folder) as file:
+                refuse_others(folder, file.read(8))
         what = "is a file" if folder.exists() else "does not exist"
         remedy = f"pass a folder with {CONFIG}"
         raise unreadable(folder, "HSW001", f"the adapter folder {what}", remedy)
@@ -71,9 +80,11 @@ def config_text(folder: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             return file.read(min(size, MAX_CONFIG) + 1)
     except FileNotFoundError:
-        remedy = (
-            f"pass '{folder}/*'" if _holds_adapters(folder) else "pass a folder that PEFT saved"
-        )
+        remedy = "pass a folder that PEFT saved"
+        if others := other_weights(folder):
+            remedy = f"pass the file: {folder / others[0]}"
+        elif _holds_adapters(folder):
+            remedy = f"pass '{folder}/*'"
         raise unreadable(folder, "HSW002", f"no {CONFIG} in the folder", remedy) from None
     except OSError as error:
         text = f"cannot be read: {error.strerror or error}"
@@ -103,6 +114,8 @@ def parse_config(where: str | Path, text: str | bytes) -> dict[str, Any]:
     try:
         config = parse_json(text)
     except ValueError as error:
+        start = text[:8].encode() if isinstance(text, str) else text[:8]
+        refuse_others(where, start, pickles=False)
         raise unreadable(where, "HSW003", f"is not valid JSON: {error}", SAVE_AGAIN) from error
     if not isinstance(config, dict):
         text = f"holds a {type(config).__name__}, expected a JSON object"

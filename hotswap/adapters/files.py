@@ -16,6 +16,7 @@ from hotswap.findings import Finding
 WEIGHTS = "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PICKLE = "adapter_model.bin"
+DIFFUSERS_PICKLE = "pytorch_lora_weights.bin"
 PICKLED = "the weights are a pickle, which can run code when it is loaded and is not read"
 ALLOW_PICKLE = "save the adapter again as safetensors, or pass --allow-pickle (allow_pickle=True)"
 _FETCH_AGAIN = "save or download the file again"
@@ -23,15 +24,15 @@ _AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # else a pipe waits for a writer
 MAX_HEADER = 25_000_000
 """Bytes; a hundred times what adapters have, and a quarter of what the safetensors library reads."""
 _OTHERS = (
-    (b"version ", "is a Git LFS pointer, not the weights", "run git lfs pull"),
+    (b"version ", "is a Git LFS pointer, not the file itself", "run git lfs pull"),
     (
         b"<!doctyp",
-        "is an HTML page, not the weights",
+        "is an HTML page, not the file itself",
         "download the file itself, and log in if it asks",
     ),
     (
         b"<html",
-        "is an HTML page, not the weights",
+        "is an HTML page, not the file itself",
         "download the file itself, and log in if it asks",
     ),
     (b"gguf", "is a gguf file", "convert the adapter to PEFT's format; gguf is llama.cpp's"),
@@ -74,6 +75,22 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {ascii(twice)[:60]} occurs twice")
     return found
+
+
+def refuse_others(path: str | Path, start: bytes, *, pickles: bool = True) -> None:
+    """Raise UnreadableAdapterError (HSW005/006) for the start of a file of another kind."""
+    for known, what, remedy in _OTHERS:
+        if start.lower().startswith(known) and (pickles or what != PICKLED):
+            raise unreadable(path, "HSW006" if what == PICKLED else "HSW005", what, remedy)
+
+
+def other_weights(folder: str | Path) -> list[str]:
+    """The safetensors files in a folder, under names other than PEFT's."""
+    try:
+        names = sorted(os.listdir(folder))
+        return [name for name in names if name.endswith(".safetensors") and name != WEIGHTS]
+    except OSError:
+        return []
 
 
 def open_weights(path: str | Path) -> BufferedReader:
@@ -128,9 +145,8 @@ def read_raw_header(file: BufferedReader) -> bytes:
 
 def _header_length(path: str, prefix: bytes, size: int) -> int:
     length, left = int.from_bytes(prefix, "little"), size - 8
-    for start, what, remedy in _OTHERS if not length <= min(left, MAX_HEADER) else ():
-        if prefix.lower().startswith(start):
-            raise unreadable(path, "HSW006" if what == PICKLED else "HSW005", what, remedy)
+    if length > min(left, MAX_HEADER):
+        refuse_others(path, prefix)
     if len(prefix) < 8:
         text = f"the file is truncated: {size} bytes, a safetensors header needs at least 8"
     elif length > MAX_HEADER:
@@ -151,8 +167,14 @@ def _missing(path: Path) -> UnreadableAdapterError:
     pickle = path.with_name(PICKLE)
     if pickle.is_file():
         return unreadable(pickle, "HSW006", PICKLED, ALLOW_PICKLE)
-    remedy = "save the adapter with model.save_pretrained(folder)"
-    return unreadable(path, "HSW004", f"no {path.name} in the adapter folder", remedy)
+    text, remedy = (
+        f"no {path.name} in the adapter folder",
+        "save the adapter with model.save_pretrained(folder)",
+    )
+    if others := other_weights(path.parent):
+        text = f"{text}, which has {', '.join(others[:5])}"
+        remedy = f"pass {path.with_name(others[0])}"
+    return unreadable(path, "HSW004", text, remedy)
 
 
 def _special(path: str | Path, kind: str) -> UnreadableAdapterError:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeVar
 
-from hotswap.adapters.config import SAVE_AGAIN, saved_module
+from hotswap.adapters.config import SAVE_AGAIN, saved_module, unsupported_features
 from hotswap.adapters.modules import ModuleSpec
 from hotswap.adapters.names import family, owner
 from hotswap.adapters.nested import nested_as, renamed_wrappers
 from hotswap.adapters.plan import ModulePlan, SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
+from hotswap.adapters.targets import all_linear, naming
 from hotswap.adapters.texts import Family
 from hotswap.findings import Finding
 
@@ -36,7 +37,7 @@ def fits(plan: SwapPlan, spec: AdapterSpec) -> tuple[Finding, ...]:
     if spec.components:
         spec = spec.within(*{name.partition(".")[0] for name in plan.modules})
     spec = nested_as(spec, plan.modules)
-    findings = list(spec.findings)
+    findings = [*_ground_findings(plan, spec)]
     closest = _closest_of(plan.modules)
     rank = spec.rank
     for name, module in spec.modules.items():
@@ -79,7 +80,8 @@ class BaseModel:
     ``prefix`` is the name under which a model with a head holds the model without one. ``respell`` gives an
     adapter that was trained with other names of the modules those that they have now. A pipeline has
     ``components``, with whose names those of its modules start, and a ``family`` of files. Below ``widens``
-    a module takes adapters for a narrower input, as diffusers' Flux does.
+    a module takes adapters for a narrower input, as diffusers' Flux does. ``others`` are modules that cannot
+    carry LoRA.
     """
 
     name: str
@@ -90,6 +92,7 @@ class BaseModel:
     components: tuple[str, ...] = ()
     family: Family | None = None
     widens: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
@@ -109,6 +112,7 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
         of_base(base, base.modules, owner(name)) is None for name in spec.modules
     ):
         spec = base.respell(spec)
+    findings += names_others(spec, base.others)
     closest = _closest_of(base.modules)
     for name, module in spec.modules.items():
         where, own = f"{spec.path}::{name}", owner(name)
@@ -135,6 +139,23 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
             text = f"trains rows of {rows.dimension}, the base model has {list(shape or ())}"
             findings.append(Finding(f"{spec.path}::{name}", "HSW107", text, _OTHER_BASE))
     return merge_alike(findings)
+
+
+def names_others(spec: AdapterSpec, others: Iterable[str]) -> list[Finding]:
+    """A finding where an adapter's config names one of the modules that cannot carry LoRA.
+
+    PEFT refuses to load such an adapter. Of a file for pipelines, diffusers names the modules itself.
+    """
+    targets = spec.config.get("target_modules")
+    if spec.components or not targets or all_linear(spec.config):
+        return []
+    named = naming(spec.config)
+    found = [name for name in others if named(name)]
+    if not found:
+        return []
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    text = f"target_modules names {found[0]}{more}, which cannot carry LoRA, and PEFT refuses that"
+    return [Finding(spec.path, "HSW112", text, "correct target_modules: name linear layers alone")]
 
 
 def of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
@@ -166,6 +187,15 @@ def _parameter_findings(
     if known and not any(sorted(shape[-2:]) == expected for shape in known):
         text = f"is for {module.in_features} to {module.out_features} features, the base model has "
         yield Finding(where, "HSW107", text + _shown(known[0]), _OTHER_BASE)
+
+
+def _ground_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:
+    """The adapter's own findings, without those about what all adapters of the plan have alike."""
+    alike = bool(plan.ground) and plan.ground == spec.ground
+    yield from (found for found in spec.findings if not alike or found not in spec.of_ground)
+    for feature in unsupported_features(plan.ground) if not alike else ():
+        text = f"the plan is for adapters that have {feature}"
+        yield Finding(spec.path, "HSW102", text, "load a model of its own")
 
 
 def _trained_findings(plan: SwapPlan, spec: AdapterSpec) -> Iterator[Finding]:

@@ -46,6 +46,8 @@ def judge(
         fleet.append(one)
         progress(len(fleet))
     findings = {finding for one in fleet for finding in one.findings}
+    if plan is None and len({one.ground for one in fleet if one.ground}) > 1:
+        findings.update(finding for one in fleet for finding in one.of_ground)
     findings.update(_name_findings(fleet), _base_findings(fleet, base.name if base else ""))
     if "HSW116" in codes:  # for which weights are read
         findings.update(_twin_findings(fleet))

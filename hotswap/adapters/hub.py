@@ -16,7 +16,16 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.files import DIFFUSERS_WEIGHTS, PICKLE, PICKLED, WEIGHTS, damaged, unreadable
+from hotswap.adapters.files import (
+    ALLOW_PICKLE,
+    DIFFUSERS_PICKLE,
+    DIFFUSERS_WEIGHTS,
+    PICKLE,
+    PICKLED,
+    WEIGHTS,
+    damaged,
+    unreadable,
+)
 from hotswap.errors import UnreadableAdapterError
 
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
@@ -24,7 +33,7 @@ _MALFORMED = (AttributeError, LookupError, TypeError, ValueError, RecursionError
 _PATIENCE = 2.0  # seconds
 _ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _WORD = re.compile(rf"(?P<id>{_ID})(@(?P<revision>[\w./-]+))?")
-_WITH_FILE = re.compile(rf"(?P<id>{_ID})/(?P<file>[\w./ -]+\.safetensors)")
+_WITH_FILE = re.compile(rf"(?P<id>{_ID})/(?P<file>[\w./ -]+\.(safetensors|bin))")
 _PAGE = re.compile(rf"/(?P<id>{_ID})(/(tree|blob|resolve)/(?P<revision>[^/]+)(/(?P<file>.+?))?)?/?")
 
 
@@ -53,7 +62,7 @@ def place_of(word: str) -> Place | None:
         return None
     named = found.groupdict()
     file = named.get("file") or ""
-    if file.endswith(".safetensors"):
+    if file.endswith((".safetensors", ".bin")):
         folder, slash, file = file.rpartition("/")
         return Place(named["id"], named.get("revision"), folder + slash, file)
     folder = f"{file.strip('/')}/" if file else ""
@@ -99,23 +108,25 @@ def cache_only() -> bool:
     return bool(constants.HF_HUB_OFFLINE) or _unreachable() is not None
 
 
-def fetched(word: str, **options: Any) -> Path:
+def fetched(word: str, *, allow_pickle: bool = False, **options: Any) -> Path:
     """Fetch an adapter, and return its folder or, where it stands alone, its file.
 
-    ``options`` are huggingface_hub's. Raises UnreadableAdapterError.
+    ``options`` are huggingface_hub's; with ``allow_pickle`` it may be one of torch.save. Raises
+    UnreadableAdapterError.
     """
     options = dict(options)
     place = _placed(word)._replace(**_own(options))
     if cache_only() or options.get("local_files_only"):
-        return _cached(word, place, options)
-    config, weights = _files(word, place, _listed(word, place, options.get("token")))
+        return _cached(word, place, options, allow_pickle=allow_pickle)
+    names = _listed(word, place, options.get("token"))
+    config, weights = _files(word, place, names, allow_pickle=allow_pickle)
     found = _download(word, place, weights, options)
     if config:
         _download(word, place, config, options)
     return found if place.file or not config else found.parent
 
 
-def _cached(word: str, place: Place, options: dict[str, Any]) -> Path:
+def _cached(word: str, place: Place, options: dict[str, Any], *, allow_pickle: bool) -> Path:
     """The same from the cache, in which nothing can be listed, and without asking anybody for anything."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -128,10 +139,13 @@ def _cached(word: str, place: Place, options: dict[str, Any]) -> Path:
         )
         return Path(found) if isinstance(found, str) else None
 
-    for name in (place.file,) if place.file else (WEIGHTS, DIFFUSERS_WEIGHTS):
+    usual = (WEIGHTS, DIFFUSERS_WEIGHTS, PICKLE, DIFFUSERS_PICKLE)
+    for name in (place.file,) if place.file else usual:
         weights = inside(name)
-        if weights is not None and name == WEIGHTS:
+        if weights is not None and name in (WEIGHTS, PICKLE):
             weights = weights.parent if inside(CONFIG) else None
+        if weights is not None and name.endswith(".bin") and not allow_pickle:
+            raise unreadable(word, "HSW006", PICKLED, ALLOW_PICKLE)
         if weights is not None:
             return weights
     raise not_to_be_had(word, _unreachable() or OSError("it is not in the cache"))
@@ -180,19 +194,24 @@ def _listed(word: str, place: Place, token: Any = None) -> set[str]:
     return {each.rfilename for each in told.siblings or ()}
 
 
-def _files(word: str, place: Place, names: Collection[str]) -> tuple[str, str]:
+def _files(
+    word: str, place: Place, names: Collection[str], *, allow_pickle: bool = False
+) -> tuple[str, str]:
     """The config ("" for none) and the weights of an adapter; raises UnreadableAdapterError."""
     inside = {n.removeprefix(place.folder) for n in names if n.startswith(place.folder)}
     config = CONFIG if CONFIG in inside else ""
     weights = place.file or (WEIGHTS if config else DIFFUSERS_WEIGHTS)
-    if weights not in inside:
+    pickle = PICKLE if config else DIFFUSERS_PICKLE
+    if allow_pickle and weights not in inside and pickle in inside:
+        weights = pickle
+    if weights not in inside or (weights.endswith(".bin") and not allow_pickle):
         raise _absent(word, weights, bool(config), inside)
     return config and place.folder + config, place.folder + weights
 
 
 def _absent(word: str, wanted: str, config: bool, names: set[str]) -> UnreadableAdapterError:
-    if PICKLE in names:
-        return unreadable(word, "HSW006", PICKLED, "upload safetensors in its place")
+    if wanted in names or (PICKLE if config else DIFFUSERS_PICKLE) in names:
+        return unreadable(word, "HSW006", PICKLED, ALLOW_PICKLE)
     others = sorted(name for name in names if name.endswith(".safetensors"))
     where = "in the repository" + (f", which has {', '.join(others[:5])}" if others else "")
     remedy = f"pass {word.rstrip('/')}/{others[0]}" if others else "pass the id of an adapter"

@@ -30,7 +30,8 @@ _MOST_GOOD = 10_000  # marks that are kept
 class Inspection:
     """What is kept of one adapter, so that a fleet of thousands stays small.
 
-    ``mark`` is equal for files that may be copies of each other: their config, header and size.
+    ``mark`` is equal for files that may be copies of each other: their config, header and size. Where other
+    adapters are on another ``ground``, ``of_ground`` are findings, too.
     """
 
     path: str
@@ -40,6 +41,8 @@ class Inspection:
     mark: bytes = b""
     size: int = 0
     base: str = ""
+    ground: str = ""
+    of_ground: tuple[Finding, ...] = ()
 
     @property
     def name(self) -> str:
@@ -81,7 +84,11 @@ class Inspector:
         spec = opened.spec
         findings: list[Finding] = []
         if opened.mark not in self._good:  # texts that were good are good again
-            findings += spec.findings if self.plan is None else file_fits(self.plan, spec)
+            findings += (
+                (found for found in spec.findings if found not in spec.of_ground)
+                if self.plan is None
+                else file_fits(self.plan, spec)
+            )
             findings += belongs(self.base, spec) if self.base is not None else ()
             findings += _remarks(self.plan, spec, opened.layout)
         if not findings and opened.mark and opened.whole and len(self._good) < _MOST_GOOD:
@@ -92,7 +99,8 @@ class Inspector:
                 findings += value_findings(spec.path, opened.file, opened.layout)
         base = str(spec.config.get("base_model_name_or_path") or "")
         kept = (spec.rank, len(spec.modules), opened.mark, spec.bytes, base)
-        return Inspection(spec.path, merge_alike(findings), *kept)
+        ground = repr(spec.ground or "")
+        return Inspection(spec.path, merge_alike(findings), *kept, ground, spec.of_ground)
 
 
 def _remarks(plan: SwapPlan | None, spec: AdapterSpec, layout: FileLayout) -> Iterator[Finding]:

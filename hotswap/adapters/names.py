@@ -18,8 +18,10 @@ _PARTS[f"{MAGNITUDE}.weight"] = MAGNITUDE
 """How the name of a tensor of a LoRA layer ends → which tensor it is."""
 
 _NAMED = re.compile(r"(\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))\.default(?=\.|$)")
+_OF_PEFT = re.compile(r"base_model\.model\.(?!base_model\.)")
 _WRAPPED = re.compile(
-    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.(?:base_model\.|\w*blocks\.)"
+    r"(?:^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
+    r"|^(module)\.(?:base_model\.|\w*blocks\.)"
 )
 
 
@@ -37,9 +39,14 @@ class Names(NamedTuple):
 
 def canonical(key: str) -> str:
     """A tensor's or module's name as adapter files spell it: without ``_orig_mod`` and PEFT's prefix."""
+    return uncompiled(key).removeprefix("base_model.model.")
+
+
+def uncompiled(key: str) -> str:
+    """A name without ``_orig_mod``, which wrappers of torch.compile put into it."""
     if "_orig_mod" in key:  # most have none
         key = ".".join(part for part in key.split(".") if part != "_orig_mod")
-    return key.removeprefix("base_model.model.")
+    return key
 
 
 def in_file(key: str) -> str:
@@ -80,6 +87,12 @@ def wrapper_in(keys: tuple[str, ...]) -> str:
     """The wrapper of a trainer that names in a file still have, of which PEFT loads nothing; "" for none."""
     found = next((match for match in map(_WRAPPED.search, keys) if match), None)
     return next(filter(None, found.groups())) if found else ""
+
+
+@lru_cache(maxsize=32)
+def not_of_peft(keys: tuple[str, ...]) -> str:
+    """The first tensor whose name PEFT does not find in its model; "" for none."""
+    return next((key for key in keys if not _OF_PEFT.match(key)), "")
 
 
 @lru_cache(maxsize=32)

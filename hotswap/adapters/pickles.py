@@ -14,6 +14,7 @@ from typing import Any
 
 from hotswap.adapters.config import CONFIG
 from hotswap.adapters.files import (
+    DIFFUSERS_PICKLE,
     DIFFUSERS_WEIGHTS,
     PICKLE,
     WEIGHTS,
@@ -23,7 +24,7 @@ from hotswap.adapters.files import (
 )
 from hotswap.errors import UnreadableAdapterError
 
-_NAMES = {PICKLE: WEIGHTS, "pytorch_lora_weights.bin": DIFFUSERS_WEIGHTS}
+_NAMES = {PICKLE: WEIGHTS, DIFFUSERS_PICKLE: DIFFUSERS_WEIGHTS}
 _SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _OF_TENSORS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)"

@@ -97,7 +97,8 @@ class AdapterSummary:
 class SwapPlan:
     """Per module the largest rank of any adapter; is preparation needed, why, and its memory.
 
-    ``tied`` are tensors that share those of a saved module, each with its name.
+    ``tied`` are tensors that share those of a saved module, each with its name. ``ground`` is what the
+    adapters need alike of the model beside layers (AdapterSpec.ground), empty for most.
     """
 
     modules: dict[str, ModulePlan]
@@ -110,6 +111,7 @@ class SwapPlan:
     tokens: dict[str, TokenRows] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     tied: dict[str, str] = field(default_factory=dict)
+    ground: dict[str, Any] = field(default_factory=dict)
 
     @property
     def target_rank(self) -> int:
@@ -189,6 +191,7 @@ class SwapPlan:
             "tokens": {name: _plain(rows) for name, rows in self.tokens.items()},
             "modules_to_save": list(self.modules_to_save),
             "tied": dict(self.tied),
+            "ground": dict(self.ground),
             "conflicts": [finding.as_dict() for finding in self.conflicts],
         }
 
@@ -214,6 +217,7 @@ class SwapPlan:
                 tokens={str(n): _built(TokenRows, entry) for n, entry in data["tokens"].items()},
                 modules_to_save=tuple(map(str, data["modules_to_save"])),
                 tied={str(n): str(other) for n, other in data.get("tied", {}).items()},
+                ground=dict(data.get("ground", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -91,6 +91,9 @@ def plan(
         modules_to_save=tuple(sorted(whole)),
         tied={name: other for spec in specs for name, other in sorted(spec.tied.items())},
     )
+    grounds = [spec.ground for spec in specs]
+    if all(ground == grounds[0] for ground in grounds):
+        envelope = replace(envelope, ground=grounds[0])
     mixed = [Finding(name, "HSW102", MIXED, APART) for name in envelope.mixed]
     found = dict.fromkeys([*mixed, *(f for spec in specs for f in fits(envelope, spec))])
     return replace(envelope, conflicts=tuple(found))

@@ -68,7 +68,7 @@ _RULES = {
     "HSW102": (
         "The adapter has a feature that cannot be swapped.",
         "It changes the base weights, or Python code that is compiled in.",
-        '"init_lora_weights": "pissa"',
+        '"init_lora_weights": "corda"',
         '"init_lora_weights": true',
     ),
     "HSW103": (
@@ -126,7 +126,7 @@ _RULES = {
         '"alpha_pattern": {"q_proj": 32}',
     ),
     "HSW112": (
-        "The base model has no such module (with --base).",
+        "The base model has no such module, or none that can carry LoRA (with --base).",
         "The adapter belongs to another model, or to another version of it.",
         "an adapter for transformer.h.0.attn.c_attn and a Llama",
         "an adapter for model.layers.0.self_attn.q_proj and a Llama",

@@ -14,6 +14,7 @@ from typing import Any
 from hotswap.adapters.config import (
     SAVE_AGAIN,
     check_config,
+    ground_of,
     remedy_for,
     saved_module,
     token_indices,
@@ -26,7 +27,7 @@ from hotswap.adapters.header import FileLayout, TensorInfo, for_names
 from hotswap.adapters.modules import FLOATING, ModuleSpec, TokenRows, bytes_of, describe_modules
 from hotswap.adapters.names import TOKENS, Names, canonical, family, sort_names, wrapper_in
 from hotswap.adapters.patterns import MOST_STEPS, steps
-from hotswap.adapters.targets import left_out
+from hotswap.adapters.targets import all_linear, left_out
 from hotswap.adapters.texts import Texts, open_texts
 from hotswap.findings import Finding
 
@@ -65,6 +66,23 @@ class AdapterSpec:
             return {}
         shapes = {info.shape: name for name, info in self.saved.items()}
         return {n: shapes[info.shape] for n, info in self.copies.items() if info.shape in shapes}
+
+    @property
+    def ground(self) -> dict[str, Any]:
+        """What adapters must have alike that are swapped for one another, where one has any of it.
+
+        What PiSSA and OLoRA take out of the base weights follows from rank and scaling of each module.
+        """
+        found = {} if self.components else ground_of(self.config)  # those are loaded by diffusers
+        if "init_lora_weights" in found:
+            found["parts"] = {n: [m.rank, m.scaling] for n, m in sorted(self.modules.items())}
+        return found
+
+    @property
+    def of_ground(self) -> tuple[Finding, ...]:
+        """Of the findings those that are about it, which do not matter where all have the same."""
+        sentences = unsupported_features(self.ground)
+        return tuple(found for found in self.findings if found.message in sentences)
 
     @property
     def rank(self) -> int:
@@ -119,6 +137,8 @@ class AdapterSpec:
         layers = [name for name, module in modules.items() if module.kind != "parameter"]
         heads = _tied_heads(modules) if config.get("ensure_weight_tying") else ()
         passed = tuple(name for name in left_out(config, layers) if name not in heads)
+        if all_linear(config):
+            passed += tuple(n for n in layers if n not in passed and modules[n].kind != "linear")
         for name in passed:
             del modules[name]
         if passed and not modules:

@@ -11,6 +11,9 @@ from hotswap.adapters.header import for_names
 from hotswap.adapters.patterns import pattern_problem
 
 ALL_LINEAR = "all-linear"
+_OUTPUTS = ("lm_head", "embed_out")
+_HEADS = (*_OUTPUTS, "score", "classifier")
+"""Linear layers at the end of models, which all-linear does not mean in PEFT."""
 
 
 def left_out(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
@@ -32,6 +35,8 @@ def naming(config: Mapping[str, Any]) -> Callable[[str], bool]:
     chosen = None if known is None else _ends(known)
     without = _ends({*map(str, excluded)}) if isinstance(excluded, list | tuple) else None
 
+    heads = _HEADS if config.get("task_type") == "SEQ_CLS" else _OUTPUTS
+
     def named(module: str) -> bool:
         module = module.partition(".base_layer")[
             0
@@ -40,7 +45,9 @@ def naming(config: Mapping[str, Any]) -> Callable[[str], bool]:
             return False
         if isinstance(excluded, str) and excluded and re.fullmatch(excluded, module):
             return False
-        if isinstance(targets, str) and targets.lower() != ALL_LINEAR:
+        if all_linear(config):
+            return module.rpartition(".")[2] not in heads
+        if isinstance(targets, str):
             return re.fullmatch(targets, module) is not None
         if known is not None and module in known:
             return True
@@ -49,6 +56,12 @@ def naming(config: Mapping[str, Any]) -> Callable[[str], bool]:
         return _in_layers(config, module)
 
     return named
+
+
+def all_linear(config: Mapping[str, Any]) -> bool:
+    """Whether the config names all linear layers at once, as PEFT does not save it but others do."""
+    targets = config.get("target_modules")
+    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
 
 
 def target_problem(config: Mapping[str, Any]) -> str | None:

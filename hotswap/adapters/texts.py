@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hotswap.adapters import hub, pickles
 from hotswap.adapters.config import CONFIG, config_text, lora_config
@@ -19,8 +19,10 @@ from hotswap.adapters.files import (
     PICKLED,
     WEIGHTS,
     changed,
+    open_regular,
     open_weights,
     read_raw_header,
+    refuse_others,
     unchanged,
     unreadable,
 )
@@ -86,19 +88,24 @@ def open_texts(
     UnreadableAdapterError, also at the end when the file has changed; where the texts are not as they
     should be it has the findings of the config too.
     """
-    if hub.looks_like_id(path) and hub.cache_only():
-        with open_texts(str(hub.fetched(path)), config=config, family=family) as texts:
-            yield replace(texts, path=path)
-        return
+    options: dict[str, Any] = {"config": config, "family": family, "allow_pickle": allow_pickle}
     if hub.looks_like_id(path):
-        yield Texts(path, path, *hub.read_texts(path), family=family)
+        found = None if hub.cache_only() else _of_hub(path, allow_pickle)
+        if found is not None:
+            yield Texts(path, path, *found, family=family)
+            return
+        with open_texts(str(hub.fetched(path, allow_pickle=allow_pickle)), **options) as texts:
+            yield replace(texts, path=path)
         return
     location = Path(path)
     pickled = pickles.torch_file(location)
+    if pickled is not None:
+        with open_regular(pickled) as file:
+            refuse_others(pickled, file.read(8), pickles=False)
     if pickled is not None and allow_pickle:
         with tempfile.TemporaryDirectory(prefix="hotswap-") as folder:
             copy = str(pickles.rewritten(pickled, Path(folder)))
-            with open_texts(copy, config=config, family=family) as texts:
+            with open_texts(copy, **options) as texts:
                 yield replace(texts, path=path, passing=True)
         return
     if pickled is not None:
@@ -118,6 +125,16 @@ def open_texts(
         if not has_code(findings, "HSW101"):  # of another kind than LoRA, only that
             findings += error.findings
         raise UnreadableAdapterError(tuple(dict.fromkeys(findings))) from error
+
+
+def _of_hub(path: str, allow_pickle: bool) -> tuple[bytes | None, bytes, int] | None:
+    """The texts of an adapter on the hub; None for a pickle that is allowed, which is fetched instead."""
+    try:
+        return hub.read_texts(path)
+    except UnreadableAdapterError as error:
+        if not (allow_pickle and has_code(error.findings, "HSW006")):
+            raise
+    return None
 
 
 def weights_of(path: Path) -> Path | None:

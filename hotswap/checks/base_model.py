@@ -15,6 +15,7 @@ from hotswap.adapters.pipeline_folder import read_pipeline_folder
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.incoming.renamed import spec_in_names_of
+from hotswap.engine.incoming.validate import without_lora
 from hotswap.errors import HotswapError, MissingExtraError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -81,7 +82,8 @@ def describe(model: nn.Module, name: str) -> BaseModel:
     parameters = {key: tuple(p.shape) for key, p in model.named_parameters(remove_duplicate=False)}
     prefix = str(getattr(model, "base_model_prefix", "") or "")
     widens = "" if type(model).__name__ == "FluxTransformer2DModel" else None
-    return BaseModel(name, modules, parameters, prefix, widens=widens)
+    others = tuple(without_lora(model))
+    return BaseModel(name, modules, parameters, prefix, widens=widens, others=others)
 
 
 def _build(path: Path, name: str, wanted: tuple[str, str] | None = None) -> nn.Module:

@@ -36,12 +36,12 @@ def load(
 
     So adapters with different target modules, DoRA, heads or trained tokens can be swapped: what an
     adapter does not have is as in the base model. The base weights are not copied, but for whole modules
-    of modules_to_save. The result is a PeftModel in evaluation mode, prepared, not compiled, with
-    ``adapter`` swapped in (None: the base model). A pipeline of diffusers is returned itself, with LoRA
-    layers in every component that the plan has; a dict names an adapter for each component, and files of
-    one component may share a plan. For ``allow_pickle`` see ``swap``. Raises HotswapError when the base
-    model lacks a module or carries LoRA layers already, and what PEFT and ``swap`` raise; the base model
-    is then as it was.
+    of modules_to_save; for adapters of PiSSA or OLoRA PEFT takes their part out of them. The result is a
+    PeftModel in evaluation mode, prepared, not compiled, with ``adapter`` swapped in (None: the base
+    model). A pipeline of diffusers is returned itself, with LoRA layers in every component that the plan
+    has; a dict names an adapter for each component, and files of one component may share a plan. For
+    ``allow_pickle`` see ``swap``. Raises HotswapError when the base model lacks a module or carries LoRA
+    layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
     """
     parts = models_of(base_model)
     if isinstance(base_model, nn.Module):
@@ -49,6 +49,8 @@ def load(
     plans = plans_of(parts, plan, adapter if by_component(adapter) else ())
     for part in parts:  # a component with LoRA layers that the plan lacks would be swapped too
         _require_modules(part, plans.get(part.key, SwapPlan({})))
+    if not plan.modules and not plan.tokens and not plan.saved:
+        raise HotswapError("the plan has nothing to swap; plan adapters that `hotswap check` takes")
     planned = [part for part in parts if part.key in plans]
     configs = {key: _union(own) for key, own in plans.items()}
     deployment = base_model
@@ -57,6 +59,9 @@ def load(
         configs[""].task_type = found.task_type
     with Changes() as changes, changes:
         _note((part.given for part in planned), changes)
+        if "init_lora_weights" in plan.ground:  # PEFT takes a part out of the base weights
+            for part in planned:
+                _note_weights(part.given, plan, changes)
         for part in planned:
             if part.key:
                 inject_adapter_in_model(configs[part.key], part.given, adapter_name)
@@ -103,6 +108,13 @@ def _note(models: Iterable[nn.Module], changes: Changes) -> None:
     changes.callback(put_back)
 
 
+def _note_weights(model: nn.Module, plan: SwapPlan, changes: Changes) -> None:
+    """Note the values of the weights that a plan has LoRA on."""
+    for name in _owners(plan):
+        for parameter in model.get_submodule(name).parameters(recurse=False):
+            changes.callback(setattr, parameter, "data", parameter.data.clone())
+
+
 def _require_modules(part: Part, plan: SwapPlan) -> None:
     """Raise HotswapError unless the model has every module of the plan, each for one way of training."""
     which = f"the pipeline's {part.key}" if part.key else "the base model"
@@ -142,9 +154,14 @@ def _union(plan: SwapPlan) -> LoraConfig:
         else:
             targets.append(name)
             ranks[name] = module.rank
+    parts = plan.ground.get("parts", {})
     return LoraConfig(
         r=plan.target_rank,
         lora_alpha=plan.target_rank,
+        alpha_pattern={f"^{re.escape(name)}$": scaling * r for name, (r, scaling) in parts.items()},
+        init_lora_weights=plan.ground.get("init_lora_weights", True),
+        alora_invocation_tokens=plan.ground.get("alora_invocation_tokens"),
+        task_type="CAUSAL_LM" if "alora_invocation_tokens" in plan.ground else None,
         # "$^" matches nothing: an empty value would mean PEFT's default modules
         target_modules="|".join(re.escape(name) for name in targets) or "$^",
         target_parameters=parameters or None,

@@ -138,6 +138,6 @@ def test_adapters_must_target_the_same_parameters() -> None:
 
 
 def test_what_is_wrong_with_the_adapter_itself_is_included(tmp_path: Path) -> None:
-    extra: Tensors = {"other.weight": ("F32", (2,))}
+    extra: Tensors = {"base_model.model.other.weight": ("F32", (2,))}
     spec = AdapterSpec.read(write_adapter(tmp_path, extra=extra))
     assert only(plan([spec]), spec).code == "HSW108"

@@ -160,6 +160,49 @@ def test_a_swap_fetches_what_a_check_reads_and_takes_the_cache_without_a_hub(
         assert time.monotonic() - start < 40
 
 
+PICKLES = """
+import sys, torch, hotswap
+from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
+net = torch.nn.Sequential(torch.nn.Linear(32, 16))
+model = get_peft_model(net, LoraConfig(r=8, target_modules=["0"]))
+hotswap.prepare(model, target_rank=8)
+word = "org/pickle"
+for allowed, offline in ((False, False), (True, False), (False, True), (True, True)):
+    constants.HF_HUB_OFFLINE = offline
+    ways = (
+        lambda: hotswap.check_adapters(word, allow_pickle=allowed),
+        lambda: len(hotswap.plan([word], allow_pickle=allowed).modules),
+        lambda: hotswap.swap(model, word, allow_pickle=allowed).adapter,
+    )
+    for way in ways:
+        try:
+            print(*[getattr(found, "code", found) for found in [way()]])
+        except hotswap.HotswapError as error:
+            print(error.findings[0].code, error.findings[0].remedy)
+"""
+
+
+def test_pickles_on_the_hub_are_taken_where_that_is_allowed(tmp_path: Path) -> None:
+    import torch
+
+    root = tmp_path / "hub"
+    folder = write_adapter(
+        root / "org" / "pickle", modules={"0": (32, 16)}, config={"task_type": None}
+    )
+    tensors = {
+        "base_model.model.0.lora_A.weight": torch.ones(8, 32),
+        "base_model.model.0.lora_B.weight": torch.ones(16, 8),
+    }
+    torch.save(tensors, folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with hub(root) as (endpoint, _):
+        out = asked(PICKLES, tmp_path, endpoint).splitlines()
+    assert [line.partition(" ")[0] for line in (*out[:3], *out[6:9])] == ["HSW006"] * 6
+    assert all("--allow-pickle" in line for line in out[1:3])
+    assert out[3:6] == out[9:] == ["[]", "1", "org/pickle"]
+
+
 PIPELINE = """
 import sys, hotswap
 from pathlib import Path

@@ -46,7 +46,7 @@ def test_equal_texts_are_described_alike_each_under_its_own_path(tmp_path: Path)
 @pytest.mark.parametrize("rank", [2, 3])
 def test_texts_of_files_alone_are_told_from_their_headers(rank: int, tmp_path: Path) -> None:
     tensors = {"q.lora_A.weight": ("F32", (2, 8)), "q.lora_B.weight": ("F32", (8, 2))}
-    told = {"r": rank, "lora_alpha": 2}
+    told = {"r": rank, "lora_alpha": 2, "target_modules": ["q"]}
     files = [diffusers_file(tmp_path / f"{n}.safetensors", tensors, told) for n in range(4)]
     reader = SpecReader()
     for file in files:

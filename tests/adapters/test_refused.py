@@ -51,6 +51,40 @@ def test_a_file_of_another_kind_is_named(
     assert words in str(found)
 
 
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.bin", "lone.bin", "lone.gguf"]
+)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"GGUF\x03\0\0\0", "gguf"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_under_any_name(
+    content: bytes, words: str, name: str, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path)
+    if name == "adapter_model.bin":
+        (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(content)
+    path = folder / name if name.startswith("lone") else folder
+    for allowed in (False, True):
+        (found,) = Inspector(allow_pickle=allowed)(str(path)).findings
+        assert (found.code, words in str(found)) == ("HSW005", True)
+
+
+def test_a_folder_in_which_the_weights_have_another_name_says_which(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path)
+    (folder / WEIGHTS).rename(folder / "own.safetensors")
+    assert only(folder).remedy == f"pass {folder / 'own.safetensors'}"
+    assert only(folder).code == "HSW004"
+    assert Inspector()(str(folder / "own.safetensors")).findings == ()
+    (folder / "adapter_config.json").unlink()
+    (folder / WEIGHTS).touch()  # which is nothing without its config
+    assert (only(folder).code, "own.safetensors" in only(folder).remedy) == ("HSW002", True)
+
+
 def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
     tensors = safetensors_bytes({"q.lora_A.weight": ("F32", (8, 4))})
     length = int.from_bytes(tensors[:8], "little")

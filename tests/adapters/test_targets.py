@@ -15,7 +15,7 @@ from hotswap.adapters.config import FIELDS
 from hotswap.adapters.inspect import Inspector
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.adapters.targets import left_out, naming
-from tests.support.adapter_files import write_adapter
+from tests.support.adapter_files import Tensors, write_adapter
 
 MODULES = [
     f"{prefix}layers.{layer}.{module}"
@@ -85,11 +85,25 @@ def test_weights_that_the_config_does_not_name_are_left_out_and_reported(
     assert "model.layers.0.v_proj" in found.message
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear", None, r".*_proj"])
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear", r".*_proj"])
 def test_a_config_that_names_all_weights_is_silent(targets: Any, tmp_path: Path) -> None:
     modules = {"model.layers.0.v_proj": (8, 8), "model.layers.1.q_proj": (8, 8)}
     folder = write_adapter(tmp_path, modules=modules, config={"target_modules": targets})
     assert Inspector()(str(folder)).findings == ()
+
+
+def test_all_linear_means_neither_heads_nor_embeddings(tmp_path: Path) -> None:
+    """As in PEFT, which saves the names in its place; others write the word."""
+    extra: Tensors = {
+        "base_model.model.tokens.lora_embedding_A": ("F32", (8, 40)),
+        "base_model.model.tokens.lora_embedding_B": ("F32", (16, 8)),
+    }
+    modules = {"layers.0.up": (16, 16), "score": (16, 2), "lm_head": (16, 40)}
+    for task, left in ((None, ("lm_head", "tokens")), ("SEQ_CLS", ("lm_head", "score", "tokens"))):
+        config = {"target_modules": "all-linear", "task_type": task}
+        folder = write_adapter(tmp_path / str(task), modules=modules, config=config, extra=extra)
+        assert sorted(AdapterSpec.read(folder).left_out) == sorted(left)
+        assert [f.code for f in Inspector()(str(folder)).findings] == ["HSW118"]
 
 
 def test_a_target_that_is_excluded_needs_no_weights(tmp_path: Path) -> None:

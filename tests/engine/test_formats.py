@@ -315,17 +315,10 @@ def test_metadata_does_not_say_which_modules_of_a_denoiser_are_loaded(tmp_path: 
     compare(weights(hotswap.load(pipeline, hotswap.plan([file]), file)), weights(reference))
 
 
-def test_names_of_wrapped_components_are_refused_and_those_of_compiled_ones_are_not(
-    tmp_path: Path,
-) -> None:
-    wrapped = read(pair(f"transformer.module.{FLUX}.to_q", 32, 32, PEFT), tmp_path)
-    assert [finding.code for finding in wrapped.findings] == ["HSW108"]
-    compiled = read(pair(f"transformer._orig_mod.{FLUX}.to_q", 32, 32, PEFT), tmp_path)
-    assert (list(compiled.modules), compiled.findings, compiled.left_out) == (
-        [f"{FLUX}.to_q"],
-        (),
-        (),
-    )
+@pytest.mark.parametrize("inside", ["transformer.module.", "transformer._orig_mod.", "_orig_mod."])
+def test_names_of_wrapped_and_compiled_components_are_refused(inside: str, tmp_path: Path) -> None:
+    spec = read(pair(f"{inside}{FLUX}.to_q", 32, 32, PEFT), tmp_path)
+    assert [finding.code for finding in spec.findings] == ["HSW108"]
 
 
 @pytest.mark.parametrize(("wide", "pipeline"), [(4, "FluxPipeline"), (6, "Flux2Pipeline")])
@@ -380,3 +373,54 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableAdapterError, match="one of the two LoRA weights") as caught:
         read(tensors, tmp_path)
     assert [finding.code for finding in caught.value.findings] == ["HSW103"]
+
+
+def told(**parts: dict[str, Any]) -> dict[str, str]:
+    fields = {f"{part}.{key}": value for part, own in parts.items() for key, value in own.items()}
+    return {"lora_adapter_metadata": json.dumps(fields)}
+
+
+_OF_UNET = {"r": 4, "lora_alpha": 12, "target_modules": ["to_q"]}
+_TWO = pair(f"unet.{UNET}.to_q", 8, 8, PEFT) | pair(f"text_encoder.{TEXT}.q_proj", 16, 16, PEFT)
+METADATA: dict[str, tuple[Tensors, dict[str, str]]] = {
+    "of one component": (_TWO, told(unet=_OF_UNET)),
+    "of none": (_TWO, told()),
+    "without targets": (_TWO, told(unet=_OF_UNET, text_encoder={"r": 4})),
+    "beside alphas": (with_alpha(kohya_unet()), told(unet=_OF_UNET)),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_that_diffusers_refuses_is_refused(name: str, tmp_path: Path) -> None:
+    tensors, metadata = METADATA[name]
+    file = tmp_path / "own.safetensors"
+    save_file(tensors, file)
+    pipeline = hotswap.load(stable_diffusion(tmp_path), hotswap.plan([file]), file)
+    save_file(tensors, file, metadata)
+    with pytest.raises((ValueError, KeyError)):
+        stable_diffusion(tmp_path).load_lora_weights(str(file))
+    assert [found.code for found in hotswap.check_adapters(file)] == ["HSW003"]
+    for way in (lambda: hotswap.plan([file]), lambda: hotswap.swap(pipeline, file)):
+        with pytest.raises(UnreadableAdapterError, match=r"diffusers (refuses|does not take both)"):
+            way()
+
+
+def test_alphas_that_diffusers_leaves_out_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    save_file(with_alpha(pair(f"transformer.{FLUX}.to_q", 32, 32, KOHYA)), file)
+    fresh = flux(tmp_path)
+    fresh.load_lora_weights(str(file))
+    layer = fresh.transformer.get_submodule(f"{FLUX}.to_q")
+    assert [*layer.scaling.values()] == [1]  # and its alpha is half its rank
+    for way in (lambda: AdapterSpec.read(file), lambda: hotswap.swap(fresh, file)):
+        with pytest.raises(UnreadableAdapterError, match="leaves alphas out") as caught:
+            way()
+        assert "rename its weights to lora_A.weight" in caught.value.findings[0].remedy
+    save_file(with_alpha(pair(f"transformer.{FLUX}.to_q", 32, 32, PEFT)), file)
+    assert {module.scaling for module in AdapterSpec.read(file).modules.values()} == {0.5}
+
+
+def test_names_of_peft_inside_of_a_component_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableAdapterError, match="go on with base_model") as caught:
+        read(pair(f"transformer.base_model.model.{FLUX}.to_q", 32, 32, PEFT), tmp_path)
+    assert [found.code for found in caught.value.findings] == ["HSW108"]

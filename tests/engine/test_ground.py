@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_adapters_of_one_recipe_share_what_is_left_of_the_base_weights(
     }
     expected = {name: run(fresh(base, folder), Y) for name, folder in fleet.items()}
     assert not torch.allclose(expected["one"], expected["two"])
+    plan = hotswap.plan(fleet.values())
+    assert plan.conflicts == ()
+    assert hotswap.SwapPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert hotswap.check_adapters([*fleet.values()]) == []
+    loaded = hotswap.load(copy.deepcopy(base), plan, fleet["one"])
+    for name in ("one", "two"):
+        hotswap.swap(loaded, fleet[name])
+        torch.testing.assert_close(run(loaded, Y), expected[name])
+        assert hotswap.check_adapters(fleet[name], plan=plan) == []
     model = fresh(base, fleet["one"])
     hotswap_adapter(model, fleet["two"], "default")  # as it is, and then prepared
     torch.testing.assert_close(run(model, Y), expected["two"])
@@ -75,6 +85,8 @@ def test_adapters_of_one_recipe_share_what_is_left_of_the_base_weights(
         remedy = (
             "model of its own" if name == "plain" else "path_initial_model_for_weight_conversion"
         )
+        assert {f.code for f in hotswap.check_adapters(other, plan=plan)} >= {"HSW102"}
+        assert hotswap.plan([*fleet.values(), other]).conflicts
         for swap in (hotswap.swap, lambda m, a: hotswap_adapter(m, a, "default")):
             with pytest.raises(HotswapError, match=remedy):
                 swap(model, other)
@@ -95,8 +107,15 @@ def test_an_adapter_with_such_a_beginning_is_refused_over_plain_ones(
             hotswap.prepare(model)
         with pytest.raises(HotswapError, match="path_initial_model_for_weight_conversion"):
             hotswap_adapter(model, pissa, "default")
+    together, kept = hotswap.plan([plain, pissa]), copy.deepcopy(base)
+    assert {f.code for f in together.conflicts} == {"HSW102"}
+    assert {f.code for f in hotswap.check_adapters([plain, pissa])} == {"HSW102"}
     with pytest.raises(HotswapError, match="path_initial_model_for_weight_conversion"):
-        hotswap.load(copy.deepcopy(base), hotswap.plan([pissa]), pissa)
+        hotswap.load(kept, together, pissa)
+    before = bits(kept)
+    with pytest.raises(HotswapError, match="load a base model of its own"):
+        hotswap.load(kept, hotswap.plan([pissa]))  # PEFT has taken its part out by then
+    assert same_bits(before, bits(kept))
 
 
 def language_model() -> Any:
@@ -127,11 +146,18 @@ def test_activated_adapters_with_equal_tokens_are_swapped(tmp_path: Path) -> Non
     bare = logits(base)
     assert torch.equal(expected["one"][:, :4], bare[:, :4])  # it begins at token 5
     assert not torch.allclose(expected["one"], expected["two"])
+    plan = hotswap.plan([fleet["one"], fleet["two"]])
+    loaded = hotswap.load(copy.deepcopy(base), plan)
     model = PeftModel.from_pretrained(copy.deepcopy(base), fleet["one"]).eval()
     hotswap.prepare(model, target_rank=8)
     for name in ("two", "one", None, "two"):
-        hotswap.swap(model, fleet[name] if name else None)
-        torch.testing.assert_close(logits(model), expected[name] if name else bare)
+        for each in (model, loaded):
+            hotswap.swap(each, fleet[name] if name else None)
+            torch.testing.assert_close(logits(each), expected[name] if name else bare)
+    assert hotswap.check_adapters([fleet["one"], fleet["two"]], plan=plan) == []
+    assert {f.code for f in hotswap.check_adapters([fleet["other"], plain], plan=plan)} == {
+        "HSW102"
+    }
     before = bits(model)
     for other in (fleet["other"], plain):
         with pytest.raises(HotswapError, match="alora_invocation_tokens"):

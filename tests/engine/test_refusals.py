@@ -96,7 +96,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "smaller base": (lambda t: t.update({A: t[A][:, :7].clone()}), "in_features 7, the plan has 8"),
     "larger base": (lambda t: t.update({B: t[B].repeat(2, 1)}), "out_features 24, the plan has 12"),
     "exchanged": (lambda t: t.update({A: t[B], B: t[A]}), "A and B are exchanged"),
-    "another tensor": (lambda t: t.update(other=t[A].clone()), "not a LoRA weight"),
+    "another tensor": (
+        lambda t: t.update({"base_model.model.other": t[A].clone()}),
+        "not a LoRA weight",
+    ),
     "another module": (
         lambda t: t.update(
             {f"base_model.model.third.first.{k[-13:]}": t[k].clone() for k in (A, B)}
@@ -178,7 +181,7 @@ def test_an_adapter_with_a_feature_that_cannot_be_swapped_is_refused(
     values, peft_name = FEATURES[feature]
     set_config(fleet["small"], **values)
     refused(model, fleet["small"], rf"{next(iter(values))}.*PEFT's {peft_name}")
-    assert hotswap.plan([fleet["small"]]).conflicts[0].code == "HSW102"
+    assert hotswap.plan([*fleet.values()]).conflicts[0].code == "HSW102"
 
 
 @pytest.mark.parametrize("feature", ["PiSSA, fast", "bias=lora_only", "bias=all"])

@@ -68,16 +68,15 @@ FEATURES = {
     "base weights in the file (save_embedding_layers)": "accepted where they equal the model's, "
     "else refused: a swap never writes base weights",
     "init_lora_weights: true, false, gaussian, orthogonal, eva, mica": "swapped; the start of training",
-    "alora_invocation_tokens": "swapped in a model that was prepared with such an adapter, for one with the "
-    "same tokens; else refused, and by plan and check",
-    "init_lora_weights: pissa, olora": "the same, for one with the same ranks and scalings, which leaves the "
-    "same base weights",
+    "alora_invocation_tokens": "planned, checked, loaded and swapped where all adapters have the same "
+    "tokens; beside others refused",
+    "init_lora_weights: pissa, olora": "the same where all have the same ranks and scalings, which leave "
+    "the same base weights",
 }
 
 REFUSED = [
     {"bias": "all"},
     {"bias": "lora_only"},
-    {"alora_invocation_tokens": [1]},
     {"use_qalora": True},
     {"use_bdlora": {"nblocks": 2}},
     {"arrow_config": {"top_k": 1}},
@@ -85,10 +84,7 @@ REFUSED = [
     {"monteclora_config": {"num_samples": 2}},
     {"velora_config": {"num_groups": 2}},
     {"layer_replication": [[0, 2]]},
-    *(
-        {"init_lora_weights": value}
-        for value in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
-    ),
+    *({"init_lora_weights": value} for value in ("pissa_niter_4", "corda", "loftq", "lora_ga")),
 ]
 
 
@@ -116,6 +112,22 @@ FILES = {
         FOUND,
     ),
     "files of torch.save (.bin)": (f"{WAYS}, where pickles are allowed", PICKLES),
+    "PEFT's folder with names of which PEFT loads nothing (without base_model.model., of compiled modules)": (
+        "refused (HSW108)",
+        "engine/test_named_modules.py::test_names_of_which_peft_loads_nothing_are_refused",
+    ),
+    "diffusers with metadata that a fresh load refuses (of some components, beside alphas)": (
+        "refused (HSW003)",
+        "engine/test_formats.py::test_metadata_that_diffusers_refuses_is_refused",
+    ),
+    "diffusers with magnitudes of DoRA that a text encoder loses in a fresh load": (
+        "refused (HSW108)",
+        "engine/test_format_property.py::test_magnitudes_of_a_text_encoder_that_a_fresh_load_loses_are_refused",
+    ),
+    "Flux in diffusers' names with lora_down, lora_up and alphas, which diffusers leaves out": (
+        "refused (HSW005)",
+        "engine/test_formats.py::test_alphas_that_diffusers_leaves_out_are_refused",
+    ),
     "PEFT's file without its config": (
         "refused (HSW002)",
         "engine/test_formats.py::test_a_file_of_peft_without_its_config_is_refused_in_every_way_in",

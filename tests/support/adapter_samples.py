@@ -89,7 +89,7 @@ SAMPLES: dict[str, Sample] = {
     "HSW007": Sample(damaged(_pipe)),
     "HSW008": Sample(damaged(_link)),
     "HSW101": Sample(adapter(config={"peft_type": "LOHA"})),
-    "HSW102": Sample(adapter(config={"init_lora_weights": "pissa"})),
+    "HSW102": Sample(adapter(config={"init_lora_weights": "corda"})),
     "HSW103": Sample(adapter(tensors={"base_model.model.q_proj.lora_A.weight": ("F32", (8, 32))})),
     "HSW104": Sample(adapter(config={"r": 4})),
     "HSW105": Sample(adapter(), _plan(rank=4)),

@@ -152,7 +152,10 @@ class TrainerFormat:
                 found[f"{place}.{self.bias}"] = torch.randn(out, generator=generator)
             if dora and self.dora:
                 size = (out, 1) if self.dora == "dora_scale" else (out,)
-                found[f"{place}.{self.dora}"] = torch.rand(size, generator=generator) + 0.5
+                end = (
+                    ".weight" if place.startswith("text_encoder") else ""
+                )  # as transformers finds it
+                found[f"{place}.{self.dora}{end}"] = torch.rand(size, generator=generator) + 0.5
         return found
 
 

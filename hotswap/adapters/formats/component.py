@@ -59,26 +59,45 @@ def config_for(
     where: str,
     component: str,
     tensors: Mapping[str, TensorInfo],
-    fields: Mapping[str, Any],
+    fields: Mapping[str, Any] | None,
     alphas: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The config of a component: its part of a file's metadata, or what its tensors imply.
 
-    Raises UnreadableAdapterError (HSW003) for fields that PEFT does not know, as diffusers does.
+    Raises UnreadableAdapterError (HSW003) for metadata that diffusers refuses, and HSW108 for names of
+    which it, or transformers for a text encoder, leaves tensors out.
     """
     prefix = f"{component}." if component else ""
+    _check_names(where, component, tensors)
+    implied = implied_config({name: info.shape for name, info in tensors.items()}, alphas)
+    if fields is None:
+        return implied
     own = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
     unknown = sorted(own.keys() - FIELDS)
     if unknown:
         text = f"the metadata {METADATA} is no LoRA config: it has {ascii(unknown[0])[:60]}"
         raise unreadable(where, "HSW003", text, _SAVE_AGAIN)
-    implied = implied_config({name: info.shape for name, info in tensors.items()}, alphas)
-    if not own:
-        return implied
+    if own.get("target_modules") is None:
+        text = f"the metadata {METADATA} names no target_modules of {component or 'the model'}"
+        raise unreadable(where, "HSW003", f"{text}, which diffusers refuses", _SAVE_AGAIN)
     if not component.startswith("text_encoder"):  # diffusers puts LoRA wherever there are weights
         own = {key: value for key, value in own.items() if key not in _TARGETS}
         own["target_modules"] = implied["target_modules"]
     return {"peft_type": "LORA", **own}
+
+
+def _check_names(where: str, component: str, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise UnreadableAdapterError (HSW108) for names that are known to get lost in a fresh load."""
+    if component and any(name.startswith("base_model.") for name in tensors):
+        text = f"the names of {component} go on with base_model., where diffusers finds no module"
+        raise unreadable(where, "HSW108", text, _SAVE_AGAIN)
+    if component.startswith("text_encoder") and any(name.endswith(MAGNITUDE) for name in tensors):
+        text = (
+            f"names magnitudes of DoRA of {component} as transformers does not find them, so a fresh "
+            "load computes with others"
+        )
+        remedy = f"rename these tensors: {MAGNITUDE} to {MAGNITUDE}.weight"
+        raise unreadable(where, "HSW108", text, remedy)
 
 
 def without_prefix(part: Component, prefix: str) -> Component:

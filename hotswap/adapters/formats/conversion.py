@@ -12,6 +12,8 @@ from hotswap.adapters.formats.component import COMPONENTS, split
 from hotswap.adapters.header import TensorInfo
 from hotswap.adapters.texts import Family
 
+LEFT_OUT = "it leaves alphas out"
+"""How the problem begins that a converter has with alphas beside names of another program."""
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -59,7 +61,9 @@ def converted(
     modules = sum(name.endswith("lora_A.weight") for name in names)
     if modules < pairs:
         raise ValueError(f"{pairs} modules in the file, {modules} of them understood")
-    strange = [n for n in names if n.endswith(".alpha") or n.partition(".")[0] in COMPONENTS]
+    if alpha := next((name for name in names if name.endswith(".alpha")), None):
+        raise ValueError(f"{LEFT_OUT}, as {alpha}")
+    strange = [n for n in names if n.partition(".")[0] in COMPONENTS]
     if strange:
         raise ValueError(f"{strange[0]} is left over")
     return found

@@ -58,7 +58,7 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
     told = layout.metadata.get(METADATA)
     if told is None and not all(_BLOCKS.search(name) for name in parts.get("", ())):
         raise without_config(texts)
-    fields = {} if told is None else parse_config(texts.weights, told)
+    fields = None if told is None else parse_config(texts.weights, told)
     return {
         name: Component(config_for(texts.weights, name, own, fields), own)
         for name, own in parts.items()

@@ -14,9 +14,10 @@ from typing import Any
 from hotswap.adapters.config import parse_config
 from hotswap.adapters.files import unreadable
 from hotswap.adapters.formats.component import METADATA, Component, config_for
-from hotswap.adapters.formats.conversion import Converted, converted, for_pipeline
+from hotswap.adapters.formats.conversion import LEFT_OUT, Converted, converted, for_pipeline
 from hotswap.adapters.formats.diffusers import without_config
 from hotswap.adapters.header import FileLayout
+from hotswap.adapters.names import LINEAR
 from hotswap.adapters.texts import Family, Texts
 from hotswap.errors import UnreadableAdapterError, missing_extra
 
@@ -96,6 +97,8 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
     if not found:
         text = f"diffusers' converter for {families[0].pipeline} cannot read its names: {problem}"
         remedy = "load it with the pipeline that it was trained for, or say which: --base FOLDER"
+        if problem.startswith(LEFT_OUT):
+            remedy = f"rename its weights to {' and '.join(LINEAR)}, beside which alphas are read"
         raise unreadable(texts.weights, "HSW005", text, remedy)
     (family, first), *others = found.items()
     if any(other.shapes != first.shapes for _, other in others):
@@ -103,7 +106,7 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
         text = f"has names that could be of {names}"
         raise unreadable(texts.weights, "HSW005", text, "say which: --base PIPELINE_FOLDER")
     told = layout.metadata.get(METADATA)
-    fields = {} if told is None else parse_config(texts.weights, told)
+    fields = None if told is None else parse_config(texts.weights, told)
     return _components(texts.weights, family, first, fields)
 
 
@@ -124,12 +127,16 @@ def of_tensors(
 ) -> tuple[dict[str, Component], dict[str, dict[str, Any]]]:
     """The components of a state dict that a pipeline takes, and their values."""
     found, values = for_pipeline(family, tensors)
-    return _components("state dict", family, found, {}), values
+    return _components("state dict", family, found, None), values
 
 
 def _components(
-    where: str, family: Family, found: Converted, fields: Mapping[str, Any]
+    where: str, family: Family, found: Converted, fields: Mapping[str, Any] | None
 ) -> dict[str, Component]:
+    if fields is not None and any(found.alphas.values()):
+        text = f"has alphas beside the metadata {METADATA}, and diffusers does not take both"
+        raise unreadable(where, "HSW003", text, "save it with one of them")
+
     def convert(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return for_pipeline(family, tensors)[1]
 

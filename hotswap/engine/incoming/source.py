@@ -22,7 +22,7 @@ from hotswap.adapters.formats import components_of
 from hotswap.adapters.formats.component import Component, Convert, split, without_prefix
 from hotswap.adapters.formats.conversion import infos
 from hotswap.adapters.header import TensorInfo
-from hotswap.adapters.names import in_file
+from hotswap.adapters.names import in_file, uncompiled
 from hotswap.adapters.spec import AdapterSpec, describe_parts
 from hotswap.adapters.texts import Family, Texts, open_texts
 from hotswap.compiler.shards import local_of
@@ -145,7 +145,7 @@ def read_components(
     ``lost`` are prefixes that names have in files of a component and not in the model, ``hub`` are
     huggingface_hub's arguments (revision, token, …). Raises UnreadableAdapterError.
     """
-    path, own = _located(adapter, hub), None
+    path, own = _located(adapter, {"allow_pickle": allow_pickle, **hub}), None
     if config is not None:
         own = json.dumps(plain(config), default=str).encode()
     with open_texts(str(path), config=own, family=family, allow_pickle=allow_pickle) as texts:
@@ -269,7 +269,8 @@ def from_state_dict(adapter: Mapping[str, Tensor], config: Config) -> IncomingAd
     key = (repr(config), tuple(adapter), tuple([(value.shape, value.dtype) for value in values]))
     known = _descriptions().get(key)
     if known is None:
-        part = Component(plain(config), infos(adapter))
+        given = {uncompiled(name): info for name, info in infos(adapter).items()}
+        part = Component(plain(config), given)
         known = describe("state dict", {"": part}, config, {})
         _keep(key, known)
     named = dict(zip(map(in_file, adapter), values, strict=True))

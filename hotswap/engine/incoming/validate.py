@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from hotswap.adapters.config import ground_of, unsupported_features
-from hotswap.adapters.fit import fits
+from hotswap.adapters.fit import fits, names_others
 from hotswap.adapters.names import canonical
 from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.spec import AdapterSpec, merge_alike
@@ -22,6 +24,15 @@ from hotswap.findings import Finding, has_code
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+_LAYERS = (
+    nn.Linear,
+    nn.Embedding,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.MultiheadAttention,
+)
+
 
 def validate(model: nn.Module, placement: Placement, source: IncomingAdapter) -> None:
     """Raise AdapterError (RankTooLargeError) unless the adapter fits; its values are not looked at."""
@@ -32,6 +43,8 @@ def validate(model: nn.Module, placement: Placement, source: IncomingAdapter) ->
             if state is not None and state.rank
         }
         refuse(findings_of(placement.envelope, source.spec, placement.config, in_place))
+        base = getattr(model, "get_base_model", lambda: model)()
+        refuse(tuple(names_others(source.spec, without_lora(base))))
     if source.spec.copies:
         refuse(tuple(_other_copies(model, source)))
 
@@ -53,7 +66,7 @@ def findings_of(
     if not mine and not theirs:
         return found
     own = {name: (module.rank, module.scaling) for name, module in spec.modules.items()}
-    if mine == theirs and ("init_lora_weights" not in mine or own == in_place):
+    if mine == theirs and ("init_lora_weights" not in mine or _alike(own, in_place)):
         alike = unsupported_features(mine)
         return tuple(finding for finding in found if finding.message not in alike)
     more = [
@@ -64,6 +77,36 @@ def findings_of(
         if mine != theirs
     ]
     return (*found, *more)
+
+
+def without_lora(module: nn.Module, path: str = "") -> Iterator[str]:
+    """Name the modules of a base model that PEFT cannot put LoRA on: blocks, norms and the like.
+
+    What looks like a layer of quantised weights is none of these.
+    """
+    for name, child in module.named_children():
+        if hasattr(child, "base_layer") or hasattr(child, "original_module"):
+            continue  # PEFT's own
+        if not _is_layer(child):
+            yield canonical(f"{path}{name}")
+        yield from without_lora(child, f"{path}{name}.")
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if isinstance(module, _LAYERS) or re.search("Linear|Conv1D", type(module).__name__):
+        return True
+    if any(True for _ in module.children()):
+        return False
+    packed = [*module.buffers(recurse=False)]
+    packed += [p for p in module.parameters(recurse=False) if not p.is_floating_point()]
+    return any(tensor.ndim > 1 for tensor in packed)
+
+
+def _alike(own: Mapping[str, tuple[int, float]], other: Mapping[str, tuple[int, float]]) -> bool:
+    return own.keys() == other.keys() and all(
+        rank == other[name][0] and math.isclose(scaling, other[name][1], rel_tol=1e-6)
+        for name, (rank, scaling) in own.items()
+    )
 
 
 def refuse(findings: tuple[Finding, ...]) -> None:

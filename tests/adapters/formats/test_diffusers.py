@@ -16,7 +16,8 @@ def test_files_of_diffusers_are_read_with_and_without_metadata(tmp_path: Path) -
         f"transformer.{name.removeprefix('base_model.model.')}": info
         for name, info in lora_tensors({"to_q": (32, 16), "to_k": (32, 16)}, rank=4).items()
     }
-    told = {"transformer.r": 4, "transformer.lora_alpha": 2}
+    targets = {"transformer.target_modules": ["to_q", "to_k"]}
+    told = {"transformer.r": 4, "transformer.lora_alpha": 2, **targets}
     file = tmp_path / "a" / "pytorch_lora_weights.safetensors"
     spec = AdapterSpec.read(diffusers_file(file, tensors, told).parent)
     assert (spec.modules["to_q"].rank, spec.modules["to_q"].alpha) == (4, 2)
@@ -34,7 +35,7 @@ def test_files_of_diffusers_are_read_with_and_without_metadata(tmp_path: Path) -
     together = hotswap.plan([one, spec])
     assert set(together.modules) == set(spec.modules)
     assert together.conflicts == fits(together, one) == fits(together, spec) == ()
-    wrong = hotswap.check_adapters(diffusers_file(file, tensors, {"transformer.r": 5}))
+    wrong = hotswap.check_adapters(diffusers_file(file, tensors, {**told, "transformer.r": 5}))
     assert {finding.code for finding in wrong} == {"HSW104"}
 
 

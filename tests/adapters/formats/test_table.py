@@ -12,7 +12,7 @@ from hotswap.adapters.header import FileLayout, TensorInfo
 from hotswap.adapters.texts import Texts
 from hotswap.errors import UnreadableAdapterError
 
-PEFT = {"peft_type": "LORA", "r": 2}
+PEFT = {"peft_type": "LORA", "r": 2, "target_modules": ["q"]}
 Q = TensorInfo("F32", (2, 8), 0, 64)
 
 

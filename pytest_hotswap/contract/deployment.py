@@ -85,6 +85,8 @@ class Deployment:
         """Whether the snapshot cannot be brought back: the deployment is brought up anew instead."""
         self.first_none: hotswap.CompileLog | None = None
         """What the first swap to the base model compiled."""
+        self.first_scale: hotswap.CompileLog | None = None
+        """What the first factor compiled, which later ones may find."""
         self.first_moves: dict[Path, list[str]] = {}
         """What the first swap to an adapter moved: bringing the snapshot back would undo it."""
         self.first_changes: dict[Path, list[str]] = {}
@@ -212,6 +214,10 @@ class Deployment:
         """The first torch module of the model under test, without torch.compile."""
         return self.subject.models(self.compiled)[0]
 
+    def module_of(self, model: Any) -> Any:
+        """The torch module of a model, which may be an object around one."""
+        return model if isinstance(model, torch.nn.Module) else self.subject.models(model)[0]
+
     def swap(self, *adapters: Path | None) -> None:
         """Swap adapters into the compiled model, one after the other."""
         for adapter in adapters:
@@ -337,7 +343,7 @@ class Deployment:
     def blame(self, adapter: Path | None, *, model: Any = None) -> str:
         """Name the first module whose output differs from the oracle's."""
         oracle = self.base if adapter is None else self.fresh(adapter)
-        ours = self.served if model is None else self.subject.models(model)[0]
+        ours = self.served if model is None else self.module_of(model)
         with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
             return self.difference(ours, oracle, self.run)
 
@@ -360,17 +366,26 @@ class Deployment:
         """
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
-        model = self.subject.compile(model)
-        found = {}
+        model: Any = PeftModel.from_pretrained(self.subject.base_model(), self.first).eval()
+        layers = lora_layers(model).values()
         try:
-            with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+            model = self.subject.compile(model)
+        except Exception:  # of a deployment that compiles what load() returns, and no other
+            model = self.loaded()
+            layers = lora_layers(self.module_of(model), self.subject.adapter_name).values()
+            model = self.subject.compile(model)
+        found = {}
+        # a number that is compiled as dynamic, as dynamic=True does, recompiles for no value
+        static = {"automatic_dynamic_shapes": False, "specialize_float": True}
+        try:
+            with torch._dynamo.config.patch(static):
                 self.run(model)
                 for case in ("no swap", "another alpha"):
                     with hotswap.watch_compiles() as log:
                         if case == "another alpha":
-                            for layer in lora_layers(model).values():
-                                layer.scaling["default"] *= 1.37  # no adapter of the fleet has it
+                            for layer in layers:
+                                for name in layer.scaling:
+                                    layer.scaling[name] *= 1.37  # no adapter of the fleet has it
                         self.run(model)
                     found[case] = [str(recompile) for recompile in log.recompiles]
         finally:
@@ -404,6 +419,14 @@ class Deployment:
                 self.probed += 1
                 self.swap(None)
                 self.run()
+        if "knobs-follow" not in self.subject.unsupported:
+            with contextlib.suppress(Exception), self.as_one():
+                self._restore()
+                self.run()
+                with hotswap.watch_compiles() as self.first_scale:
+                    self.subject.set_scale(self.compiled, 0.5)
+                    self.run()
+            self._restore()
         for path in right:
             with contextlib.suppress(Exception), self.as_one():
                 self.probed += 1

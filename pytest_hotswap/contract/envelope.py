@@ -126,9 +126,9 @@ class EnvelopeLaws:
         before = swapping.run()
         with torch.no_grad():
             for module in swapping.subject.models(swapping.compiled):
-                for parameter in module.parameters():
-                    if parameter.is_floating_point():
-                        parameter.mul_(1.25)
+                for weight in [*module.parameters()] or [*module.buffers()]:
+                    if weight.is_floating_point():
+                        weight.mul_(1.25)
         same = compare(swapping.run(), before).max_error == 0.0
         assert not same, (
             "swap-has-effect: the outputs stay as they are when every weight of the model changes: "
@@ -189,8 +189,12 @@ class EnvelopeLaws:
             )
 
     def test_rank_bound__one_module(self, swapping: Deployment) -> None:
-        modules = [*swapping.specs[swapping.first].modules]
-        for module in dict.fromkeys((modules[0], modules[len(modules) // 2], modules[-1])):
+        spec = swapping.specs[swapping.first].modules
+        modules = [*spec]
+        some = [modules[0], modules[len(modules) // 2], modules[-1]]
+        narrowest = min(modules, key=lambda name: swapping.room[name])
+        each = {(m.kind, m.groups): name for name, m in spec.items()}  # the last one of each kind
+        for module in dict.fromkeys([*some, narrowest, *each.values()]):
             swapping.restore()
             groups = swapping.specs[swapping.first].modules[module].groups
             full = swapping.room[module]

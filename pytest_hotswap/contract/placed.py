@@ -16,20 +16,21 @@ from hotswap.engine.layout.slots import Slot, lora_layers, slots
 from pytest_hotswap.contract.deployment import Deployment
 
 
-def misplaced(deployment: Deployment, adapter: Path) -> list[str]:
-    """Say which layers hold something else than the adapter's fresh load.
+def misplaced(deployment: Deployment, adapter: Path, scale: float = 1.0) -> list[str]:
+    """Say which layers hold something else than the adapter's fresh load, scaled by a factor.
 
     A layer that keeps the same adapter in another form is right if what it adds to the base weight is.
     """
     name = deployment.subject.adapter_name
-    fresh = lora_layers(deployment.fresh(adapter), "default")
+    loaded = deployment.fresh(adapter, scale)
+    fresh = lora_layers(loaded, "default")
     found = []
     for module, layer in lora_layers(deployment.served, name).items():
         theirs = fresh.get(module)
         differing = list(_differing(layer, name, theirs))
         if differing and not _adds_the_same(layer, name, theirs):
             found.append(f"{module} does not hold what the file has: {', '.join(differing)}")
-    wanted = {slot.name: slot for slot in auxiliary_slots(deployment.fresh(adapter), "default")}
+    wanted = {slot.name: slot for slot in auxiliary_slots(loaded, "default")}
     found += [
         f"{slot.name} is not what the file has"
         for slot in auxiliary_slots(deployment.served, name)

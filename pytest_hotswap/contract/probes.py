@@ -21,17 +21,25 @@ from pytest_hotswap.subjects.base import Subject
 
 def lora_b(deployment: Deployment, model: Any) -> Any:
     """The weight of the first layer's lora_B, or the part of it that is on this rank."""
-    name = deployment.subject.adapter_name
-    layer = next(iter(lora_layers(model, name).values()))
-    return local_of(slots(layer, name)[1].tensor)
+    return local_of(_writable(deployment, model)[0])
 
 
 def poke(deployment: Deployment, model: Any) -> None:
     """Change every layer's lora_B in place: one alone hardly shows in some models, as that of a query."""
-    name = deployment.subject.adapter_name
     with torch.no_grad():
-        for layer in lora_layers(model, name).values():
-            slots(layer, name)[1].tensor.add_(1.0)
+        for tensor in _writable(deployment, model):
+            tensor.add_(1.0)
+
+
+def _writable(deployment: Deployment, model: Any) -> list[torch.Tensor]:
+    """Each layer's lora_B; every weight of a model that keeps its adapter in no LoRA layer of PEFT's."""
+    name = deployment.subject.adapter_name
+    module = deployment.module_of(model)
+    layers = lora_layers(module, name).values()
+    if found := [slots(layer, name)[1].tensor for layer in layers]:
+        return found
+    every = (*module.parameters(), *module.buffers())
+    return [tensor for tensor in every if tensor.is_floating_point()]
 
 
 @contextmanager
@@ -89,7 +97,7 @@ def uncovered(deployment: Deployment, model: Any) -> list[str]:
     """Say which tensors are below their planned rank, and which scalings are no tensors."""
     name = deployment.subject.adapter_name
     found = []
-    for module, layer in lora_layers(model, name).items():
+    for module, layer in lora_layers(deployment.module_of(model), name).items():
         wanted = deployment.plan.modules[module].rank if module in deployment.plan.modules else 0
         found += [
             f"{module}.{slot.key} has rank {slot.rank}, planned {wanted}"
@@ -106,13 +114,14 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
 
     Another adapter of the fleet stands beside it, under a name that contains its own.
     """
+    _ = deployment.first_swaps  # they are watched, so no other swap comes before them
     subject = deployment.subject
     model, _ = with_another(deployment, prepared=True)
     snapshot, before = deployment.fingerprint(model), records(deployment, model)
     if adapter is not None:
         subject.swap(model, adapter)
     else:
-        layer = next(iter(lora_layers(model, BYSTANDER).values()))
+        layer = next(iter(lora_layers(deployment.module_of(model), BYSTANDER).values()))
         with torch.no_grad():
             local_of(slots(layer, BYSTANDER)[0].tensor).add_(1.0)
     found = _foreign(snapshot, subject.adapter_name)
@@ -127,6 +136,7 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
 
 def changes_of_an_active_one(deployment: Deployment) -> list[str]:
     """What a swap changes while another adapter is the active one: its outputs, and that it is."""
+    _ = deployment.first_swaps
     subject = deployment.subject
     model, _ = with_another(deployment, prepared=True)
     with active(model, BYSTANDER, subject):

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from hotswap.compiler.private import stance
+
 _LOGGERS = ("", "peft", "transformers", "diffusers", "torch")
 THREADS = "the number of threads that run"
 
@@ -32,10 +34,15 @@ def settings() -> dict[str, Any]:
         "the precision of matrix products": torch.get_float32_matmul_precision(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "torch.backends.cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32),
+        "the stance of torch.compile": stance(),
         "torch._dynamo.config": torch._dynamo.config.get_config_copy(),
         "the working directory": os.getcwd(),
         "garbage collection": gc.isenabled(),
-        "what an interrupt calls": signal.getsignal(signal.SIGINT),
+        "how often garbage is collected": gc.get_threshold(),
+        "what signals call": [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)],
+        "what is called for an error that nobody catches": (sys.excepthook, threading.excepthook),
+        "the search for anomalies": torch.is_anomaly_enabled(),
+        "what is printed to": (sys.stdout, sys.stderr),
     }
 
 
@@ -47,6 +54,7 @@ def loud() -> dict[str, Any]:
         THREADS: threading.active_count(),
         "the filters of warnings": list(warnings.filters),
         "the levels of loggers": [logging.getLogger(name).level for name in _LOGGERS],
+        "what loggers leave out": logging.root.manager.disable,
     }
 
 
@@ -74,6 +82,7 @@ def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     benchmark, collects = torch.backends.cudnn.benchmark, gc.isenabled()
+    left_out, rarely, hook = logging.root.manager.disable, gc.get_threshold(), sys.excepthook
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns, now = torch.is_deterministic_algorithms_warn_only_enabled(), dict(os.environ)
     with warnings.catch_warnings(), torch.set_grad_enabled(on):
@@ -83,6 +92,9 @@ def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
         torch.use_deterministic_algorithms(on, warn_only=True)
         torch.backends.cudnn.benchmark = on
         _collect(on)
+        gc.set_threshold(rarely[0] + 1, *rarely[1:])
+        logging.disable(logging.NOTSET + 1)
+        sys.excepthook = lambda *error: hook(*error)
         _set_environment(environment)
         for logger in loggers:
             logger.setLevel(logging.CRITICAL - 1)
@@ -92,6 +104,9 @@ def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
             _set_environment(now)
+            sys.excepthook = hook
+            logging.disable(left_out)
+            gc.set_threshold(*rarely)
             _collect(collects)
             torch.backends.cudnn.benchmark = benchmark
             torch.use_deterministic_algorithms(deterministic, warn_only=warns)

@@ -84,7 +84,9 @@ def _begin(meeting: _Meeting, at: int, line: int) -> None:
 def _call_that_meets(deployment: Deployment, work: Callable[[], Any]) -> Any:
     """The outputs of a call in the middle of which another thread begins something."""
     meeting = _Meeting(work)
-    layers = [*lora_layers(deployment.served, deployment.subject.adapter_name).values()]
+    served = deployment.served
+    found = lora_layers(served, deployment.subject.adapter_name).values() or served.modules()
+    layers: list[torch.nn.Module] = [*found]
     handle = layers[len(layers) // 2].register_forward_pre_hook(lambda *_: meeting.begin())
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code has no such place

@@ -9,6 +9,9 @@ The exit status is the number of faulty engines that are alive.
 
 from __future__ import annotations
 
+import gc
+import logging
+import signal
 import sys
 import tempfile
 import time
@@ -56,16 +59,14 @@ class Bench:
         """A deployment of the faulty engine."""
         subject = engine(self.folder)
         if engine.own:
-            limit = torch._dynamo.config.recompile_limit
-            try:
+            with _as_before():
                 yield Deployment(subject, Path(tempfile.mkdtemp(dir=self.folder)))
-            finally:
-                torch._dynamo.config.recompile_limit = limit
             return
         deployment = self.shared[engine.fleet]
         sound, deployment.subject = deployment.subject, subject
         try:
-            yield deployment
+            with _as_before():
+                yield deployment
         finally:
             deployment.subject = sound
             deployment.snapshot.restore()
@@ -82,6 +83,25 @@ class Bench:
         torch._dynamo.reset()
         with self.of(engine) as deployment:
             return {law: _first(deployment, law) for law in LAWS}
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Bring back what a faulty engine has left of the process' settings."""
+    limit, grad = torch._dynamo.config.recompile_limit, torch.is_grad_enabled()
+    disabled, rarely, collects = logging.root.manager.disable, gc.get_threshold(), gc.isenabled()
+    ends, hook = signal.getsignal(signal.SIGTERM), sys.excepthook
+    try:
+        yield
+    finally:
+        torch._dynamo.config.recompile_limit = limit
+        torch.compiler.set_stance("default")
+        torch.set_grad_enabled(grad)
+        logging.disable(disabled)
+        gc.set_threshold(*rarely)
+        gc.enable() if collects else gc.disable()
+        signal.signal(signal.SIGTERM, ends)
+        sys.excepthook = hook
 
 
 def _first(deployment: Deployment, law: str) -> Violation | None:

@@ -96,7 +96,7 @@ def test_without_the_plugin_other_tests_run_and_a_contract_says_what_it_needs(
         """,
     )
     laws = "test_swap_equals_load or test_preparation_covers"
-    cases = ("any_first", "odd", "alike", "companions", "rewritten", "names", "placed")
+    cases = ("any_first", "odd", "alike", "companion", "rewritten", "names", "placed")
     words = f"test_one or (({laws}) and {' and '.join(f'not {case}' for case in cases)})"
     result = run_pytest(pytester, "-p", "no:hotswap", "-k", words)
     result.assert_outcomes(passed=1, errors=3, deselected=result.parseoutcomes()["deselected"])

@@ -236,3 +236,26 @@ class VocabularyCut(Plain):
             if "lora_embedding_A" in parts:
                 parts["lora_embedding_A"] = parts["lora_embedding_A"][:, :11]
         return given
+
+
+@breaks("swap-atomic", own=True)
+class UndoesToTheFirst(Plain):
+    """What is brought back after a failure is the adapter that was loaded, not the one before."""
+
+    loaded: Path | None = None
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        self.loaded = adapter
+        return super().load(base, adapter)
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        assert self.loaded is not None
+        given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
+        self.check(model, given)
+        staged, old = self.staged(model, given), self.staged(model, self.read(self.loaded))
+        try:
+            self.commit(staged)
+        except BaseException:
+            self.commit(old)
+            raise
+        self.record(model, given)

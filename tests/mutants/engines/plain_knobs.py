@@ -266,3 +266,48 @@ class FirstSwapWhileDisabledCounts(Plain):
             self.off = False
             if self.waiting is not None:
                 super().swap(model, *self.waiting)
+
+
+@breaks("knobs-follow")
+class ScaleByRatio(Plain):
+    """A factor is multiplied over the one before, which may be zero."""
+
+    factor = 1.0
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        self.factor = 1.0
+
+    @torch.no_grad()
+    def set_scale(self, model: Any, scale: float) -> None:
+        for _, layer in self.found(model):
+            layer.scaling[self.adapter_name].mul_(scale).div_(self.factor)
+        self.factor = scale
+
+
+@breaks("knobs-follow", own=True)
+class ScalingsReplacedByAFactor(Plain):
+    """A factor puts other tensors in the place of the scalings."""
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        super().set_scale(model, scale)
+        for _, layer in self.found(model):
+            layer.scaling[self.adapter_name] = layer.scaling[self.adapter_name].clone()
+
+
+@breaks("knobs-follow")
+class SavesNothingWhileDisabled(Plain):
+    """What is saved while the adapter is disabled is what it adds then: zeros."""
+
+    def trimmed(self, layer: LoraLayer, part: str, tensor: Tensor, rank: int) -> Tensor:
+        own = super().trimmed(layer, part, tensor, rank)
+        return own * 0 if layer._disable_adapters else own
+
+
+@breaks("knobs-follow")
+class SavingEndsTheFactor(Plain):
+    """Saving sets the factor to one, so that scalings are those of the file."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        super().save(model, folder)
+        self.set_scale(model, 1.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
+import sys
 import warnings
 from typing import Any
 
@@ -130,7 +132,7 @@ class EnvironmentSet(Plain):
 
     def record(self, model: Any, given: Given) -> None:
         super().record(model, given)
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.environ["SAFETENSORS_FAST_GPU"] = "1"
 
 
 @breaks("swap-isolated")
@@ -150,3 +152,88 @@ class HookLeftByNone(Plain):
         super().record(model, given)
         if not given.tensors:
             self.models(model)[0].register_load_state_dict_post_hook(lambda *_: None)
+
+
+class Leaves(Plain):
+    """After a swap something is left as no one asked for."""
+
+    def leave(self, model: Any) -> None:
+        """Leave it."""
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        self.leave(self.models(model)[0])
+
+
+@breaks("swap-isolated")
+class EvalAtEachSwap(Leaves):
+    """The model is set to eval(), whatever its user has set."""
+
+    def leave(self, model: Any) -> None:
+        model.eval()
+
+
+@breaks("swap-isolated")
+class FreezesTheBase(Leaves):
+    """What is no LoRA weight is frozen, also what is trained."""
+
+    def leave(self, model: Any) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and "lora_" in name)
+
+
+@breaks("swap-isolated")
+class GradientsCleared(Leaves):
+    """zero_grad() is called, as before a step of training."""
+
+    def leave(self, model: Any) -> None:
+        model.zero_grad()
+
+
+@breaks("swap-isolated")
+class HooksCleared(Leaves):
+    """Every forward hook is taken out, not only its own."""
+
+    def leave(self, model: Any) -> None:
+        for module in model.modules():
+            module._forward_hooks.clear()
+
+
+@breaks("swap-isolated")
+class LoggingSwitchedOff(Leaves):
+    """Logging is switched off below errors, for the whole program."""
+
+    def leave(self, model: Any) -> None:
+        logging.disable(logging.WARNING)
+
+
+@breaks("swap-isolated")
+class CollectsRarely(Leaves):
+    """Garbage is collected rarely from now on."""
+
+    def leave(self, model: Any) -> None:
+        gc.set_threshold(100_000)
+
+
+@breaks("swap-isolated", own=True)
+class EagerFromNowOn(Leaves):
+    """What a swap would make recompile runs eagerly from now on."""
+
+    def leave(self, model: Any) -> None:
+        torch.compiler.set_stance("eager_on_recompile")
+
+
+@breaks("swap-isolated", own=True)
+class TerminationIgnored(Leaves):
+    """That the program is to end is ignored during a swap, and for ever."""
+
+    def leave(self, model: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@breaks("swap-isolated")
+class ErrorsTaken(Leaves):
+    """What nobody catches goes to a log of its own."""
+
+    def leave(self, model: Any) -> None:
+        sys.excepthook = lambda *_: None

@@ -14,6 +14,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
+import hotswap
 from tests.mutants.plain import Given, Plain
 from tests.mutants.registry import breaks
 
@@ -290,6 +291,45 @@ class CutsToTheTarget(RankOfTheConfig):
 
 
 @breaks("rank-bound")
+class FirstModuleUnbounded(RankOfTheConfig):
+    """An embedding is taken whatever its rank, and cut."""
+
+    def check_tensor(
+        self, layer: LoraLayer, name: str, value: Tensor, place: Tensor, rank: int
+    ) -> None:
+        if "embedding" not in name:
+            super().check_tensor(layer, name, value, place, rank)
+
+
+@breaks("rank-bound")
+class OneBoundForAll(RankOfTheConfig):
+    """One bound, that of the widest module, is that of all."""
+
+    def check(self, model: Any, given: Given) -> None:
+        layers = [layer for _, layer in self.found(model)]
+        tensors = [self.parts(layer, self.adapter_name) for layer in layers]
+        widest = max(t.shape[0] for each in tensors for part, t in each.items() if "A" in part)
+        if above := [module for module, rank in given.ranks.items() if rank > widest]:
+            raise ValueError(f"{above[0]} has a rank above {widest}")
+
+    def check_tensor(
+        self, layer: LoraLayer, name: str, value: Tensor, place: Tensor, rank: int
+    ) -> None:
+        pass
+
+
+@breaks("rank-bound")
+class BoundTimesGroups(RankOfTheConfig):
+    """The bound of a grouped convolution is multiplied by its groups once too often."""
+
+    def check_tensor(
+        self, layer: LoraLayer, name: str, value: Tensor, place: Tensor, rank: int
+    ) -> None:
+        if rank > place.shape[0] * self.groups(layer) and "_A" in name:
+            raise ValueError(f"{name} has rank {rank}")
+
+
+@breaks("rank-bound")
 class FullRankRefused(Plain):
     """``>=`` where ``>`` is meant: the target rank itself is refused."""
 
@@ -299,3 +339,44 @@ class FullRankRefused(Plain):
         super().check_tensor(layer, name, value, place, rank)
         if name.startswith("conv.lora_A") and rank >= place.shape[0]:
             raise ValueError(f"{name} has rank {rank}")
+
+
+@breaks("swap-equals-load", own=True)
+class DropsWhatItLacks(Plain):
+    """A model without some modules of the plan is prepared, and a swap passes over them."""
+
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
+        here = {self.name_of(path) for path, _ in self.found(model)}
+        self.planned = {*plan.modules}
+        known = {name: place for name, place in plan.modules.items() if name in here}
+        super().prepare(model, replace(plan, modules=known))
+
+    def check(self, model: Any, given: Given) -> None:
+        here = {self.name_of(path) for path, _ in self.found(model)}
+        for module in self.planned - here:
+            given.tensors.pop(module, None)
+        super().check(model, given)
+
+
+@breaks("swap-forgets")
+class KeepsTheBytes(Plain):
+    """The file of each swap is kept for a report."""
+
+    log: list[bytes] | None = None
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        super().swap(model, adapter)
+        if adapter is not None:
+            self.log = [*(self.log or []), (adapter / "adapter_model.safetensors").read_bytes()]
+
+
+@breaks("swap-forgets")
+class KeepsArrays(Plain):
+    """The same as arrays of numpy, for its statistics."""
+
+    log: list[Any] | None = None
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        arrays = [v.numpy().copy() for parts in given.tensors.values() for v in parts.values()]
+        self.log = [*(self.log or []), *arrays]

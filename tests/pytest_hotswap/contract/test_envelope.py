@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,6 +31,7 @@ from pytest_hotswap.contract.judge import violations
 from pytest_hotswap.contract.placed import misplaced, unreached
 from pytest_hotswap.contract.preparation import STYLES
 from pytest_hotswap.contract.settings import changed, loud, settings, unusual
+from pytest_hotswap.contract.surroundings import lived_in
 from tests.mutants.subject import Engine, write_fleets
 from tests.support.models import TOKENS, seeded, write_fleet
 
@@ -94,6 +96,42 @@ def test_a_layer_that_no_input_reaches_is_named_and_judged(adapters: str, tmp_pa
         "pictures does not hold what the file has: lora_B.weight"
     ]
     assert any("pictures" in found for found in violations(faulty, "swap-equals-load"))
+
+
+class ScalesText(Sound):
+    """A factor passes over the layer that no input reaches."""
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        scaling = lora_layers(model)["pictures"].scaling["default"]
+        kept = float(scaling)
+        super().set_scale(model, scale)
+        with torch.no_grad():
+            scaling.fill_(kept)
+
+
+def test_a_factor_that_passes_over_a_layer_is_seen(adapters: str, tmp_path: Path) -> None:
+    faulty = Deployment(ScalesText(adapters=[adapters]), tmp_path / "faulty")
+    (found,) = violations(faulty, "knobs-follow")
+    assert "pictures does not hold what the file has: scaling" in found
+
+
+def test_what_a_user_has_set_is_taken_back() -> None:
+    model = get_peft_model(seeded(TwoKinds), LoraConfig(target_modules=["text", "pictures"]))
+    model.base_model.model.text.eval()
+
+    def state() -> list[Any]:
+        parameters = [(p.requires_grad, p.grad) for p in model.parameters()]
+        hooks = [len(module._forward_hooks) for module in model.modules()]
+        return [parameters, hooks, [module.training for module in model.modules()]]
+
+    before = state()
+    for on in (True, False):
+        with lived_in(model, on=on):
+            now = state()
+            assert now[2] == [on] * len(now[2])
+            assert sum(now[1]) == sum(before[1]) + 1
+            assert any(grad is not None for _, grad in now[0]) == on
+        assert state() == before
 
 
 def test_companions_are_the_same_at_every_call_and_fit_the_plan(tmp_path: Path) -> None:

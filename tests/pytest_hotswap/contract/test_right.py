@@ -14,7 +14,9 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 import hotswap
 from hotswap.adapters.fit import fits
@@ -84,6 +86,8 @@ class TensorByTensor(Engine):
     def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
         if found := compiled_parts(model):
             raise ValueError(f"compiled already: {found[0]}")
+        if lacking := sorted(plan.modules.keys() - lora_layers(model, "default").keys()):
+            raise ValueError(f"the adapter that is loaded first has no {', '.join(lacking)}")
         for name in model.peft_config:
             for module, layer in lora_layers(model, name).items():
                 for slot in slots(layer, name):
@@ -250,6 +254,85 @@ class OneTensor(Plain):
             raise
 
 
+class Hot(torch.nn.Module):
+    """A layer of our own in the place of PEFT's: the base layer, lora_A, lora_B and a scaling as buffers."""
+
+    def __init__(self, layer: Any, parts: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.base, self.names, self._disable_adapters = layer.get_base_layer(), [*parts], False
+        for name, tensor in zip("ab", parts.values(), strict=True):
+            self.register_buffer(name, tensor.detach().clone())
+        self.register_buffer("factor", layer.scaling["default"].clone())
+
+    @property
+    def scaling(self) -> dict[str, torch.Tensor]:
+        return {"default": self.factor}
+
+    def get_base_layer(self) -> Any:
+        return self.base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._disable_adapters:
+            return self.base(x)
+        if isinstance(self.base, torch.nn.Embedding):
+            added = functional.embedding(x, self.a.T) @ self.b.T
+        elif self.a.ndim == 2:
+            added = x @ self.a.T @ self.b.T
+        else:
+            rows = functional.conv2d(x, self.a, padding=self.base.padding, groups=1)
+            added = functional.conv2d(rows, self.b, groups=self.base.groups)
+        return self.base(x) + added * self.factor
+
+
+class Server:
+    """An object around the model, which is no module."""
+
+    def __init__(self, model: Any) -> None:
+        self.inner = model
+
+
+class OwnLayers(Plain):
+    """What is served is in an object, has no LoRA layer of PEFT's, and is compiled with dynamic shapes."""
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        return Server(super().load(base, adapter))
+
+    def models(self, model: Any) -> list[Any]:
+        return super().models(model.inner)
+
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
+        if self.is_compiled(model.inner):
+            raise ValueError("prepare the model before torch.compile")
+        layers = dict(self.found(model))
+        if any(len(layer.scaling) > 1 for layer in layers.values()):
+            raise ValueError("one adapter at a time")
+        if plan.modules.keys() - {self.name_of(path) for path in layers}:
+            raise ValueError("the adapter that is loaded first has too few modules")
+        for path, layer in layers.items():
+            if not isinstance(layer, Hot):
+                self.prepare_layer(layer, plan.modules[self.name_of(path)].rank)
+                parent, _, name = path.rpartition(".")
+                hot = Hot(layer, super().parts(layer, "default")).eval()
+                model.inner.get_submodule(parent)._modules[name] = hot
+
+    def compile(self, model: Any) -> Any:
+        model.inner = torch.compile(model.inner, backend=self.backend, dynamic=True)
+        return model
+
+    def run(self, model: Any, inputs: Any) -> Any:
+        return super().run(model.inner if isinstance(model, Server) else model, inputs)
+
+    def found(self, model: Any) -> Iterator[tuple[str, Any]]:
+        for path, module in self.models(model)[0].named_modules():
+            if isinstance(module, LoraLayer | Hot):
+                yield path, module
+
+    def parts(self, layer: Any, name: str) -> dict[str, torch.Tensor]:
+        if isinstance(layer, Hot):
+            return dict(zip(layer.names, (layer.a, layer.b), strict=True))
+        return super().parts(layer, name)
+
+
 class DepotOfWholes(Whole, Depot):
     """A depot on a model of which a head and token rows are trained as well."""
 
@@ -262,6 +345,7 @@ RIGHT = [
     DepotOfWholes,
     OneTensor,
     Folded,
+    OwnLayers,
     SkipsWhatIsInPlace,
     RemembersElsewhere,
     ToldOfRestoring,

@@ -27,6 +27,19 @@ def adapter_paths(command: str, words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(_adapter, found)))
 
 
+def as_patterns(words: Iterable[str]) -> list[str]:
+    """The words with a pattern for those that are all folders of one place, as a shell made of it."""
+    together: dict[str, list[str]] = {}
+    for word in words:
+        together.setdefault(os.path.dirname(word), []).append(word)
+    found: list[str] = []
+    for place, some in together.items():
+        pattern = os.path.join(glob.escape(place), "*")
+        all_of_it = {path for path in glob.glob(pattern) if os.path.isdir(path)}
+        found += [pattern] if len(some) > 1 and set(some) == all_of_it else some
+    return found
+
+
 def _adapter(word: str) -> str:
     folder, name = os.path.split(word)
     return (folder or ".") if name in (CONFIG, WEIGHTS) and os.path.isfile(word) else word

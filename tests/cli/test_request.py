@@ -210,3 +210,20 @@ class TestTheFleet:
         assert [point["admitted"] for point in curve] == [0, 0, 0, 1, 1, 1, 1, 2]
         assert curve[-1]["per_module_bytes"] == fleet.plan.padded_bytes
         assert curve[-1]["uniform_bytes"] == fleet.plan.uniform_bytes
+
+
+def test_the_command_that_is_told_has_a_pattern_for_what_a_shell_made_of_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr("hotswap.cli.verify.command._answer", lambda r: asked.append(r) or 0)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c"):
+        Path("adapters", name).mkdir(parents=True)
+    Path("adapters", "notes.txt").touch()
+    main(["verify", "adapters/a", "adapters/b", "adapters/c", "--base", "x"])
+    main(["verify", "adapters/a", "adapters/b", "--base", "x"])
+    told = [request.command for request in asked]
+    assert told[0] == "hotswap verify 'adapters/*' --base x"
+    assert told[1] == "hotswap verify adapters/a adapters/b --base x"
+    assert asked[0].adapters == ("adapters/a", "adapters/b", "adapters/c")

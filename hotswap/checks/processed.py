@@ -75,7 +75,8 @@ def _texts(processor: Any, takes: Mapping[str, Any]) -> Iterator[dict[str, str]]
         return
     asked = [{"type": "image"}, {"type": "text", "text": TEXTS[0]}]
     with suppress(Exception):  # one without a template, or without pictures in it
-        yield {"text": processor.apply_chat_template([{"role": "user", "content": asked}])}
+        said = [{"role": "user", "content": asked}]
+        yield {"text": processor.apply_chat_template(said, tokenize=False)}
     tokenizer = processor.tokenizer
     for name in ("image_token", "boi_token"):
         word = getattr(processor, name, None) or getattr(tokenizer, name, None)

@@ -30,10 +30,10 @@ def sights(
     seen = [*_pictures(model.config, batch)] if "pixel_values" in takes else []
     heard = [shapes for shapes in _sounds(model.config, batch) if shapes.keys() <= takes.keys()]
     if seen and heard:
-        yield drawn({"pixel_values": seen[0][0]} | heard[0]) | _known(seen[0][1], takes)
+        yield drawn({"pixel_values": seen[0][0]} | heard[0])
     for shape, beside in seen:
-        if beside.keys() <= takes.keys() or "image_grid_thw" not in beside:
-            yield drawn({"pixel_values": shape}) | _known(beside, takes)
+        if beside.keys() <= takes.keys():
+            yield drawn({"pixel_values": shape}) | beside
     yield from map(drawn, heard)
 
 
@@ -54,8 +54,9 @@ def _pictures(config: Any, batch: int) -> Iterator[tuple[tuple[int, ...], dict[s
         yield (batch * 4 * merge**2, volume), {"image_grid_thw": grid}
     side = getattr(own, "image_size", None) or getattr(own, "input_size", None) or _SIDE
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    picture, sizes = (channels, height, width), torch.tensor([[height, width]] * batch)
-    yield (batch, *picture), {"image_sizes": sizes}
+    picture = (channels, height, width)
+    yield (batch, *picture), {}
+    yield (batch, *picture), {"image_sizes": torch.tensor([[height, width]] * batch)}
     frames = getattr(own, "num_frames", None)
     if isinstance(frames, int):
         yield (batch, frames, *picture), {}

@@ -230,3 +230,82 @@ def test_text_alone_is_said_of_a_model_that_sees() -> None:
     assert made_inputs(model).told == (
         "2 of input_ids, attention_mask, made from the config (random tokens), without pixel_values"
     )
+
+
+PICTURE = {"height": 16, "width": 16}
+
+
+def words_and(*special: str, image: str) -> Any:
+    """A tokenizer of the words of the texts, with the special tokens as the last of a vocabulary of 64."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = sorted({word for text in TEXTS for word in text.replace(".", "").split()})
+    names = ["<pad>", "<unk>", "user", *words]
+    vocabulary = dict(zip(names, range(len(names)), strict=True))
+    vocabulary |= {name: 64 - len(special) + number for number, name in enumerate(special)}
+    unknown = {"unk_token": "<unk>"}
+    named = {"pad_token": "<pad>", **unknown}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, **unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    more = {"image_token": image}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, extra_special_tokens=more, **named
+    )
+
+
+def llava_processor(**options: Any) -> Any:
+    import transformers
+
+    kind = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    return transformers.LlavaProcessor(
+        image_processor=kind(size={"shortest_edge": 16}, crop_size=PICTURE),
+        tokenizer=words_and("<image>", image="<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        **options,
+    )
+
+
+def idefics3_processor() -> Any:
+    import transformers
+
+    kind = getattr(transformers, "Idefics3ImageProcessorPil", transformers.Idefics3ImageProcessor)
+    edge = {"longest_edge": 16}
+    special = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "<image>")
+    return transformers.Idefics3Processor(
+        kind(size=edge, max_image_size=edge, do_image_splitting=False),
+        words_and(*special, image="<image>"),
+        image_seq_len=4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "processor"),
+    [(lambda: model_of("LLaVA"), llava_processor), (idefics3, idefics3_processor)],
+    ids=["LLaVA", "Idefics3"],
+)
+def test_a_saved_processor_makes_a_picture_and_its_text(
+    build: Any, processor: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("PIL")
+    processor().save_pretrained(tmp_path)
+    made = made_inputs(build(), tmp_path)
+    assert made.origin == "made by the saved processor"
+    ids = made.given["input_ids"]
+    assert (ids == 63).sum(1).tolist() == [4, 4]
+    assert torch.equal(made.given["pixel_values"][0], made.given["pixel_values"][1])
+
+
+def test_a_chat_template_says_where_the_picture_is(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    template = (
+        "{% for said in messages %}user {% for part in said['content'] %}"
+        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    llava_processor(chat_template=template).save_pretrained(tmp_path)
+    ids = made_inputs(model_of("LLaVA"), tmp_path).given["input_ids"]
+    assert ids[0, 0] == 2  # "user"
+    assert ids[0, 1:5].tolist() == [63] * 4

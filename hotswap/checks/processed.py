@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hotswap.checks.sights import SENSED
+
 TEXTS = ("The river is high after the rain.", "Swap the adapter, not the model.")
 TOKENIZERS = (
     "tokenizer.json",
@@ -59,11 +61,13 @@ def processed(
                     k: [v] * batch for k, v in text.items()
                 }
                 made = processor(**given, return_tensors="pt")
-                yield {
+                found = {
                     name: value.to(dtype) if value.is_floating_point() else value
                     for name, value in made.items()
                     if name in takes and isinstance(value, Tensor)
                 }
+                if found.keys() & set(SENSED):  # a tokenizer in its place leaves the picture out
+                    yield found
 
 
 def _texts(processor: Any, takes: Mapping[str, Any]) -> Iterator[dict[str, str]]:

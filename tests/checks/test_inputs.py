@@ -309,3 +309,11 @@ def test_a_chat_template_says_where_the_picture_is(tmp_path: Path) -> None:
     ids = made_inputs(model_of("LLaVA"), tmp_path).given["input_ids"]
     assert ids[0, 0] == 2  # "user"
     assert ids[0, 1:5].tolist() == [63] * 4
+
+
+def test_a_tokenizer_in_the_place_of_a_processor_leaves_no_picture_out(tmp_path: Path) -> None:
+    words_and("<image>", image="<image>").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "None"}')
+    made = made_inputs(model_of("LLaVA"), tmp_path)
+    assert "pixel_values" in made.given
+    assert made.origin == "made by the saved tokenizer and from the config (random pixels)"

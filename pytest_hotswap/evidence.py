@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import platform
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +25,7 @@ import pytest
 
 from hotswap.cli.fleet import files_of, read_fleet, read_values
 from hotswap.cli.verify.handover import COLLECTED, Handover
+from hotswap.cli.verify.progress import kind_of
 from pytest_hotswap.contract.notes import Notes, note
 from pytest_hotswap.reporting import PREFIX
 from pytest_hotswap.subjects.adapted import adapt
@@ -76,9 +79,10 @@ class Evidence:
             config.hook.pytest_deselected(items=idle)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Say how many tests there are, for the line of progress; each worker of xdist has all of them."""
+        """Say how many tests of each kind there are, for the line of progress; a worker of xdist has all."""
         if self._folder is not None and session.items:
-            (self._folder / COLLECTED).write_text(str(len(session.items)), encoding="utf-8")
+            counts = Counter(kind_of(item.nodeid) for item in session.items)
+            (self._folder / COLLECTED).write_text(json.dumps(counts), encoding="utf-8")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -208,6 +212,7 @@ def environment(subject: Any, base: Any) -> dict[str, Any]:
         "backend": str(subject.backend),
         "subject": f"{type(subject).__module__}:{type(subject).__qualname__}",
         "commit": commit(Path.cwd()),
+        **({"inputs": told} if (told := getattr(subject, "inputs_told", None)) else {}),
     }
 
 

@@ -6,32 +6,34 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hotswap.checks.processed import processed, tokens
+from hotswap.checks.sights import SENSED, sights, with_places
 from hotswap.errors import HotswapError
 
-TEXTS = ("The river is high after the rain.", "Swap the adapter, not the model.")
-_SIDE = 64  # pixels, of a model whose config names no size
-_SAMPLES = 4000  # of a waveform: more than the first convolutions of any usual model take in
-TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
-
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+_DRAWN = "made from the config (random tokens)"
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
-    batch: int
-    length: int
+class Inputs:
+    """Arguments of a forward, and what they were made of."""
+
+    given: dict[str, Any]
+    origin: str
+
+    @property
+    def told(self) -> str:
+        """How many rows of which tensors, and what they were made of."""
+        names = [name for name, value in self.given.items() if isinstance(value, Tensor)]
+        ids = self.given.get("input_ids")
+        rows = len(self.given[names[0]] if ids is None else ids)
+        return f"{rows} of {', '.join(names)}, {self.origin}"
 
 
 def default_inputs(
@@ -42,15 +44,22 @@ def default_inputs(
     ``folder`` is where it was read from: a processor or tokenizer that lies there is used. The same at
     every call. Raises HotswapError where the model runs on none, with what it raised.
     """
+    return made_inputs(model, folder, batch=batch, length=length).given
+
+
+def made_inputs(
+    model: Any, folder: str | Path | None = None, *, batch: int = 2, length: int = 8
+) -> Inputs:
+    """The default inputs, and what they were made of; raises HotswapError as ``default_inputs`` does."""
     error: Exception | None = None
-    for inputs in _suggested(model, folder, _Sizes(batch, length)):
+    for found in _suggested(model, folder, batch, length):
         try:
             with torch.no_grad():
-                model(**inputs)
+                model(**found.given)
         except Exception as raised:  # whatever the model raises
             error = error or raised
             continue
-        return inputs
+        return found
     kind = type(model).__name__
     if error is None:
         name = getattr(model, "main_input_name", None)
@@ -61,74 +70,47 @@ def default_inputs(
     )
 
 
-def _suggested(model: Any, folder: str | Path | None, sizes: _Sizes) -> Iterator[dict[str, Any]]:
-    """Inputs to try: with all that the forward takes first, then text alone; also one row alone."""
+def _suggested(model: Any, folder: str | Path | None, batch: int, length: int) -> Iterator[Inputs]:
+    """Inputs to try: of a processor, with all that the forward takes, text alone; each also as one row."""
     takes = inspect.signature(model.forward).parameters
+    keywords = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+    caches = hasattr(_text_config(model.config), "use_cache") and ("use_cache" in takes or keywords)
+    sizes = dict.fromkeys((batch, 1))
+    tried = zip_longest(*(_of_so_many(model, folder, takes, rows, length) for rows in sizes))
+    for found in (one for pair in tried for one in pair if one is not None):
+        if "attention_mask" not in takes:
+            found.given.pop("attention_mask", None)
+        if caches:
+            found.given["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
+        yield found
+
+
+def _of_so_many(
+    model: Any, folder: str | Path | None, takes: Mapping[str, Any], rows: int, length: int
+) -> Iterator[Inputs]:
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    text = _text(config, folder, sizes, generator) if "input_ids" in takes else {}
-    sights = _sights(model, takes, sizes.batch, generator)
-    both: dict[str, Any] = {**sights, **text}
-    candidates = [both, dict(text)] if sights and text else [both]
-    if sights and text and (token := _image_token(config)) is not None:
-        with suppress(Exception):  # then it is asked without places for the image, and refuses
-            ids = _with_image(model, text["input_ids"], sights, token)
-            both |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if sights:
-        candidates.insert(0, _processed(model, folder, takes, sizes.batch))
-    for found in filter(None, candidates):
-        if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
-            found["decoder_input_ids"] = _ids(config, sizes, generator)[:, : sizes.length // 2]
-        if "attention_mask" in found and "attention_mask" not in takes:
-            del found["attention_mask"]
-        keywords = any(one.kind is one.VAR_KEYWORD for one in takes.values())
-        if hasattr(_text_config(config), "use_cache") and ("use_cache" in takes or keywords):
-            found["use_cache"] = False  # a cache is guarded on, and is wrong after a swap
-        yield found
-        if sizes.batch > 1:
-            yield {
-                key: value[:1] if isinstance(value, Tensor) else value
-                for key, value in found.items()
-            }
+    decoded = {}
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
+        decoded["decoder_input_ids"] = _ids(config, rows, max(length // 2, 1), generator)
+    if any(name in takes for name in SENSED):
+        for made in processed(model, folder, takes, rows):
+            yield Inputs({**made, **decoded}, "made by the saved processor")
+    text, origin = _text(config, folder, rows, length, generator, takes)
+    for seen in sights(model, takes, rows, generator):
+        drawn = " and ".join([*(["tokens"] if origin == _DRAWN else []), _called(seen)])
+        first = f"{origin} and " if origin not in ("", _DRAWN) else "made "
+        given = {**seen, **with_places(model, text, seen, takes), **decoded}
+        yield Inputs(given, f"{first}from the config (random {drawn})")
+    if text:
+        lacking = [name for name in SENSED if name in takes]
+        without = f", without {', '.join(lacking)}" if lacking else ""
+        yield Inputs({**text, **decoded}, f"{origin}{without}")
 
 
-def _processed(
-    model: Any, folder: str | Path | None, takes: Mapping[str, Any], batch: int
-) -> dict[str, Any]:
-    """What a saved processor makes of a picture or a tone, with text where it takes some; else nothing."""
-    import transformers
-
-    if folder is None or not any(Path(folder, name).is_file() for name in _PROCESSORS):
-        return {}
-    for kind in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"):
-        with suppress(Exception):  # whatever a saved processor lacks
-            processor = getattr(transformers, kind).from_pretrained(str(folder))
-            made = processor(**_seen_or_heard(processor, takes, batch), return_tensors="pt")
-            dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-            return {
-                name: value.to(dtype) if value.is_floating_point() else value
-                for name, value in made.items()
-                if name in takes and isinstance(value, Tensor)
-            }
-    return {}
-
-
-def _seen_or_heard(processor: Any, takes: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """A picture or a tone of a second as a processor takes it, with text where it has a tokenizer."""
-    given: dict[str, Any] = {}
-    if "pixel_values" in takes:
-        row, column = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
-        picture = torch.stack([row, column, row + column], -1).to(torch.uint8).numpy()
-        given["images"] = [picture] * batch
-    else:
-        heard = getattr(processor, "feature_extractor", processor)
-        rate = int(heard.sampling_rate)
-        tone = torch.sin(torch.arange(rate) * (2 * torch.pi * 440 / rate)).numpy()
-        name = "raw_speech" if heard is processor else "audio"
-        given |= {name: [tone] * batch, "sampling_rate": rate}
-    if "input_ids" in takes and getattr(processor, "tokenizer", None) is not None:
-        given["text"] = [f"{getattr(processor, 'image_token', '')} {TEXTS[0]}"] * batch
-    return given
+def _called(seen: Mapping[str, Tensor]) -> str:
+    words = {"pixel_values": "pixels", "input_values": "sound", "input_features": "sound"}
+    return " and ".join(word for name, word in words.items() if name in seen)
 
 
 def _text_config(config: Any) -> Any:
@@ -139,88 +121,33 @@ def _text_config(config: Any) -> Any:
 
 
 def _text(
-    config: Any, folder: str | Path | None, sizes: _Sizes, generator: torch.Generator
-) -> dict[str, Tensor]:
-    ids = _real_text(config, folder, sizes)
-    if ids is None:
-        ids = _ids(config, sizes, generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    config: Any,
+    folder: str | Path | None,
+    rows: int,
+    length: int,
+    generator: torch.Generator,
+    takes: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], str]:
+    """Tokens and where they are from: real text beats random tokens, if it is in the model's vocabulary."""
+    if "input_ids" not in takes:
+        return {}, ""
+    ids, origin = tokens(folder, rows, 2 * length), "made by the saved tokenizer"
+    if ids is None or int(ids.max()) >= (getattr(_text_config(config), "vocab_size", None) or 0):
+        ids, origin = _ids(config, rows, length, generator), _DRAWN
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, origin
 
 
-def _ids(config: Any, sizes: _Sizes, generator: torch.Generator) -> Tensor:
+def _ids(config: Any, rows: int, length: int, generator: torch.Generator) -> Tensor:
     told = _text_config(config)
     size = getattr(told, "vocab_size", None) or getattr(config, "vocab_size", None)
     if size is None:
         raise HotswapError("the model's configuration has no vocab_size")
-    special = {getattr(told, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "mask")}
-    special.add(_image_token(config))
+    names = ("_token_id", "_token_index")  # of the end, of a picture, …
+    known = {**config.to_dict(), **told.to_dict()}
+    special = {token for name, token in known.items() if name.endswith(names)}
     usual = [token for token in range(size) if token not in special] or list(range(size))
-    places = torch.randint(0, len(usual), (sizes.batch, sizes.length), generator=generator)
+    places = torch.randint(0, len(usual), (rows, length), generator=generator)
     return torch.tensor(usual)[places]
-
-
-def _real_text(config: Any, folder: str | Path | None, sizes: _Sizes) -> Tensor | None:
-    """Real text beats random tokens; None without a tokenizer, or with one of another vocabulary."""
-    if folder is None or not any(Path(folder, name).is_file() for name in TOKENIZERS):
-        return None
-    with suppress(Exception):  # whatever a saved tokenizer lacks
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        rows = [tokenizer(text)["input_ids"] for text in TEXTS[: sizes.batch]]
-        length = min(2 * sizes.length, *map(len, rows))
-        ids = torch.tensor([row[:length] for row in rows])
-        size = getattr(_text_config(config), "vocab_size", 0)
-        return ids if length and int(ids.max()) < size else None
-    return None
-
-
-def _sights(
-    model: Any, takes: Mapping[str, Any], batch: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Pixels, waveforms or spectra, in the model's dtype."""
-    config = model.config
-    found: dict[str, tuple[int, ...]] = {}
-    if "pixel_values" in takes:
-        own = getattr(config, "vision_config", None) or config
-        side = getattr(own, "image_size", None) or _SIDE
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        found["pixel_values"] = (batch, getattr(own, "num_channels", None) or 3, height, width)
-    bins: Any = getattr(config, "num_mel_bins", None)
-    if "input_values" in takes:
-        found["input_values"] = (
-            (batch, config.max_length, bins)
-            if bins and hasattr(config, "patch_size")
-            else (batch, _SAMPLES)
-        )
-    if "input_features" in takes:
-        bins = bins or getattr(config, "input_feat_per_channel", 80)
-        frames = 2 * getattr(config, "max_source_positions", 50)
-        wide: tuple[int, ...] = (batch, bins, frames)
-        found["input_features"] = wide if hasattr(config, "num_mel_bins") else (batch, frames, bins)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return {
-        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in found.items()
-    }
-
-
-def _image_token(config: Any) -> int | None:
-    names = ("image_token_id", "image_token_index")
-    return next(
-        (token for name in names if (token := getattr(config, name, None)) is not None), None
-    )
-
-
-def _with_image(model: Any, ids: Tensor, seen: Mapping[str, Tensor], token: int) -> Tensor:
-    """Text with as many places for an image as the model gives it features."""
-    with torch.no_grad():
-        features = model.get_image_features(pixel_values=seen["pixel_values"])
-    features = getattr(features, "pooler_output", features)
-    if isinstance(features, list | tuple):
-        features = torch.stack(list(features))
-    places = features.shape[:-1].numel() // len(ids)
-    image = torch.full((len(ids), places), token, dtype=ids.dtype)
-    return torch.cat([ids[:, :1], image, ids[:, 1:]], 1)
 
 
 def problem_of_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:

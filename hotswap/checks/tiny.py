@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotswap.checks.inputs import TOKENIZERS, default_inputs
+from hotswap.checks.inputs import default_inputs
+from hotswap.checks.processed import TOKENIZERS
 from hotswap.errors import HotswapError
 
 HEADS, HEAD, LAYERS, EXPERTS = 4, 16, 2, 4

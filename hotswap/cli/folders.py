@@ -27,6 +27,23 @@ def adapter_paths(command: str, words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(_adapter, found)))
 
 
+def as_patterns(words: Iterable[str]) -> list[str]:
+    """The words with a pattern for those that are all folders of one place, or all that begin alike."""
+    together: dict[str, list[str]] = {}
+    for word in words:
+        together.setdefault(os.path.dirname(word), []).append(word)
+    found: list[str] = []
+    for place, some in together.items():
+        starts = dict.fromkeys((os.path.join(place, ""), os.path.commonprefix(some)))  # noqa: RUF071  (of characters)
+        patterns = [f"{glob.escape(start)}*" for start in starts] if len(some) > 1 else []
+        found += next(([one] for one in patterns if _folders_of(one) == set(some)), some)
+    return found
+
+
+def _folders_of(pattern: str) -> set[str]:
+    return {path for path in glob.glob(pattern) if os.path.isdir(path)}
+
+
 def _adapter(word: str) -> str:
     folder, name = os.path.split(word)
     return (folder or ".") if name in (CONFIG, WEIGHTS) and os.path.isfile(word) else word

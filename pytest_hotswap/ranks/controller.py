@@ -14,7 +14,7 @@ import pytest
 from pytest_hotswap.contract.contract import CASES
 from pytest_hotswap.contract.deployment import Broken
 from pytest_hotswap.ranks.pool import RankLostError, RankPool
-from pytest_hotswap.ranks.worker import Order, Outcome, bring_up, judge
+from pytest_hotswap.ranks.worker import Order, Outcome, bring_up, inputs_told, judge
 
 _KNOWN = {"deployment", "swapping", "record_property", "adapter", *CASES}
 _kept: list[RankPool] = []
@@ -55,7 +55,9 @@ class OverRanks:
     @property
     def told(self) -> dict[str, Any]:
         """What a report says of the ranks."""
-        return {"ranks": self.subject.ranks, "distributed": self._pool.backend}
+        told = {"ranks": self.subject.ranks, "distributed": self._pool.backend}
+        made = self._asked(inputs_told)[0] if self in _up else None
+        return told | ({"inputs": made} if made else {})
 
     @property
     def _pool(self) -> RankPool:

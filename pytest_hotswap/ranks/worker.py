@@ -186,6 +186,11 @@ def judge(place: str, name: str, given: Mapping[str, Any]) -> Outcome:
     return Outcome(outcome, text, consequence, properties)
 
 
+def inputs_told() -> str | None:
+    """What the inputs were made of, where nobody gave them."""
+    return getattr(_HERE.deployment.subject, "inputs_told", None)
+
+
 def close() -> None:
     """Forget the deployment."""
     if (deployment := vars(_HERE).pop("deployment", None)) is not None:

@@ -41,6 +41,7 @@ class Subject:
     made_with: tuple[tuple[Any, ...], dict[str, Any]]
     thread_safe = False  # whether swaps and calls may run in several threads at once
     refused: Sequence[Path] = ()  # adapters that swap() must go on refusing
+    inputs_told: str | None = None  # what inputs() were made of, where nobody gave them
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         """Keep what it is built with, which a script that reproduces a failure repeats."""
@@ -101,10 +102,12 @@ class Subject:
 
     def inputs(self) -> Mapping[str, Any]:
         """The arguments of a forward; by default what the model's config and saved files suggest."""
-        from hotswap.checks.inputs import default_inputs
+        from hotswap.checks.inputs import made_inputs
 
         try:
-            return default_inputs(self.base_model(), self.base)
+            made = made_inputs(self.base_model(), self.base)
+            self.inputs_told = f"{made.told}; --inputs FILE judges your own"
+            return made.given
         except (HotswapError, AttributeError) as error:
             raise usage_error(
                 f"{error}; define {type(self).__name__}.inputs(), or give "

@@ -42,7 +42,10 @@ class PipelineSubject(DiffusersSubject):
     def inputs(self) -> Mapping[str, Any]:
         """The arguments of a call: one step to a small image, from noise of a fixed seed."""
         takes = inspect.signature(type(self.pipeline()).__call__).parameters
-        return {name: value for name, value in ({"prompt": "a"} | _SMALL).items() if name in takes}
+        made = {name: value for name, value in ({"prompt": "a"} | _SMALL).items() if name in takes}
+        said = ", ".join(f"{name} {value}" for name, value in made.items())
+        self.inputs_told = f"made for any pipeline ({said}); inputs() of a --subject gives your own"
+        return made
 
     def load(self, base: Any, adapter: Path) -> Any:
         """diffusers' load, or over the fleet's union of modules when adapters target different ones."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hotswap.cli.verify.suite import progress
+from hotswap.cli.verify.progress import Progress
 
 PROGRAM = """
 import pathlib, sys
@@ -23,14 +23,44 @@ print(ended.code, ended.output.strip())
 """
 
 
+def written(report: Path, *tests: tuple[str, str, float]) -> None:
+    lines = [{"nodeid": f"f.py::T::{t}", "law": law, "seconds": took} for t, law, took in tests]
+    with report.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def collected(folder: Path, **counts: int) -> Path:
+    (folder / "collected").write_text(json.dumps(counts))
+    return folder / "report.jsonl"
+
+
 def test_progress_says_how_many_of_all_are_done_how_fast_and_the_last_law(tmp_path: Path) -> None:
-    report = tmp_path / "report.jsonl"
-    assert progress(report, 4) == "verifying: loading and compiling, 4 s"
-    (tmp_path / "collected").write_text("42")
-    lines = [{"nodeid": "a", "law": "rank-bound"}, {"nodeid": "b", "law": "swap-forgets"}]
-    report.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    expected = "2 of 42 tests, 4 s, 0.5 a second, about 1 min 20 s left, last: swap-forgets"
-    assert progress(report, 4) == f"verifying: {expected}"
+    report = collected(tmp_path, one=1, other=1, fleet=40)
+    progress = Progress(report)
+    assert progress.line(4) == "verifying: loading and compiling, 4 s"
+    written(report, ("one", "rank-bound", 3.0), ("fleet[a]", "swap-forgets", 1.0))
+    assert progress.line(4) == "verifying: 2 of 42 tests, 4 s, 0.5 a second, last: swap-forgets"
+    with report.open("a", encoding="utf-8") as file:
+        file.write('{"nodeid": "half a li')  # it is written while it is read
+    assert progress.line(4).startswith("verifying: 2 of 42")
+
+
+def test_the_time_that_is_left_is_weighed_by_what_each_kind_of_test_took(tmp_path: Path) -> None:
+    report = collected(tmp_path, bring_up=1, fleet=10, slow=10)
+    progress = Progress(report)
+    written(report, ("bring_up", "rank-bound", 60.0), ("fleet[a]", "swap-forgets", 1.0))
+    assert "left" not in progress.line(61)  # of the slow ones none has run
+    written(report, ("slow[a]", "swap-equals-load", 9.0), ("slow[b]", "swap-equals-load", 9.0))
+    assert "about 1 min 21 s left" in progress.line(80)  # 9 of 1 s and 8 of 9 s
+    assert "about 1 min 21 s left" in progress.line(80)  # each record counts once
+
+
+def test_time_that_is_left_is_shared_by_processes(tmp_path: Path) -> None:
+    report = collected(tmp_path, bring_up=1, fleet=22)
+    progress = Progress(report)
+    tests = [("fleet[a]", "swap-forgets", 10.0), ("fleet[b]", "swap-forgets", 10.0)]
+    written(report, ("bring_up", "rank-bound", 0.0), *tests)
+    assert "about 1 min 40 s left" in progress.line(10)  # 20 of 10 s, two at a time
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")

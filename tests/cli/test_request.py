@@ -135,6 +135,14 @@ def test_a_folder_that_is_named_twice_is_verified_once(monkeypatch: pytest.Monke
     assert [Path(path).name for path in request.adapters] == ["a", "b"]
 
 
+def test_inputs_are_not_for_a_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    file = tmp_path / "inputs.safetensors"
+    file.touch()
+    request = Request(adapters=("a",), base=str(tmp_path), backend="eager", inputs=file)
+    assert "by inputs() of a PipelineSubject, with --subject" in str(usage_problem(request))
+
+
 def test_a_hub_id_is_not_taken_for_a_folder() -> None:
     request = Request(adapters=("a",), base="org/model", backend="eager")
     assert usage_problem(request) is None
@@ -210,3 +218,22 @@ class TestTheFleet:
         assert [point["admitted"] for point in curve] == [0, 0, 0, 1, 1, 1, 1, 2]
         assert curve[-1]["per_module_bytes"] == fleet.plan.padded_bytes
         assert curve[-1]["uniform_bytes"] == fleet.plan.uniform_bytes
+
+
+def test_the_command_that_is_told_has_a_pattern_for_what_a_shell_made_of_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr("hotswap.cli.verify.command._answer", lambda r: asked.append(r) or 0)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a1", "a2", "b"):
+        Path("adapters", name).mkdir(parents=True)
+    Path("adapters", "notes.txt").touch()
+    for names in (["a1", "a2", "b"], ["a1", "a2"], ["a1", "b"]):
+        main(["verify", *(f"adapters/{name}" for name in names), "--base", "x"])
+    assert [request.command for request in asked] == [
+        "hotswap verify 'adapters/*' --base x",
+        "hotswap verify 'adapters/a*' --base x",
+        "hotswap verify adapters/a1 adapters/b --base x",
+    ]
+    assert asked[0].adapters == ("adapters/a1", "adapters/a2", "adapters/b")

@@ -91,9 +91,8 @@ class TestTheDemo:
         told = "zero-recompiles: not run: CUDA graphs need a GPU, the model is on cpu"
         assert f"\n  {told}\n" in demo_run.stdout
 
-    def test_ends_with_one_line_of_numbers(
-        self, demo_run: subprocess.CompletedProcess[str]
-    ) -> None:
+    def test_ends_in_numbers(self, demo_run: subprocess.CompletedProcess[str]) -> None:
+        assert "\ninputs: 2 of input_ids, attention_mask, made from the config" in demo_run.stdout
         # per adapter: the first swap to it, then to each of the four, and back to it
         expected = "ready to hot-swap: 4 adapters, target rank 16, 0 recompiles in 56 swaps"
         assert demo_run.stdout.splitlines()[-1] == expected
@@ -136,7 +135,7 @@ class TestTheReportOfTheDemo:
     def test_names_the_environment(self, document: dict[str, Any]) -> None:
         (environment,) = document["environment"]
         assert environment["backend"] == "eager"
-        assert {"torch", "peft", "transformers", "device", "dtype"} <= environment.keys()
+        assert {"torch", "peft", "transformers", "device", "dtype", "inputs"} <= environment.keys()
 
     def test_has_the_other_two_files(self, document: dict[str, Any], report: Path) -> None:
         assert document["tests"]

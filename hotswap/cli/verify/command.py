@@ -23,7 +23,7 @@ from hotswap.adapters.plan import SwapPlan
 from hotswap.bench.timing import default_backend
 from hotswap.cli.command import FILE, FOLDER, SEVERAL, Command, Exit
 from hotswap.cli.fleet import files_of, read_fleet, read_values, shard
-from hotswap.cli.folders import adapter_folders
+from hotswap.cli.folders import adapter_folders, as_patterns
 from hotswap.cli.options import PICKLE
 from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
@@ -145,7 +145,7 @@ _REPEATED = (
 
 def spoken(adapters: Sequence[str], options: Mapping[str, Any]) -> str:
     """The command line that runs the same laws on the same deployment, whatever shard this is."""
-    words = ["hotswap", "verify", *adapters]
+    words = ["hotswap", "verify", *as_patterns(adapters)]
     for name in _REPEATED:
         if options.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
@@ -313,6 +313,8 @@ def _print(request: Request, document: Document, run: Run) -> None:
         say(text.law_table(document["laws"]), "")
     if document["timing"] is not None:
         say(text.timing_table(document["timing"]), "")
+    made = dict.fromkeys(told["inputs"] for told in document["environment"] if "inputs" in told)
+    say(*(f"inputs: {inputs}" for inputs in made))
     say(*(f"warning: {warning}" for warning in document["verdict"]["warnings"]))
     say(document["verdict"]["line"])
 

@@ -124,6 +124,11 @@ def _problems(request: Request) -> Iterator[str]:
         yield f"--compile-mode is inductor's, and the backend is {request.backend}; leave one out"
     if (file := request.inputs) is not None and not file.is_file():
         yield f"--inputs {file}: no such file; give a .safetensors file of the inputs"
+    if request.inputs is not None and request.is_pipeline:
+        yield (
+            "--inputs are tensors for a model's forward; give the arguments of a pipeline's call by "
+            "inputs() of a PipelineSubject, with --subject"
+        )
     if (file := request.plan) is not None and not file.is_file():
         yield f"--plan {file}: no such file; make it with 'hotswap plan -o {file}'"
     if (file := request.package) is not None and not file.is_file():

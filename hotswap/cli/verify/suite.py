@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hotswap.cli.fleet import Fleet
-from hotswap.cli.terminal import duration, say
+from hotswap.cli.terminal import say
 from hotswap.cli.verify import child
-from hotswap.cli.verify.handover import COLLECTED, Handover
+from hotswap.cli.verify.handover import Handover
+from hotswap.cli.verify.progress import Progress
 from hotswap.cli.verify.request import Request
 from hotswap.report.records import Results
 
@@ -63,8 +64,9 @@ def run_suite(
     report = folder / "report.jsonl"
     command = _pytest_command(request, fleet, mine, folder)
     begun = time.monotonic()
+    progress = Progress(report)
     ended = child.run(
-        command, folder / "pytest.txt", lambda: progress(report, time.monotonic() - begun)
+        command, folder / "pytest.txt", lambda: progress.line(time.monotonic() - begun)
     )
     if request.verbose:
         say(ended.output.rstrip(), error=True)
@@ -124,21 +126,3 @@ def run_timing(
         run = replace(run, interrupted=ended.interrupted)
         problem = "interrupted" if ended.interrupted else ended.last_line
     return replace(run, timing={"error": problem, "rows": [], "samples": {}})
-
-
-def progress(report: Path, seconds: float) -> str:
-    """Say how far the run is, from the records written in the seconds until now."""
-    written = report.read_bytes() if report.exists() else b""
-    lines = written[: written.rfind(b"\n") + 1].splitlines()
-    records = [line for line in lines if b'"nodeid"' in line]
-    collected = report.with_name(COLLECTED)
-    total = int(collected.read_text() or 0) if collected.exists() else 0
-    done = len(records)
-    if not done:
-        return f"verifying: loading and compiling, {duration(seconds)}"
-    law = json.loads(records[-1]).get("law") or "a test"
-    left = f", about {duration((total - done) * seconds / done)} left" if total > done else ""
-    return (
-        f"verifying: {done} of {total or '?'} tests, {duration(seconds)}, {done / seconds:.1f} a second{left}"
-        f", last: {law}"
-    )

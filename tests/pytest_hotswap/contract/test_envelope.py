@@ -173,6 +173,28 @@ def test_what_torch_noted_in_a_control_hides_no_recompile(tmp_path: Path) -> Non
     assert any("recompiled" in found for found in violations(deployment, "zero-recompiles"))
 
 
+def test_what_a_model_notes_of_itself_in_its_first_call_is_no_fault_of_the_control(
+    tmp_path: Path,
+) -> None:
+    """As RWKV does, whose second call is compiled once more for it."""
+    write_fleets(tmp_path)
+
+    def note(module: Any, _: Any) -> None:
+        if not module.noted:
+            module.noted = True
+
+    class NotesItsFirstCall(Engine):
+        def base_model(self) -> Any:
+            model = super().base_model()
+            model.noted = False
+            model.register_forward_pre_hook(note)
+            return model
+
+    deployment = Deployment(NotesItsFirstCall(tmp_path), tmp_path / "notes")
+    assert deployment.unprepared_recompiles["no swap"] == []
+    assert deployment.unprepared_recompiles["another alpha"]
+
+
 def test_patterns_by_the_ends_of_names_say_what_the_description_says(tmp_path: Path) -> None:
     names = ["layers.1.q", "layers.10.q", "layers.1.qq", "q"]
     plan = hotswap.SwapPlan({name: ModulePlan("linear", 4, 4, 6) for name in names})

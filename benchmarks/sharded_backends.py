@@ -1,4 +1,4 @@
-"""Swaps of compiled models over ranks of this machine; the table is in docs/how-to/sharded.md.
+"""Swaps of compiled models over ranks of this machine, as a table of each way and backend.
 
     python benchmarks/sharded_backends.py [2 4]
 

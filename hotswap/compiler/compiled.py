@@ -13,7 +13,7 @@ from hotswap.compiler import private
 from hotswap.compiler.guards import module_reasons, of_module
 from hotswap.compiler.reasons import Reason
 from hotswap.compiler.regions import canonical, unwrap
-from hotswap.compiler.rules import module_path
+from hotswap.compiler.rules import module_path, reads_inside
 
 Walked = Sequence[tuple[str, nn.Module]]
 """What ``walk`` gives of a model, so that it need not be walked twice."""
@@ -113,7 +113,8 @@ class CompiledModule:
 def ignored_hooks(module: nn.Module) -> list[str]:
     """Name the modules inside with a forward hook that the compiled code, which fits, never calls.
 
-    torch has no guards on hooks that it did not meet when it compiled.
+    torch has no guards on hooks that it did not meet when it compiled. A module of which it reads
+    nothing is called as it is, hooks and all: the graph breaks there.
     """
     hooked = [
         path
@@ -123,7 +124,7 @@ def ignored_hooks(module: nn.Module) -> list[str]:
     found: set[str] = set()
     for variant, code in CompiledModule.of(module).variants if hooked else ():
         sources = [guard.source for guard in of_module(variant, code)]
-        traced = {".".join(module_path(source)) for source in sources}
+        traced = {".".join(module_path(source)) for source in sources if reads_inside(source)}
         called = {".".join(module_path(source)) for source in sources if "_forward_" in source}
         found |= {canonical(path) for path in hooked if path in traced - called}
     return sorted(found)

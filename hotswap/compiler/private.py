@@ -133,6 +133,7 @@ class Call:
 _Place = tuple[str, int, str]
 RESUME = "torch_dynamo_resume_in_"
 _CALLS = ("_call_impl", "_wrapped_call_impl")
+_WITH_HOOKS = ".<locals>.inner"  # of _call_impl
 _WRAPS = ("_torchdynamo_orig_callable", "__wrapped__", "__func__", "func")
 
 
@@ -236,8 +237,8 @@ def called_from(frame: FrameType) -> Call | None:
     None where only torch knows: inside code that it compiled.
     """
     values = frame.f_locals
-    held = {"_call_impl": "self", "compile_wrapper": "fn"}.get(frame.f_code.co_name, "")
-    target = values.get(held)
+    name = frame.f_code.co_qualname.removesuffix(_WITH_HOOKS).rpartition(".")[2]
+    target = values.get({"_call_impl": "self", "compile_wrapper": "fn"}.get(name, ""))
     if target is None:
         return None
     return call_of(target, values.get("args", ()), values.get("kwargs", {}))

@@ -153,8 +153,10 @@ class Names:
             self._models.append(model)
             prefix = "" if unnamed and len(pairs) == 1 else f"{name}."
             for path, module in model.named_modules():
-                path = prefix + canonical(path)
-                place = Place(name, prefix) if module is model else Place(path, f"{path}.")
+                path = canonical(path)
+                place = Place(name, prefix)  # also of what only wraps it, as PEFT does
+                if path:
+                    place = Place(f"{prefix}{path}", f"{prefix}{path}.")
                 self._places.setdefault(id(module), place)
 
     def __bool__(self) -> bool:

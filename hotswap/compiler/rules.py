@@ -226,9 +226,17 @@ def where(text: str) -> str:
     return ".".join(parts[: next(inside, len(parts))])
 
 
+_MODULE = r"_modules(?:'\])?\['([^']+)'\]"
+
+
 def module_path(source: str) -> list[str]:
     """The names of the modules on the way to what a guard reads."""
-    return re.findall(r"_modules(?:'\])?\['([^']+)'\]", source)
+    return re.findall(_MODULE, source)
+
+
+def reads_inside(source: str) -> bool:
+    """Whether a guard reads something of a module, and not only which one it is."""
+    return re.search(rf"{_MODULE}$", source) is None
 
 
 def normal(raw: str) -> str:

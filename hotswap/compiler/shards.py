@@ -18,6 +18,18 @@ def local_of(tensor: Tensor) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
+def whole_of(tensor: Any) -> Any:
+    """All of a DTensor, for which every rank has to take part; anything else as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def over_ranks() -> bool:
+    """Whether this process is one of several ranks."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 @_observing("which part of a tensor is on this rank")
 def chunk_of(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where the local part of a DTensor begins in the whole, and its shape."""

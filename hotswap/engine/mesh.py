@@ -87,10 +87,13 @@ def _of_process_group(members: tuple[int, ...] | None, timeout: float) -> Ranks:
 class Agree(Protocol):
     """Wait until every rank is as far; raises RankError unless all of them give the same words.
 
-    ``told`` is what an error calls it.
+    ``told`` is what an error calls it. ``stands`` tells, of a change that fails here after this rank's last
+    word, whether every rank has it all the same.
     """
 
     def __call__(self, words: Iterable[str] = (), told: str = "") -> None: ...
+
+    def stands(self, error: BaseException) -> bool: ...
 
 
 class Ranks:
@@ -113,13 +116,44 @@ class Ranks:
         self.timeout = timeout
         self._lock = threading.Lock()
         self._turn = 0
+        self._over = 0  # the last turn that others had given up when this rank's began
         self._spent: list[str] = []  # keys of earlier turns
 
-    def begin(self) -> int:
-        """Begin a turn; every rank counts its own."""
+    def begin(self, word: str = "") -> int:
+        """Begin a turn; every rank counts its own.
+
+        Others may have given up turns without this rank, which missed what they were for, or comes late
+        with that very word: then it takes that turn and learns it, unless somebody tries again.
+        """
         with self._lock:
-            self._turn += 1
-            return self._turn
+            self._over = self._given_up()
+            turn = self._turn + 1
+            if word and turn <= self._over:
+                turn = self._late(range(turn, self._over + 1), word) or self._over + 1
+            self._turn = turn
+            return turn
+
+    def _given_up(self) -> int:
+        return int(self.store.get("over")) if self.store.check(["over"]) else 0
+
+    def _late(self, turns: Iterable[int], word: str) -> int:
+        """The first of these turns, given up by others, in which one of them gave this word; 0 for none."""
+        import torch.distributed as dist
+
+        others = [index for index in range(len(self.members)) if index != self.index]
+        for turn in turns:
+            for index in others:
+                if self._word(turn, index) != word:
+                    continue
+                with suppress(dist.DistStoreError):  # whoever tries again is about to come
+                    again = f"{self._over + 1}/begin/{index}"
+                    self.store.wait([again], timedelta(seconds=min(self.timeout / 4, 1)))
+                return 0 if self._word(self._over + 1, index) == word else turn
+        return 0
+
+    def _word(self, turn: int, index: int) -> str:
+        key = f"{turn}/begin/{index}"
+        return str(self.store.get(key).decode()) if self.store.check([key]) else ""
 
     def say(self, step: str, word: str) -> str:
         """Give this rank's word on a step; the first one stands, and is told."""
@@ -137,13 +171,15 @@ class Ranks:
         """What a step has come to: read the words of all ranks, as far as they come in time."""
         import torch.distributed as dist
 
+        if turn <= self._over:
+            return f"{_NO}{self.index}:did not answer in time"
         keys = [f"{step}/{index}" for index in range(len(self.members))]
         try:
             self.store.wait(keys, timedelta(seconds=self.timeout))
         except dist.DistStoreError:
             absent = [index for index, key in enumerate(keys) if not self.store.check([key])]
             if absent:
-                self.store.set("over", str(turn))
+                self.store.set("over", str(max(turn, self._given_up())))
                 return f"{_NO}{absent[0]}:did not answer within {self.timeout:g} s"
         words = [word.decode() for word in self.store.multi_get(keys)]
         for index, word in enumerate(words):
@@ -155,12 +191,6 @@ class Ranks:
             if other != first:
                 return f"{_NO}{index}:was given {wants}, and rank {self.members[0]} another, {told}"
         return _YES
-
-    def catch_up(self) -> None:
-        """Leave out the turns that others gave up while they waited for this rank."""
-        if self.store.check(["over"]):
-            with self._lock:
-                self._turn = max(self._turn, int(self.store.get("over")))
 
     def tidy(self, turn: int) -> None:
         """Drop what this rank said in earlier turns: every rank is in this one."""
@@ -179,11 +209,12 @@ class _Turn:
         self._left = ["end", "begin"]
         self._open = True  # whether another one may wait for this rank
 
-    def agree(self, words: Iterable[str] = (), told: str = "") -> None:
+    def __call__(self, words: Iterable[str] = (), told: str = "") -> None:
         """See ``Agree``."""
-        word = f"{_YES}{' '.join(words)}\n{told}"
-        ranks, step = self._ranks, self._step(self._left.pop())
+        word, name = f"{_YES}{' '.join(words)}\n{told}", self._left.pop()
+        ranks = self._ranks
         with _or_lost():
+            step = self._step(name, word)
             if ranks.say(step, word) != word:
                 self._open = False
                 rank = ranks.members[ranks.index]
@@ -199,8 +230,6 @@ class _Turn:
             if verdict == _YES:
                 return
             index, _, why = verdict.removeprefix(_NO).partition(":")
-            if int(index) == ranks.index:
-                ranks.catch_up()
         rank = ranks.members[int(index)]
         raise RankError(f"rank {rank} {why}; every rank keeps the adapter that it had", rank)
 
@@ -208,14 +237,36 @@ class _Turn:
         """Tell the others that this rank cannot go on, wherever they wait for it."""
         if not self._open:
             return
-        word = f"{_NO}cannot ({type(error).__name__}: {str(error)[:300]})"
         with suppress(RankError), _or_lost():
-            for step in ("begin", "end"):  # where it has given its word, that stands
-                self._ranks.say(self._step(step), word)
+            for name in ("begin", "end"):  # where it has given its word, that stands
+                self._ranks.say(self._step(name), _cannot(error))
 
-    def _step(self, name: str) -> str:
-        self._turn = self._turn or self._ranks.begin()
+    def stands(self, error: BaseException) -> bool:
+        """See ``Agree``. Its last word may be given, and the others have the change if all gave theirs."""
+        while not self._left:
+            with suppress(KeyboardInterrupt):
+                return self._stands(error)
+        return False
+
+    def _stands(self, error: BaseException) -> bool:
+        ranks = self._ranks
+        with suppress(RankError), _or_lost():
+            step = self._step("end")
+            if ranks.say(step, _cannot(error)).startswith(_NO):
+                return False
+            known = ranks.store.check([step])
+            verdict = ranks.settle(step, "" if known else ranks.verdict(self._turn, step))
+            self._open = False
+            return verdict == _YES
+        return False
+
+    def _step(self, name: str, word: str = "") -> str:
+        self._turn = self._turn or self._ranks.begin(word)
         return f"{self._turn}/{name}"
+
+
+def _cannot(error: BaseException) -> str:
+    return f"{_NO}cannot ({type(error).__name__}: {str(error)[:300]})"
 
 
 @contextmanager
@@ -241,23 +292,31 @@ def together(parts: Sequence[Part]) -> Iterator[Agree]:
     """
     ranks = _joined.get(entry_of(parts[0].model)) if _joined else None
     if ranks is None:
-        yield _alone
+        yield _ALONE
         return
     turn = _Turn(ranks)
     try:
-        yield turn.agree
+        yield turn
     except BaseException as error:
         turn.refuse(error)
         raise
 
 
-def _alone(words: Iterable[str] = (), told: str = "") -> None:
+class _Alone:
     """Agree with nobody."""
+
+    def __call__(self, words: Iterable[str] = (), told: str = "") -> None: ...
+
+    def stands(self, error: BaseException) -> bool:
+        return False
+
+
+_ALONE = _Alone()
 
 
 def votes(agree: Agree) -> bool:
     """Whether other ranks are asked."""
-    return agree is not _alone
+    return agree is not _ALONE
 
 
 def require_together(sharded: bool, agree: Agree) -> None:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraModel
+from peft import LoraModel, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
+from hotswap.compiler.shards import over_ranks
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import hook, unhook
-from hotswap.engine.layout.classes import prepared_class, prepared_tuner
+from hotswap.engine.layout.classes import prepared_class, prepared_model, prepared_tuner
 from hotswap.engine.layout.dora import add_magnitude, why_no_dora
 from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.placement import Placement
@@ -145,6 +146,9 @@ def _prepare_part(found: Preparable, plan: SwapPlan | None, changes: Changes) ->
     cls: Any = type(tuner)
     if cls is LoraModel:
         changes.set(tuner, "__class__", prepared_tuner(cls))
+        if isinstance(model, PeftModel) and over_ranks():
+            kind: Any = type(model)
+            changes.set(model, "__class__", prepared_model(kind))
     placements = entry_of(model, layers=found.layers).placements
     for adapter, arena in arenas:
         old = known.get(adapter.name)

@@ -47,6 +47,7 @@ def set_scale(
         Changes() as changes,
         changes,
     ):
+        changes.unless(agree.stands)
         agree([repr([*patterns.items()])], f"scale {scale!r}")
         places = [placement_of(part.model, name_of(part, adapter_name)) for part in parts]
         for place in places:

@@ -26,6 +26,10 @@ from hotswap.engine.parts import Part
 from hotswap.errors import HotswapError
 
 
+def _never(_: BaseException) -> bool:
+    return False
+
+
 class Changes:
     """What a scope changes; taken back, last first, if the scope fails.
 
@@ -36,6 +40,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
+        self._stands: Callable[[BaseException], bool] = _never
         self._grad = torch.is_grad_enabled()
 
     def __enter__(self) -> Self:
@@ -47,10 +52,12 @@ class Changes:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error is None:
             self._undo.clear()
         else:  # an interrupt at the end of a no_grad() leaves gradients off
             torch.set_grad_enabled(self._grad)
+            if self._undo and self._stands(error):
+                self.stand()
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
@@ -62,6 +69,11 @@ class Changes:
     def stand(self) -> None:
         """Keep what was changed until now, whatever fails later."""
         self._undo.clear()
+        self._stands = _never
+
+    def unless(self, stands: Callable[[BaseException], bool]) -> None:
+        """Ask, before what was changed until now is taken back, whether it stands."""
+        self._stands = stands
 
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute."""
@@ -183,6 +195,7 @@ def commit(
     """
     require_together(any(place.sharded for place in places), agree)
     changing = [(at, each) for at, each in zip(places, staged, strict=True) if each is not None]
+    changes.unless(agree.stands)
     agree((each.digest for _, each in changing), _told(changing))
     for place, each in changing:
         place.put(each, changes.callback)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import hotswap
@@ -111,6 +112,35 @@ def test_a_hook_that_is_there_when_it_is_compiled_is_no_problem(lora: Lora) -> N
     lora.warm("whole")
     with hotswap.forbid_recompiles(lora.model):
         lora.run()
+
+
+def test_a_hook_on_what_is_compiled_does_not_hide_its_compiled_code(lora: Lora) -> None:
+    lora.model.register_forward_hook(lambda *_: None)
+    lora.warm("whole")
+    with hotswap.forbid_recompiles(lora.model) as log:
+        lora.run()
+    assert log.hits == {"PeftModel": 1}
+
+
+def test_a_hook_that_breaks_the_graph_is_called_and_no_problem(lora: Lora) -> None:
+    called: list[Any] = []
+    up = lora.model.base_model.model.up
+    up.register_forward_hook(torch.compiler.disable(lambda *_: called.append(1)))
+    lora.warm("whole")
+    called.clear()
+    with hotswap.forbid_recompiles(lora.model) as log:
+        lora.run()
+    assert called == [1]
+    assert log.hits == {"PeftModel": 2, "up": 1}
+
+
+def test_a_hook_that_is_added_to_a_module_without_weights_is_found(lora: Lora) -> None:
+    lora.warm("whole")
+    act = next(m for m in lora.model.modules() if isinstance(m, nn.Tanh | nn.ReLU | nn.Identity))
+    with hotswap.watch_compiles(lora.model) as log:
+        act.register_forward_hook(lambda *_: None)
+        lora.run()
+    assert "a forward hook was added after torch.compile" in log.problems[0]
 
 
 def test_under_force_eager_every_call_of_compiled_code_is_counted(lora: Lora) -> None:

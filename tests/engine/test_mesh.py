@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
 import hotswap
@@ -94,6 +94,19 @@ def test_a_bank_a_scale_and_what_is_saved_speak_of_the_adapter_in_place(
     for state in pool(at.whole_state):
         assert state.keys() == original.keys()
         assert all(torch.equal(state[name], value) for name, value in original.items())
+
+
+def test_what_a_model_that_is_cut_saves_is_the_whole_adapter_at_its_own_rank(
+    pool: RankPool, fleet: dict[str, Path], tmp_path: Path
+) -> None:
+    pool(at.bring_up, "tensor parallel", fleet["a"])
+    pool(at.swap, fleet["b"])
+    original = load_file(fleet["b"] / "adapter_model.safetensors")
+    for folder in pool(at.save, tmp_path):
+        saved = load_file(folder / "adapter_model.safetensors")
+        assert saved.keys() == original.keys()
+        assert all(torch.equal(saved[name], value) for name, value in original.items())
+        assert LoraConfig.from_pretrained(folder).r == 2
 
 
 def test_a_scale_that_only_one_rank_sets_is_refused(pool: RankPool, fleet: dict[str, Path]) -> None:

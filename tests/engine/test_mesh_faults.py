@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pytest_hotswap.ranks.pool import DEAD, RankPool
 from tests.support import rank_models as at
 from tests.support.models import fresh, run, write_adapter, write_fleet
+from tests.support.rank_interrupts import interrupted_swap
 
 STEPS = ["read", "vote", "before", "middle", "after"]
 SOON, LATE = 0.4, 0.8  # seconds that the others wait, and that a late rank takes
@@ -88,6 +89,24 @@ def test_what_fails_on_one_rank_after_the_last_vote_takes_nothing_back(
     assert [active for _, _, active in found] == [str(fleet["b"])] * 2
     for output in pool(at.run):
         torch.testing.assert_close(output, run(fresh(at.net(), fleet["b"]), at.X))
+    pool(at.swap, fleet["a"])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("fault", [None, ("after", "raise", 0.0), ("after", "late", 0.2)])
+def test_a_rank_that_is_interrupted_after_its_last_word_has_what_the_others_have(
+    pool: RankPool, fleet: dict[str, Path], fault: tuple[str, str, float] | None, victim: int
+) -> None:
+    own = [(rank == victim, fault) for rank in range(2)]
+    found = pool(interrupted_swap, fleet["b"], own=own)
+    stands = fault is None or fault[1] == "late"
+    want = fleet["b" if stands else "a"]
+    assert found[victim][0] == "KeyboardInterrupt"
+    assert found[1 - victim][0] == ("" if stands else "OSError")
+    for _, active, output in found:
+        assert active == str(want)
+        torch.testing.assert_close(output, run(fresh(at.net(), want), at.X))
+    check_a_good_swap(pool, fleet["c"])
     pool(at.swap, fleet["a"])
 
 
@@ -169,6 +188,16 @@ def test_NaN_that_only_one_rank_puts_in_place_is_refused_by_all(
     found = pool(at.faulty_swap, 30, odd, None)
     assert all(same and raised is not None for raised, same, _ in found)
     assert any("NaN" in raised[1] for raised, _, _ in found)
+    check_a_good_swap(pool, fleet["c"])
+    pool(at.swap, fleet["a"])
+
+
+def test_a_swap_that_one_rank_leaves_out_is_refused_and_the_next_one_is_good(
+    pool: RankPool, fleet: dict[str, Path]
+) -> None:
+    for _ in range(2):
+        (alone,) = pool.attempt_on([0], at.faulty_swap, SOON, fleet["b"], None)
+        assert (alone[0][0], alone[0][2], alone[1]) == ("RankError", 1, True)
     check_a_good_swap(pool, fleet["c"])
     pool(at.swap, fleet["a"])
 

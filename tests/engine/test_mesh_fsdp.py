@@ -89,21 +89,55 @@ def test_whole_lora_is_swapped_and_stays(
             torch.testing.assert_close(output, run(fresh(at.net(), fleet[name]), at.X))
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.fixture(scope="module")
+def four() -> Iterator[RankPool]:
+    pool = RankPool(4)
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kind", "backend"),
+    [
+        ("pool", "base first", "eager"),
+        ("pool", "base first", "inductor"),
+        ("pool", "prepared, whole", "inductor"),
+        ("four", "prepared, whole", "eager"),
+    ],
+)
 def test_compiled_code_of_a_model_whose_lora_is_whole_serves_each_swap(
-    pool: RankPool, fleet: dict[str, Path], backend: str
+    request: pytest.FixtureRequest,
+    fleet: dict[str, Path],
+    ranks: str,
+    kind: str,
+    backend: str,
 ) -> None:
-    pool(at.fully_shard_after, "base first", fleet["a"])
-    pool(at.prepare)
+    pool: RankPool = request.getfixturevalue(ranks)
+    pool(at.fully_shard_after, kind, fleet["a"])
+    if kind == "base first":
+        pool(at.prepare)
     pool(at.compile_it, backend)
     order = ["b", None, "a", "b"]
     want = [run(fresh(at.net(), fleet[name]) if name else at.net(), at.X) for name in order]
     found = pool(at.watched_swaps, [fleet[name] if name else None for name in order])
     for recompiles, hits, eager, same, outputs in found:
         assert (recompiles, eager, same) == (0, {}, True)
-        assert hits >= len(order)
+        assert hits >= len(at.NAMES) * len(order)  # the code of each layer, within its group
         for output, wanted in zip(outputs, want, strict=True):
             torch.testing.assert_close(output, wanted)
+
+
+def test_layers_that_are_compiled_before_they_are_sharded_have_whole_graphs(
+    pool: RankPool, fleet: dict[str, Path]
+) -> None:
+    pool(at.fully_shard_after, "prepared, whole, compiled", fleet["a"])
+    order = ["b", None, "a", "b"]
+    found = pool(at.watched_swaps, [fleet[name] if name else None for name in order])
+    for recompiles, hits, eager, same, outputs in found:
+        assert (recompiles, hits, eager, same) == (0, len(at.NAMES) * len(order), {}, True)
+        for name, output in zip(order, outputs, strict=True):
+            want = run(fresh(at.net(), fleet[name]) if name else at.net(), at.X)
+            torch.testing.assert_close(output, want)
 
 
 @pytest.mark.parametrize("kind", ["FSDP2 around it", "FSDP1", "FSDP1 with its own parameters"])

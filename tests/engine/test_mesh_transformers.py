@@ -83,7 +83,7 @@ def pool(base: Path) -> Iterator[RankPool]:
     pool.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def four(base: Path) -> Iterator[RankPool]:
     pool = RankPool(4)
     pool(at.llama_base, base)

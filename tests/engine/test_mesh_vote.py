@@ -24,6 +24,10 @@ class Voters:
             monkeypatch.setattr(mesh, "_known", {})  # as each rank is a process of its own
             self.ranks.append(mesh.Ranks(store.clone(), tuple(range(count)), index, timeout))
 
+    def wait(self, timeout: float) -> None:
+        for ranks in self.ranks:
+            ranks.timeout = timeout
+
     def turns(self) -> list[Any]:
         return [mesh._Turn(ranks) for ranks in self.ranks]
 
@@ -31,7 +35,7 @@ class Voters:
 def agreed(turns: list[Any], *words: str) -> list[str]:
     """Let each rank agree with its word, or the only one, at once; what each raises, or an empty text."""
     given = words if len(words) > 1 else words * len(turns)
-    return at_once(*(partial(turn.agree, [w], w) for turn, w in zip(turns, given, strict=True)))
+    return at_once(*(partial(turn, [w], w) for turn, w in zip(turns, given, strict=True)))
 
 
 def at_once(*calls: Callable[[], Any]) -> list[str]:
@@ -53,7 +57,7 @@ def test_all_say_yes_to_both_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         turns = voters.turns()
         assert agreed(turns, "x") == [""] * 3
-        assert at_once(*(turn.agree for turn in turns)) == [""] * 3
+        assert at_once(*turns) == [""] * 3
 
 
 @pytest.mark.parametrize("no", [0, 1])
@@ -70,7 +74,7 @@ def test_one_says_no_after_it_has_said_that_it_can(monkeypatch: pytest.MonkeyPat
     turns = voters.turns()
     assert agreed(turns, "x") == ["", ""]
     turns[0].refuse(OSError("the copy failed"))
-    (said,) = at_once(turns[1].agree)
+    (said,) = at_once(turns[1])
     assert said.startswith("0: rank 0 cannot (OSError: the copy failed)")
 
 
@@ -102,3 +106,96 @@ def test_one_that_does_not_come_is_a_no_and_learns_it_when_it_does(
     (late,) = agreed(turns[1:], "x")
     assert late.startswith("1: rank 1 did not answer within 0.2 s")
     assert agreed(voters.turns(), "y") == ["", ""]
+
+
+def exchanged(voters: Voters, *words: str) -> list[str]:
+    """Let each rank exchange, at the same time, what it was given; what each raises, or an empty text."""
+
+    def exchange(turn: Any, word: str) -> None:
+        try:
+            turn([word], word)
+            turn()
+        except RankError as error:
+            turn.refuse(error)
+            raise
+
+    return at_once(*map(partial, [exchange] * len(words), voters.turns(), words))
+
+
+def test_one_that_has_left_a_change_out_is_with_the_others_at_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    voters = Voters(monkeypatch, 2, timeout=0.3)
+    for word in ("a", "b"):
+        (said,) = exchanged(voters, word)
+        assert said.startswith("1: rank 1 did not answer")
+    voters.wait(20)
+    for word in ("c", "d", "d"):
+        assert exchanged(voters, word, word) == ["", ""]
+
+
+def test_one_that_has_left_a_change_out_is_with_the_others_when_they_try_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    voters = Voters(monkeypatch, 2, timeout=0.2)
+    (said,) = exchanged(voters, "a")
+    assert said.startswith("1: rank 1 did not answer")
+    voters.wait(20)
+    for _ in range(3):
+        assert exchanged(voters, "a", "a") == ["", ""]
+
+
+def test_one_that_is_late_with_several_changes_learns_each_and_then_is_with_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    voters = Voters(monkeypatch, 2, timeout=0.2)
+    for word in ("a", "b"):
+        exchanged(voters, word)
+    for word in ("a", "b"):
+        (said,) = at_once(partial(voters.turns()[1], [word], word))
+        assert said.startswith("1: rank 1 did not answer within 0.2 s")
+    voters.wait(20)
+    assert exchanged(voters, "c", "c") == ["", ""]
+
+
+@pytest.mark.parametrize("other", ["has it", "could not"])
+def test_a_change_that_is_interrupted_after_the_last_word_stands_if_all_have_it(
+    monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    voters = Voters(monkeypatch, 2)
+    first, second = voters.turns()
+    assert agreed([first, second], "x") == ["", ""]
+    monkeypatch.setattr(voters.ranks[0], "verdict", interrupted(voters.ranks[0].verdict, 2))
+    with pytest.raises(KeyboardInterrupt):
+        first()
+    (later,) = at_once(second) if other == "has it" else [second.refuse(OSError("x"))]
+    assert later in ("", None)
+    assert first.stands(KeyboardInterrupt()) is (other == "has it")
+
+
+def interrupted(call: Callable[..., str], times: int) -> Callable[..., str]:
+    """What is interrupted as often before it is done."""
+    left = [KeyboardInterrupt()] * times
+
+    def interrupt(*args: Any) -> str:
+        if left:
+            raise left.pop()
+        return call(*args)
+
+    return interrupt
+
+
+def test_a_change_that_is_interrupted_before_the_last_word_does_not_stand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    voters = Voters(monkeypatch, 2)
+    first, second = voters.turns()
+    assert not first.stands(KeyboardInterrupt())
+    assert agreed([first, second], "x") == ["", ""]
+    assert not first.stands(KeyboardInterrupt())
+    monkeypatch.setattr(voters.ranks[0], "say", interrupted(voters.ranks[0].say, 1))
+    with pytest.raises(KeyboardInterrupt):
+        first()
+    assert not first.stands(KeyboardInterrupt())
+    (said,) = at_once(second)
+    assert said.startswith("0: rank 0 cannot (KeyboardInterrupt: ); every rank keeps")

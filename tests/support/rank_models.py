@@ -233,6 +233,10 @@ def fully_shard_after(kind: str, folder: Path) -> None:
         hotswap.prepare(model, target_rank=8)
     whole = {p for name, p in model.named_parameters() if "lora_" in name and "whole" in kind}
     inside = model.base_model.model
+    if "compiled" in kind:  # what FSDP hooks on then is outside of the compiled code
+        torch._dynamo.reset()
+        for name in NAMES:
+            setattr(inside, name, torch.compile(getattr(inside, name), fullgraph=True))
     if "root" not in kind:
         for name in NAMES:
             fully_shard(getattr(inside, name), mesh=mesh(), ignored_params=whole)

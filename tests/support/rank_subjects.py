@@ -51,14 +51,6 @@ class Cut(TensorParallelSubject):
         super().add(model, adapter, name)
         at.cut(self.models(model)[0], name=name)
 
-    def save(self, model: Any, folder: Path) -> None:
-        """PEFT saves no shards: whole tensors are given to it."""
-        inner = self.models(model)[0]
-        state = {
-            n: getattr(v, "full_tensor", lambda v=v: v)() for n, v in inner.state_dict().items()
-        }
-        inner.save_pretrained(folder, state_dict=state)
-
     @property
     def faulty(self) -> bool:
         """Whether this is the rank with the defect."""

@@ -98,7 +98,10 @@ def components(texts: Texts, layout: FileLayout) -> dict[str, Component] | None:
         text = f"diffusers' converter for {families[0].pipeline} cannot read its names: {problem}"
         remedy = "load it with the pipeline that it was trained for, or say which: --base FOLDER"
         if problem.startswith(LEFT_OUT):
-            remedy = f"rename its weights to {' and '.join(LINEAR)}, beside which alphas are read"
+            remedy = "multiply each weight of B by alpha / rank, and save the file without alphas"
+            if any("lora_down" in name for name in layout.tensors):
+                remedy = f"rename its weights to {' and '.join(LINEAR)}, beside which alphas are read, or "
+                remedy += "save them multiplied by alpha / rank"
         raise unreadable(texts.weights, "HSW005", text, remedy)
     (family, first), *others = found.items()
     if any(other.shapes != first.shapes for _, other in others):

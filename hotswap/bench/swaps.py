@@ -243,7 +243,9 @@ def _copy(fleet: _Fleet, runs: int) -> Row:
     if placement.arena is None:
         raise RuntimeError("the model was moved after prepare()")
     arena, images = placement.arena, [placement.layout.new(), placement.layout.new()]
-    *sources, target = torch.zeros((3, arena.bytes), dtype=torch.uint8)
+    for image in images:
+        image.copy(arena)  # memory that nobody has written is all one page
+    *sources, target = torch.ones((3, arena.bytes), dtype=torch.uint8)
     return _compare(
         "bank: the copy itself",
         lambda turn: arena.copy(images[turn]),

@@ -181,8 +181,8 @@ def _rows(fleet: _Fleet, large: _Fleet | None, runs: int) -> Iterator[Callable[[
         lambda turn: hotswap.swap(model, states[turn], config=configs[turn]),
         lambda turn: hotswap_adapter_from_state_dict(peft, named[turn], "default", configs[turn]),
         runs,
-        bar=10,
-        aim=20,
+        bar=6,
+        aim=10,
     )
     paths = [str(path) for path in fleet.paths]
     yield partial(

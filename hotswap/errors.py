@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hotswap.findings import Finding
+from hotswap.findings import Finding, printable
 
 
 class HotswapError(Exception):
@@ -20,7 +18,7 @@ def _text(findings: Sequence[Finding]) -> str:
         words.append(f"{one.where}: {one.message}")
         if after is None or after.remedy != one.remedy:
             words.append(one.remedy)
-    return "; ".join(words)
+    return "; ".join(map(printable, words))
 
 
 class AdapterError(HotswapError, ValueError):

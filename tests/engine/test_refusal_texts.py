@@ -307,12 +307,12 @@ def test_dora_over_base_weights_that_are_offloaded_is_refused_by_name(
     offloaded = fresh(base, fleet["one"])
     layer = offloaded.base_model.model.layers[3].up.get_base_layer()
     layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
-    with pytest.raises(UnsupportedLayerError, match=r"layers.*up: DoRA needs .* offloaded"):
+    with pytest.raises(UnsupportedLayerError, match=r"layers.*up: DoRA needs .*offloaded"):
         hotswap.prepare(offloaded, plan=plan)
     model = hotswap.load(copy.deepcopy(base), plan, adapter)
     layer = model.base_model.model.layers[3].up.get_base_layer()
     layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
-    with pytest.raises(UnsupportedLayerError, match=r"layers.*up: DoRA needs .* offloaded"):
+    with pytest.raises(UnsupportedLayerError, match=r"layers.*up: DoRA needs .*offloaded"):
         hotswap.swap(model, fleet["one"])
 
 

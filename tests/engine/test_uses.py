@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -92,49 +91,6 @@ def test_a_use_ends_in_another_thread_than_it_began_in(model: Any, fleet: Any) -
     hotswap.swap(model, fleet["two"], timeout=5)
     with bank.using("three", timeout=5):
         assert hotswap.active(model) == "three"
-
-
-def test_one_scope_object_is_entered_several_times_and_lasts_as_often(
-    model: Any, fleet: Any
-) -> None:
-    scope = banked(model, fleet, max_shared=2).using("one")
-    for enter in (scope.__enter__, lambda: elsewhere(scope.__enter__)):  # within it, and beside it
-        with scope:
-            enter()
-            scope.__exit__(None, None, None)
-            with pytest.raises(BusyError):
-                elsewhere(lambda: hotswap.swap(model, fleet["two"], timeout=0.01))
-        elsewhere(lambda: hotswap.swap(model, fleet["two"], timeout=5))
-    scope.__exit__(None, None, None)  # once too often
-
-
-def test_pipelines_with_the_same_models_ask_for_them_in_one_order(
-    base: Any, fleet: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else one would have what the other waits for, and wait for what that has."""
-    models = {name: fresh(base, fleet["one"]) for name in ("text_encoder", "transformer")}
-    for each in models.values():
-        hotswap.prepare(each, target_rank=4)
-    turned = dict(reversed(models.items()))
-    asked: list[list[int]] = []
-    ask = Uses.ask
-
-    def noted(self: Uses, *args: Any, **options: Any) -> bool:
-        asked[-1].append(id(self))
-        return ask(self, *args, **options)
-
-    monkeypatch.setattr(Uses, "ask", noted)
-    for components in (models, turned):
-        pipeline = SimpleNamespace(components=components)
-        bank = hotswap.AdapterBank(pipeline)
-        bank.add("none", None)
-        asked.append([])
-        hotswap.swap(pipeline, None)
-        asked.append([])
-        with bank.using("none"):
-            pass
-    assert asked == [asked[0]] * 4
-    assert len(asked[0]) == 2
 
 
 def test_a_use_that_nobody_holds_any_more_has_ended(model: Any, fleet: Any) -> None:

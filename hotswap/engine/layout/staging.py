@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -63,13 +62,24 @@ class _Loan:
         """Do nothing, but be held by a scope until it ends."""
 
 
+class _Turn:
+    """One loan after another; there is no lock that an interrupt could leave taken."""
+
+    def __init__(self, loan: _Loan | None = None) -> None:
+        self.loan: Callable[[], _Loan | None] = _nobody if loan is None else weakref.ref(loan)
+        self.after: dict[int, _Turn] = {}
+
+
+def _nobody() -> None:
+    return None
+
+
 class Buffers:
     """Two buffers of a layout, in which adapters are staged in turn, by one at a time."""
 
     def __init__(self) -> None:
         self._images: list[Arena] = []
-        self._lock = threading.Lock()  # held for moments
-        self._lent: Callable[[], _Loan | None] = lambda: None
+        self._turn = _Turn()
         self._reported: weakref.WeakSet[StagedAdapter] = weakref.WeakSet()
 
     def __contains__(self, image: object) -> bool:
@@ -85,10 +95,12 @@ class Buffers:
         """
         loan = _Loan()
         scope.callback(loan.keep)
-        with self._lock:
-            free = self._lent() is None
-            if free:
-                self._lent = weakref.ref(loan)
+        mine, turn = _Turn(loan), self._turn
+        while turn is not mine and turn.loan() is None:
+            turn = turn.after.setdefault(0, mine)  # one of several threads is the next
+        free = turn is mine
+        if free:
+            self._turn = mine
         kept = [id(image) for image in needed()]
         for image in self._images if free else ():
             if id(image) not in kept:

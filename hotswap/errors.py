@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hotswap.findings import Finding
+from hotswap.findings import Finding, printable
 
 
 class HotswapError(Exception):
     """The base of every error that hotswap raises on purpose."""
+
+
+def _text(findings: Sequence[Finding]) -> str:
+    """Findings in one line; what is to be done about several in a row is said once, after the last."""
+    words: list[str] = []
+    for one, after in zip(findings, [*findings[1:], None], strict=True):
+        words.append(f"{one.where}: {one.message}")
+        if after is None or after.remedy != one.remedy:
+            words.append(one.remedy)
+    return "; ".join(map(printable, words))
 
 
 class AdapterError(HotswapError, ValueError):
@@ -18,7 +26,7 @@ class AdapterError(HotswapError, ValueError):
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("; ".join(f"{f.where}: {f.message}; {f.remedy}" for f in self.findings))
+        super().__init__(_text(self.findings))
 
 
 class PackageError(HotswapError, ValueError):
@@ -26,7 +34,7 @@ class PackageError(HotswapError, ValueError):
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("; ".join(f"{f.where}: {f.message}; {f.remedy}" for f in self.findings))
+        super().__init__(_text(self.findings))
 
 
 class UnreadableAdapterError(AdapterError):

@@ -105,6 +105,11 @@ class Related:
     message: str
 
 
+def printable(words: str) -> str:
+    """Replace what a terminal would obey and XML has no place for: control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in words)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong. ``where`` is a path, with the module, tensor or notebook cell after ``::``.

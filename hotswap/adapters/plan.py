@@ -15,7 +15,7 @@ from hotswap.adapters.names import families
 from hotswap.adapters.output import write_atomically
 from hotswap.documents import read_document
 from hotswap.errors import HotswapError
-from hotswap.findings import Finding
+from hotswap.findings import Finding, printable
 
 VERSION = 1
 MIXED = "has LoRA in some adapters and is trained whole or by rows in others, which PEFT does not combine"
@@ -241,7 +241,7 @@ class SwapPlan:
             raise HotswapError(f"{path}: is not JSON: {error}") from error
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(map(printable, _lines(self)))
 
 
 def _lines(plan: SwapPlan) -> Iterator[str]:

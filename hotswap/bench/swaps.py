@@ -181,8 +181,8 @@ def _rows(fleet: _Fleet, large: _Fleet | None, runs: int) -> Iterator[Callable[[
         lambda turn: hotswap.swap(model, states[turn], config=configs[turn]),
         lambda turn: hotswap_adapter_from_state_dict(peft, named[turn], "default", configs[turn]),
         runs,
-        bar=10,
-        aim=20,
+        bar=6,
+        aim=10,
     )
     paths = [str(path) for path in fleet.paths]
     yield partial(
@@ -243,7 +243,9 @@ def _copy(fleet: _Fleet, runs: int) -> Row:
     if placement.arena is None:
         raise RuntimeError("the model was moved after prepare()")
     arena, images = placement.arena, [placement.layout.new(), placement.layout.new()]
-    *sources, target = torch.zeros((3, arena.bytes), dtype=torch.uint8)
+    for image in images:
+        image.copy(arena)  # memory that nobody has written is all one page
+    *sources, target = torch.ones((3, arena.bytes), dtype=torch.uint8)
     return _compare(
         "bank: the copy itself",
         lambda turn: arena.copy(images[turn]),

@@ -8,6 +8,7 @@ from typing import Any
 from hotswap.adapters.names import families
 from hotswap.adapters.plan import Cut, SwapPlan, size_text
 from hotswap.cli.curve import bank_bytes, curve
+from hotswap.findings import printable
 from hotswap.report.text import table
 
 _MOST = 12  # rows of a table
@@ -52,11 +53,11 @@ def _first(plan: SwapPlan) -> str:
     if first is None:
         return ""
     if len(plan.adapters) == 1:
-        return f"Load first: {first.name}"
+        return f"Load first: {printable(first.name)}"
     if first.lacks:
         text = "no adapter has every module, so use hotswap.load(base_model, plan, adapter)"
-        return f"Load first: {first.name} has most modules; {text}"
-    return f"Load first: {first.name}, which has every module"
+        return f"Load first: {printable(first.name)} has most modules; {text}"
+    return f"Load first: {printable(first.name)}, which has every module"
 
 
 def _lacking(plan: SwapPlan) -> str:

@@ -13,8 +13,9 @@ import xxhash
 
 from hotswap.engine.incoming.parts import Adapters, labels_of, read_parts
 from hotswap.engine.incoming.source import Adapter, Config
-from hotswap.engine.layout.placement import Placement, StagedAdapter
-from hotswap.engine.layout.registry import placement_of
+from hotswap.engine.layout.placement import Placement
+from hotswap.engine.layout.registry import placement_of, settled_placement
+from hotswap.engine.layout.staging import StagedAdapter
 from hotswap.engine.mesh import Agree, together
 from hotswap.engine.parts import Part, parts_of
 from hotswap.engine.scale import user_scale
@@ -89,7 +90,7 @@ def swap(
     """
     start = time.perf_counter()
     parts = parts_of(model)
-    name = name_of(parts[0], adapter_name)
+    names = [name_of(part, adapter_name) for part in parts]
     with together(parts) as agree, ExitStack() as lent:
         # a hub or a disk may take its time, while others use the model
         incoming = read_parts(model, parts, adapter, config, allow_pickle=allow_pickle)
@@ -97,12 +98,11 @@ def swap(
         stage = partial(
             stage_parts, parts, incoming=incoming, labels=labels, image_of=lambda p: p.staging(lent)
         )
-        places = [placement_of(p.model, name_of(p, adapter_name), at_once=True) for p in parts]
-        try:
-            staged = stage(places)
-        except (IndexError, RuntimeError):  # as of a model that ready() refuses by name
-            places, staged = [], []
-        with exclusive(parts, timeout=timeout, name=name), Changes() as changes, changes:
+        # where nothing was moved: of another model ready() says what is wrong
+        known = [settled_placement(p.model, name) for p, name in zip(parts, names, strict=True)]
+        places = [place for place in known if place is not None]
+        staged = stage(places) if len(places) == len(parts) else []
+        with exclusive(parts, timeout=timeout, name=names[0]), Changes() as changes, changes:
             now = [ready(part, adapter_name) for part in parts]
             if now != places or any(each is not None and each.stale() for each in staged):
                 staged = stage(now)  # it was prepared anew, moved or trained meanwhile

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from hotswap.engine.incoming.renamed import in_names_of
 from hotswap.engine.incoming.source import NOTHING, IncomingAdapter
@@ -16,9 +17,10 @@ from hotswap.engine.incoming.stage import stage
 from hotswap.engine.incoming.validate import validate
 from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.hooks import why_elsewhere
-from hotswap.engine.layout.placement import Placement, StagedAdapter
+from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import adapter_names
+from hotswap.engine.layout.staging import StagedAdapter
 from hotswap.engine.layout.unsupported import refusal, why_no_base, why_other_base
 from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.mesh import Agree, require_together, votes
@@ -104,11 +106,20 @@ def exclusive(
     exchange the adapter.
     """
     with ExitStack() as held:
-        for part in parts:
-            uses = entry_of(part.model).uses
+        for uses, _ in uses_of([part.model for part in parts]):
             if not (nested and uses.mine()):
                 uses.take(held_until_end(held, uses, Use(name)), timeout)
         yield
+
+
+def uses_of(models: Sequence[nn.Module]) -> list[tuple[Uses, int]]:
+    """The uses of some models, each once with the place of its model, in the order in which to take them.
+
+    It is the same whoever asks: two pipelines may have the same models in another order, and would
+    wait for each other.
+    """
+    found = {id(uses := entry_of(model).uses): (uses, place) for place, model in enumerate(models)}
+    return [found[key] for key in sorted(found)]
 
 
 def held_until_end(held: ExitStack, uses: Uses, use: Use) -> Use:

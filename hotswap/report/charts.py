@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hotswap.findings import printable
 from hotswap.report.records import Record
-from hotswap.report.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
-from hotswap.findings import RULES, Finding, Related
+from hotswap.findings import RULES, Finding, Related, printable
 
 Level = Literal["error", "warning", "notice"]
 Format = Literal["text", "json", "github", "sarif"]
@@ -44,14 +44,15 @@ def _paragraph(finding: Finding, color: bool) -> str:
 
     mark = " (warning)" if finding.severity == "warning" else ""
     code = paint(finding.code, finding.severity)
-    place = paint(finding.place, "place")
-    lines = [f"{place}: {code} {finding.name}{mark}", f"  {finding.message}"]
+    place = paint(printable(finding.place), "place")
+    lines = [f"{place}: {code} {finding.name}{mark}", f"  {printable(finding.message)}"]
     if finding.line is not None and finding.snippet:
         gutter = " " * len(str(finding.line))
         caret = paint(_caret(finding), finding.severity)
-        lines += [f"  {finding.line} | {finding.snippet}", f"  {gutter} | {caret}"]
-    lines += [f"  {r.where}:{r.line}: {r.message}" for r in finding.related]
-    return "\n".join([*lines, f"  {paint('help', 'help')}: {finding.remedy}"])
+        snippet = "\t".join(map(printable, finding.snippet.split("\t")))
+        lines += [f"  {finding.line} | {snippet}", f"  {gutter} | {caret}"]
+    lines += [printable(f"  {r.where}:{r.line}: {r.message}") for r in finding.related]
+    return "\n".join([*lines, f"  {paint('help', 'help')}: {printable(finding.remedy)}"])
 
 
 def _caret(finding: Finding) -> str:

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from hotswap.errors import MissingExtraError
+from hotswap.findings import printable
 from hotswap.report import charts
-from hotswap.report.text import printable
 
 EXTRA = ("jinja2", "matplotlib")
 MOST_LISTED = 40

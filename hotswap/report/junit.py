@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from hotswap.report.text import printable
+from hotswap.findings import printable
 
 
 def junit(document: dict[str, Any]) -> str:

@@ -6,13 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 
+from hotswap.findings import printable
 from hotswap.report.records import Record
-
-
-def printable(words: str) -> str:
-    """Replace what a terminal would obey and XML has no place for: control characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in words)
-
 
 WIDTH = 80
 """Columns that a table takes, unless a single word needs more."""

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hotswap.findings import printable
 from hotswap.report.laws import CONTROL_REMEDY, REMEDIES
 from hotswap.report.records import Results, adapter_rows, judged, law_rows
-from hotswap.report.text import printable
 
 INDISPENSABLE = ("swap-equals-load", "swap-atomic", "zero-recompiles")
 """Laws without which a deployment is not ready, whatever its subject says of them."""

@@ -10,6 +10,7 @@ import pytest
 
 from hotswap.adapters.plan import ALIGNMENT, ModulePlan, SwapPlan
 from hotswap.adapters.planner import plan
+from hotswap.cli.plan_text import sections
 from hotswap.errors import HotswapError
 from tests.support.adapter_files import write_adapter
 from tests.support.adapter_specs import linear, spec_of
@@ -49,6 +50,15 @@ def test_a_printed_plan_tells_a_newcomer_what_to_do(tmp_path: Path) -> None:
         "Conflicts\n  none",
     ):
         assert words in text
+
+
+def test_a_printed_plan_has_no_control_characters_of_names(tmp_path: Path) -> None:
+    evil = write_adapter(tmp_path / "evil\x1b[2J\n::error::x", modules=QV, rank=4)
+    found = plan([write_adapter(tmp_path / "plain", modules={"q_proj": (32, 16)}, rank=4), evil])
+    text = f"{found}\n{sections(found)}"
+    assert "evil" in text
+    assert "\x1b" not in text
+    assert not any(line.startswith("::error") for line in text.splitlines())
 
 
 def test_a_saved_plan_reads_back_equal(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hotswap.engine import transaction
 from hotswap.engine.incoming import file_reader, parts, source
 from hotswap.engine.layout import arena as arenas
 from hotswap.engine.layout import dora, placement
-from hotswap.engine.layout.arena import Arena
+from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.engine.layout.uses import Use, _mine
@@ -200,7 +200,7 @@ def interrupts(failure: type, action: Callable[[], Any]) -> Iterator[int]:
 @pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("given", ["folder", "state dict", "none"])
 def test_a_swap_that_is_interrupted_at_any_line_is_all_or_nothing(
-    given: str, failure: type, base: Any, fleet: Any, model: Any
+    given: str, failure: type, base: Any, fleet: Any, model: Any, monkeypatch: Any
 ) -> None:
     adapter: Any = {"folder": fleet["dora"], "none": None}.get(given)
     options = {}
@@ -224,6 +224,15 @@ def test_a_swap_that_is_interrupted_at_any_line_is_all_or_nothing(
             assert same(old, state(model))
     assert untouched > 50
     assert swapped < 15
+    hotswap.swap(model, fleet["large"])
+    made: list[Layout] = []
+    new_image = Layout.new
+    monkeypatch.setattr(
+        Layout, "new", lambda self, *args, **kw: made.append(self) or new_image(self, *args, **kw)
+    )
+    for name in ("small", "large", "small"):
+        hotswap.swap(model, fleet[name])
+    assert made == []  # the buffers that are kept were given back
 
 
 @pytest.mark.parametrize("kind", ["lora", "trained"])

@@ -160,8 +160,9 @@ def test_activated_adapters_with_equal_tokens_are_swapped(tmp_path: Path) -> Non
     }
     before = bits(model)
     for other in (fleet["other"], plain):
-        with pytest.raises(HotswapError, match="alora_invocation_tokens"):
+        with pytest.raises(HotswapError, match="alora_invocation_tokens") as refused:
             hotswap.swap(model, other)
+        assert str(refused.value).count("alora_invocation_tokens") == 1
     assert same_bits(before, bits(model))
     served = fresh(base, plain)
     hotswap.prepare(served, target_rank=8)

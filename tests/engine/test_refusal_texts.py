@@ -134,6 +134,8 @@ def test_an_adapter_is_refused_with_one_finding_for_a_family_of_modules(
             hotswap.swap(model, adapter)
         assert len(refused.value.findings) == families
         assert "(and 23 more of layers.*." in str(refused.value)
+        remedies = {finding.remedy for finding in refused.value.findings}
+        assert [str(refused.value).count(remedy) for remedy in remedies] == [1]
     model = fresh(
         seeded(Stack), write_adapter(tmp_path / "up", seeded(Stack), r=2, target_modules=["up"])
     )
@@ -253,6 +255,8 @@ def test_code_that_has_weights_of_its_own_is_refused(
 ) -> None:
     model = fresh(base, fleet["one"])
     hotswap.prepare(model, target_rank=4)
+    bank = hotswap.AdapterBank(model)
+    bank.add("two", fleet["two"])
     options = {"freezing": freezing}
     served = torch.compile(model, options=options) if how == "wrapped" else model
     if how != "wrapped":
@@ -264,9 +268,11 @@ def test_code_that_has_weights_of_its_own_is_refused(
     before = bits(model)
     with pytest.raises(HotswapError, match=r"freezing=True.*not be served; compile it without"):
         hotswap.swap(served, fleet["two"])
-    if how != "a module inside":
+    with pytest.raises(HotswapError, match=r"freezing=True"):
+        hotswap.AdapterBank(served)
+    if how != "wrapped":
         with pytest.raises(HotswapError, match=r"freezing=True"):
-            hotswap.AdapterBank(served)
+            bank.using("two").__enter__()
     assert same_bits(before, bits(model))
 
 
@@ -291,6 +297,23 @@ def test_what_is_made_while_another_thread_loads_without_memory_is_told(
     hotswap.prepare(model, plan=plan)
     hotswap.swap(model, adapter)
     torch.testing.assert_close(run(model, X), run(fresh(base, adapter), X))
+
+
+def test_dora_over_base_weights_that_are_offloaded_is_refused_by_name(
+    base: Any, fleet: Any, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tmp_path / "dora", base, r=2, use_dora=True, **TARGETS)
+    plan = hotswap.plan([fleet["one"], adapter])
+    offloaded = fresh(base, fleet["one"])
+    layer = offloaded.base_model.model.layers[3].up.get_base_layer()
+    layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
+    with pytest.raises(UnsupportedLayerError, match=r"layers.*up: DoRA needs .*offloaded"):
+        hotswap.prepare(offloaded, plan=plan)
+    model = hotswap.load(copy.deepcopy(base), plan, adapter)
+    layer = model.base_model.model.layers[3].up.get_base_layer()
+    layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
+    with pytest.raises(UnsupportedLayerError, match=r"layers.*up: DoRA needs .*offloaded"):
+        hotswap.swap(model, fleet["one"])
 
 
 class Double(nn.Module):

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 import hotswap
+from hotswap.engine.incoming import stage
 from hotswap.engine.layout.scalings import Scalings
 from hotswap.engine.layout.slots import lora_layers, slots
 from hotswap.errors import (
@@ -225,6 +226,34 @@ def test_nan_is_refused_and_named(base: Any, fleet: Any) -> None:
     assert same_bits(before, bits(model))
     state[name][0, 0] = 0.0
     hotswap.swap(model, state, config=good.peft_config["default"])
+
+
+@pytest.mark.parametrize("batch", [1, 600, 2**19])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_found_in_the_last_value_of_every_tensor(
+    dtype: torch.dtype, batch: int, base: Any, fleet: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(stage, "_BATCH", batch)
+    model = hotswap.load(
+        copy.deepcopy(base).to(dtype), hotswap.plan([*fleet.values()]), fleet["small"]
+    )
+    for part in lora_layers(model)["second"].lora_A.values():
+        part.to(torch.float32)  # another dtype in the midst
+    hotswap.prepare(model, plan=hotswap.plan([*fleet.values()]))
+    for name in ("large", "subset"):
+        loaded = fresh(base, fleet[name])
+        good, config = get_peft_model_state_dict(loaded), loaded.peft_config["default"]
+        hotswap.swap(model, good, config=config)
+        before = bits(model)
+        for key, value in good.items():
+            broken = value.clone()
+            broken.view(-1)[-1] = float("nan")
+            with pytest.raises(AdapterError, match="holds NaN") as refused:
+                hotswap.swap(model, {**good, key: broken}, config=config)
+            assert len(refused.value.findings) == 1
+        assert same_bits(before, bits(model))
+        hotswap.swap(model, good, config=config)
+        assert same_bits(before, bits(model))
 
 
 def test_an_unprepared_model_and_an_unknown_adapter_name_are_refused(base: Any, fleet: Any) -> None:

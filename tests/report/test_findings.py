@@ -8,6 +8,7 @@ import json
 import pytest
 
 from hotswap.adapters.rules import DOCUMENTATION
+from hotswap.errors import AdapterError
 from hotswap.findings import Finding, Related
 from hotswap.report.findings import FORMATS, render
 
@@ -95,6 +96,18 @@ def test_sarif_is_valid_against_the_schema_of_2_1_0() -> None:
 def test_every_format_renders_nothing() -> None:
     assert [render([], form) for form in FORMATS[:3]] == ["", "[]", ""]
     assert json.loads(render([], "sarif"))["runs"][0]["results"] == []
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_text_has_no_control_characters_of_names_and_lines(color: bool) -> None:
+    name = "evil\x1b[2J\n::error::x"
+    related = (Related(name, 1, 1, name),)
+    finding = Finding(name, "HSW201", name, name, 1, 1, 1, 2, f"\tif {name}", related)
+    lines = render([finding], "text", color=color).split("\n")
+    assert "\tif evil" in lines[2]
+    assert not any(line.startswith("::error") or "\x1b[2J" in line for line in lines)
+    assert "\x1b" not in (error := str(AdapterError([finding])))
+    assert "\n" not in error
 
 
 def test_findings_are_ordered_by_path_line_column_and_code() -> None:

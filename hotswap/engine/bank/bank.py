@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import torch
 
+from hotswap.engine.bank.prefetch import Prefetch
 from hotswap.engine.bank.shelf import Limits, Shelf, Source, User, Version
 from hotswap.engine.bank.waiting import in_thread, take
 from hotswap.engine.bank.weighted import combined
 from hotswap.engine.incoming.parts import Adapters, by_component, read_parts
 from hotswap.engine.incoming.source import Adapter, Config, IncomingAdapter
-from hotswap.engine.layout.placement import Placement, StagedAdapter
+from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import entry_of, placement_of
+from hotswap.engine.layout.staging import StagedAdapter
 from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.mesh import Agree, together
 from hotswap.engine.parts import parts_of
@@ -30,8 +31,9 @@ from hotswap.engine.transaction import (
     name_of,
     require_served,
     stage_parts,
+    uses_of,
 )
-from hotswap.errors import HotswapError, UnknownAdapterError
+from hotswap.errors import HotswapError
 
 Device = Literal["cpu", "model"]
 
@@ -78,8 +80,9 @@ class AdapterBank:
         self._device = torch.device("cpu") if device == "cpu" else None
         self._max_shared = max_shared
         self._shelf = Shelf(Limits(max_adapters, max_bytes, max_device_bytes), self._in_place)
-        self._worker: ThreadPoolExecutor | None = None
-        self._places()
+        self._prefetch = Prefetch(self._shelf)
+        for place in self._places():
+            place.require_resident()
         for part in self._parts:
             require_served(part)
         for each in self._models:
@@ -165,35 +168,11 @@ class AdapterBank:
         """
         if adapter is not None:
             self.register(name, adapter, config=config, allow_pickle=allow_pickle)
-        shelf = self._shelf
-        with shelf.lock:
-            version = shelf.cold.get(name) or shelf.find(name)
-            if version.fetched is None or version.fetched.done():
-                if self._worker is None:
-                    self._worker = ThreadPoolExecutor(1, "hotswap-prefetch")
-                version.fetched = self._worker.submit(self._fetch, version)
-            return version.fetched
+        return self._prefetch.begin(name, self._read, self._size)
 
-    def _fetch(self, version: Version) -> str:
-        """What the thread beside the model does."""
-        shelf = self._shelf
-        if not (shelf.current(version) and threading.main_thread().is_alive()):
-            raise UnknownAdapterError(
-                f"{version.name!r} was removed or added anew before it was read"
-            )
-        if version.staged is None:
-            shelf.require_room(sum(place.layout.bytes for place in self._places()))
-            self._read(version)
-        if shelf.reserve(version):
-            images: list[Any] = []
-            try:
-                for each in version.changing:
-                    images.append(each.image.layout.new())
-                    images[-1].copy(each.image)
-            finally:
-                shelf.lift(version, images)
-        shelf.touch(version)
-        return str(version.digest)
+    def _size(self) -> int:
+        """The bytes that an adapter takes which changes every part."""
+        return sum(place.layout.bytes for place in self._places())
 
     def _read(self, version: Version) -> None:
         """Read and stage a version, unless somebody did; never while a use of the model is held."""
@@ -274,9 +253,8 @@ class AdapterBank:
                 return False
 
         found = []
-        for model, name in zip(self._models, self._names, strict=True):
-            uses = entry_of(model).uses
-            use = Use(name, in_place, self._max_shared)
+        for uses, place in uses_of(self._models):
+            use = Use(self._names[place], in_place, self._max_shared)
             found.append((uses, held_until_end(held, uses, use)))
         return found
 
@@ -288,7 +266,7 @@ class AdapterBank:
         self._shelf.touch(version)
         if not _hold(places, staged):
             for place in places:
-                place.require_resident(at_once=True)
+                place.require_resident()
             _require_layout(version.name, places, staged)
             with Changes() as changes, changes:
                 commit(places, staged, changes, agree)
@@ -352,7 +330,7 @@ class Using:
         self._bank = bank
         self._name = name
         self._timeout = timeout
-        self._held = ExitStack()
+        self._held: list[ExitStack] = []  # one for each time that it was entered and not left
 
     def _wanted(self, held: ExitStack) -> Version:
         """The version that is wanted, which is kept until the scope ends."""
@@ -373,10 +351,11 @@ class Using:
             for uses, use in asked:
                 uses.take(use, self._timeout)
             self._bank._put(version, asked, agree)
-            self._held = held.pop_all()
+            self._held.append(held.pop_all())
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        if self._held:
+            self._held.pop().close()
 
     async def __aenter__(self) -> None:
         with together(self._bank._parts) as agree, ExitStack() as held:
@@ -387,10 +366,10 @@ class Using:
             for uses, use in asked:
                 await take(uses, use, self._timeout)
             self._bank._put(version, asked, agree)
-            self._held = held.pop_all()
+            self._held.append(held.pop_all())
 
-    async def __aexit__(self, *_: object) -> None:
-        self._held.close()
+    async def __aexit__(self, *error: object) -> None:
+        self.__exit__(*error)
 
 
 def _copied(adapter: Adapter | Adapters | None) -> Any:
@@ -435,7 +414,7 @@ _banks: weakref.WeakSet[AdapterBank] = weakref.WeakSet()
 def _forked() -> None:
     for bank in list(_banks):
         bank._shelf.forked()
-        bank._worker = None  # its thread is not in the child
+        bank._prefetch.forked()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

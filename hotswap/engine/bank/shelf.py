@@ -13,7 +13,7 @@ from pathlib import Path
 from hotswap.engine.incoming.parts import Adapters, by_component
 from hotswap.engine.incoming.source import Adapter, Config
 from hotswap.engine.layout.arena import Arena, Layout
-from hotswap.engine.layout.placement import StagedAdapter
+from hotswap.engine.layout.staging import StagedAdapter
 from hotswap.errors import HotswapError, UnknownAdapterError
 
 

@@ -17,8 +17,9 @@ from hotswap.adapters.names import owner
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.incoming.source import NOTHING, Description, IncomingAdapter
 from hotswap.engine.layout.adapter_slots import DTYPES
-from hotswap.engine.layout.placement import Placement, StagedAdapter
+from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.slots import Slot
+from hotswap.engine.layout.staging import StagedAdapter
 from hotswap.engine.layout.states import LayerState
 from hotswap.engine.parts import Part
 from hotswap.errors import HotswapError

@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hotswap.adapters import hub
 from hotswap.adapters.config import SAVE_AGAIN, ground_of, unsupported_features
@@ -36,6 +36,7 @@ Adapter = str | Path | Mapping[str, Tensor]
 Config: TypeAlias = "LoraConfig | Mapping[str, Any]"
 """A config, or its fields: a process that serves a package has no PEFT."""
 _KEPT = 64  # descriptions
+_WHOLE = {Tensor, nn.Parameter}
 _kept = threading.local()
 
 
@@ -44,7 +45,7 @@ class Description:
     """What is known of an adapter without its values; adapters of one recipe share it.
 
     ``tensors`` has canonical names, in the order in which the tensors are given. ``fields`` are those of
-    its config; None: there is no adapter.
+    its config; None: there is no adapter. ``names`` are the canonical names of all that a state dict has.
     """
 
     spec: AdapterSpec
@@ -53,6 +54,7 @@ class Description:
     config: LoraConfig | None = None  # if it was given as one
     header: bytes = b""  # of a file
     convert: Convert | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,22 +269,24 @@ def from_state_dict(adapter: Mapping[str, Tensor], config: Config) -> IncomingAd
     values = list(adapter.values())
     _require_tensors(adapter, values)
     key = (repr(config), tuple(adapter), tuple([(value.shape, value.dtype) for value in values]))
-    known = _descriptions().get(key)
-    if known is None:
+    found = _descriptions().get(key)
+    if found is None:
         given = {uncompiled(name): info for name, info in infos(adapter).items()}
         part = Component(plain(config), given)
-        known = describe("state dict", {"": part}, config, {})
-        _keep(key, known)
-    named = dict(zip(map(in_file, adapter), values, strict=True))
-    return IncomingAdapter(known[""], known[""].spec, named)
+        described = describe("state dict", {"": part}, config, {})[""]
+        found = {"": replace(described, names=tuple(map(in_file, adapter)))}
+        _keep(key, found)
+    known = found[""]
+    return IncomingAdapter(known, known.spec, dict(zip(known.names, values, strict=True)))
 
 
 def _require_tensors(adapter: Mapping[str, Any], values: Sequence[Any]) -> None:
-    for kind in set(map(type, values)):
+    kinds = set(map(type, values))
+    for kind in kinds:
         if not issubclass(kind, Tensor):
             name = next(name for name, value in adapter.items() if type(value) is kind)
             raise ValueError(f"the state dict has {name} = {kind.__name__}, expected a tensor")
-    for name, value in zip(adapter, values, strict=True):
+    for name, value in zip(adapter, values, strict=True) if kinds - _WHOLE else ():
         if local_of(value) is not value:
             raise ValueError(
                 f"the state dict has a shard of {name}, expected the whole: value.full_tensor()"

@@ -74,7 +74,7 @@ def findings_of(
             spec.path, "HSW102", f"the adapter in place has {feature}", "load a model of its own"
         )
         for feature in unsupported_features(mine)
-        if mine != theirs
+        if mine != theirs and feature not in {finding.message for finding in found}
     ]
     return (*found, *more)
 

@@ -45,6 +45,9 @@ def why_no_dora(layer: LoraLayer) -> Why | None:
 def why_no_norm(layer: LoraLayer) -> Why | None:
     """Say why the norm of a layer's base weight cannot be had, or None when it can."""
     weight = layer.get_base_layer()._parameters.get("weight")
+    if weight is not None and weight.is_meta:
+        text = "DoRA needs the norm of the base weight, which is on the meta device (offloaded)"
+        return Why(text, "load the base model without offloading")
     if weight is None or local_of(weight) is weight:
         return None
     return Why("DoRA needs the norm of the base weight, which is cut over several devices")

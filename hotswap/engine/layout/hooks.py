@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 from torch import nn
@@ -15,6 +17,11 @@ _REMEDY = (
 _SIGNS = ("_compiled_call_impl", "_diffusers_hook", "get_compiler_config")
 
 
+def marked(attributes: Sequence[dict[str, Any]]) -> bool:
+    """Whether ``why_elsewhere`` has anything to look at in modules with these attributes."""
+    return any(any(map(dict.__contains__, attributes, repeat(sign))) for sign in _SIGNS)
+
+
 def why_elsewhere(module: nn.Module) -> Why | None:
     """Say where the weights that a module's forward uses come from, or None when they are its own.
 
@@ -23,8 +30,6 @@ def why_elsewhere(module: nn.Module) -> Why | None:
     of inductor's.
     """
     own = module.__dict__
-    if not any(map(own.__contains__, _SIGNS)):
-        return None
     compiled = own.get("_compiled_call_impl") or module
     config = getattr(compiled, "__dict__", {}).get("get_compiler_config")
     if config is not None and (config() or {}).get("freezing"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -11,7 +10,6 @@ from operator import attrgetter, is_, itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
@@ -20,11 +18,12 @@ from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import states_of
-from hotswap.engine.layout.hooks import why_elsewhere
+from hotswap.engine.layout.hooks import marked, why_elsewhere
 from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.scalings import Moves
 from hotswap.engine.layout.sharding import ranks_of
 from hotswap.engine.layout.slots import Slot
+from hotswap.engine.layout.staging import Buffers, StagedAdapter
 from hotswap.engine.layout.states import Shared, States
 from hotswap.engine.layout.unsupported import require_unmerged, why_not_there
 from hotswap.errors import HotswapError
@@ -34,50 +33,10 @@ if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
 
 _version: Callable[[Tensor], int] = attrgetter("_version")
-_BUFFERS = 2  # to stage in: one of them may be what is in place
 
 
 def _nothing() -> None:
     return None
-
-
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class StagedAdapter:
-    """An adapter as the bytes that will be in place, and what layers and config will say of it.
-
-    ``states`` are for the layers and then for the wrapped modules of the placement. ``fields`` are those
-    of the config; None: there is no adapter. ``stale`` tells whether base weights were written since of which
-    the bytes hold a norm.
-    """
-
-    label: str | None
-    image: Arena
-    states: list[Any]
-    fields: dict[str, Any] | None
-    stale: Callable[[], bool] = bool
-    _digest: str | None = None
-
-    @property
-    def digest(self) -> str:
-        """The digest of the bytes (128 bits of XXH3); equal bytes have equal ones."""
-        if self._digest is None:
-            self._digest = self._hash()
-        return self._digest
-
-    def digest_while(self, in_place: Callable[[], bool]) -> str | None:
-        """The digest; None if the adapter is not in place after the bytes were read: they may be others."""
-        if self._digest is None:
-            found = self._hash()
-            if not in_place():
-                return None
-            self._digest = found
-        return self._digest
-
-    def _hash(self) -> str:
-        digest = xxhash.xxh3_128()
-        for buffer in self.image.buffers.values():
-            digest.update(buffer.cpu().numpy().data)
-        return digest.hexdigest()
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -100,12 +59,8 @@ class Placement:
     copy_plans: list[Any] = field(
         default_factory=list
     )  # stage.py's: how adapters are laid out here
-    _staging: list[Arena] = field(default_factory=list)
-    _lent: threading.Lock = field(
-        default_factory=threading.Lock
-    )  # held while somebody stages in them
+    buffers: Buffers = field(default_factory=Buffers)  # to stage in
     _undone: Callable[[], Arena | None] = _nothing  # what a swap that goes on may have to put back
-    _reported: weakref.WeakSet[StagedAdapter] = field(default_factory=weakref.WeakSet)
     _envelope: SwapPlan | None = None
     _undo: Arena | None = None
     _written: tuple[int, int] | None = None
@@ -116,7 +71,7 @@ class Placement:
     _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
     _links: list[tuple[dict[str, Any], str, nn.Module]] = field(default_factory=list)
     _owners: list[nn.Module] = field(default_factory=list)  # of the tensors, and those above
-    _chain: list[nn.Module] = field(default_factory=list)  # those of one layer
+    _marks: list[dict[str, Any]] = field(default_factory=list)  # their attributes
     _versioned: list[Tensor] = field(default_factory=list)
     _counted: bool = True  # autograd counts the writes to each slot; those of a package are views
     # attributes of the layers, and of the DoRA layers in them: torch.export puts copies of what they hold
@@ -168,10 +123,7 @@ class Placement:
         )
         made._owners = [model, *(module for _, _, module in made._links)]
         made._owners += [slot.owner for slot in slots if slot.owner is not None]
-        owned = [slot.module for slot in slots if slot.owner is not None]
-        first = next((module for module in (*owned, *layers) if module in layers), "")
-        made._chain = _path(model, layers[first]) if first else [model]
-        made._chain += [s.owner for s in slots if s.module == first and s.owner is not None]
+        made._marks = [*map(vars, made._owners)]
         return made
 
     @property
@@ -244,6 +196,11 @@ class Placement:
                 return True
         return False
 
+    @property
+    def exchanged(self) -> bool:
+        """Whether the model has other tensors, or other layers, than those that are written here."""
+        return self.replaced or self.remade or self.detached
+
     def unnamed(self, model: nn.Module) -> bool:
         """Whether the model has another config under the adapter's name, or none, as after an unload."""
         return getattr(model, "peft_config", {}).get(self.name) is not self.config
@@ -251,7 +208,7 @@ class Placement:
     @property
     def in_place(self) -> bool:
         """Whether every tensor that the model holds is the arena's view that is written here."""
-        return not (self.replaced or self.remade or self.moved or self.reassigned or self.detached)
+        return not (self.exchanged or self.moved or self.reassigned)
 
     def holds(self, staged: StagedAdapter) -> bool:
         """Whether an adapter is in place and nobody wrote its weights since; its scale may differ."""
@@ -264,12 +221,9 @@ class Placement:
         if any(map(itemgetter("merged_adapters"), self._attributes)):
             require_unmerged(self.name, self.layers)
 
-    def require_resident(self, *, at_once: bool = False) -> None:
-        """Raise HotswapError if a tensor that is written here is not the one that the forward uses.
-
-        ``at_once`` looks at the modules of one layer only: hooks are put on a whole model.
-        """
-        for owner in self._chain if at_once else self._owners:
+    def require_resident(self) -> None:
+        """Raise HotswapError if a tensor that is written here is not the one that the forward uses."""
+        for owner in self._owners if marked(self._marks) else ():
             if why := why_elsewhere(owner):
                 raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
         if self.arena is not None:
@@ -279,30 +233,12 @@ class Placement:
                 raise HotswapError(f"{slot.module}: {why.text}; {why.remedy}")
 
     def staging(self, lent: ExitStack) -> Arena:
-        """A buffer to stage an adapter in until the scope ends, while others may use the model.
-
-        It is one of two that are kept, unless somebody else stages in these already.
-        """
-        device = torch.device("cpu")
-        if not self._lent.acquire(blocking=False):
-            return self.layout.new(device)
-        lent.callback(self._lent.release)
-        needed = self._undone(), self.staged.image if self.staged is not None else None
-        for image in self._staging:
-            if not any(image is one for one in needed):
-                for kept in list(self._reported):
-                    if kept.image is image:
-                        _ = kept.digest  # somebody keeps it, and its bytes are about to go
-                        self._reported.discard(kept)
-                return image
-        image = self.layout.new(device)
-        if len(self._staging) < _BUFFERS:
-            self._staging.append(image)
-        return image
-
-    def stages_in(self, image: Arena) -> bool:
-        """Whether an image is one of the buffers that ``staging`` gives."""
-        return any(image is buffer for buffer in self._staging)
+        """A buffer to stage an adapter in until the scope ends, while others may use the model."""
+        return self.buffers.lend(
+            lent,
+            self.layout,
+            lambda: (self._undone(), self.staged.image if self.staged is not None else None),
+        )
 
     def put(self, staged: StagedAdapter, noted: Callable[[Callable[[], None]], object]) -> None:
         """Put an adapter in place; ``noted`` is told before how to take that back, however far it got.
@@ -335,8 +271,7 @@ class Placement:
         if self.config is not None:
             _tell(self.config, staged)
         self.staged, self.label, self.shared.swaps = staged, staged.label, swaps + 1
-        if self.stages_in(staged.image):
-            self._reported.add(staged)
+        self.buffers.reported(staged)
         self._write(staged.image)
         if self.arena is not None and writes is not None:  # each of them was written once
             self._written = writes[0] + len(self._versioned), writes[1] + len(self.arena.buffers)
@@ -408,16 +343,6 @@ def _links(
 
     leads(model)
     return found
-
-
-def _path(module: nn.Module, layer: nn.Module) -> list[nn.Module]:
-    """The modules from one down to a layer; empty where the layer is not inside."""
-    if module is layer:
-        return [module]
-    for child in module._modules.values():
-        if child is not None and (found := _path(unwrap(child), layer)):
-            return [module, *found]
-    return []
 
 
 def _tell(config: LoraConfig, staged: StagedAdapter) -> None:

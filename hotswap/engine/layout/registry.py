@@ -16,6 +16,7 @@ from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.scalings import Moves, Scalings
 from hotswap.engine.layout.sharding import why_unswappable
 from hotswap.engine.layout.slots import adapter_names, lora_layers
+from hotswap.engine.layout.staging import Buffers
 from hotswap.engine.layout.unsupported import refusal
 from hotswap.engine.layout.uses import Uses
 from hotswap.errors import NoAdapterError, NotPreparedError
@@ -78,15 +79,23 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
     known = placements.get(name)
     if at_once and known is not None and not (known.replaced or known.moved or known.unnamed(root)):
         return known
-    if known is None or known.replaced or known.remade or known.detached:
+    if (settled := settled_placement(root, name)) is not None:
+        return settled
+    other = known is None or known.exchanged
+    if other:
         require_prepared(root, name)
-        found = placements[name] = Placement.of(root, _slots_of(root, name))
-        if known is not None:
-            found.label = name  # others have put other tensors there
-        known = found
-    elif known.arena is not None and (known.moved or known.reassigned):
-        known = placements[name] = Placement.of(root, _slots_of(root, name))
-    return known
+    found = placements[name] = Placement.of(root, _slots_of(root, name))
+    if other and known is not None:
+        found.label = name  # others have put other tensors there
+    return found
+
+
+def settled_placement(model: nn.Module, name: str) -> Placement | None:
+    """Find where an adapter name's tensors are, if they are where they were; else ask ``placement_of``."""
+    known = entry_of(model).placements.get(name)
+    if known is None or known.exchanged:
+        return None
+    return None if known.arena is not None and (known.moved or known.reassigned) else known
 
 
 def _slots_of(root: nn.Module, name: str) -> AdapterSlots:
@@ -123,9 +132,11 @@ def others(model: nn.Module) -> str:
 def _forked() -> None:
     """Let a child process begin anew where a thread that it does not have was using a model."""
     for entry in set(_entries.values()):
-        if entry.uses.forked():
-            for placement in list(entry.placements.values()):
-                placement.forget()  # that thread may have been writing
+        foreign = entry.uses.forked()
+        for placement in list(entry.placements.values()):
+            placement.buffers = Buffers()  # that thread may have been staging
+            if foreign:
+                placement.forget()  # or writing
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

@@ -79,7 +79,7 @@ def lint(
     from hotswap.lint.files import find
     from hotswap.lint.fix import fixes
 
-    paths = paths or (Path(),)
+    paths = paths or (Path() if stdin_filename is None else Path("-"),)
     if form not in FORMATS:
         _refuse(f"--format is {form!r}; choose from {', '.join(FORMATS)}")
     piped = "-" in map(str, paths)

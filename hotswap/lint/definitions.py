@@ -27,9 +27,15 @@ def sets_up(matters: Relevance, node: Def, instance: str | None) -> bool:
     """Tell whether the function makes a model and keeps it, on the instance or outside of itself."""
     if not matters.touches(node, "make") or not matters.keeps(node):
         return False
-    outer = {instance} if instance else _outer_names(node)
-    stored = [n for n in ast.walk(node) if isinstance(n, ast.Assign)]
+    stored = [
+        n
+        for n in ast.walk(node)
+        if isinstance(n, ast.Assign) and not isinstance(n.value, ast.Constant)
+    ]
     made = {n for n in stored if matters.touches(n, "make")}
+    if not made:
+        return False
+    outer = {instance} if instance else _outer_names(node)
     local = {t.id for n in made for t in n.targets if isinstance(t, ast.Name)} - outer
     kept = [n for n in stored if n in made or local & _names_in(n.value)]
     return any(

@@ -12,8 +12,8 @@ from hotswap.lint.chunk import Chunk, Unread, parsed
 from hotswap.lint.notebooks import as_python
 
 _FENCE = re.compile(
-    r"^[ \t>]*(?P<mark>```+|~~~+)[ \t]*(?P<brace>\{?)\.?(?P<info>[\w+-]*)[^`\n]*\n"
-    r"(?P<body>.*?)(?:^[ \t>]*(?P=mark)[`~]*[ \t]*$|\Z)",
+    r"^[ \t>]*(?P<mark>```+|~~~+|:::+(?=\{code))[ \t]*(?P<brace>\{?)\.?(?P<info>[\w+-]*)"
+    r"(?:\}[ \t]*(?P<of>[\w+-]+))?[^`\n]*\n(?P<body>.*?)(?:^[ \t>]*(?P=mark)[`~:]*[ \t]*$|\Z)",
     re.MULTILINE | re.DOTALL,
 )
 _DIRECTIVE = re.compile(
@@ -32,14 +32,16 @@ def read_markdown(text: str, path: Path, concerns: Concerns) -> Iterator[Chunk]:
     """Yield the fenced blocks, each a program; cells that are executed together are one."""
     cells = []
     for fence in _FENCE.finditer(text):
-        info = fence["info"].lower()
+        info, body = fence["info"].lower(), fence["body"]
+        if info in ("code", "code-block") and fence["of"]:  # a directive of MyST
+            info, body = fence["of"].lower(), _OPTION.sub("", body)
         cell = fence["brace"] and (
             info == "code-cell" or (path.suffix == ".qmd" and info in _PYTHON)
         )
         if cell:
-            cells.append((fence.start("body"), fence["body"]))
-        elif info in _PYTHON and concerns(fence["body"].encode()):
-            yield from _block(path, text, fence.start("body"), fence["body"])
+            cells.append((fence.start("body"), body))
+        elif info in _PYTHON and concerns(body.encode()):
+            yield from _block(path, text, fence.start("body"), body)
     if cells:
         yield from _together(path, text, cells)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hotswap.lint.interpreter.functions import call_from_outside
 from hotswap.lint.interpreter.run import Run, TooLongError
-from hotswap.lint.interpreter.state import State
-from hotswap.lint.interpreter.values import Func, Function, Obj, Opaque
+from hotswap.lint.interpreter.state import State, count_on
+from hotswap.lint.interpreter.values import Func, Function, Obj, Opaque, Value
 from hotswap.lint.judge import Found
 from hotswap.lint.relevance import Feature, Relevance
 from hotswap.lint.typestate import Ran
@@ -18,7 +20,7 @@ _STEPS: tuple[Feature, ...] = ("swap", "compile", "change", "run")
 MOST_OPENERS = 5
 _TEARS_DOWN = re.compile(
     r"^_*(a?(close|exit)|(clean|shut|tear)_?([uU]p|[dD]own)|del|destroy|dispose|finali[sz]e|release|stop)"
-    r"(_|$|[A-Z])|_(shutdown|exit|close)$"
+    r"(_|$|[A-Z])|_(shutdown|exit|close|stop)$"
 )
 """Names of functions after which models are not called any more."""
 _SETS_UP = ("create", "enable", "load", "prepare", "compile")
@@ -33,11 +35,22 @@ class Attempt:
     ends: list[State]
     did: frozenset[str]
     found: Found
+    wrong: Found
+    """What of that is told."""
 
     @property
     def clean(self) -> bool:
         """Whether the entry can be called in that state."""
-        return not self.found and "absent" not in self.did
+        return not self.wrong and "absent" not in self.did
+
+    @property
+    def right(self) -> list[State]:
+        """The states after it that nothing wrong has led to, if there are any."""
+        codes = {code for code, *_ in self.found}
+        right = [
+            end for end in self.ends if all(f.told.isdisjoint(codes) for f in end.models.values())
+        ]
+        return right or self.ends
 
     @property
     def rank(self) -> int:
@@ -56,19 +69,28 @@ class Entries:
         self._called: list[Func] = []
         """What was called before the rest, as it sets models up."""
 
-    def call(self, func: Func, paths: list[State]) -> list[State]:
-        """Call a function with unknown arguments on every path; return the states after it."""
-        self._called.append(func)
-        return self._attempt(func, paths, keep=True).ends
+    def call(
+        self, func: Func, paths: list[State], given: Mapping[Any, Value] | None = None
+    ) -> list[State]:
+        """Call a function on every path, with unknown arguments but for those given; return its ends."""
+        self._called += [func] if given is None else []
+        return self._attempt(func, paths, keep=True, given=given).ends
 
-    def _attempt(self, func: Func, paths: list[State], *, keep: bool = False) -> Attempt:
+    def _attempt(
+        self,
+        func: Func,
+        paths: list[State],
+        *,
+        keep: bool = False,
+        given: Mapping[Any, Value] | None = None,
+    ) -> Attempt:
         run, judge = self.run, self.judge
         self._calls += 1
         judge.log.clear()
         run.turn, run.steps = (func.node, self._calls), 0
         try:
-            ends = call_from_outside(run, func, [state.copy() for state in paths])
-            if not _TEARS_DOWN.search(getattr(func.node, "name", "")):
+            ends = call_from_outside(run, func, [state.copy() for state in paths], given)
+            if not _tears_down(func):
                 run.finish(ends)
         except TooLongError:
             run.give_up(func.node)
@@ -77,7 +99,8 @@ class Entries:
         if keep:
             judge.keep(found)
         did = self._did[func.node] = frozenset(judge.log)
-        return Attempt(func, ends, did, found)
+        wrong = {place: said for place, said in found.items() if not judge.rules_out(*said)}
+        return Attempt(func, ends, did, found, wrong)
 
     def use(self, paths: list[State], functions: Sequence[Func]) -> None:
         """Call functions in every order that the program may have meant.
@@ -109,12 +132,17 @@ class Entries:
                 served |= {"load"} if "run" in later.did else set()
                 if not later.did.intersection(_SETS_UP) - served:
                     self.judge.keep(later.found)
+                elif later.clean:  # it sets up in steps
+                    further = self._attempt(func, later.right)
+                    if not further.did.intersection(_SETS_UP):
+                        self.judge.keep(further.found)
         ran = {oid for a in again for s in a.ends for oid, facts in s.models.items() if facts.ran}
         used = [_after_a_run(state, ran) for state in states[-1]]
         for before in again:
             found = before.found if chain else {}
             if not before.did.intersection(_SETS_UP) - {"load"} and before.did - {"run"}:
                 once = self._attempt(before.func, used)
+                count_on(once.ends, used[0])
                 twice = self._attempt(before.func, once.ends)
                 found = found | once.found | twice.found
             if found and not (chain and self._can_come_earlier(before, chain, states)):
@@ -132,12 +160,20 @@ class Entries:
         ]
         for attempt in sorted(rest, key=lambda a: a.rank)[:MOST_OPENERS]:
             only_loads = not attempt.did.intersection(_SETS_UP) - {"load"}
+            opened = attempt
             if only_loads and ("load" in done or "run" in attempt.did):
-                continue
-            opened = self._attempt(attempt.func, states[-1]) if chain else attempt
+                if not attempt.clean or not self.matters(attempt.func.node).touches(
+                    attempt.func.node, "compile"
+                ):
+                    continue
+                opened = self._attempt(attempt.func, attempt.right)  # it sets up in steps
+                if "compile" not in opened.did or chain:
+                    continue
+            elif chain:
+                opened = self._attempt(attempt.func, states[-1])
             if opened.clean:
                 chain.append(attempt.func)
-                states.append(opened.ends)
+                states.append(opened.right)
                 done |= opened.did
         if done & {"enable", "prepare", "compile"}:
             return chain, states
@@ -191,6 +227,17 @@ class Entries:
             if trial.clean:
                 return True
         return False
+
+
+def _tears_down(func: Func) -> bool:
+    """Tell whether models are not called any more after a function, as its name or a decorator says."""
+    marks = getattr(func.node, "decorator_list", [])
+    parts = [part for mark in marks for part in ast.walk(mark)]
+    words = [
+        getattr(part, "value" if isinstance(part, ast.Constant) else "attr", "") for part in parts
+    ]
+    words += [getattr(func.node, "name", ""), *(p.id for p in parts if isinstance(p, ast.Name))]
+    return any(isinstance(word, str) and _TEARS_DOWN.search(word) for word in words)
 
 
 def _after_a_run(state: State, ran: set[int]) -> State:

@@ -16,7 +16,7 @@ from hotswap.lint.chunk import Chunk, Unread, parsed
 from hotswap.lint.documents import read_markdown, read_rst
 from hotswap.lint.notebooks import read_notebook
 
-_MARKDOWN = (".md", ".mdx", ".qmd")
+_MARKDOWN = (".markdown", ".md", ".mdx", ".qmd")
 SUFFIXES = (".py", ".pyi", ".pyw", ".ipynb", *_MARKDOWN, ".rst")
 EXCLUDED = (
     ".*/", "__pycache__/", "build/", "dist/", "node_modules/", "site-packages/", "venv/",

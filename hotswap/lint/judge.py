@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from hotswap.lint.rules.rule import FINE, rules_on
+from hotswap.lint.rules.swaps import other_name
 from hotswap.lint.typestate import Deferred, Event, Guards, Problem
 
 _MADE_GOOD_BY = {
@@ -27,6 +29,8 @@ _CAUSES = {
 """Problems of a model after which another has nothing to add: the cause is told once."""
 Turn: TypeAlias = tuple[Any, ...]
 Place: TypeAlias = tuple[str, ast.AST, Turn]
+Done: TypeAlias = tuple[str, int, ast.AST, str | None, frozenset[tuple[ast.AST, bool, Turn]]]
+"""A step: its kind, the model, where, the adapter's name, and the branches that it is behind."""
 Found: TypeAlias = dict[Place, tuple[int, Deferred]]
 
 
@@ -43,9 +47,7 @@ class Judge:
         """What was too long to be followed."""
         self.steps = 0
         """How many steps there were that are more than a call of a model."""
-        self._done: dict[ast.AST | None, set[tuple[str, int, ast.AST, str | None]]] = defaultdict(
-            set
-        )
+        self._done: dict[ast.AST | None, set[Done]] = defaultdict(set)
         """What was done to each model, by the way into the program; with None, by the body."""
         self._under: dict[tuple[ast.AST, bool, int], set[str]] = defaultdict(set)
         """What was done to a model behind each branch of a condition that nobody could evaluate."""
@@ -65,7 +67,9 @@ class Judge:
         """Show a step to the rules; return what the first that objects says."""
         self.log.add(event.kind)
         self.steps += event.kind != "run"
-        self._done[turn[0] if turn else None].add((event.kind, oid, event.node, event.name))
+        behind = frozenset((node, guard.branch, guard.turn) for node, guard in guards.items())
+        done = (event.kind, oid, event.node, event.name, behind)
+        self._done[turn[0] if turn else None].add(done)
         for node, guard in guards.items():
             self._under[node, guard.branch, oid].add(event.kind)
             if oid not in guard.loaded:
@@ -106,13 +110,13 @@ class Judge:
     @property
     def problems(self) -> dict[tuple[str, ast.AST], Problem]:
         """What was found, except where another path of the same turn, or another entry, makes it good."""
-        kept = {
-            (code, where): found.problem
+        kept = dict(
+            self._named(found, oid)
             for (code, where, turn), (oid, found) in self._found.items()
             if (code, where, turn) not in self._fine
             and not self._made_good(found, oid)
-            and not self._told(found, oid)
-        }
+            and not self.rules_out(oid, found)
+        )
         told = {
             (code, where): problem
             for (code, where), problem in kept.items()
@@ -129,17 +133,31 @@ class Judge:
         other than what was done before and does not help.
         """
         before = {node for node, _ in found.problem.related}
-        entry = found.turn[0] if found.turn else None
-        others = self._done.keys() if found.guards else self.entries - {entry} if entry else ()
         missing = _MADE_GOOD_BY.get(found.code, ())
         return any(
-            kind in missing and of == oid and node not in before
-            for other in others
-            for kind, of, node, name in self._done[other]
+            kind in missing and node not in before
+            for kind, node, name in self._elsewhere(found, oid)
             if None in (name, found.name) or name == found.name
         )
 
-    def _told(self, found: Deferred, oid: int) -> bool:
+    def _elsewhere(self, found: Deferred, oid: int) -> Iterator[tuple[str, ast.AST, str | None]]:
+        """Yield what may have been done to the model before, on another path or by another entry."""
+        entry = found.turn[0] if found.turn else None
+        others = self._done.keys() if found.guards else self.entries - {entry} if entry else ()
+        against = {(node, not g.branch, g.turn) for node, g in found.guards.items()}
+        for other in others:
+            for kind, of, node, name, behind in self._done[other]:
+                if of == oid and behind.isdisjoint(against):
+                    yield kind, node, name
+
+    def _named(self, found: Deferred, oid: int) -> tuple[tuple[str, ast.AST], Problem]:
+        """Return what is told of a problem: a first swap is of another name, if that is what is loaded."""
+        loads = {n: node for kind, node, n in self._elsewhere(found, oid) if kind == "load" and n}
+        if found.code == "HSW209" and found.name and loads:
+            return ("HSW208", found.where), other_name((found.name,), loads)
+        return (found.code, found.where), found.problem
+
+    def rules_out(self, oid: int, found: Deferred) -> bool:
         """Tell whether a condition that nobody could evaluate rules out what the problem takes for granted.
 
         One branch loads and the other swaps, or only one sets the model up that the other uses: then the

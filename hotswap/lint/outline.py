@@ -93,6 +93,11 @@ class Outline:
         """Read what is assigned to what, which only matters in few modules."""
         for definition in self.definitions:
             self.asked.update(range(first_line(definition), definition.body[0].lineno))
+            for mark in definition.decorator_list:
+                if last_name(mark) == "register":  # it is called by the name of a generic function
+                    self.given[definition.name].add(
+                        root(mark.func if isinstance(mark, ast.Call) else mark)
+                    )
         for node in self._later:
             self._statement(node)
         self._later.clear()

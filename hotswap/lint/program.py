@@ -17,13 +17,14 @@ from hotswap.lint.entries import Entries
 from hotswap.lint.interpreter.calls import CALLABLES
 from hotswap.lint.interpreter.expressions import EXPRESSIONS
 from hotswap.lint.interpreter.fixtures import fixture_name
-from hotswap.lint.interpreter.functions import AFTER_INIT, make_fields
-from hotswap.lint.interpreter.objects import class_of, line_of, read_attribute
+from hotswap.lint.interpreter.instances import AFTER_INIT, make_fields
+from hotswap.lint.interpreter.objects import class_of, last_name, line_of, read_attribute
 from hotswap.lint.interpreter.run import Callables, Language, Run, TooLongError
 from hotswap.lint.interpreter.state import Frame, State, merge
 from hotswap.lint.interpreter.statements import STATEMENTS, passed_over
-from hotswap.lint.interpreter.values import Class, Func, Function, Obj, Part, Ref
+from hotswap.lint.interpreter.values import Class, Dict, Func, Function, Obj, Part, Ref
 from hotswap.lint.judge import Judge, not_followed
+from hotswap.lint.outline import root
 from hotswap.lint.relevance import Relevance
 from hotswap.lint.tree import Tree
 from hotswap.lint.typestate import Facts, Problem
@@ -71,6 +72,8 @@ class _Program:
         """Read a module, after those of the tree that it imports."""
         known = self.tree.relevance.get(chunk.path) if imported else None
         matters = known or Relevance(chunk.tree)
+        derived = {root(b) for d in matters.outline.definitions for b in getattr(d, "bases", ())}
+        """The names of which classes are derived."""
         aliases: dict[str, str] = {}
         others: dict[int, Relevance] = {}
         for path in self.tree.conftests(chunk.path):
@@ -78,7 +81,7 @@ class _Program:
             others |= {home: self.modules[home]} if home is not None else {}
         for node in matters.outline.imports:
             for name, path, inner in self.tree.imports(chunk.path, node):
-                home = self._home(path, open_)
+                home = self._home(path, open_, plain=name in derived)
                 if home is not None:
                     others[home] = self.modules[home]
                     self.bindings.setdefault(node, []).append((name, home, inner))
@@ -91,9 +94,11 @@ class _Program:
         self.modules.append(matters)
         return matters
 
-    def _home(self, path: Path, open_: set[Path]) -> int | None:
+    def _home(self, path: Path, open_: set[Path], *, plain: bool = False) -> int | None:
+        """Return the module of a file, read once; one that names no API only if it is ``plain`` or small."""
         if path not in self.homes and path not in open_ and len(self.chunks) < MOST_MODULES:
-            chunk = self.tree.chunk(path) if self.tree.mentions(path) else None
+            needed = plain or self.tree.mentions(path) or self.tree.small(path)
+            chunk = self.tree.chunk(path) if needed else None
             if chunk is not None:
                 self._gather(chunk, {*open_, path})
                 self.homes[path] = len(self.chunks) - 1
@@ -110,6 +115,9 @@ class _Program:
             func = self._named(paths, node)
             if func and sets_up(self.matters, node, None):
                 paths = self.entries.call(func, paths)
+        for statement in tree.body:
+            if isinstance(statement, ast.ClassDef):
+                paths = self._shared(statement, paths)
         later = self._left(free)
         ordered = sorted([*outermost(later, self._matters), *later], key=_last)
         functions = [func for node in ordered if (func := self._named(paths, node))]
@@ -160,6 +168,19 @@ class _Program:
     def _left(self, nodes: list[Def]) -> list[Def]:
         return [node for node in nodes if node not in self.run.executed]
 
+    def _shared(self, node: ast.ClassDef, paths: list[State]) -> list[State]:
+        """Run the methods of a class that set up what all have: attributes of classes, and global names."""
+        cls = paths[0].frames[self.run.main].names.get(node.name)
+        if not isinstance(cls, Class):
+            return paths
+        own = [n for n in node.body if isinstance(n, Def) and n.name != "__init__"]
+        for method in self._left(own):
+            by_class = any(last_name(mark) == "classmethod" for mark in method.decorator_list)
+            if sets_up(self.matters, method, "cls" if by_class else None):
+                obj = self._instance(cls, paths) or Obj(self.run.fresh().oid)
+                paths = self.entries.call(_bound(paths, cls, method, obj), paths)
+        return paths
+
     def _class(self, node: ast.ClassDef, paths: list[State]) -> None:
         """Run a class: ``__init__``, then the methods that set it up, then each of the others."""
         cls = paths[0].frames[self.run.main].names.get(node.name)
@@ -181,6 +202,10 @@ class _Program:
                 init = read_attribute(self.run, obj, name)
                 if isinstance(init, Func):
                     paths = self.entries.call(init, paths)
+            given = paths[0].heap.get((cls.oid, "initialize()"))
+            for m in methods:
+                if m.name == "initialize" and isinstance(given, Dict):
+                    paths = self.entries.call(_bound(paths, cls, m, obj), paths, given.items)
         setups = [m for m in self._left(methods) if m not in before or m not in own]
         setups = [m for m in setups if sets_up(self._matters(m), m, "self")]
         for method in outermost(setups, self._matters):
@@ -223,4 +248,6 @@ def _bound(paths: list[State], cls: Class, node: Def, obj: Obj) -> Func:
     """Return a method of an instance."""
     stored = (paths[0].heap.get((each.oid, node.name)) for each in line_of(cls))
     found = next((func for func in stored if isinstance(func, Func) and func.node is node), None)
-    return replace(found or Func(node), owner=obj)
+    marks = {last_name(mark) for mark in node.decorator_list}
+    owner = cls if "classmethod" in marks else None if "staticmethod" in marks else obj
+    return replace(found or Func(node), owner=owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -11,8 +12,18 @@ from hotswap.lint.apis.classes import kind_made_by
 from hotswap.lint.apis.methods import CALLS, METHODS
 from hotswap.lint.interpreter.fixtures import fixture_name
 from hotswap.lint.interpreter.names import CALLS_ITS_ARGUMENT, FACTORIES, MUTATES
+from hotswap.lint.interpreter.names import imported as imported_names
 from hotswap.lint.interpreter.objects import last_name
-from hotswap.lint.outline import Definition, Outline, between, first_line, given, matched, sources
+from hotswap.lint.outline import (
+    Definition,
+    Outline,
+    between,
+    first_line,
+    given,
+    matched,
+    root,
+    sources,
+)
 
 Feature = Literal["make", "swap", "compile", "change", "run"]
 _MAKES = {*FACTORIES, "get_peft_model"}
@@ -49,6 +60,8 @@ class Relevance:
         """The names that a model may have."""
         self.does: set[Feature] = set()
         """What is done in the module, and in those that it imports."""
+        self._imported = False
+        """Whether other modules may need the names of this one."""
         self.outside: dict[str, set[Feature]] = {}
         """What is defined in other modules of the program → what it does."""
         steps = [
@@ -103,6 +116,7 @@ class Relevance:
         for name, features in self.outside.items():
             for feature in features:
                 self._lines[feature] += self.outline.named.get(name, ())
+        self._imported = imported
         if imported or self.applies:
             self._spread(imported=imported)
 
@@ -135,6 +149,8 @@ class Relevance:
     def idle(self, node: ast.stmt) -> bool:
         """Tell whether a simple statement does nothing to a model, nor to what a step or condition needs."""
         if between(self._busy, node.lineno, node.end_lineno or node.lineno):
+            return False
+        if self._imported and not node.col_offset and isinstance(node, ast.Assign | ast.AnnAssign):
             return False
         if isinstance(node, ast.Expr | ast.Assert):
             call = isinstance(node, ast.Assert) or isinstance(node.value, ast.Call)
@@ -178,6 +194,10 @@ class Relevance:
                     lines[feature] += self.outline.named[alias]
         for feature in _NAMES:
             lines[feature] = self._reaching(lines[feature])
+        handed = self._handed_over()
+        for feature in _NAMES if handed else ():
+            if any(self.touches(d, feature) for d in handed):
+                lines[feature] = self._reaching([*lines[feature], *self._calls_of_values()])
         models = self.models = self._models()
         names = models | CALLS | CALLS_ITS_ARGUMENT.keys()
         runs = [call.lineno for name in names for call in self.outline.calls.get(name, ())]
@@ -188,11 +208,21 @@ class Relevance:
             if imported and _is_hook(d)
             for line in self.outline.named[d.name]
         }
-        self._steps = sorted(hooks.union(*lines.values()))
+        if imported:  # methods that only derived classes have
+            own_names = {d.name for d in self.outline.definitions}
+            hooks |= {
+                call.lineno
+                for name, calls in self.outline.calls.items()
+                if name not in own_names
+                for call in calls
+                if root(call.func) == "self" and isinstance(call.func, ast.Attribute)
+            }
+        made = self.outline.named["__new__"]
+        self._steps = sorted(hooks.union(made, *lines.values()))
         self._needed = self._needed_names()
         own = {line for name in models for line in self.outline.named[name]}
         own |= {call.lineno for name in MUTATES for call in self.outline.calls.get(name, ())}
-        own |= hooks
+        own.update(hooks, made)
         own |= {n for n, names in self.outline.kept.items() if not names.isdisjoint(self._needed)}
         leaving = [
             call.lineno for name in _LEAVES_PROGRAM for call in self.outline.calls.get(name, ())
@@ -255,6 +285,26 @@ class Relevance:
             needed |= new
             reached = {line for name in new for line in bound.get(name, ())}
         return needed
+
+    def _handed_over(self) -> list[Definition]:
+        """Return the functions that are arguments of others, and what makes instances of a class callable."""
+        calls = (call for calls in self.outline.calls.values() for call in calls)
+        handed = {a.id for call in calls for a in call.args if isinstance(a, ast.Name)}
+        functions = (d for d in self.outline.definitions if not isinstance(d, ast.ClassDef))
+        return [d for d in functions if d.name == "__call__" or d.name in handed]
+
+    def _calls_of_values(self) -> list[int]:
+        """Return the lines on which something is called that is no function of a module or library."""
+        outline = self.outline
+        known = {"cls", *(d.name for d in outline.definitions)}
+        known |= {name for node in outline.imports for name, _ in imported_names(node)}
+        return [
+            call.lineno
+            for name, calls in outline.calls.items()
+            if name not in known and not hasattr(builtins, name)
+            for call in calls
+            if isinstance(call.func, ast.Name)
+        ]
 
     def _names_of(self, name: str) -> set[str]:
         """Return the names that something of that name is given, directly or in a container."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,7 +58,7 @@ class Settings:
         return GitIgnoreSpec.from_lines(self.exclude).match_file(self._inside(path))
 
     def _inside(self, path: Path) -> str:
-        here, root = path.absolute(), self.root.absolute()
+        here, root = (Path(os.path.abspath(each)) for each in (path, self.root))
         return here.relative_to(root).as_posix() if here.is_relative_to(root) else path.name
 
 

@@ -14,6 +14,11 @@ from hotswap.lint.files import Words, mentions, parse, suffices
 from hotswap.lint.relevance import Relevance
 
 MOST_BYTES = 64_000
+SMALL = 3_000
+_IMPORTS_MORE = re.compile(
+    rb"^[ \t]*(?:from|import) (?!__future__|collections|dataclasses|enum|os\b|pathlib|typing)",
+    re.MULTILINE,
+)
 """Of a module that is followed: those of applications are smaller, those of libraries larger."""
 DEEPEST = 2
 """How far imports of imports are looked at for what a file may be about."""
@@ -128,6 +133,11 @@ class Tree:
     def mentions(self, path: Path) -> bool:
         """Tell whether a file, or a package that hands on names, mentions what rules are about."""
         return bool(self.words(path) if path.name == "__init__.py" else self._own(path))
+
+    def small(self, path: Path) -> bool:
+        """Tell whether a file is small and imports little, as those do that only hold settings and names."""
+        data = self.data(path)
+        return 0 < len(data) <= SMALL and not _IMPORTS_MORE.search(data)
 
     @functools.cache  # noqa: B019  a tree lives as long as it is linted
     def _own(self, path: Path) -> Words:

@@ -27,6 +27,8 @@ class Guard:
 
     branch: bool
     loaded: frozenset[int]
+    turn: tuple[Any, ...] = ()
+    """When it was taken: at one time, only one of the two branches is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,8 @@ class Event:
     shape: Shape = Shape()
     prepared: Prepared | None = None
     token: Any = None
+    among: tuple[str, ...] = ()
+    """The names of which the adapter's is one, if that is all that is known of it."""
     names: tuple[str | None, ...] | None = None
     value: str = ""
     swaps_elsewhere: bool = False

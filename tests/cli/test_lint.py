@@ -96,12 +96,13 @@ def test_standard_input_is_read_as_its_name_says(
 ) -> None:
     def lint(data: str, *words: str) -> str:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data.encode())))
-        assert main(["lint", "-", *words]) == 1
+        assert main(["lint", *words]) == 1
         return capsys.readouterr().out
 
-    assert lint(LATE).startswith("<stdin>:6:1: HSW201")
+    assert lint(LATE, "-").startswith("<stdin>:6:1: HSW201")
     page = f"# x\n```python\n{LATE}```\n"
-    assert lint(page, "--stdin-filename", "docs/a.md").startswith("docs/a.md:8:1: HSW201")
+    for words in (["-", "--stdin-filename", "docs/a.md"], ["--stdin-filename", "docs/a.md"]):
+        assert lint(page, *words).startswith("docs/a.md:8:1: HSW201")
 
 
 def test_a_diff_changes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ def lines(text: str, path: str) -> list[tuple[str, int | None, int | None]]:
     return [(f.code, f.line, f.column) for f in check_text(text, path=path)]
 
 
-@pytest.mark.parametrize("suffix", [".md", ".mdx", ".qmd"])
+@pytest.mark.parametrize("suffix", [".markdown", ".md", ".mdx", ".qmd"])
 def test_a_fence_is_a_program(suffix: str) -> None:
     text = f"# Title\n\n```python\n{FIRST}\n{SWAP}\n```\n\n~~~py\n{SWAP}\n~~~\n"
     assert lines(text, f"page{suffix}") == [("HSW207", 6, 1), ("HSW207", 10, 1)]
@@ -33,6 +33,15 @@ def test_executed_cells_of_quarto_are_one_program() -> None:
     assert lines(text, "page.qmd") == [("HSW207", 12, 1)]
     (found,) = check_text(text, path="page.qmd")
     assert found.snippet == SWAP
+
+
+@pytest.mark.parametrize(
+    "fence", ["```{code-block} python", "```{code} py", ":::{code-block} python"]
+)
+def test_a_directive_of_myst_is_a_program(fence: str) -> None:
+    text = f"::: note\n\n{fence}\n:linenos:\n\n{SWAP}\n{fence[:3]}\n\n:::\n"
+    assert lines(text, "page.md") == [("HSW207", 6, 1)]
+    assert lines(text.replace("py", "sh"), "page.md") == []
 
 
 def test_code_cells_of_myst_are_one_program() -> None:

@@ -52,6 +52,12 @@ def test_the_table_is_obeyed(tmp_path: Path, table: str, left: list[str]) -> Non
     assert names(tmp_path, project(tmp_path, table)) == left
 
 
+def test_a_pattern_is_relative_to_the_table_however_a_file_is_named(tmp_path: Path) -> None:
+    settings = project(tmp_path, 'per-file-ignores = {"vendor/*.py" = ["HSW2"]}')
+    (tmp_path / "src").mkdir()
+    assert check_source(tmp_path / "src" / ".." / "vendor" / "b.py", settings=settings) == []
+
+
 def test_a_file_that_is_named_is_read_although_it_is_excluded(tmp_path: Path) -> None:
     settings = project(tmp_path, 'exclude = ["vendor/"]')
     assert len(check_source(tmp_path / "vendor/b.py", settings=settings)) == 1

@@ -16,6 +16,8 @@ from pathlib import Path
 from hotswap.lint.check import check_source
 
 APPLICATIONS = Path(__file__).parents[1] / "samples" / "applications"
+STRANGERS = Path(__file__).parents[1] / "samples" / "strangers"
+"""Pages of programs that stand alone: each is right or wrong as it is."""
 _MARK = re.compile(r"\s*#@(?P<where>ok|bad|want)\b(?P<codes>.*)$")
 Place = tuple[str, int]
 
@@ -50,10 +52,11 @@ class Score:
 
 
 def applications(page: Path) -> Iterator[Application]:
-    """Yield each application of a page, right and then wrong."""
+    """Yield each application of a page, right and then wrong, or as it is."""
     for part in page.read_text(encoding="utf-8").split("#@program ")[1:]:
         name, body = part.split("\n", 1)
-        yield _variant(f"{name.strip()} right", body, "ok")
+        if page.parent != STRANGERS:
+            yield _variant(f"{name.strip()} right", body, "ok")
         yield _variant(f"{name.strip()} wrong", body, "bad")
 
 

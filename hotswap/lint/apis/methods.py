@@ -9,6 +9,7 @@ from dataclasses import replace
 from hotswap.lint.apis import steps
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.expressions import joined_path
+from hotswap.lint.interpreter.objects import component
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import State
 from hotswap.lint.typestate import Kind, Shape
@@ -110,6 +111,8 @@ KINDS: dict[str, Kind] = {
 }
 """Methods by whose call something unknown is known to be a model, and of which kind."""
 _COMPILE_OPTIONS = {"mode", "fullgraph", "dynamic", "backend", "options", "disable"}
+_OF_UNETS = ("Kandinsky", "StableDiffusionP", "StableDiffusionX", "StableVideo")
+"""How the names of the pipelines begin whose denoiser is a unet."""
 _INSIDE = ("modules", "named_modules", "children", "named_children", "items", "values")
 
 
@@ -143,9 +146,23 @@ def _method_inside(run: Run, obj: v.Obj, inside: str, name: str, args: v.Args) -
         return v.Part(obj, inside)
     if inside == "AdapterBank()" and name in ("add", "using"):
         return steps.use_bank(run, obj, args, name)
+    if inside == "components" and name in ("items", "values"):
+        return _components(run, obj, name)
     if name in _INSIDE:
         return v.Part(obj, f"{inside}.{name}")
     return v.Part(obj, inside) if name in CHAINED else None
+
+
+def _components(run: Run, pipe: v.Obj, method: str) -> v.Value:
+    """Return the models that a pipeline is made of, by the names that it may have for them."""
+    made_by = str(run.s.heap.get((pipe.oid, "__made_by__")))
+    usual = v.Const("unet" if made_by.startswith(_OF_UNETS) else "transformer")
+    used = run.s.heap.get((pipe.oid, "__denoiser__"), usual)
+    rows = [(used, component(run, pipe, "transformer"))]
+    if (pipe.oid, "transformer_2") in run.s.heap:
+        rows.append((v.Const("transformer_2"), component(run, pipe, "transformer_2")))
+    rows += [(v.Const(name), component(run, pipe, name)) for name in ("text_encoder", "vae")]
+    return v.Seq(tuple(v.Seq(row) if method == "items" else row[1] for row in rows))
 
 
 def set_item(run: Run, part: v.Part, node: ast.AST, value: v.Value) -> None:

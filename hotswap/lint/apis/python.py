@@ -10,11 +10,21 @@ from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import set_attribute
 from hotswap.lint.interpreter.conditions import holds
 from hotswap.lint.interpreter.expressions import any_of, joined_path
-from hotswap.lint.interpreter.functions import FIELD
-from hotswap.lint.interpreter.objects import changed, class_of, has_component, read_attribute
+from hotswap.lint.interpreter.functions import PROVIDERS, provided
+from hotswap.lint.interpreter.instances import FIELD
+from hotswap.lint.interpreter.objects import (
+    FIELDS,
+    changed,
+    class_of,
+    has_component,
+    read_attribute,
+)
 from hotswap.lint.interpreter.run import Run
 
 MOST_NUMBERS = 8
+_ONCE = ("Resource", "Singleton", "ThreadLocalSingleton", "ThreadSafeSingleton")
+_ANEW = ("Callable", "Factory")
+TUPLE = v.Ref("collections.namedtuple()")
 Effect = Callable[[Run, v.Args], v.Value]
 
 
@@ -29,7 +39,7 @@ def _extreme(pick: Callable[..., Any]) -> Effect:
             values = v.elements(values[0]) or []
         numbers = [n for each in values if (n := v.whole_of(each)) is not None]
         if not numbers or len(numbers) < len(values):
-            return run.fresh()
+            return any_of(run, values)
         return v.Const(pick(numbers), tuple(numbers))
 
     return call
@@ -46,7 +56,7 @@ def _enumerate(run: Run, args: v.Args) -> v.Value:
 def _range(run: Run, args: v.Args) -> v.Value:
     ends = [n for each in args.positional if (n := v.whole_of(each)) is not None]
     if ends and len(ends) == len(args.positional):
-        return v.Seq(tuple(v.Const(i) for i in range(*ends)[:MOST_NUMBERS]))
+        return v.Seq(tuple(v.Const(i) for i in range(*ends)[: MOST_NUMBERS + 1]))
     return v.Seq((v.Const(0), v.Const(1))) if len(args.positional) == 1 else run.fresh()
 
 
@@ -129,6 +139,55 @@ def _replace(run: Run, args: v.Args) -> v.Value:
     return changed(run, obj, args.keywords) if isinstance(obj, v.Obj) else run.fresh()
 
 
+def _default_dict(run: Run, args: v.Args) -> v.Value:
+    factory = args.get(0, "default_factory")
+    if not isinstance(factory, v.Func | v.Partial | v.Class):
+        return run.fresh()
+    obj = run.new("instance")
+    run.s.put((obj.oid, "__missing__"), factory)
+    return obj
+
+
+def _named_tuple(run: Run, args: v.Args) -> v.Value:
+    """Make a class of named tuples, whose fields stand in a text or a list."""
+    given = args.get(1, "field_names")
+    text = v.text_of(given)
+    names = [v.Const(name) for name in text.replace(",", " ").split()] if text else None
+    fields = v.elements(given) if names is None else names
+    return run.fresh() if not fields else v.Partial(TUPLE, (v.Seq(tuple(fields)),), {})
+
+
+def _tuple_of(run: Run, args: v.Args) -> v.Value:
+    obj = run.new("instance")
+    names, *values = args.positional
+    run.s.put((obj.oid, FIELDS), names)
+    texts = [v.text_of(each) for each in v.elements(names) or ()]
+    for name, value in [*zip(texts, values, strict=False), *args.keywords.items()]:
+        run.s.put((obj.oid, name), value)
+    return obj
+
+
+def _provider(name: str) -> Effect:
+    """Keep what a container makes, and of what: dependency_injector."""
+    made = v.Ref(f"{PROVIDERS}{name}()")
+    return lambda run, args: v.Partial(made, (run.fresh(), *args.positional), args.keywords)
+
+
+def _provided(run: Run, args: v.Args) -> v.Value:
+    """Make what a provider provides, from what the providers that it is given do."""
+    _, func, *given = args.positional
+    rest = [provided(run, each, args.node) for each in given]
+    keywords = {name: provided(run, each, args.node) for name, each in args.keywords.items()}
+    return run.invoke_one(func, v.Args(args.node, rest, keywords, args.starred))
+
+
+def _provided_once(run: Run, args: v.Args) -> v.Value:
+    memo = ("provided", v.key_of(args.positional[0]))
+    if memo not in run.s.heap:
+        run.s.put(memo, _provided(run, args))
+    return run.known(run.s.heap[memo])
+
+
 def _namespace(run: Run, args: v.Args) -> v.Value:
     obj = run.new("instance")
     for name, value in args.keywords.items():
@@ -141,6 +200,17 @@ def _map(run: Run, args: v.Args) -> v.Value:
     rows = v.elements(_zip(run, v.Args(args.node, columns, {}))) or []
     called = (v.Args(args.node, v.elements(row) or [], {}) for row in rows[:MOST_NUMBERS])
     return v.Seq(tuple(run.invoke_one(func, each) for each in called))
+
+
+def _reduce(run: Run, args: v.Args) -> v.Value:
+    func, over, *first = [*args.positional, v.Const(None)][:3]
+    values = [*first[: len(args.positional) - 2], *(v.elements(over) or [])]
+    if not values or len(values) > MOST_NUMBERS or v.elements(over) is None:
+        return run.fresh()
+    value, *rest = values
+    for each in rest:
+        value = run.invoke_one(func, v.Args(args.node, [value, each], {}))
+    return value
 
 
 def _type(run: Run, args: v.Args) -> v.Value:
@@ -170,6 +240,9 @@ def _leave(run: Run, args: v.Args) -> v.Value:
 
 
 FUNCTIONS: dict[str, Effect] = {
+    **{f"{PROVIDERS}{name}": _provider(name) for name in (*_ONCE, *_ANEW)},
+    **{f"{PROVIDERS}{name}()": _provided_once for name in _ONCE},
+    **{f"{PROVIDERS}{name}()": _provided for name in _ANEW},
     "accelerate.Accelerator": lambda run, args: v.Ref("accelerate.Accelerator()"),
     "accelerate.Accelerator().prepare": lambda run, args: (
         _first(run, args) if len(args.positional) == 1 else v.Seq(tuple(args.positional))
@@ -181,6 +254,9 @@ FUNCTIONS: dict[str, Effect] = {
     "bool": _bool,
     "atexit.register": _at_exit,
     "attrs.evolve": _replace,
+    "collections.defaultdict": _default_dict,
+    "collections.namedtuple": _named_tuple,
+    "collections.namedtuple()": _tuple_of,
     "copy.deepcopy": _copy,
     "copy.replace": _replace,
     "dataclasses.field": lambda run, args: v.Partial(FIELD, tuple(args.all()), args.keywords),
@@ -192,6 +268,7 @@ FUNCTIONS: dict[str, Effect] = {
     "functools.partial": lambda run, args: v.Partial(
         _first(run, args), tuple(args.positional[1:]), args.keywords
     ),
+    "functools.reduce": _reduce,
     "getattr": _getattr,
     "hasattr": _hasattr,
     "importlib.import_module": _module,

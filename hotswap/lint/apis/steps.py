@@ -11,7 +11,7 @@ from typing import Literal
 from hotswap.lint import typestate as ts
 from hotswap.lint.apis.shapes import shape_of
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.conditions import holds
+from hotswap.lint.interpreter.conditions import among, holds
 from hotswap.lint.interpreter.objects import become, component
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.typestate import Adapter, By, Compiled, Event, Facts, Prepared, Ran, Shape
@@ -177,7 +177,7 @@ def load(run: Run, obj: v.Obj, args: v.Args, api: str) -> v.Value:
     kind: Literal["swap", "load"] = "swap" if swaps else "load"
     told = Event(kind, args.node, facts, api, obj.wrapped, name, named, swaps, shape)
     token = v.key_of(given) if given is not None and name is None else None
-    code = run.emit(obj, replace(told, token=token))
+    code = run.emit(obj, replace(told, token=token, among=among(run, given)))
     facts = run.facts(obj)
     if swaps is True or (swaps is None and facts.adapter(name)):
         run.put(obj, ts.swapped(facts, name, args.node))
@@ -217,7 +217,7 @@ def swap(
     if isinstance(config, Shape):
         shape = config
     event = Event("swap", args.node, run.facts(obj), api, obj.wrapped, text, named, True, shape)
-    run.emit(obj, event)
+    run.emit(obj, replace(event, among=among(run, given)))
     run.put(obj, ts.swapped(run.facts(obj), text, args.node))
     return run.fresh()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.objects import become, component_key
+from hotswap.lint.interpreter.names import ANOTHER
+from hotswap.lint.interpreter.objects import become, component_key, fields_of, last_name
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.typestate import unless_run
 
@@ -28,6 +30,24 @@ def assign(run: Run, target: ast.expr, value: v.Value) -> None:
         _unpack(run, target.elts, value)
     elif isinstance(target, ast.Starred):
         assign(run, target.value, run.fresh())
+
+
+def given_back(run: Run, target: ast.expr, value: ast.expr | None) -> v.Obj | None:
+    """Return the model in a name that is given what a library's function makes of it: the same, changed."""
+    if isinstance(value, ast.Await):
+        value = value.value
+    if not isinstance(value, ast.Call) or not isinstance(target, ast.Name | ast.Attribute):
+        return None
+    name = last_name(value.func)
+    if ANOTHER.match(name) or hasattr(builtins, name) or name[:1].isupper():
+        return None
+    same = ast.unparse(target)
+    given = (*value.args, *(keyword.value for keyword in value.keywords))
+    if all(not isinstance(each, type(target)) or ast.unparse(each) != same for each in given):
+        return None
+    old = run.ev(next(each for each in given if ast.unparse(each) == same))
+    is_model = isinstance(old, v.Obj) and run.facts(old).kind not in ("instance", "unknown")
+    return old if is_model and isinstance(old, v.Obj) else None
 
 
 def mutate(run: Run, holder: ast.expr, value: v.Value) -> None:
@@ -92,6 +112,7 @@ def _set_item(run: Run, target: ast.Subscript, value: v.Value) -> None:
 
 
 def _unpack(run: Run, targets: list[ast.expr], value: v.Value) -> None:
+    value = fields_of(run, value) or value
     starred = next((i for i, t in enumerate(targets) if isinstance(t, ast.Starred)), None)
     if isinstance(value, v.Seq) and starred is not None and len(value.items) >= len(targets) - 1:
         after = len(value.items) - (len(targets) - 1 - starred)

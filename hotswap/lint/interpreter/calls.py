@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from dataclasses import replace
 
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import mutate
+from hotswap.lint.interpreter.enums import instance_of
 from hotswap.lint.interpreter.fixtures import fixture
-from hotswap.lint.interpreter.functions import (
-    given_by,
-    inherited,
-    inline,
-    instantiate,
-    is_module,
-    make,
-)
+from hotswap.lint.interpreter.functions import given_by, inherited, inline
+from hotswap.lint.interpreter.instances import instantiate, is_module, make
 from hotswap.lint.interpreter.managers import enter
 from hotswap.lint.interpreter.names import (
     CALLS_ITS_ARGUMENT,
@@ -23,11 +19,20 @@ from hotswap.lint.interpreter.names import (
     HARMLESS,
     MUTATES,
     OBSERVES,
+    PUTS,
+    TAKES,
 )
-from hotswap.lint.interpreter.objects import become, changed, last_name, read_attribute, reveal
+from hotswap.lint.interpreter.objects import (
+    become,
+    changed,
+    component,
+    last_name,
+    read_attribute,
+    reveal,
+)
 from hotswap.lint.interpreter.run import Callables, Run
 from hotswap.lint.interpreter.state import State
-from hotswap.lint.typestate import Shape
+from hotswap.lint.typestate import Facts, Shape
 
 _CALLABLE = v.Class | v.Func | v.Obj | v.Part | v.Partial | v.Ref
 
@@ -40,6 +45,9 @@ def call(run: Run, node: ast.Call, owner: v.Value | None = None) -> list[State]:
         return run.invoke(run.ev(func), args)
     if last_name(func.value) == "super" and (method := inherited(run, func.attr)):
         return inline(run, method, arguments(run, node))
+    if func.attr == "__new__" and last_name(func.value) in ("super", "object"):
+        cls = run.ev(node.args[0]) if node.args else None
+        return run.done(instance_of(run, cls) if isinstance(cls, v.Class) else run.fresh())
     owner = run.ev(func.value) if owner is None else owner
     args = arguments(run, node)
     return _call_attribute(run, run.known(owner), func.attr, args)
@@ -81,14 +89,37 @@ def _call_attribute(run: Run, owner: v.Value, name: str, args: v.Args) -> list[S
         owner = become(run, owner, kind) or owner
     if isinstance(owner, v.Seq | v.Dict | v.Const):
         return run.done(_container_method(run, owner, name, args))
+    if (kept := _kept_in(run, owner, name, args)) is not None:
+        return run.done(kept)
     if name == "_replace" and isinstance(owner, v.Obj):
         return run.done(changed(run, owner, args.keywords))
     target = read_attribute(run, owner, name)
-    if isinstance(owner, v.Obj) and not isinstance(target, v.Func | v.Obj):
+    forwarded = isinstance(target, v.Part) and target.owner != owner
+    if isinstance(owner, v.Obj) and not (forwarded or isinstance(target, v.Func | v.Obj)):
         model = run.facts(owner).kind != "instance" or is_module(run, owner)
         if model or run.language.kind_with(name, args):
             target = v.Part(owner, name)
     return run.invoke(target, args)
+
+
+def _kept_in(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Value | None:
+    """Put a model into a queue, a variable of a context or the like, or take the last one out of it."""
+    if not isinstance(owner, v.Opaque):
+        return None
+    place = (owner.oid, "kept")
+    given = args.positional[0] if args.positional else None
+    if name in PUTS and isinstance(given, v.Obj):
+        inside = run.s.heap.get(place)
+        alike = not isinstance(inside, v.Obj) or _facts(run, inside) == _facts(run, given)
+        run.s.put(place, given if alike else run.fresh())
+        return run.fresh()
+    return run.s.heap.get(place) if name in TAKES and v.text_of(given) is None else None
+
+
+def _facts(run: Run, obj: v.Obj) -> Facts:
+    """Return what is known of a model: of a pipeline, of its denoiser."""
+    facts = run.facts(obj)
+    return run.facts(component(run, obj, "transformer")) if facts.kind == "pipeline" else facts
 
 
 def _container_method(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Value:
@@ -148,6 +179,16 @@ def _call_partial(run: Run, partial: v.Partial, args: v.Args) -> list[State]:
     return run.invoke(partial.func, v.Args(args.node, positional, keywords, args.starred))
 
 
+def _given_to_instances(run: Run, value: v.Value) -> None:
+    """Note what stands beside a class in a table: what its instances are initialised with."""
+    rows = value.items if isinstance(value, v.Seq) else ()
+    for row in rows:
+        inside = row.items if isinstance(row, v.Seq) else ()
+        for cls, given in itertools.pairwise(inside):
+            if isinstance(cls, v.Class) and isinstance(given, v.Dict):
+                run.s.put((cls.oid, "initialize()"), given)
+
+
 def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
     """Call something that is not in this file: it may do anything to the models it is given."""
     name = func.name.rpartition(".")[2] if isinstance(func, v.Ref) else last_name(args.node)
@@ -175,6 +216,7 @@ def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
             return run.invoke(target, v.Args(args.node, rest, args.keywords))
     result = run.fresh()
     for each in args.all():
+        _given_to_instances(run, each)
         if isinstance(each, v.Class) and any(
             isinstance(base, v.Ref) and base.name.endswith("RequestHandler") for base in each.bases
         ):  # the server that a handler of its requests is given
@@ -188,7 +230,9 @@ def call_unknown(run: Run, func: v.Value, args: v.Args) -> list[State]:
 
 
 CALLABLES: Callables = {
-    **dict.fromkeys((v.Const, v.Dict, v.Module, v.Opaque, v.Seq, v.Sort, Shape), call_unknown),
+    **dict.fromkeys(
+        (v.AtLeast, v.Const, v.Dict, v.Module, v.Opaque, v.Seq, v.Sort, Shape), call_unknown
+    ),
     v.Class: instantiate,
     v.Func: inline,
     v.Obj: _call_object,

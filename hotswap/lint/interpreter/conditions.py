@@ -43,12 +43,40 @@ def assume(run: Run, node: ast.expr, outcome: bool) -> None:
     elif outcome and isinstance(node, ast.Call) and last_name(node.func) == "isinstance":
         for value, cls in [[run.ev(arg) for arg in node.args]] if len(node.args) == 2 else ():
             narrow(run, value, cls)
+    elif isinstance(node, ast.Compare) and _one_of(run, node, outcome):
+        return
     elif _repeatable(run, node) and (key := v.key_of(run.ev(node))) is not None:
         run.s.assumed[key] = outcome
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.IsNot | ast.NotEq):
             same = _sameness(run, run.ev(node.left), run.ev(node.comparators[0]))
             if same is not None and (key := v.key_of(same)) is not None:
                 run.s.assumed[key] = not outcome
+
+
+def _one_of(run: Run, node: ast.Compare, outcome: bool) -> bool:
+    """Remember which constants a value is one of, if the condition tells."""
+    if len(node.ops) > 1 or not isinstance(node.ops[0], ast.In if outcome else ast.NotIn):
+        return False
+    if not _repeatable(run, node):
+        return False
+    return is_among(run, run.ev(node.left), run.ev(node.comparators[0]))
+
+
+def is_among(run: Run, value: v.Value, container: v.Value) -> bool:
+    """Remember on this path that an unknown value is one of the texts in a container."""
+    texts = [v.text_of(each) for each in v.elements(container) or ()]
+    if not isinstance(value, v.Opaque) or not texts or None in texts:
+        return False
+    run.s.assumed["among", value.oid, tuple(texts)] = True
+    return True
+
+
+def among(run: Run, value: v.Value | None) -> tuple[str, ...]:
+    """Return the texts that an unknown value is one of, as far as is known."""
+    if not isinstance(value, v.Opaque):
+        return ()
+    keys = (key for key in run.s.assumed if isinstance(key, tuple) and key[:1] == ("among",))
+    return next((key[2] for key in keys if key[1] == value.oid), ())
 
 
 def assume_something(run: Run, value: v.Value) -> None:
@@ -92,6 +120,8 @@ def negation(run: Run, value: v.Value) -> v.Value:
     known = holds(run, value)
     if known is not None:
         return v.Const(not known)
+    if value == v.IN_TIME:
+        return value
     key = v.key_of(value)
     return run.memo(("not", key)) if key is not None else run.fresh()
 
@@ -103,6 +133,8 @@ def compare(run: Run, node: ast.Compare) -> v.Value:
     if len(rights) > 1:
         return run.fresh()
     right, op = rights[0], node.ops[0]
+    if isinstance(left, v.AtLeast) or isinstance(right, v.AtLeast):
+        return _reached(left, right, op) or run.fresh()
     if isinstance(op, ast.Is | ast.IsNot | ast.Eq | ast.NotEq):
         same = _same(left, right, identity=isinstance(op, ast.Is | ast.IsNot))
         equal = _sameness(run, left, right) if same is None else v.Const(same)
@@ -120,6 +152,31 @@ def compare(run: Run, node: ast.Compare) -> v.Value:
             return v.Const(found == isinstance(op, ast.In))
     key = (type(op).__name__, v.key_of(left), v.key_of(right))
     return run.fresh() if None in key else run.memo(key)
+
+
+_FROM_THE_OTHER_SIDE: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+}
+
+
+def _reached(left: v.Value, right: v.Value, op: ast.cmpop) -> v.Value | None:
+    """Compare a counter that grows with a limit, which it may come to some time."""
+    kind = type(op)
+    if isinstance(right, v.AtLeast):
+        left, right, kind = right, left, _FROM_THE_OTHER_SIDE.get(kind, kind)
+    limit = v.whole_of(right)
+    if not isinstance(left, v.AtLeast) or limit is None:
+        return None
+    if kind in (ast.Gt, ast.LtE) and left.least > limit:
+        return v.Const(kind is ast.Gt)
+    if kind in (ast.GtE, ast.Lt) and left.least >= limit:
+        return v.Const(kind is ast.GtE)
+    if kind in (ast.Eq, ast.NotEq) and left.least > limit:
+        return v.Const(kind is ast.NotEq)
+    return v.IN_TIME
 
 
 def _sameness(run: Run, left: v.Value, right: v.Value) -> v.Value | None:

@@ -11,8 +11,8 @@ from typing import Any, TypeGuard
 from hotswap.lint.interpreter import values as v
 from hotswap.lint.interpreter.assign import assign
 from hotswap.lint.interpreter.calls import call
-from hotswap.lint.interpreter.conditions import boolean, compare, holds, negation
-from hotswap.lint.interpreter.objects import look_up, read_attribute
+from hotswap.lint.interpreter.conditions import boolean, compare, holds, is_among, negation
+from hotswap.lint.interpreter.objects import changed, fields_of, look_up, method_of, read_attribute
 from hotswap.lint.interpreter.run import Run
 from hotswap.lint.interpreter.state import Table, join, same_component
 
@@ -81,7 +81,7 @@ def _binary(run: Run, node: ast.BinOp) -> v.Value:
         if all(isinstance(each, v.Ref | v.Class) for each in sides):
             return v.Seq(tuple(sides))
     if v.is_number(left) and v.is_number(right):
-        return v.NUMBER
+        return _counted(left, right, node.op)
     if any(
         isinstance(each, v.Part) and _NUMBERS_INSIDE.search(each.path) for each in (left, right)
     ):
@@ -91,6 +91,15 @@ def _binary(run: Run, node: ast.BinOp) -> v.Value:
     keys = v.key_of(left), v.key_of(right)
     known = isinstance(node.op, ast.Add) and None not in keys
     return run.memo(("+", keys)) if known else run.fresh()
+
+
+def _counted(left: v.Value, right: v.Value, op: ast.operator) -> v.Value:
+    """Return the number that two numbers give: a counter that is added to is a counter still."""
+    count, step = (left, right) if isinstance(left, v.AtLeast) else (right, left)
+    more = v.whole_of(step)
+    if isinstance(count, v.AtLeast) and isinstance(op, ast.Add) and more is not None:
+        return v.AtLeast(count.least + more)
+    return v.NUMBER
 
 
 def _small(value: v.Value) -> TypeGuard[v.Const]:
@@ -155,8 +164,53 @@ def any_of(run: Run, values: Sequence[v.Value]) -> v.Value:
         and run.s.heap.get((each.oid, "__class__")) == run.s.heap.get((first.oid, "__class__"))
         for each in values
     ):
-        return first
+        return _with_texts(run, first, [each for each in values if isinstance(each, v.Obj)])
+    if values and all(v.is_number(each) for each in values):
+        return v.NUMBER
+    if values and (row := _row_of(run, values)) is not None:
+        return row
     return class_like(run, values) if values else run.fresh()
+
+
+def _with_texts(run: Run, first: v.Obj, others: Sequence[v.Obj]) -> v.Obj:
+    """Return an instance that is as good as any of several, also in texts that differ."""
+    texts = {
+        key[1]: [run.s.heap.get((each.oid, key[1])) for each in others]
+        for key, value in run.s.heap.items()
+        if key[0] == first.oid and len(key) == 2 and v.text_of(value) is not None
+    }
+    fields: dict[str, v.Value] = {}
+    inside = (value for key, value in run.s.heap.items() if key[0] == first.oid)
+    if any(isinstance(value, v.Obj) for value in inside):
+        return first  # what holds a model is what it is
+    for name, found in texts.items():
+        if len({v.text_of(each) for each in found}) > 1:
+            fields[name] = run.fresh()
+            is_among(run, fields[name], v.Seq(tuple(each or v.NUMBER for each in found)))
+    twin = ("any of", first.oid)
+    if fields and twin not in run.s.heap:
+        run.s.put(twin, changed(run, first, fields))
+    return run.s.heap[twin] if fields else first
+
+
+def _row_of(run: Run, values: Sequence[v.Value]) -> v.Value | None:
+    """Return one of several texts, or of the rows of a table: what is a text in it is one of a few."""
+    tables = [each.items for each in values if isinstance(each, v.Dict)]
+    if len(tables) == len(values):
+        keys = [key for key in tables[0] if all(key in table for table in tables)]
+        return v.Dict({key: any_of(run, [table[key] for table in tables]) for key in keys})
+    row = run.fresh()
+    if is_among(run, row, v.Seq(tuple(values))):
+        return row
+    objects = [each.oid for each in values if isinstance(each, v.Obj)]
+    heap = run.s.heap
+    if len(objects) < len(values) or len({heap.get((oid, "__class__")) for oid in objects}) > 1:
+        return None
+    for name in [key[1] for key in heap if key[0] == objects[0] and len(key) == 2]:
+        fields = [heap.get((oid, name)) for oid in objects]
+        if None not in fields:
+            is_among(run, run.memo((row.oid, name)), v.Seq(tuple(each for each in fields if each)))
+    return row
 
 
 def _subscript(run: Run, node: ast.Subscript) -> v.Value:
@@ -166,11 +220,22 @@ def _subscript(run: Run, node: ast.Subscript) -> v.Value:
         name = v.text_of(index) if owner.path == "components" else None
         inside = v.Part(owner.owner, f"{owner.path}[]")
         return inside if name is None else read_attribute(run, owner.owner, name)
+    owner = fields_of(run, owner) or owner
+    if isinstance(owner, v.Obj) and index is not None:
+        got = read_attribute(run, owner, "__getitem__")
+        if isinstance(got, v.Func):
+            return method_of(run, got, index)
+        if (made := _filled_in(run, owner, index, node)) is not None:
+            return made
+    if isinstance(owner, v.Ref) and index is not None:
+        if owner.name.endswith((".Annotated", ".wiring.Provide")):
+            return index
+        if owner.name.endswith(".Literal"):
+            return index if isinstance(index, v.Seq) else v.Seq((index,))
     if isinstance(index, v.Const):
         return item(run, owner, index.value)
-    if isinstance(owner, v.Ref) and owner.name.endswith(".Annotated") and index is not None:
-        return index
     if isinstance(owner, v.Dict) and owner.items:
+        is_among(run, index or run.fresh(), owner)
         return any_of(run, [*owner.items.values()])
     if isinstance(owner, v.Seq) and isinstance(node.slice, ast.Slice):
         return _slice(run, owner, node.slice)
@@ -179,6 +244,23 @@ def _subscript(run: Run, node: ast.Subscript) -> v.Value:
     if index is not None and (key := v.key_of(index)) and (whole := v.key_of(owner)):
         return _only_one(run, whole) or run.memo((whole, "[]", key))
     return run.fresh()
+
+
+def _filled_in(run: Run, owner: v.Obj, index: v.Value, node: ast.AST) -> v.Value | None:
+    """Return the element of a dictionary that makes what it lacks; None of any other."""
+    missing = read_attribute(run, owner, "__missing__")
+    if not isinstance(missing, v.Func | v.Partial | v.Class):
+        return None
+    name = repr(index.value) if isinstance(index, v.Const) else v.key_of(index)
+    found = run.s.heap.get((owner.oid, "[]", name))
+    if found is None and not isinstance(index, v.Const):
+        found = _only_one(run, owner.oid)
+    if found is None:
+        given = [index] if isinstance(missing, v.Func) and missing.owner is not None else []
+        call = ast.copy_location(ast.Call(ast.Name("missing"), [], []), node)
+        found = run.invoke_one(missing, v.Args(call, given, {}))
+        run.s.put((owner.oid, "[]", name), found)
+    return run.known(found)
 
 
 def _only_one(run: Run, whole: Any) -> v.Obj | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.conditions import assume_something
+from hotswap.lint.interpreter.closures import closed, enclose, keep
+from hotswap.lint.interpreter.conditions import assume_something, is_among
+from hotswap.lint.interpreter.enums import values_of
 from hotswap.lint.interpreter.fixtures import fixture, not_asked_for
 from hotswap.lint.interpreter.managers import split_at_yield
 from hotswap.lint.interpreter.objects import (
@@ -23,17 +26,22 @@ from hotswap.lint.interpreter.run import GRAD_MODES, Run
 from hotswap.lint.interpreter.state import Frame, State, Table, merge, reachable
 
 DEEPEST = 8
-FIELD = v.Ref("dataclasses.field")
+_ROUTES = frozenset({"api_route", "delete", "get", "patch", "post", "put", "route", "websocket"})
 DEPENDS = v.Ref("fastapi.Depends")
-AFTER_INIT = ("__post_init__", "__attrs_post_init__", "model_post_init")
-"""What dataclasses, attrs and pydantic call once the fields are set."""
+PROVIDERS = "dependency_injector.providers."
 
 
 def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list[State]:
     """Call a function of this file by executing its body; as an ``entry``, without what comes of nothing."""
     node = func.node
     run.executed.add(node)
-    if len(run.running) >= DEEPEST or any(node is other for other, _ in run.running):
+    if ("dispatch", node) in run.s.heap and args.positional:
+        return _dispatched(run, func, args)
+    if func.around is not None:
+        first = [] if func.owner is None else [func.owner]
+        return run.invoke(func.around, replace(args, positional=[*first, *args.positional]))
+    same = any(node is other and func.cell is None for other, _ in run.running)
+    if len(run.running) >= DEEPEST or same:
         for value in args.all():
             reveal(run, value)
         return run.done(run.fresh())
@@ -51,6 +59,9 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
     run.s.compiler = func.compiler or compiler
     run.s.grad = (*grad, *(GRAD_MODES[mark] for mark in marks if mark in GRAD_MODES))
     home = run.home
+    if func.cell is not None:
+        parent = enclose(run.s, func.cell, parent, own)
+    at = len(run.s.frames)
     run.s.frames.append(Frame(parent, home=own))
     run.at(own)
     run.s.frames[-1].names = Table(_bound(run, node.args, func, args))
@@ -73,10 +84,12 @@ def inline(run: Run, func: v.Func, args: v.Args, *, entry: bool = False) -> list
     for end in returned or ends[:1]:
         if manages and rest is not None:
             run.s = end
-            names = dict(end.frames[depth].names)
+            names = dict(end.frames[at].names)
             end.result = v.Entered(run.ev(given), None, tuple(rest), names, func.frame)
         elif yielded and end.result is None:  # what it goes over, as far as it is known
             end.result = v.Seq(tuple(yielded))
+        keep(end, depth)
+        end.result = closed(end, end.result, depth, (*turn, args.node))
         del end.frames[depth:]
         end.grad, end.compiler = grad, compiler
         if returned:
@@ -112,9 +125,67 @@ def _without_end(run: Run, node: v.Function, body: list[ast.stmt]) -> list[ast.s
     return run.cache["entry", node]  # type: ignore[no-any-return]
 
 
+def register(run: Run, func: v.Func) -> None:
+    """Note what a generic function calls for arguments of a class: ``functools.singledispatch``."""
+    spec = func.node.args
+    for mark in getattr(func.node, "decorator_list", ()):
+        called = mark.func if isinstance(mark, ast.Call) else mark
+        generic = (
+            run.ev(called.value)
+            if last_name(called) == "register" and isinstance(called, ast.Attribute)
+            else None
+        )
+        cls = (
+            mark.args[0]
+            if isinstance(mark, ast.Call) and mark.args
+            else spec.args[0].annotation
+            if spec.args
+            else None
+        )
+        if isinstance(generic, v.Func) and cls is not None:
+            key = ("dispatch", generic.node)
+            known = run.s.heap.get(key) or v.Seq(())
+            run.s.put(key, v.Seq((v.Seq((run.ev(cls), func)), *known.items)))
+
+
+def _dispatched(run: Run, func: v.Func, args: v.Args) -> list[State]:
+    """Call what is registered for the class of the first argument, as far as that is known."""
+    unknown = False
+    for row in run.s.heap["dispatch", func.node].items:
+        asked = v.Args(args.node, [args.positional[0], row.items[0]], {})
+        fits = v.truth(run.invoke_one(v.Ref("isinstance"), asked))
+        if fits:
+            return run.invoke(row.items[1], args)
+        unknown = unknown or fits is None
+    if not unknown:
+        run.s.exit = "raise"
+    for value in args.all():
+        reveal(run, value)
+    return run.done(run.fresh())
+
+
+def decorated(run: Run, func: v.Func, decorators: list[ast.expr]) -> v.Func:
+    """Return what the decorators of the program that concern models make of a function."""
+    for decorator in reversed(decorators):
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        value = run.ev(called) if isinstance(called, ast.Name | ast.Attribute) else None
+        if not isinstance(value, v.Func) or value.node is func.node:
+            continue
+        if not run.modules[run.foreign.get(value.node, run.main)].touches(value.node):
+            continue
+        run.decorating += 1
+        made = run.ev(decorator) if isinstance(decorator, ast.Call) else value
+        call = ast.copy_location(ast.Call(ast.Name("decorator", ast.Load()), [], []), decorator)
+        around = run.invoke_one(made, v.Args(call, [func], {})) if made is not None else None
+        run.decorating -= 1
+        if isinstance(around, v.Func) and around.node is not func.node:
+            func = replace(func, around=around)
+    return func
+
+
 def _call_later(run: Run, defined: list[v.Func], ends: list[State]) -> None:
     """Run the functions that a function defined and did not call: somebody calls them afterwards."""
-    for func in defined:
+    for func in defined if not run.decorating else ():
         if func.node in run.executed or not run.matters.touches(func.node):
             continue
         for end in [end for end in ends if end.exit != "raise"]:
@@ -123,17 +194,30 @@ def _call_later(run: Run, defined: list[v.Func], ends: list[State]) -> None:
             run.finish(call_from_outside(run, func, call_from_outside(run, func, [state])))
 
 
-def call_from_outside(run: Run, func: v.Func, paths: list[State]) -> list[State]:
-    """Call a function with unknown arguments on every path."""
+def call_from_outside(
+    run: Run, func: v.Func, paths: list[State], given: Mapping[Any, v.Value] | None = None
+) -> list[State]:
+    """Call a function on every path, with unknown arguments but for those that are given."""
     call = ast.copy_location(ast.Call(ast.Name("entry"), [], []), func.node)
     ends = []
     for run.s in paths:
-        run.s.grad = ()
-        ends += inline(run, func, v.Args(call, [], {}, starred=True), entry=True)
+        before = run.s.grad
+        run.s.grad = before[-1:] if run.grad == "grad" and _is_handler(func.node) else ()
+        args = v.Args(call, [], dict(given or {}), starred=True)
+        after = inline(run, func, args, entry=True)
+        for end in after:
+            end.grad = before
+        ends += after
     for end in ends:
         _leave_behind(end, [func.owner, end.result])
         end.exit = end.result = None
     return merge(ends, run.fresh)
+
+
+def _is_handler(node: v.Function) -> bool:
+    """Tell whether a web framework calls the function: it does so in the usual gradient mode."""
+    marks = [mark for mark in getattr(node, "decorator_list", ()) if isinstance(mark, ast.Call)]
+    return any(isinstance(m.func, ast.Attribute) and m.func.attr in _ROUTES for m in marks)
 
 
 def _leave_behind(state: State, kept: list[v.Value | None]) -> None:
@@ -178,10 +262,29 @@ def _bound(run: Run, spec: ast.arguments, func: v.Func, args: v.Args) -> dict[st
                 bound[name] = given_by(run, asked)
             else:
                 required = default is None
-                bound[name] = (
-                    run.ev(default) if given else _unknown_of(run, parameter, required=required)
-                )
+                value = run.ev(default) if default is not None else run.fresh()
+                if given or is_provider(value):
+                    bound[name] = provided(run, value, args.node)
+                else:
+                    bound[name] = _unknown_of(run, parameter, required=required)
     return bound
+
+
+def is_provider(value: v.Value) -> bool:
+    """Tell whether a value is a provider of a container, which makes what is asked for."""
+    return (
+        isinstance(value, v.Partial)
+        and isinstance(value.func, v.Ref)
+        and value.func.name.startswith(PROVIDERS)
+    )
+
+
+def provided(run: Run, value: v.Value, node: ast.AST) -> v.Value:
+    """Return what a provider makes; anything else is what it is."""
+    if not is_provider(value):
+        return value
+    call = ast.copy_location(ast.Call(ast.Name("provider"), [], []), node)
+    return run.invoke_one(value, v.Args(call, [], {}))
 
 
 def _task_of(run: Run, node: v.Function) -> v.Value | None:
@@ -226,76 +329,14 @@ def _unknown_of(run: Run, parameter: ast.arg, *, required: bool) -> v.Value:
         return read_attribute(run, app, "state")
     if required and (annotation is None or isinstance(annotation, ast.Name)):
         assume_something(run, value)
-    named = isinstance(annotation, ast.Name | ast.Attribute)
-    return narrow(run, value, run.ev(annotation)) if named else value
-
-
-def instantiate(run: Run, cls: v.Class, args: v.Args) -> list[State]:
-    """Create an instance of a class of this file."""
-    made = make(run, cls, args)
-    if isinstance(made, v.Obj):
-        return run.done(made)
-    obj = run.new("instance")
-    run.s.put((obj.oid, "__class__"), cls)
-    init = read_attribute(run, obj, "__init__")
-    if isinstance(init, v.Func):
-        ends = inline(run, init, args)
-    else:
-        given = dict(zip(_fields(cls), args.positional, strict=False)) | args.keywords
-        for name, value in given.items():
-            run.s.put((obj.oid, name), value)
-        make_fields(run, obj, cls)
-        ends = [run.s]
-        for name in AFTER_INIT:
-            after = read_attribute(run, obj, name)
-            if isinstance(after, v.Func):
-                ends = inline(run, after, v.Args(args.node, [], {}, starred=True))
-    for end in ends:
-        end.result = obj
-    return ends
-
-
-def make_fields(run: Run, obj: v.Obj, cls: v.Class) -> None:
-    """Make what the fields of a dataclass have that are not given."""
-    for name in _fields(cls):
-        made = (run.s.heap.get((each.oid, name)) for each in line_of(cls))
-        field = next((each for each in made if each is not None), None)
-        if (
-            isinstance(field, v.Partial)
-            and field.func == FIELD
-            and (obj.oid, name) not in run.s.heap
-        ):
-            factory = field.keywords.get("default_factory")
-            none = v.Args(ast.copy_location(ast.Call(ast.Name("field"), [], []), cls.node), [], {})
-            default = field.keywords.get("default") or run.fresh()
-            value = default if factory is None else run.invoke_one(factory, none)
-            run.s.put((obj.oid, name), value)
-
-
-def _fields(cls: v.Class) -> list[str]:
-    """Return the fields of a dataclass or named tuple, in order."""
-    bodies = [statement for each in reversed(line_of(cls)) for statement in each.node.body]
-    targets = [s.target for s in bodies if isinstance(s, ast.AnnAssign)]
-    return list(dict.fromkeys(t.id for t in targets if isinstance(t, ast.Name)))
-
-
-def make(run: Run, cls: v.Class, args: v.Args) -> v.Value | None:
-    """Create a model of a class of this file that derives from a class of models of a library."""
-    for base in cls.bases:
-        made = None
-        if isinstance(base, v.Ref) and not base.name.endswith(".Module"):
-            made = run.language.make(run, base.name, args)
-        if isinstance(made, v.Obj):
-            run.s.put((made.oid, "__class__"), cls)
-        if made is not None:
-            return made
-    return None
-
-
-def is_module(run: Run, obj: v.Obj) -> bool:
-    """Tell whether the object is an instance of a class of this file that derives from a ``Module``."""
-    cls = class_of(run, obj)
-    return cls is not None and any(last_name(base) == "Module" for base in cls.node.bases)
+    if not isinstance(annotation, ast.Name | ast.Attribute | ast.Subscript):
+        return value
+    cls = run.ev(annotation)
+    if isinstance(cls, v.Seq):
+        is_among(run, value, cls)
+    elif isinstance(cls, v.Class) and isinstance(value, v.Opaque):
+        is_among(run, run.memo((value.oid, "value")), values_of(run, cls))
+    return value if isinstance(annotation, ast.Subscript) else narrow(run, value, cls)
 
 
 def inherited(run: Run, name: str) -> v.Func | None:

@@ -33,6 +33,9 @@ MUTATES = frozenset(
     }
 )  # fmt: skip
 """Methods that change a container in place."""
+PUTS = frozenset({"add", "append", "appendleft", "put", "put_nowait", "send", "set"})
+TAKES = frozenset({"get", "get_nowait", "pop", "popleft", "receive", "recv"})
+"""Methods that put something into a container of unknown content, or take it out."""
 CALLS_ITS_ARGUMENT = {
     "cpu_bound": 0,
     "io_bound": 0,
@@ -59,6 +62,12 @@ OBSERVES = re.compile(
     r"len|log|measur|plot|predict|print|profil|quantiz|render|run|sample|save|show|summar|test|time|warm|warn|write)"
 )
 """Names of functions that use a model without loading, preparing or compiling it."""
+
+ANOTHER = re.compile(
+    r"^_*(?:build|clone|convert|copy|create|deepcopy|dequantiz|export|extract|find|fresh|from|get|init|load|make|"
+    r"merge|new|open|pick|re(?!cord|gister|nder)|script|select|strip|swap|trace|un|use)"
+)
+"""Names of functions that give another model than the one that they are given, or may."""
 
 
 def imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:

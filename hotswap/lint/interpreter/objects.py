@@ -130,6 +130,8 @@ def read_attribute(run: Run, owner: v.Value, name: str) -> v.Value:
     if isinstance(owner, Shape) and name in ("r", "lora_alpha"):
         number = owner.rank if name == "r" else owner.alpha
         return v.NUMBER if number is None else v.Const(number)
+    if name == "value" and v.text_of(owner) is not None:  # of an enumeration's member
+        return owner
     if isinstance(owner, v.Opaque):
         if name in v.DENOISERS and (pipe := become(run, owner, "pipeline")):
             return component(run, pipe, name)
@@ -165,6 +167,9 @@ def _attribute_of(run: Run, owner: v.Obj, name: str) -> v.Value:
         found = _from_class(run, cls, owner, name)
         if found is not None:
             return found
+        asked = _from_class(run, cls, owner, "__getattr__") if name[:2] != "__" else None
+        if isinstance(asked, v.Func) and (owner.oid, name) not in run.memos:
+            return method_of(run, asked, v.Const(name))
     return run.memo((owner.oid, name)) if kind == "instance" else v.Part(owner, name)
 
 
@@ -188,6 +193,25 @@ def _bound(run: Run, func: v.Func, cls: v.Class, owner: v.Value) -> v.Value:
         call = ast.copy_location(ast.Call(ast.Name(func.node.name), [], []), func.node)
         return run.invoke_one(bound, v.Args(call, [], {}))
     return bound
+
+
+FIELDS = "__match_args__"
+"""The attribute under which an instance has the names of its fields, if it is a tuple."""
+
+
+def fields_of(run: Run, value: v.Value) -> v.Seq | None:
+    """Return the elements of a named tuple."""
+    names = run.s.heap.get((value.oid, FIELDS)) if isinstance(value, v.Obj) else None
+    if not isinstance(names, v.Seq) or not isinstance(value, v.Obj):
+        return None
+    texts = [str(v.text_of(each)) for each in names.items]
+    return v.Seq(tuple(read_attribute(run, value, text) for text in texts))
+
+
+def method_of(run: Run, func: v.Func, *given: v.Value) -> v.Value:
+    """Return what a method gives that Python calls by itself."""
+    call = ast.copy_location(ast.Call(ast.Name("method"), [], []), func.node)
+    return run.invoke_one(func, v.Args(call, [*given], {}))
 
 
 def look_up(run: Run, name: str) -> v.Value:

@@ -95,7 +95,7 @@ def split(run: Run, state: State, value: v.Value, test: ast.expr) -> list[tuple[
     known = holds(run, value)
     if known is not None or state.exit:
         if v.truth(value) is None:  # known from another condition that nobody could evaluate
-            guard(state, test, bool(known))
+            guard(run, state, test, bool(known))
         else:
             run.judge.decided.add((test, bool(known)))
         return [(bool(known), state)]
@@ -103,12 +103,13 @@ def split(run: Run, state: State, value: v.Value, test: ast.expr) -> list[tuple[
     for outcome, path in ((True, state), (False, state.copy())):
         run.s = path
         assume(run, test, outcome)
-        guard(path, test, outcome)
+        if value != v.IN_TIME:
+            guard(run, path, test, outcome)
         found.append((outcome, path))
     return found
 
 
-def guard(state: State, node: ast.AST, branch: bool) -> None:
+def guard(run: Run, state: State, node: ast.AST, branch: bool) -> None:
     """Note that the path was taken without knowing whether it can be."""
     loaded = [oid for oid, facts in state.models.items() if facts.adapters]
-    state.guards = {**state.guards, node: Guard(branch, frozenset(loaded))}
+    state.guards = {**state.guards, node: Guard(branch, frozenset(loaded), run.turn)}

@@ -14,15 +14,15 @@ from hotswap.lint.interpreter.state import Frame, State, join, merge
 from hotswap.lint.judge import Judge
 from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
-MOST_STEPS = 1_500
+MOST_STEPS = 2_000
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_grad": "no_grad"}
 """Functions of torch that set the gradient mode, by their last name."""
-MOST_OF_BODY = 2_000
-MOST_FOR_A_LINE = 2
+MOST_OF_BODY = 2_500
+MOST_FOR_A_LINE = 4
 """Statements that all ways into a program may take together, for each of its lines."""
 MOST_OF_SMALL = 5_000
-MOST_OF_PROGRAM = 8_000
+MOST_OF_PROGRAM = 16_000
 
 
 Callables: TypeAlias = "dict[type[Any], Callable[[Run, Any, v.Args], list[State]]]"
@@ -99,6 +99,8 @@ class Run:
         """The functions that are running, each with what ``self`` is."""
         self.defined: list[list[v.Func]] = []
         """The functions that each running function has defined."""
+        self.decorating = 0
+        """Above 0 while decorators are applied: what they define is called instead of what they are given."""
         self.lambdas: list[v.Func] = []
         """The functions without a name that the bodies of modules have defined."""
         self.yielded: list[list[v.Value]] = []

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from hotswap.lint.interpreter.values import (
     DENOISERS,
+    AtLeast,
     Const,
     Dict,
     Func,
@@ -16,6 +17,7 @@ from hotswap.lint.interpreter.values import (
     Partial,
     Seq,
     Value,
+    whole_of,
 )
 from hotswap.lint.typestate import Facts, Guards, joined
 
@@ -47,11 +49,13 @@ class Frame:
     """Names declared global or nonlocal, and the frame they live in."""
     home: int = 0
     """The frame of the module."""
+    cell: Any = None
+    """Where the names are kept when the function that is running has ended."""
 
     def copy(self) -> Frame:
         """Return a frame that shares the names until either is written to."""
         self.names.shared = True
-        return Frame(self.parent, self.names, dict(self.outer), self.home)
+        return Frame(self.parent, self.names, dict(self.outer), self.home, self.cell)
 
     def bind(self, name: str, value: Value) -> None:
         """Bind a name."""
@@ -109,6 +113,30 @@ class State:
         """Store an attribute."""
         self.heap = _own(self.heap)
         self.heap[key] = value
+
+
+def count_on(states: Iterable[State], before: State) -> bool:
+    """Take the numbers that have grown since for counters that count further; tell whether there are any."""
+    grown = False
+    for state in states:
+        for key, then, now in _differences(before.heap, state.heap):
+            if (more := _further(then, now)) is not None:
+                state.put(key, more)
+                grown = True
+        for frame, old in zip(state.frames, before.frames, strict=False):
+            for name, then, now in _differences(old.names, frame.names):
+                if (more := _further(then, now)) is not None:
+                    frame.bind(name, more)
+                    grown = True
+    return grown
+
+
+def _further(then: Value | None, now: Value | None) -> Value | None:
+    if isinstance(then, Dict) and isinstance(now, Dict):
+        more = {k: m for k, each in now.items.items() if (m := _further(then.items.get(k), each))}
+        return Dict({**now.items, **more}) if more else None
+    first, last = whole_of(then), whole_of(now)
+    return AtLeast(last) if first is not None and last is not None and last > first else None
 
 
 def reachable(state: State, kept: Iterable[Value | None]) -> set[int]:

@@ -8,16 +8,18 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from hotswap.lint.interpreter import values as v
-from hotswap.lint.interpreter.assign import assign
+from hotswap.lint.interpreter.assign import assign, given_back
 from hotswap.lint.interpreter.conditions import assume, holds
+from hotswap.lint.interpreter.enums import member_of
 from hotswap.lint.interpreter.fixtures import fixture_name, key
+from hotswap.lint.interpreter.functions import decorated, register
 from hotswap.lint.interpreter.managers import enter, leave
 from hotswap.lint.interpreter.names import MUTATES, imported
 from hotswap.lint.interpreter.objects import last_name
 from hotswap.lint.interpreter.outcomes import branches, guard, outcomes
 from hotswap.lint.interpreter.patterns import captured, matches
 from hotswap.lint.interpreter.run import GRAD_MODES, Run
-from hotswap.lint.interpreter.state import Exit, State, merge
+from hotswap.lint.interpreter.state import Exit, Frame, State, Table, count_on, merge
 
 MOST_TURNS = 8
 _RAISES = frozenset(
@@ -108,7 +110,10 @@ def _assign(run: Run, node: ast.Assign | ast.AnnAssign) -> list[State]:
     ends = []
     for state, value in outcomes(run, node.value) if node.value is not None else ():
         run.s = state
-        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if isinstance(value, v.Opaque) and len(targets) == 1:
+            value = given_back(run, targets[0], node.value) or value
+        for target in targets:
             assign(run, target, value)
         ends.append(run.s)
     return ends or [run.s]
@@ -119,7 +124,7 @@ def _augmented(run: Run, node: ast.AugAssign) -> list[State]:
         return [run.s]
     operation = ast.BinOp(node.target, node.op, node.value)
     result = run.ev(ast.copy_location(operation, node))
-    if isinstance(node.target, ast.Name | ast.Attribute):
+    if isinstance(node.target, ast.Name | ast.Attribute) or v.is_number(result):
         assign(run, node.target, result)
     return [run.s]
 
@@ -160,17 +165,19 @@ def _for(run: Run, node: ast.For | ast.AsyncFor) -> list[State]:
     over = run.ev(node.iter)
     values = v.elements(over)
     if values is None:
-        values = [run.fresh(), run.fresh()]
-    elif isinstance(over, v.Part):
+        return _turns(run, node, [run.fresh() for _ in range(3)], node.target, ends=False)
+    if isinstance(over, v.Part):
         values = values[:1]
-    return _turns(run, node, values[:MOST_TURNS], node.target)
+    if len(values) > MOST_TURNS:  # it goes on, and what counts its turns does
+        return _turns(run, node, [*values[:MOST_TURNS], run.fresh()], node.target, ends=False)
+    return _turns(run, node, values, node.target)
 
 
 @_passed_by
 def _while(run: Run, node: ast.While) -> list[State]:
     if holds(run, run.ev(node.test)) is False:
         return run.block(node.orelse, run.s)
-    return _turns(run, node, [None, None], None)
+    return _turns(run, node, [None, None, None], None, ends=False)
 
 
 def _turns(
@@ -178,10 +185,15 @@ def _turns(
     loop: ast.For | ast.AsyncFor | ast.While,
     values: Sequence[v.Value | None],
     target: ast.expr | None,
+    *,
+    ends: bool = True,
 ) -> list[State]:
+    """Take the turns of a loop; if it may go on, the last is for what counts them, and for nothing else."""
     live, left, broken = [run.s], list[State](), list[State]()
-    turn = run.turn
+    turn, before = run.turn, None if ends else run.s.copy()
     for number, value in enumerate(values):
+        if before is not None and number == len(values) - 1 and not count_on(live, before):
+            break
         run.turn = (*turn, loop.body[0], number)
         known, steps = [state.snapshot() for state in live], _done(run)
         after: list[State] = []
@@ -240,8 +252,8 @@ def _with(run: Run, node: ast.With | ast.AsyncWith) -> list[State]:
 def _try(run: Run, node: ast.Try) -> list[State]:
     before = run.s.copy()
     if node.handlers:
-        guard(run.s, node, True)
-        guard(before, node, False)
+        guard(run, run.s, node, True)
+        guard(run, before, node, False)
     ends = []
     for end in run.block(node.body, run.s):
         ends += [end] if end.exit else run.block(node.orelse, end)
@@ -295,6 +307,10 @@ def _import(run: Run, node: ast.Import | ast.ImportFrom) -> list[State]:
     for name, qualified in imported(node):
         frame.bind(name, v.Ref(qualified))
     for name, home, inner in run.bindings.get(node, ()):
+        if name == "*":
+            for each, value in run.s.frames[home].names.items():
+                frame.bind(each, value)
+            continue
         value = run.s.frames[home].names.get(inner) if inner else v.Module(home, name)
         if value is not None:
             frame.bind(name, value)
@@ -311,6 +327,8 @@ def _declare(run: Run, node: ast.Global | ast.Nonlocal) -> list[State]:
 def _function(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[State]:
     run.here(node)
     func = v.Func(node, None, len(run.s.frames) - 1, _compiler(run, node))
+    func = decorated(run, func, node.decorator_list)
+    register(run, func)
     run.s.frames[-1].bind(node.name, func)
     if (name := fixture_name(node)) is not None:
         run.s.frames[-1].bind(key(name), func)
@@ -330,18 +348,24 @@ def _compiler(run: Run, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST
 
 def _class(run: Run, node: ast.ClassDef) -> list[State]:
     cls = v.Class(run.fresh().oid, node, tuple(run.ev(base) for base in node.bases))
+    own: dict[str, v.Value] = {}
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             run.here(child)
             compiler = _compiler(run, child)
             func = v.Func(child, None, len(run.s.frames) - 1, compiler)
+            func = decorated(run, func, child.decorator_list)
             run.s.put((cls.oid, child.name), func)
             if (name := fixture_name(child)) is not None:
                 run.s.put((cls.oid, key(name)), func)
         elif isinstance(child, ast.Assign | ast.AnnAssign) and child.value:
             target = child.targets[0] if isinstance(child, ast.Assign) else child.target
             if isinstance(target, ast.Name):
-                run.s.put((cls.oid, target.id), run.ev(child.value))
+                run.s.frames.append(Frame(len(run.s.frames) - 1, Table(own), home=run.home))
+                own[target.id] = run.ev(child.value)
+                run.s.frames.pop()
+                member = member_of(run, cls, target.id, own[target.id])
+                run.s.put((cls.oid, target.id), member or own[target.id])
     run.s.frames[-1].bind(node.name, cls)
     return [run.s]
 

@@ -11,6 +11,8 @@ from hotswap.lint.typestate import Shape
 
 DENOISERS = frozenset({"unet", "transformer"})
 """The component of a pipeline that adapters change: each pipeline has one of the two."""
+Cell: TypeAlias = "tuple[Any, tuple[str, ...]]"
+"""The call that has bound the names around a function, and these names."""
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -29,8 +31,17 @@ class Sort:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """A whole number that grows: a counter that has counted up to ``least``, or further."""
+
+    least: int
+
+
 NUMBER = Sort("number")
 TENSOR = Sort("tensor")
+IN_TIME = Sort("in time")
+"""The truth of a condition that does not hold at first, and does some time later, or the other way round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,10 @@ class Func:
     frame: int = 0
     compiler: ast.AST | None = None
     """Where it is compiled, if it is."""
+    around: Value | None = None
+    """What is called in its place, which may call it: what a decorator of the program returned."""
+    cell: Cell | None = None
+    """Where the names around it are kept, if the function that defined it has returned it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +144,7 @@ class Opaque:
 Value: TypeAlias = (
     Const
     | Sort
+    | AtLeast
     | Seq
     | Dict
     | Ref
@@ -182,7 +198,7 @@ def is_number(value: Value | None) -> bool:
     """Tell whether the value is a Python number, known or not."""
     if isinstance(value, Const):
         return isinstance(value.value, int | float) and not isinstance(value.value, bool)
-    return value == NUMBER
+    return value == NUMBER or isinstance(value, AtLeast)
 
 
 def truth(value: Value) -> bool | None:
@@ -191,6 +207,8 @@ def truth(value: Value) -> bool | None:
         return bool(value.value)
     if isinstance(value, Seq | Dict):
         return bool(value.items)
+    if isinstance(value, AtLeast):
+        return value.least > 0 or None
     return None if isinstance(value, Opaque | Sort | Part | Ref | Module) else True
 
 

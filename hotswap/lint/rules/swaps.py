@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from hotswap.lint.rules.rule import FINE, Outcome, rule, seen
-from hotswap.lint.typestate import Event, Problem
+from hotswap.lint.typestate import Event, Node, Problem
 
 _ENABLE = {"component": "enable_lora_hotswap", "transformers": "enable_peft_hotswap"}
 
@@ -69,14 +71,23 @@ def hotswap_unknown_name(event: Event) -> Outcome:
         pipe.load_lora_weights("adapter-b", adapter_name="style", hotswap=True)
     """
     names = event.facts.names
-    if not names or event.name is None:
+    asked = event.among if event.name is None else (event.name,)
+    if not names or not asked:
         return None
-    if event.name in names:
-        return FINE
+    if not {*names}.isdisjoint(asked):
+        return None if event.name is None else FINE
+    return other_name(asked, {str(a.name): a.where for a in event.facts.adapters})
+
+
+def other_name(asked: Sequence[str], loaded: Mapping[str, Node]) -> Problem:
+    """Say that no adapter of the names that are asked for is loaded, and which are."""
+    names = [*loaded]
+    one = f"adapter {asked[0]!r}"
+    what = one if len(asked) == 1 else f"one of {', '.join(map(repr, asked))}"
     return Problem(
-        f"adapter {event.name!r} is hot-swapped, but only {', '.join(map(repr, names))} is loaded",
-        f"swap {names[-1]!r}, or load {event.name!r} first",
-        tuple((a.where, f"{a.name!r} is loaded here") for a in event.facts.adapters),
+        f"{what} is hot-swapped, but only {', '.join(map(repr, names))} is loaded",
+        f"swap {names[-1]!r}, or load {asked[0]!r} first",
+        tuple((where, f"{name!r} is loaded here") for name, where in loaded.items()),
     )
 
 

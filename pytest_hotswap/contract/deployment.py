@@ -383,10 +383,9 @@ class Deployment:
                 self.run(model)  # what a model notes of itself in its first call compiles once more
                 for case in ("no swap", "another alpha"):
                     with hotswap.watch_compiles() as log:
-                        if case == "another alpha":
-                            for layer in layers:
-                                for name in layer.scaling:
-                                    layer.scaling[name] *= 1.37  # no adapter of the fleet has it
+                        for layer in layers if case == "another alpha" else ():
+                            for name in layer.scaling:
+                                layer.scaling[name] *= 1.37  # no adapter of the fleet has it
                         self.run(model)
                     found[case] = [str(recompile) for recompile in log.recompiles]
         finally:

@@ -14,12 +14,12 @@ from hotswap.lint.files import Words, mentions, parse, suffices
 from hotswap.lint.relevance import Relevance
 
 MOST_BYTES = 64_000
+"""Of a module that is followed: those of applications are smaller, those of libraries larger."""
 SMALL = 3_000
 _IMPORTS_MORE = re.compile(
     rb"^[ \t]*(?:from|import) (?!__future__|collections|dataclasses|enum|os\b|pathlib|typing)",
     re.MULTILINE,
 )
-"""Of a module that is followed: those of applications are smaller, those of libraries larger."""
 DEEPEST = 2
 """How far imports of imports are looked at for what a file may be about."""
 LIBRARIES = frozenset({"diffusers", "peft", "torch", "transformers"})

@@ -14,12 +14,12 @@ from hotswap.lint.interpreter.state import Frame, State, join, merge
 from hotswap.lint.judge import Judge
 from hotswap.lint.typestate import Deferred, Event, Facts, Kind
 
-MOST_STEPS = 2_000
+MOST_STEPS = 3_000
 """Statements that one way into the program may take, over all of its paths; its body may take more."""
 GRAD_MODES = {"enable_grad": "grad", "inference_mode": "inference_mode", "no_grad": "no_grad"}
 """Functions of torch that set the gradient mode, by their last name."""
-MOST_OF_BODY = 2_500
-MOST_FOR_A_LINE = 4
+MOST_OF_BODY = 4_000
+MOST_FOR_A_LINE = 16
 """Statements that all ways into a program may take together, for each of its lines."""
 MOST_OF_SMALL = 5_000
 MOST_OF_PROGRAM = 16_000

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hotswap.adapters.fit import BaseModel
+from hotswap.adapters.hub import cache_only
 from hotswap.adapters.pipeline_folder import read_pipeline_folder
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import AdapterSpec
@@ -101,7 +102,9 @@ def _build(path: Path, name: str, wanted: tuple[str, str] | None = None) -> nn.M
         import transformers
 
         where = str(path) if path.exists() else name
-        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(
+            where, trust_remote_code=False, local_files_only=cache_only()
+        )
         known = known or (getattr(config, "architectures", None) or [""])[0]
         kind = getattr(transformers, known, transformers.AutoModel.from_config)
         return kind(config)  # type: ignore[no-any-return]

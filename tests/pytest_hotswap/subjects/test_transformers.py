@@ -86,6 +86,8 @@ BROKEN = {  # law → what its violations say; all of transformers#45682
     "swap-equals-load": [  # by the first adapter's alpha, without a word
         "two: output 0 differs",
         "one with another alpha: output 0 differs",
+        "one loaded first: two, swapped in then: output 0 differs",
+        "two loaded first: one, swapped in then: output 0 differs",
         "two in float64: output 0 differs",
         "two: model.layers.0.self_attn.q_proj does not hold what the file has: scaling",
         "two, written to the folder that one was read from: output 0 differs",
@@ -100,6 +102,7 @@ BROKEN = {  # law → what its violations say; all of transformers#45682
         "two after a larger rank: output 0 differs",
         "refused (wrong shape in lora_",
         "after an interrupt at ",
+        "after a refusal model.layers.0.self_attn.q_proj.base_layer.weight.requires_grad changed",
     ],
     "swap-in-place": [
         "one, swap 1: model.layers.0.self_attn.q_proj.lora_A.default.weight changed its address",
@@ -107,7 +110,7 @@ BROKEN = {  # law → what its violations say; all of transformers#45682
         "the first swap to one: model.layers.0.self_attn.q_proj.lora_A.default.weight changed its",
     ],
     "knobs-follow": [
-        "two: set_scale(0.5) after a swap: output 0 differs",
+        "the first set_scale() recompiles",
         "two, swapped in after set_scale(0.5) on one: output 0 differs",
     ],
 }

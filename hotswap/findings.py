@@ -35,6 +35,7 @@ RULES: dict[str, str] = {
     "HSW117": "all-zero",
     "HSW118": "targets-differ-from-weights",
     "HSW119": "unknown-config-field",
+    "HSW120": "class-without-head",
     "HSW200": "not-analysed",
     "HSW201": "prepare-after-compile",
     "HSW202": "prepare-before-load",
@@ -88,6 +89,7 @@ WARNINGS = frozenset(
         "HSW117",
         "HSW118",
         "HSW119",
+        "HSW120",
         "HSW200",
     }
 )

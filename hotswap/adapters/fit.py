@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from hotswap.adapters.config import SAVE_AGAIN, saved_module, unsupported_features
 from hotswap.adapters.modules import ModuleSpec
@@ -26,6 +26,7 @@ _OTHER_BASE = "use an adapter that was trained for the same base model"
 _FORM = ("kind", "in_features", "out_features", "kernel", "groups", "experts", "parameters")
 _TIE = "use adapters with the same ensure_weight_tying"
 _VERBS = {"kind": "is of", "parameters": "targets"}  # of others: has
+_TEXT_MODEL = "text_model."
 _T = TypeVar("_T")
 
 
@@ -81,7 +82,8 @@ class BaseModel:
     adapter that was trained with other names of the modules those that they have now. A pipeline has
     ``components``, with whose names those of its modules start, and a ``family`` of files. Below ``widens``
     a module takes adapters for a narrower input, as diffusers' Flux does. ``others`` are modules that cannot
-    carry LoRA.
+    carry LoRA. ``kind`` is the class of the model where its config tells it. ``head`` says which names are
+    meant: its own, those that it would have were its head left out or added, or any of these.
     """
 
     name: str
@@ -93,26 +95,24 @@ class BaseModel:
     family: Family | None = None
     widens: str | None = None
     others: tuple[str, ...] = ()
+    kind: str = ""
+    head: Literal["any", "own", "left out", "added"] = "any"
 
 
 def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
     """List the tensors of an adapter that find no module in a base model, or one of other dimensions.
 
-    Of an adapter for several components of a pipeline, a base model by itself is asked about its own.
+    Of an adapter for several components of a pipeline, a base model by itself is asked about its own. All
+    names must be those of one model: the base model, or the same one without its head or with one.
     """
     findings: list[Finding] = []
     if base.components:
         spec = spec.within(*base.components)
     elif len(spec.components) > 1:
-        spec = min(
-            map(spec.of_component, spec.components),
-            key=lambda own: sum(of_base(base, base.modules, name) is None for name in own.modules),
-        )
-    if base.respell is not None and any(
-        of_base(base, base.modules, owner(name)) is None for name in spec.modules
-    ):
-        spec = base.respell(spec)
-    findings += names_others(spec, base.others)
+        spec = min(map(spec.of_component, spec.components), key=lambda own: _strangers(base, own))
+    base, spec = _spelled(base, spec)
+    findings += names_others(spec, _others(base))
+    findings += _without_text_model(base, spec)
     closest = _closest_of(base.modules)
     for name, module in spec.modules.items():
         where, own = f"{spec.path}::{name}", owner(name)
@@ -141,16 +141,41 @@ def belongs(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
     return merge_alike(findings)
 
 
-def names_others(spec: AdapterSpec, others: Iterable[str]) -> list[Finding]:
-    """A finding where an adapter's config names one of the modules that cannot carry LoRA.
+def class_needed(base: BaseModel, spec: AdapterSpec) -> tuple[Finding, ...]:
+    """Say on which class it depends whether a swap accepts an adapter that belongs to a base model.
 
-    PEFT refuses to load such an adapter. Of a file for pipelines, diffusers names the modules itself.
+    A config names one class, and the same model may be served without its head (AutoModel) or with one. Where
+    it names none, nothing is expected.
     """
-    targets = spec.config.get("target_modules")
-    if spec.components or not targets or all_linear(spec.config):
-        return []
-    named = naming(spec.config)
-    found = [name for name in others if named(name)]
+    model, spec = _spelled(base, spec)
+    if not base.kind or model.head == "own" or _strangers(model, spec):  # these have findings
+        return ()
+    start = f"{base.prefix}."
+    if model.head == "left out":
+        text = (
+            f"fits the model without its head (AutoModel); {base.kind}, the class of --base, has {start} "
+            "before"
+        )
+        remedy = f"serve it with AutoModel, or take adapters that were trained on {base.kind}"
+    else:
+        text = f"fits a model with a head; {base.kind}, the class of --base, has no {start} before"
+        remedy = "serve it with the class that it was trained on, as AutoModelForCausalLM loads one"
+    return (Finding(spec.path, "HSW120", f"{text} the names of modules, and refuses it", remedy),)
+
+
+def names_others(spec: AdapterSpec, others: Iterable[str]) -> list[Finding]:
+    """A finding where an adapter's config, or that of a component, names a module that cannot carry LoRA.
+
+    PEFT refuses to load such an adapter.
+    """
+    known, found = [*others], []
+    for start, config in _configs(spec):
+        targets = config.get("target_modules")
+        if targets and not all_linear(config):
+            named, own = naming(config), [name for name in known if name.startswith(start)]
+            # of a file for pipelines, names in lists lose it when they are loaded
+            before = ("", _TEXT_MODEL) if start and not isinstance(targets, str) else ("",)
+            found += [n for n in own if any(named(more + n[len(start) :]) for more in before)]
     if not found:
         return []
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -158,18 +183,81 @@ def names_others(spec: AdapterSpec, others: Iterable[str]) -> list[Finding]:
     return [Finding(spec.path, "HSW112", text, "correct target_modules: name linear layers alone")]
 
 
+def _without_text_model(base: BaseModel, spec: AdapterSpec) -> Iterator[Finding]:
+    """Components whose pattern names modules only by the ``text_model`` that transformers 5 took out."""
+    for start, config in _configs(spec):
+        long = f"{start}{_TEXT_MODEL}"
+        own = [name for name in spec.modules if name.startswith(long)]
+        if not own or not isinstance(config.get("target_modules"), str) or own[0] in base.modules:
+            continue
+        named = naming(config)
+        if not any(named(name.removeprefix(long)) for name in own):
+            text = (
+                f"target_modules names modules below {long[:-1]}, which {base.name} does not have"
+            )
+            remedy = "correct target_modules: name modules by the last part of their names"
+            yield Finding(spec.path, "HSW112", text, remedy)
+
+
+def _configs(spec: AdapterSpec) -> list[tuple[str, Mapping[str, Any]]]:
+    """The config of each component, and what names of its modules start with."""
+    if not spec.configs:
+        return [("", spec.config)]
+    return [(f"{component}.", config) for component, config in spec.configs.items()]
+
+
 def of_base(base: BaseModel, known: Mapping[str, _T], name: str) -> _T | None:
-    """Look a name up as it is, and with or without the prefix that a model with a head puts before it.
+    """Look a name up as it is, or with or without the prefix that a model with a head puts before it.
 
     Files for pipelines have ``text_model``, which transformers 5 took out of CLIP's names.
     """
-    found = known.get(name)
-    if found is None and "text_model." in name:
-        found = known.get(name.replace("text_model.", "", 1))
-    if found is None and base.prefix:
-        prefix = f"{base.prefix}."
-        found = known.get(prefix + name, known.get(name.removeprefix(prefix)))
-    return found
+    if base.head in ("any", "own") and (found := known.get(name)) is not None:
+        return found  # as most are
+    start = f"{base.prefix}."
+    spelled = {"own": name, "left out": start + name, "added": name.removeprefix(start)}
+    if base.head == "added" and not name.startswith(start):
+        return None
+    for own in spelled.values() if base.head == "any" else [spelled[base.head]]:
+        found = known.get(own)
+        if found is None and _TEXT_MODEL in own:
+            found = known.get(own.replace(_TEXT_MODEL, "", 1))
+        if found is not None:
+            return found
+    return None
+
+
+def _spelled(base: BaseModel, spec: AdapterSpec) -> tuple[BaseModel, AdapterSpec]:
+    """Both by names of one model; an adapter that was trained with other names gets those of now."""
+    found = _named_alike(base, spec)
+    if base.respell is not None and _strangers(found, spec):
+        spec = base.respell(spec)
+        found = _named_alike(base, spec)
+    return found, spec
+
+
+def _named_alike(base: BaseModel, spec: AdapterSpec) -> BaseModel:
+    """The base model by its own names, or by those with another head if the adapter has more of them."""
+    own = replace(base, head="own")
+    if not base.prefix or not _strangers(own, spec):
+        return own
+    others = replace(base, head="left out"), replace(base, head="added")
+    return min((own, *others), key=lambda model: _strangers(model, spec))
+
+
+def _strangers(base: BaseModel, spec: AdapterSpec) -> int:
+    """How many modules of an adapter a base model does not have."""
+    return sum(
+        of_base(base, base.modules, owner(name)) is None
+        and not any(of_base(base, base.parameters, f"{owner(name)}.{p}") for p in module.parameters)
+        for name, module in spec.modules.items()
+    )
+
+
+def _others(base: BaseModel) -> Iterable[str]:
+    start = f"{base.prefix}."
+    if base.head == "left out":
+        return [name.removeprefix(start) for name in base.others if name.startswith(start)]
+    return [f"{start}{name}" for name in base.others] if base.head == "added" else base.others
 
 
 def _parameter_findings(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hotswap.adapters.config import CONFIG, FIELDS
 from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
-from hotswap.adapters.fit import BaseModel, belongs, file_fits
+from hotswap.adapters.fit import BaseModel, belongs, class_needed, file_fits
 from hotswap.adapters.header import FileLayout
 from hotswap.adapters.modules import widest
 from hotswap.adapters.patterns import matches
@@ -89,7 +89,9 @@ class Inspector:
                 if self.plan is None
                 else file_fits(self.plan, spec)
             )
-            findings += belongs(self.base, spec) if self.base is not None else ()
+            if self.base is not None:
+                findings += belongs(self.base, spec)
+                findings += class_needed(self.base, spec) if self.plan is None else ()
             findings += _remarks(self.plan, spec, opened.layout)
         if not findings and opened.mark and opened.whole and len(self._good) < _MOST_GOOD:
             self._good.add(opened.mark)

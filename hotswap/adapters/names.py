@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -73,12 +73,17 @@ def family(module: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
 
 
-def families(said: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Join modules of which the same is said to families, ``layers.*.q_proj (32 modules)``, sorted."""
-    counts = Counter((family(name), what) for name, what in said)
+def families(said: Iterable[tuple[str, Any]], *, exact: bool = False) -> list[tuple[str, Any]]:
+    """Join modules of which the same is said to families, ``layers.*.q_proj (32 modules)``, sorted.
+
+    Where it is ``exact``, a module that is alone in its family has its own name, which a refusal must tell.
+    """
+    found: dict[tuple[str, Any], list[str]] = defaultdict(list)
+    for name, what in said:
+        found[family(name), what].append(name)
     return [
-        (f"{name} ({count} modules)" if count > 1 else name, what)
-        for (name, what), count in sorted(counts.items())
+        (f"{name} ({len(own)} modules)" if len(own) > 1 else own[0] if exact else name, what)
+        for (name, what), own in sorted(found.items())
     ]
 
 

@@ -173,6 +173,12 @@ _RULES = {
         '"use_dorra": true',
         '"use_dora": true',
     ),
+    "HSW120": (
+        "The names of modules are those of the base model without its head, or with one (with --base alone).",
+        "A swap into a model of the config's own class refuses it; into that of the other class it does not.",
+        "an adapter for layers.0.self_attn.q_proj and a LlamaForCausalLM",
+        "an adapter for model.layers.0.self_attn.q_proj and a LlamaForCausalLM",
+    ),
 }
 """Code → what the rule reports in a sentence, why that matters, an example of bad and one of good."""
 DOCUMENTATION: dict[str, str] = {

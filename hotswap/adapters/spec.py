@@ -45,7 +45,8 @@ class AdapterSpec:
     is tied to (ensure_weight_tying). ``bytes`` counts its tensors, without copies.
     ``left_out`` are modules that have weights and that the config does not name: neither PEFT nor a swap
     loads these. ``findings`` is empty for an adapter that can be swapped. ``components`` of a pipeline are
-    those that a file of diffusers names; where it is only one, module names are without it.
+    those that a file of diffusers names; where it is only one, module names are without it. Where module
+    names start with components, ``configs`` are those of each, and ``config`` is the first of them.
     """
 
     path: str
@@ -58,6 +59,7 @@ class AdapterSpec:
     copies: dict[str, TensorInfo] = field(default_factory=dict)
     components: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def tied(self) -> dict[str, str]:
@@ -111,7 +113,8 @@ class AdapterSpec:
             }
             for table in _TABLES
         }
-        return replace(self, components=(component,), **tables)
+        config = self.configs.get(component, self.config)
+        return replace(self, config=config, configs={}, components=(component,), **tables)
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterSpec:
@@ -186,6 +189,7 @@ def _joined(path: str, specs: Mapping[str, AdapterSpec]) -> AdapterSpec:
         findings=tuple(finding for spec in specs.values() for finding in spec.findings),
         left_out=tuple(f"{name}.{one}" for name, spec in specs.items() for one in spec.left_out),
         components=(),
+        configs={component: spec.config for component, spec in specs.items()},
         **tables,
     )
 

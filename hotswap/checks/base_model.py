@@ -37,6 +37,7 @@ def read_base(base: str | Path) -> BaseModel:
         part = describe(_built(pipeline.path / name, f"{base}/{name}", kind), name)
         whole.modules.update({f"{name}.{key}": place for key, place in part.modules.items()})
         whole.parameters.update({f"{name}.{key}": shape for key, shape in part.parameters.items()})
+        whole = replace(whole, others=(*whole.others, *(f"{name}.{key}" for key in part.others)))
         if part.widens is not None:
             whole = replace(whole, widens=f"{name}.")
     return whole
@@ -82,9 +83,18 @@ def describe(model: nn.Module, name: str) -> BaseModel:
     modules = {key: place for key, place in places if place is not None}
     parameters = {key: tuple(p.shape) for key, p in model.named_parameters(remove_duplicate=False)}
     prefix = str(getattr(model, "base_model_prefix", "") or "")
-    widens = "" if type(model).__name__ == "FluxTransformer2DModel" else None
-    others = tuple(without_lora(model))
-    return BaseModel(name, modules, parameters, prefix, widens=widens, others=others)
+    kind, others = type(model).__name__, tuple(without_lora(model))
+    widens = "" if kind == "FluxTransformer2DModel" else None
+    told = getattr(getattr(model, "config", None), "architectures", None) or ()
+    return BaseModel(
+        name,
+        modules,
+        parameters,
+        prefix,
+        widens=widens,
+        others=others,
+        kind=kind if kind in told else "",
+    )
 
 
 def _build(path: Path, name: str, wanted: tuple[str, str] | None = None) -> nn.Module:

@@ -10,6 +10,7 @@ import pytest
 
 import hotswap
 from hotswap.adapters.fit import BaseModel, belongs
+from hotswap.adapters.inspect import Inspector
 from hotswap.adapters.plan import ModulePlan
 from hotswap.adapters.spec import AdapterSpec
 from tests.support.adapter_files import write_adapter
@@ -18,7 +19,8 @@ from tests.support.adapter_samples import SAMPLES, Sample, adapter, paths
 
 def base_of(modules: dict[str, tuple[int, int]]) -> BaseModel:
     places = {name: ModulePlan("linear", 1, *shape) for name, shape in modules.items()}
-    return BaseModel("base", places, {f"{n}.weight": (b, a) for n, (a, b) in modules.items()})
+    parameters = {f"{n}.weight": (b, a) for n, (a, b) in modules.items()}
+    return BaseModel("base", places, parameters, prefix="model", kind="Model")
 
 
 def codes_of(sample: Sample, root: Path) -> set[str]:
@@ -30,7 +32,8 @@ def codes_of(sample: Sample, root: Path) -> set[str]:
         options["plan"] = hotswap.plan([write_adapter(root / "plan", **options["plan"])])
     found = {f.code for f in hotswap.check_adapters(paths(fleet), **options)}
     if sample.base is not None:
-        found |= {f.code for f in belongs(base_of(sample.base), AdapterSpec.read(paths(fleet)[0]))}
+        base = base_of(sample.base)
+        found |= {f.code for f in Inspector(base=base)(paths(fleet)[0]).findings}
     return found
 
 

@@ -13,6 +13,7 @@ def test_layer_numbers_make_a_family() -> None:
 def test_layers_of_which_the_same_is_said_are_one_family() -> None:
     said = [("layers.1.q", 4), ("layers.0.q", 4), ("layers.2.q", 8), ("head", 4)]
     assert families(said) == [("head", 4), ("layers.*.q (2 modules)", 4), ("layers.*.q", 8)]
+    assert families(said, exact=True)[2] == ("layers.2.q", 8)
 
 
 def test_names_are_those_that_peft_saves() -> None:

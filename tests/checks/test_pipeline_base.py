@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,34 @@ def test_what_a_pipeline_writes_belongs_to_its_folder(folder: Path, tmp_path: Pa
     written = write_pipeline_adapter(tmp_path, stable_diffusion(tmp_path), seed=1, parts=parts, r=2)
     assert codes(folder, written) == set()
     assert hotswap.check_adapters(written, base=folder) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (r".*self_attn.*", {"HSW112"}),
+        (["q_proj", "mlp"], {"HSW112"}),
+        ([TEXT, "text_model.encoder"], {"HSW112"}),
+        (r"text_model\..*q_proj", {"HSW112"}),
+        (r".*q_proj", set()),
+    ],
+)
+@pytest.mark.parametrize("parts", [["text"], ["unet", "text"]])
+def test_what_metadata_names_of_a_text_encoder_is_judged_as_a_swap_judges_it(
+    folder: Path, tmp_path: Path, parts: list[str], targets: Any, expected: set[str]
+) -> None:
+    file = saved(tmp_path / "file.safetensors", *(MODULES[name] for name in parts))
+    pipeline = hotswap.load(stable_diffusion(tmp_path), hotswap.plan([file]), file)
+    own = {"r": 2, "lora_alpha": 2, "target_modules": targets}
+    told = {f"text_encoder.{key}": value for key, value in own.items()}
+    told |= {f"unet.{key}": value for key, value in {**own, "target_modules": ["to_q"]}.items()}
+    tensors = {name: value for part in parts for name, value in MODULES[part].items()}
+    save_file(tensors, file, {"lora_adapter_metadata": json.dumps(told)})
+    assert codes(folder, file) == expected
+    if targets[0] not in (TEXT, "t"):  # of one model by itself, names are not changed
+        assert codes(folder / "text_encoder", file) == expected
+    with pytest.raises(HotswapError) if expected else nullcontext():
+        hotswap.swap(pipeline, file)
 
 
 def test_a_pipeline_says_which_converter_reads_a_file(tmp_path: Path) -> None:

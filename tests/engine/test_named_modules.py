@@ -151,3 +151,21 @@ def test_modules_that_cannot_carry_lora_are_refused_where_the_model_is_known(
     fine = {"target_modules": r".*self_attn\.[qv]_proj", "exclude_modules": ["self_attn"]}
     hotswap.swap(served, changed(adapter, tmp_path / "fine", config=fine))
     assert same_bits(before, bits(served))
+
+
+def test_an_adapter_of_the_model_without_its_head_is_taken_as_the_checker_says(
+    base: Any, adapter: Path, tmp_path: Path
+) -> None:
+    LlamaConfig(**SIZES).save_pretrained(tmp_path / "base")
+    inspector = Inspector(base=read_base(tmp_path / "base"))
+    bare = write_adapter(tmp_path / "bare", base.model, seed=1, r=2, target_modules=["q_proj"])
+    assert inspector(str(adapter)).findings == ()
+    (found,) = inspector(str(bare)).findings
+    assert (found.code, found.severity) == ("HSW120", "warning")
+    assert "AutoModel" in found.message
+    assert "LlamaForCausalLM" in found.message
+    plan = hotswap.plan([bare])
+    hotswap.swap(hotswap.load(copy.deepcopy(base.model), plan, bare), bare)
+    served = hotswap.load(copy.deepcopy(base), hotswap.plan([adapter]), adapter)
+    with pytest.raises(AdapterError, match="not in the plan"):
+        hotswap.swap(served, bare)

@@ -367,7 +367,7 @@ def test_a_layer_class_of_ones_own_is_refused_by_name(base: Any, fleet: Any) -> 
     layers = model.base_model.model.layers
     layers[1].up = PerTask(layers[1].up.base_layer)
     before = bits(model)
-    refused = r"layers\.\*\.up: PerTask holds its lora_A in a ModuleDict"
+    refused = r"layers\.1\.up: PerTask holds its lora_A in a ModuleDict"
     with pytest.raises(UnsupportedLayerError, match=refused):
         hotswap.prepare(model, target_rank=4)
     with pytest.raises(UnsupportedLayerError, match=refused):

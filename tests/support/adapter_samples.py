@@ -114,6 +114,7 @@ SAMPLES: dict[str, Sample] = {
     "HSW116": Sample(lambda root: _two(root, {}, {})),
     "HSW117": Sample(lambda root: write_adapter(root / "a"), {"weights": True}),
     "HSW119": Sample(adapter(config={"use_dorra": True})),
+    "HSW120": Sample(adapter(), base={"model.q_proj": (32, 16)}),
     "HSW118": Sample(
         adapter(
             modules={"q_proj": (16, 16), "v_proj": (16, 16)}, config={"target_modules": ["v_proj"]}

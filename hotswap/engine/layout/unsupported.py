@@ -35,9 +35,9 @@ MERGED = Why("has merged adapters", "call unmerge_adapter() first (unfuse_lora()
 
 
 def refusal(refused: Mapping[str, Why]) -> UnsupportedLayerError:
-    """The error for some modules, by name: each reason once, with the families of modules that have it."""
+    """The error for some modules, by name: each reason once, with the modules or families that have it."""
     named: dict[Why, list[str]] = defaultdict(list)
-    for family, why in families(refused.items()):
+    for family, why in families(refused.items(), exact=True):
         named[why].append(family)
     sentences = [
         f"{', '.join(found[:_FAMILIES])}"

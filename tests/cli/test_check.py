@@ -52,6 +52,7 @@ def test_errors_exit_with_one_and_warnings_with_zero(
         ["--plan", "nowhere.json"],
         ["-j", "-1"],
         ["--base", "nowhere"],
+        ["--base", "./nowhere"],
     ],
 )
 def test_wrong_usage_exits_with_two(

@@ -45,6 +45,7 @@ class Outline:
         """Name → its calls."""
         self.attributes: list[ast.Attribute] = []
         self.definitions: list[Definition] = []
+        self.lambdas: list[ast.Lambda] = []
         self.imports: list[ast.Import | ast.ImportFrom] = []
         self.bound: dict[int, set[str]] = defaultdict(set)
         """Line of an assignment → the names that it binds."""
@@ -56,6 +57,8 @@ class Outline:
         """The names of what attributes and elements are set of."""
         self.asked: set[int] = set()
         """The lines of conditions, of what loops go over and of what functions return."""
+        self.renamed: list[tuple[str, str]] = []
+        """Names of imports → the names that they have here."""
         self.elements: list[ast.Subscript] = []
         """What is assigned to an element of something."""
         self._later: list[ast.AST] = []
@@ -88,6 +91,17 @@ class Outline:
                 self.imports.append(node)
             elif kind in _DEFINES:
                 self.definitions.append(node)
+            elif kind is ast.Lambda:
+                self.lambdas.append(node)
+        for node in self.imports:
+            self.renamed += [
+                (each.name, each.asname)
+                for each in node.names
+                if each.asname not in (None, each.name)
+            ]
+        for name, alias in self.renamed:
+            if alias in self.calls:
+                self.calls[name] = [*self.calls.get(name, ()), *self.calls[alias]]
 
     def complete(self) -> None:
         """Read what is assigned to what, which only matters in few modules."""
@@ -101,6 +115,9 @@ class Outline:
         for node in self._later:
             self._statement(node)
         self._later.clear()
+        for name, alias in self.renamed:
+            self.given[name].add(alias)
+            self.given[f"{name}()"] |= self.given.get(f"{alias}()", set())
 
     def _statement(self, node: ast.AST) -> None:
         if isinstance(node, ast.Assign):
@@ -161,6 +178,8 @@ def sources(value: ast.expr) -> Iterator[str]:
                 yield from sources(each) if not isinstance(each, ast.Call) else ()
             if isinstance(value.func, ast.Attribute):
                 yield from sources(value.func.value)
+    elif isinstance(value, ast.Lambda):
+        yield name_of(value)
     elif isinstance(value, ast.IfExp):
         yield from (*sources(value.body), *sources(value.orelse))
     elif isinstance(value, ast.BoolOp | ast.Dict):
@@ -169,6 +188,13 @@ def sources(value: ast.expr) -> Iterator[str]:
     elif isinstance(value, ast.Tuple | ast.List | ast.Set):
         for each in value.elts:
             yield from sources(each)
+
+
+def name_of(node: Definition | ast.Lambda) -> str:
+    """Return the name of a definition; that of a lambda is its place."""
+    if isinstance(node, ast.Lambda):
+        return f"lambda of {node.lineno}:{node.col_offset}"
+    return node.name
 
 
 def given(call: ast.Call) -> Iterator[ast.expr]:

@@ -21,6 +21,7 @@ from hotswap.lint.outline import (
     first_line,
     given,
     matched,
+    name_of,
     root,
     sources,
 )
@@ -316,13 +317,14 @@ class Relevance:
 
     def _reaching(self, lines: Iterable[int]) -> list[int]:
         """Add the lines on which a function is named that does it, and so on."""
-        waiting, lines = self.outline.definitions, sorted(lines)
+        bound = [each for each in self.outline.lambdas if name_of(each) in self.outline.given]
+        waiting, lines = [*self.outline.definitions, *bound], sorted(lines)
         while True:
             found = [d for d in waiting if between(lines, first_line(d), d.end_lineno or d.lineno)]
             if not found:
                 return lines
             waiting = [d for d in waiting if d not in found]
-            names = {name for d in found for name in self._names_of(d.name)}
+            names = {name for d in found for name in self._names_of(name_of(d))}
             more = {n for name in names for n in self.outline.named[name]}
             more -= {d.lineno for d in found}
             lines = sorted({*lines, *more})

@@ -24,6 +24,11 @@ from hotswap.lint.interpreter.run import Run
 MOST_NUMBERS = 8
 _ONCE = ("Resource", "Singleton", "ThreadLocalSingleton", "ThreadSafeSingleton")
 _ANEW = ("Callable", "Factory")
+_FIELDS = (
+    *("attr.field", "attr.ib", "attrs.field", "dataclasses.field"),
+    *("pydantic.Field", "pydantic.PrivateAttr"),
+)
+_AWAITED = ("create_task", "ensure_future", "run", "shield", "wait_for")
 TUPLE = v.Ref("collections.namedtuple()")
 Effect = Callable[[Run, v.Args], v.Value]
 
@@ -157,6 +162,14 @@ def _named_tuple(run: Run, args: v.Args) -> v.Value:
     return run.fresh() if not fields else v.Partial(TUPLE, (v.Seq(tuple(fields)),), {})
 
 
+def _field(run: Run, args: v.Args) -> v.Value:
+    """Note how a field of a class is made: of dataclasses, attrs and pydantic."""
+    keywords = dict(args.keywords)
+    if "factory" in keywords:
+        keywords["default_factory"] = keywords.pop("factory")
+    return v.Partial(FIELD, tuple(args.all()), keywords)
+
+
 def _tuple_of(run: Run, args: v.Args) -> v.Value:
     obj = run.new("instance")
     names, *values = args.positional
@@ -252,6 +265,10 @@ FUNCTIONS: dict[str, Effect] = {
     "argparse.ArgumentParser().error": _leave,
     "argparse.ArgumentParser().exit": _leave,
     "bool": _bool,
+    **{f"asyncio.{name}": _first for name in _AWAITED},
+    "asyncio.gather": lambda run, args: (
+        run.fresh() if args.starred else v.Seq(tuple(args.positional))
+    ),
     "atexit.register": _at_exit,
     "attrs.evolve": _replace,
     "collections.defaultdict": _default_dict,
@@ -259,7 +276,7 @@ FUNCTIONS: dict[str, Effect] = {
     "collections.namedtuple()": _tuple_of,
     "copy.deepcopy": _copy,
     "copy.replace": _replace,
-    "dataclasses.field": lambda run, args: v.Partial(FIELD, tuple(args.all()), args.keywords),
+    **dict.fromkeys(_FIELDS, _field),
     "dataclasses.replace": _replace,
     "dict": _dict,
     "enumerate": _enumerate,
@@ -297,5 +314,6 @@ FUNCTIONS: dict[str, Effect] = {
     "tuple": _sequence,
     "type": _type,
     "types.SimpleNamespace": _namespace,
+    "typing.cast": lambda run, args: args.get(1, "val") or run.fresh(),
     "zip": _zip,
 }

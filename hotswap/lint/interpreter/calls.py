@@ -131,6 +131,12 @@ def _container_method(run: Run, owner: v.Value, name: str, args: v.Args) -> v.Va
         if held is not None:
             mutate(run, held, v.Seq((*owner.items, args.positional[0])))
         return v.Const(None)
+    if isinstance(owner, v.Seq) and name == "pop" and owner.items and held is not None:
+        at = v.whole_of(args.positional[0]) if args.positional else -1
+        if at in (0, -1):
+            rest = owner.items[1:] if at == 0 else owner.items[:-1]
+            mutate(run, held, v.Seq(rest))
+            return owner.items[at]
     if isinstance(owner, v.Dict):
         if name == "values":
             return v.Seq(tuple(owner.items.values()))

@@ -356,7 +356,9 @@ def _yield(run: Run, node: ast.Yield | ast.YieldFrom) -> v.Value:
     value = run.ev(node.value)
     many = v.elements(value) if isinstance(node, ast.YieldFrom) else [value]
     if run.yielded:
-        run.yielded[-1] += [run.fresh()] if many is None else many
+        run.yielded[-1] += (
+            [run.fresh(), run.fresh()] if many is None else many
+        )  # at least a second turn
     return run.fresh()
 
 

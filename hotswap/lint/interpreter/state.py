@@ -15,6 +15,7 @@ from hotswap.lint.interpreter.values import (
     Obj,
     Part,
     Partial,
+    Ref,
     Seq,
     Value,
     whole_of,
@@ -22,6 +23,7 @@ from hotswap.lint.interpreter.values import (
 from hotswap.lint.typestate import Facts, Guards, joined
 
 MOST_PATHS = 4
+_COMPILER = Ref("torch.compile")
 Exit = Literal["return", "break", "continue", "raise"]
 
 
@@ -262,7 +264,7 @@ def _matters(a: Facts | None, b: Facts | None) -> bool:
 
 def _differs(a: Value | None, b: Value | None) -> bool:
     both = a is not None and b is not None
-    return both and (isinstance(a, Obj) or isinstance(b, Obj)) and a != b
+    return both and (isinstance(a, Obj) or isinstance(b, Obj) or _COMPILER in (a, b)) and a != b
 
 
 def _unite(into: State, other: State, fresh: Any) -> None:
@@ -289,4 +291,7 @@ def _united(a: Any, b: Any, fresh: Any, twins: Mapping[int, int]) -> Any:
         return Obj(a.oid, wrapped=a.oid != b.oid and a.wrapped and b.wrapped)
     if a is None or b is None:
         return b if a is None else a
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, Ref) and other == Const(None):
+            return one  # None in the place of what could not be imported is not used
     return same_component(a, b) or fresh()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -13,13 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.packages import Packages
 
-pytest_plugins = ["pytester"]
-
-if "forkserver" in multiprocessing.get_all_start_methods():
-    # whoever starts the one server first: the ranks of later tests then start at once
-    multiprocessing.set_forkserver_preload(
-        ["pytest_hotswap.ranks.worker", "tests.support.rank_models"]
-    )
+pytest_plugins = ["pytester", "tests.support.forks"]
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ def _build(path: Path, name: str, wanted: tuple[str, str] | None = None) -> nn.M
     if library not in ("", "diffusers", "transformers"):
         raise ValueError(f"{known} is code of the pipeline's own, which is not run")
     if not path.exists() and (path.is_absolute() or name.startswith(".")):
-        raise HotswapError(f"--base {name}: no such file or folder")
+        raise HotswapError(f"--base {name}: the model cannot be built: no such file or folder")
     file = path / "config.json" if path.is_dir() else path
     fields: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if not isinstance(fields, dict):

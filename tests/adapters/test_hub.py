@@ -149,7 +149,6 @@ def test_a_swap_fetches_what_a_check_reads_and_takes_the_cache_without_a_hub(
         out = asked(SWAP, tmp_path, endpoint, *words)
     assert out.splitlines() == [f"{word} {word}" for word in words]
     for env in ({}, {"HF_HUB_OFFLINE": "1"}):
-        start = time.monotonic()
         out = asked(SWAP, tmp_path, "http://127.0.0.1:9", "org/good", "org/other", **env)
         good, other = out.splitlines()
         assert good == "org/good org/good"
@@ -157,7 +156,6 @@ def test_a_swap_fetches_what_a_check_reads_and_takes_the_cache_without_a_hub(
         out = asked(SENTENCES, tmp_path, "http://127.0.0.1:9", "org/good", "org/other", **env)
         good, other = out.splitlines()
         assert (good, "HSW001" in other) == ("org/good None", True)
-        assert time.monotonic() - start < 40
 
 
 PICKLES = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from hotswap.adapters.header import TensorInfo
 from hotswap.engine.incoming.file_reader import FileReader, dtype_of
 from hotswap.engine.incoming.source import IncomingAdapter
 from hotswap.engine.incoming.validate import refuse
-from hotswap.engine.layout.arena import Arena, sum_of
+from hotswap.engine.layout.arena import Arena
 from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.staging import StagedAdapter
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 _KEPT = 16  # copy plans of a placement
-_BATCH = 2**19  # bytes that are copied and then looked at, while they are in the cache of a core
 # config fields that describe the slot rather than the adapter in it; the forward of a PeftModel reads some
 _SLOT_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "revision"}
@@ -93,8 +91,6 @@ class CopyPlan:
             ]
             parts = [views[index] for index in self.defaults]
             known = CopyViews(image, zeroed, parts, [], [], [], {})
-            if not (self.from_file or self.defaults or self.later):
-                known.batches = _batches(image, [index for index, _ in self.copied], len(slots))
             for index, name in self.copied:
                 axis = slots[index].axis
                 length = given[name].shape[axis] if axis is not None else 0
@@ -119,7 +115,7 @@ class CopyViews:
 
     ``cut`` are the parts of some values that belong on this rank, ``split`` the shapes in which some are
     copied, each with its place in ``parts``. Into those of ``direct`` a file is read, and ``reader`` does
-    that. ``batches`` say up to which part to copy, and where in the image values may not be finite then.
+    that.
     """
 
     image: Arena
@@ -130,24 +126,6 @@ class CopyViews:
     split: list[tuple[int, torch.Size]]
     direct: dict[str, Tensor]
     reader: FileReader | None = None
-    batches: list[tuple[int, Tensor]] = dataclasses.field(default_factory=list)
-
-
-def _batches(image: Arena, copied: list[int], scalings: int) -> list[tuple[int, Tensor]]:
-    """The batches of an adapter that has all but scalings in what is copied; none where it is not so."""
-    regions, found, first = image.layout.regions, [], 0
-    if not copied or len({region[:2] for region in regions[scalings:]}) > 1:
-        return []
-    for count, index in enumerate(copied, 1):
-        start, end = regions[copied[first]], regions[index]
-        after = regions[copied[count]] if count < len(copied) else None
-        size = end.offset + end.bytes - start.offset
-        if after is None or after[:2] != start[:2] or size >= _BATCH:
-            found.append((count, image.stretch(start, end)))
-            first = count
-    if scalings < len(regions):
-        found.append((len(copied), image.stretch(regions[scalings], regions[-1])))
-    return found
 
 
 def _alike(part: Tensor, info: TensorInfo) -> bool:
@@ -177,10 +155,10 @@ def stage(placement: Placement, source: IncomingAdapter, image: Arena) -> Staged
     with in_inference_mode(False):
         plan = _plan_of(placement, source)
         stale = _stale_after(placement, plan)
-        given, finite = _fill(placement, source, plan, image)
+        given = _fill(placement, source, plan, image)
         # the bytes in place are other ones on each rank: there the whole adapter has a digest
         digest = _digest_of(given, plan) if placement.sharded else None
-    if not (finite or image.finite()):
+    if not image.finite():
         refuse(_infinite(placement, source, image))
     return StagedAdapter(source.label, image, plan.states, plan.fields, stale, digest)
 
@@ -208,8 +186,7 @@ def _digest_of(given: Mapping[str, Tensor], plan: CopyPlan) -> str:
 
 def _fill(
     placement: Placement, source: IncomingAdapter, plan: CopyPlan, image: Arena
-) -> tuple[dict[str, Tensor], bool]:
-    """Give the values, and whether all that was written is known to be finite."""
+) -> dict[str, Tensor]:
     slots, views = placement.slots, image.views
     places = plan.views_of(placement, image)
     clean, image.copy_plan = image.copy_plan is plan, None
@@ -223,21 +200,15 @@ def _fill(
         values[index] = values[index][where]
     for index, shape in places.split:
         values[index] = values[index].reshape(shape)
-    sums, done = [], 0
-    for count, stretch in places.batches:
-        if count > done:
-            torch._foreach_copy_(places.parts[done:count], values[done:count])
-        sums.append(sum_of(stretch))
-        done = count
-    if values[done:]:
-        torch._foreach_copy_(places.parts[done:], values[done:])
+    if values:
+        torch._foreach_copy_(places.parts, values)
     image.copy_plan = plan
     for index, rows in plan.rows:
         view = views[index]
         view[rows] = given[slots[index].name].to(view.device, view.dtype)
     if plan.later:
         _fill_magnitudes(placement, plan, image)
-    return given, bool(sums) and math.isfinite(sum(each.item() for each in sums))
+    return given
 
 
 def _fill_magnitudes(placement: Placement, plan: CopyPlan, image: Arena) -> None:

@@ -129,11 +129,6 @@ class Arena:
             for device, buffer in self.buffers.items():
                 buffer.copy_(other.buffers[device])
 
-    def stretch(self, first: Region, last: Region) -> Tensor:
-        """What lies from one region to another of its device and dtype, as one tensor."""
-        run = self.buffers[first.device][first.offset : last.offset + last.bytes]
-        return run.view(first.dtype)
-
     @property
     def bytes(self) -> int:
         """The bytes of all buffers."""
@@ -145,15 +140,11 @@ class Arena:
         for device, start, end, dtype in self.layout.runs:
             if dtype.is_floating_point:
                 run = self.buffers[device][start:end].view(dtype)
-                if not math.isfinite(sum_of(run).item()):
+                wide = torch.promote_types(dtype, torch.float32)
+                if not math.isfinite(run.sum(dtype=wide).item()):
                     return all(  # finite values may add up to infinity
                         torch.isfinite(view).all().item()
                         for view in self.views
                         if view.is_floating_point()
                     )
         return True
-
-
-def sum_of(values: Tensor) -> Tensor:
-    """The sum, in a dtype that finite values seldom overflow: it shows NaN and infinity."""
-    return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))

@@ -107,7 +107,7 @@ def open_weights(path: str | Path) -> BufferedReader:
 def open_regular(path: str | Path) -> BufferedReader:
     """Open a regular file, never waiting for a pipe; raises OSError or UnreadableAdapterError (HSW007)."""
     try:
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))  # noqa: SIM115
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))  # noqa: SIM115  (the caller closes it)
     except OSError as error:
         kind = {errno.ENXIO: "socket", errno.EISDIR: "folder"}.get(error.errno or 0)
         if kind is None:

@@ -30,9 +30,8 @@ lint: $(STAMP)  ## format, rules, types, and who may import whom
 docs: $(STAMP)  ## the documentation as a site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
-check: $(STAMP)  ## what CI runs; what installs much or needs one core goes beside each other
-	$(MAKE) --jobs 2 --output-sync=target wheel-test lint docs quantized-test examples-test
-	$(MAKE) test
+check: $(STAMP)  ## what CI runs; what installs much or needs one core goes beside the tests
+	$(MAKE) --jobs 3 --output-sync=target test lint wheel-test docs quantized-test examples-test
 
 wheel-test: $(STAMP)  ## the tests marked wheel, against the built wheel
 	PYTHON=$(PYTHON) bash tests/run_against_wheel.sh

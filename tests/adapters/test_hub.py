@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 
 import hotswap
 from hotswap.adapters import hub as hub_module
+from tests.support import warm
 from tests.support.adapter_files import lora_tensors, write_adapter
 from tests.support.adapter_samples import diffusers_file
 from tests.support.hub_server import hub
@@ -50,11 +50,20 @@ def test_adapters_of_the_hub_are_judged_by_their_headers(tmp_path: Path) -> None
     assert set(weights) == {"bytes=0-100000"}
 
 
+# what a forked process has imported has read another environment
+ANEW = """
+import sys, warnings
+warnings.simplefilter("ignore")
+for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]
+"""
+
+
 def asked(script: str, folder: Path, endpoint: str, *words: str, **env: str) -> str:
     """Run a script that asks the hub at an endpoint, with a cache in the folder."""
     (folder / "here").mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *words],
+    done = warm.run(
+        [sys.executable, "-c", ANEW + script, *words],
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
             "HF_ENDPOINT": endpoint,
@@ -63,9 +72,6 @@ def asked(script: str, folder: Path, endpoint: str, *words: str, **env: str) -> 
             **env,
         },
         cwd=folder / "here",
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     return done.stdout

@@ -104,7 +104,7 @@ def test_ones_own_model_needs_adapters(capsys: pytest.CaptureFixture[str]) -> No
 def test_ones_own_model_is_measured_and_compared_with_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base, adapters = write_demo(tmp_path)
+    base, adapters = write_demo(tmp_path, layers=1)
     old = tmp_path / "old.json"
     old.write_text(json.dumps({"rows": [{**OLD, "ratio": 1e9, "interval": [1e9, 1e9]}]}))
     words = ["--base", str(base), "--adapters", str(adapters[0]), "--adapters", str(adapters[2])]

@@ -19,7 +19,7 @@ from tests.support import warm
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    return write_demo(tmp_path_factory.mktemp("demo"))
+    return write_demo(tmp_path_factory.mktemp("demo"), layers=1)
 
 
 @pytest.fixture(scope="module")

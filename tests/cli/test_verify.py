@@ -35,7 +35,7 @@ COMMAND = [sys.executable, "-m", "hotswap", "verify", "--backend", "eager"]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    return write_demo(tmp_path_factory.mktemp("demo"))
+    return write_demo(tmp_path_factory.mktemp("demo"), layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -344,19 +344,18 @@ class TestNotReady:
 class TestOptions:
     @pytest.fixture(scope="class")
     @classmethod
-    def document(
-        cls, demo: tuple[Path, list[Path]], tmp_path_factory: pytest.TempPathFactory
-    ) -> dict[str, Any]:
+    def document(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         """One run with everything that changes how the model is run."""
         folder = tmp_path_factory.mktemp("options")
+        base, adapters = write_demo(folder)
         tokens = torch.arange(12).reshape(2, 6)
         save_file({"input_ids": tokens}, str(folder / "inputs.safetensors"))
-        plan([demo[1][0], demo[1][2]]).save(folder / "plan.json")
+        plan([adapters[0], adapters[2]]).save(folder / "plan.json")
         words = ["--device", "cpu", "--dtype", "bfloat16", "--regional", "--shard", "1/2"]
         words += ["--inputs", folder / "inputs.safetensors", "--plan", folder / "plan.json"]
         words += ["--report", folder / "report"] if HAS_EXTRA else []
         words += ["-n", "1", "--no-timing", "--json", "--", "-k", "equals_load or in_place"]
-        ended = verify(*demo[1], "--base", demo[0], *words)
+        ended = verify(*adapters, "--base", base, *words)
         assert ended.returncode == 1, ended.stdout + ended.stderr
         found: dict[str, Any] = json.loads(ended.stdout)
         if HAS_EXTRA:  # written by a worker of pytest-xdist and the process that started it

@@ -12,5 +12,5 @@ from hotswap.cli.verify.demo import write_demo
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples") / "fleet"
-    write_demo(folder)
+    write_demo(folder, layers=1)
     return folder

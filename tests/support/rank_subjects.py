@@ -195,7 +195,7 @@ class KeepsANumber(Cut):
 class FailsOnce(Cut):
     """While a file is there one rank fails at its next swap, in the way that the file says."""
 
-    patience = 5.0
+    patience = 15.0
 
     def __init__(self, *, file: str, **given: Any) -> None:
         super().__init__(**given)

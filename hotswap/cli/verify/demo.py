@@ -21,8 +21,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 """Four adapters that differ in rank, alpha, rank pattern and target modules."""
 
 
-def write_demo(folder: Path) -> tuple[Path, list[Path]]:
-    """Write a 2-layer Llama of random weights and the adapters; return their folders.
+def write_demo(folder: Path, layers: int = 2) -> tuple[Path, list[Path]]:
+    """Write a Llama of random weights and the adapters; return their folders.
 
     The adapters are written by PEFT itself, so they are what a user's own training leaves behind.
     """
@@ -35,7 +35,7 @@ def write_demo(folder: Path) -> tuple[Path, list[Path]]:
     model: Any = llama(
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,

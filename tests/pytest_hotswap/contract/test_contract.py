@@ -213,7 +213,7 @@ def test_a_faulty_engine_fails_by_its_law(
 
 @pytest.mark.wheel
 def test_pefts_own_functions_are_neither_isolated_nor_atomic(tmp_path: Path) -> None:
-    write_demo(tmp_path)
+    write_demo(tmp_path, layers=1)
     options = ["--hotswap-subject", "pytest_hotswap:PeftSubject", "--hotswap-base", "base"]
     suite = ["--pyargs", "pytest_hotswap.suite", "--hotswap-adapters", "adapters/*"]
     code, records = pytest_report(tmp_path, *suite, *options)

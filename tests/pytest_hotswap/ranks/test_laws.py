@@ -127,7 +127,7 @@ def test_a_rank_that_fails_is_named_and_the_next_law_is_judged(fleet: Path, tmp_
     for how, says in {
         "raises": r"^rank 1: UnreadableAdapterError: gone: ",
         "dies": r"^rank 1 has died \(exit code 3\); the ranks are started again$",
-        "hangs": r"^rank 1 has not answered, and no rank did anything, for 5 s; the ranks are",
+        "hangs": r"^rank 1 has not answered, and no rank did anything, for 15 s; the ranks are",
     }.items():
         judged(deployment, "test_swap_has_effect__none")
         file.write_text(how)

@@ -12,9 +12,10 @@ from torch import nn
 
 import hotswap
 from pytest_hotswap.ranks.pool import PRELOADED
+from tests.support.forks import COMPILERS
 from tests.support.models import seeded
 
-PRELOADED.append(__name__)  # a rank then starts at once
+PRELOADED += [__name__, *COMPILERS]  # a rank then starts, and compiles, at once
 HERE: dict[str, Any] = {}
 """What this rank has: its model, and what it calls."""
 

@@ -12,6 +12,7 @@ from click import option
 
 from hotswap.adapters.planner import plan as plan_fleet
 from hotswap.cli.command import FILE, SEVERAL, Command, Exit
+from hotswap.cli.cuts import cuts_given
 from hotswap.cli.folders import adapter_folders
 from hotswap.cli.plan_text import shared_memory
 from hotswap.cli.terminal import say
@@ -89,11 +90,13 @@ def bench(
 def _shared(base: str | None, folders: Sequence[str], devices: int) -> dict[str, Any]:
     """What each of some devices would hold; before anything is measured, as it may be refused."""
     if base is None:
-        raise HotswapError(f"--tp {devices}: give the model that is cut with --base and --adapters")
-    from hotswap.checks.parallel import cuts_of
-
-    found = shared_memory(plan_fleet(folders), cuts_of(base, devices), devices)
-    return {"tensor_parallel": found}
+        say(
+            f"hotswap bench: --tp {devices}: give the model that is cut with --base and --adapters",
+            error=True,
+        )
+        raise Exit(2)
+    cuts = cuts_given("bench", base, devices)
+    return {"tensor_parallel": shared_memory(plan_fleet(folders), cuts, devices)}
 
 
 def compared(

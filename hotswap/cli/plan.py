@@ -15,6 +15,7 @@ from hotswap.adapters.plan import SwapPlan
 from hotswap.adapters.planner import plan as plan_fleet
 from hotswap.cli import plot as picture
 from hotswap.cli.command import FILE, FOLDER, SEVERAL, Command, Exit
+from hotswap.cli.cuts import cuts_given
 from hotswap.cli.folders import adapter_paths
 from hotswap.cli.options import PICKLE
 from hotswap.cli.plan_text import per_rank, sections, shared_memory
@@ -99,9 +100,8 @@ def plan(
 
 
 def _shared(found: SwapPlan, base: Path, devices: int) -> dict[str, Any]:
-    from hotswap.checks.parallel import cuts_of
-
-    return {"tensor_parallel": shared_memory(found, cuts_of(base, devices), devices)}
+    cuts = cuts_given("plan", base, devices)
+    return {"tensor_parallel": shared_memory(found, cuts, devices)}
 
 
 def _counted(paths: Iterable[str], progress: Callable[[int], None]) -> Iterator[str]:

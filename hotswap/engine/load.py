@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
@@ -15,11 +15,14 @@ from hotswap.compiler.compiled import walk
 from hotswap.engine.incoming.parts import Adapters, by_component, require_one
 from hotswap.engine.incoming.renamed import plan_in_names_of
 from hotswap.engine.incoming.source import Adapter, config_of
+from hotswap.engine.layout.sharding import why_not_loaded
 from hotswap.engine.layout.slots import lora_layers
-from hotswap.engine.parts import Part, models_of, plans_of
-from hotswap.engine.prepare import prepare
+from hotswap.engine.layout.unsupported import refusal
+from hotswap.engine.mesh import Joining, joining
+from hotswap.engine.parts import Part, models_of, parts_of, plans_of
+from hotswap.engine.prepare import prepare_parts
 from hotswap.engine.swap import swap
-from hotswap.engine.transaction import Changes
+from hotswap.engine.transaction import Changes, exclusive
 from hotswap.errors import HotswapError
 
 
@@ -43,6 +46,34 @@ def load(
     ``allow_pickle`` see ``swap``. Raises HotswapError when the base model lacks a module or carries LoRA
     layers already, and what PEFT and ``swap`` raise; the base model is then as it was.
     """
+    with Changes() as changes, changes:
+        with joining(_carriers(base_model, plan)) as ranks:
+            deployment, several = _with_layers(
+                base_model, plan, adapter, adapter_name, config, allow_pickle, changes, ranks
+            )
+        if several:  # so that what the adapter says nothing of is empty
+            swap(deployment, None, adapter_name=adapter_name)
+        swap(
+            deployment,
+            adapter,
+            adapter_name=adapter_name,
+            config=config,
+            allow_pickle=allow_pickle,
+        )
+    return deployment
+
+
+def _with_layers(
+    base_model: Any,
+    plan: SwapPlan,
+    adapter: Adapter | Adapters | None,
+    adapter_name: str,
+    config: LoraConfig | None,
+    allow_pickle: bool,
+    changes: Changes,
+    ranks: Joining,
+) -> tuple[Any, bool]:
+    """Put prepared LoRA layers into a base model, and tell whether into several components."""
     parts = models_of(base_model)
     if isinstance(base_model, nn.Module):
         plan = plan_in_names_of(base_model, plan)
@@ -57,30 +88,24 @@ def load(
     if "" in configs and adapter is not None:
         found = config_of(require_one(adapter), config, allow_pickle=allow_pickle)
         configs[""].task_type = found.task_type
-    with Changes() as changes, changes:
-        _note((part.given for part in planned), changes)
-        if "init_lora_weights" in plan.ground:  # PEFT takes a part out of the base weights
-            for part in planned:
-                _note_weights(part.given, plan, changes)
+    planned_ranks = {key: own.ranks for key, own in plans.items()}
+    ranks.agree(repr(planned_ranks), "load()")  # in PEFT's load each rank waits for all others
+    _note((part.given for part in planned), changes)
+    if "init_lora_weights" in plan.ground:  # PEFT takes a part out of the base weights
         for part in planned:
-            if part.key:
-                inject_adapter_in_model(configs[part.key], part.given, adapter_name)
-                model: Any = part.given
-                model._hf_peft_config_loaded = True  # as diffusers and transformers note it
-            else:
-                deployment = get_peft_model(base_model, configs[""], adapter_name=adapter_name)
-                deployment.eval()
-        prepare(deployment, plan=plan, adapter_name=adapter_name)
-        if len(planned) > 1:  # so that what the adapter says nothing of is empty
-            swap(deployment, None, adapter_name=adapter_name)
-        swap(
-            deployment,
-            adapter,
-            adapter_name=adapter_name,
-            config=config,
-            allow_pickle=allow_pickle,
-        )
-    return deployment
+            _note_weights(part.given, plan, changes)
+    for part in planned:
+        if part.key:
+            inject_adapter_in_model(configs[part.key], part.given, adapter_name)
+            model: Any = part.given
+            model._hf_peft_config_loaded = True  # as diffusers and transformers note it
+        else:
+            deployment = get_peft_model(base_model, configs[""], adapter_name=adapter_name)
+            deployment.eval()
+    parts = parts_of(deployment)
+    with exclusive(parts, nested=True), Changes() as prepared, prepared:
+        prepare_parts(parts, prepared, plan=plan, adapter_name=adapter_name, join=ranks.join)
+    return deployment, len(planned) > 1
 
 
 def _note(models: Iterable[nn.Module], changes: Changes) -> None:
@@ -108,6 +133,13 @@ def _note(models: Iterable[nn.Module], changes: Changes) -> None:
     changes.callback(put_back)
 
 
+def _carriers(model: Any, plan: SwapPlan) -> Iterator[nn.Module]:
+    """The modules of a base model, as far as it has them, that get LoRA layers."""
+    if isinstance(model, nn.Module):
+        names = set(_owners(plan))
+        yield from (module for name, module in walk(model) if name in names)
+
+
 def _note_weights(model: nn.Module, plan: SwapPlan, changes: Changes) -> None:
     """Note the values of the weights that a plan has LoRA on."""
     for name in _owners(plan):
@@ -118,6 +150,8 @@ def _note_weights(model: nn.Module, plan: SwapPlan, changes: Changes) -> None:
 def _require_modules(part: Part, plan: SwapPlan) -> None:
     """Raise HotswapError unless the model has every module of the plan, each for one way of training."""
     which = f"the pipeline's {part.key}" if part.key else "the base model"
+    if why := why_not_loaded(part.given, plan):
+        raise refusal({part.named(name): each for name, each in why.items()})
     if plan.mixed:
         raise HotswapError(f"{plan.mixed[0]} {MIXED}; {APART}")
     if lora_layers(part.given):

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from hotswap.compiler.shards import default_store
+import xxhash
+from torch import nn
+
+from hotswap.compiler.shards import default_store, over_ranks
+from hotswap.engine.asking import Asker, T
+from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import Entry, entry_of
+from hotswap.engine.layout.sharding import cut_over
 from hotswap.engine.parts import Part, parts_of
 from hotswap.errors import HotswapError, RankError
+from hotswap.findings import printable
 
 TIMEOUT = 30.0
+_LONGEST = 1_000_000
 _YES, _NO = "yes:", "no:"
 _joined: WeakKeyDictionary[Entry, Ranks] = WeakKeyDictionary()
-# how often some ranks were joined, so that no two models have the same name in a store
-_known: dict[tuple[int, ...], int] = {}
+_marks: WeakKeyDictionary[Placement, str] = WeakKeyDictionary()
 
 
 def swap_together(
@@ -35,10 +43,11 @@ def swap_together(
     same order: a swap is then in place on all ranks, or RankError says which rank could not, did not
     answer within ``timeout`` seconds, or was given another adapter, and every rank is as before. A model
     whose adapter is cut over a mesh does this by itself. ``store`` (with ``rank`` and ``world_size``) is a
-    store of torch.distributed for workers that are in no process group. Raises ValueError.
+    store of torch.distributed for workers that are in no process group. Raises ValueError, and RankError
+    when the store cannot be reached.
     """
-    if timeout <= 0:
-        raise ValueError(f"timeout is {timeout}; expected seconds above 0")
+    if not 0 < timeout <= _LONGEST:
+        raise ValueError(f"timeout is {timeout}; expected seconds above 0, {_LONGEST} at most")
     given = [value is not None for value in (store, rank, world_size)]
     if any(given) != all(given):
         raise ValueError("expected store=, rank= and world_size= together, or none of them")
@@ -59,6 +68,45 @@ def join_meshes(parts: Sequence[Part]) -> None:
         ranks = _of_process_group(_mesh_of(parts), TIMEOUT)
         for part in parts:
             _joined[entry_of(part.model)] = ranks
+
+
+class Joining:
+    """Ranks that are about to put an adapter into modules that are cut; without ranks it does nothing."""
+
+    def __init__(self, ranks: Ranks | None) -> None:
+        self._ranks = ranks
+        self._turn = None if ranks is None else _Turn(ranks)
+
+    def agree(self, words: str, told: str) -> None:
+        """Wait until every rank is as far; raises RankError. What fails later is told to the next change."""
+        if self._ranks is not None and self._turn is not None:
+            self._turn([xxhash.xxh3_64(words.encode()).hexdigest()], told)
+            self._turn = _Turn(self._ranks)
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Let the ranks vote on what is done to prepared parts."""
+        if self._ranks is None:
+            join_meshes(parts)
+            return
+        for part in parts:
+            _joined[entry_of(part.model)] = self._ranks
+
+    def refuse(self, error: BaseException) -> None:
+        """Tell the others that this rank cannot go on."""
+        if self._turn is not None:
+            self._turn.refuse(error)
+
+
+@contextmanager
+def joining(modules: Iterable[nn.Module]) -> Iterator[Joining]:
+    """Tell the other ranks what fails in a scope that puts an adapter into modules, if they are cut."""
+    members = cut_over(modules) if over_ranks() else None
+    found = Joining(None if members is None else _of_process_group(members, TIMEOUT))
+    try:
+        yield found
+    except BaseException as error:
+        found.refuse(error)
+        raise
 
 
 def _mesh_of(parts: Sequence[Part]) -> tuple[int, ...] | None:
@@ -100,7 +148,8 @@ class Ranks:
     """The ranks that vote on a model's adapters, through a store of torch.distributed.
 
     ``members`` are their numbers, of which ``index`` is this one's place. There is no collective: one
-    rank that comes late would make a process group unusable.
+    rank that comes late would make a process group unusable. The store counts how often each of them was
+    joined, so that no two models have the same name in it, also if a process was started anew.
     """
 
     def __init__(
@@ -108,9 +157,10 @@ class Ranks:
     ) -> None:
         import torch.distributed as dist
 
-        count = _known[members] = _known.get(members, -1) + 1
-        name = f"hotswap/{members}/{count}"
-        self.store: Any = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+        self._joins: Any = dist.PrefixStore(f"hotswap/{members}", store)  # type: ignore[attr-defined]
+        self.asker = Asker()
+        count = self.asker.ask(partial(self._joins.add, f"joined/{index}", 1), timeout)
+        self.store: Any = dist.PrefixStore(f"{count}", self._joins)  # type: ignore[attr-defined]
         self.members = members
         self.index = index
         self.timeout = timeout
@@ -180,7 +230,17 @@ class Ranks:
             absent = [index for index, key in enumerate(keys) if not self.store.check([key])]
             if absent:
                 self.store.set("over", str(max(turn, self._given_up())))
-                return f"{_NO}{absent[0]}:did not answer within {self.timeout:g} s"
+                late = f"did not answer within {self.timeout:g} s"
+                times = self._times_joined()
+                odd = [index for index in absent if times[index] != times[self.index]]
+                if not odd:
+                    return f"{_NO}{absent[0]}:{late}"
+                told = ", ".join(f"{n} on rank {self.members[i]}" for i, n in enumerate(times))
+                return (
+                    f"{_NO}{odd[0]}:{late}, as the ranks are out of step: prepare() of a model that is "
+                    f"cut and swap_together() joined {told} (call swap_together(model) where it is "
+                    "fewer, until they are equal)"
+                )
         words = [word.decode() for word in self.store.multi_get(keys)]
         for index, word in enumerate(words):
             if word.startswith(_NO):
@@ -188,9 +248,19 @@ class Ranks:
         first, _, told = words[0].removeprefix(_YES).partition("\n")
         for index, word in enumerate(words):
             other, _, wants = word.removeprefix(_YES).partition("\n")
+            if other.partition(" ")[0] != first.partition(" ")[0]:
+                return (
+                    f"{_NO}{index}:has another model than rank {self.members[0]}, or prepared it "
+                    "otherwise; call prepare() with the same ranks on all of them"
+                )
             if other != first:
                 return f"{_NO}{index}:was given {wants}, and rank {self.members[0]} another, {told}"
         return _YES
+
+    def _times_joined(self) -> list[int]:
+        """How often each rank was joined."""
+        keys = [f"joined/{index}" for index in range(len(self.members))]
+        return [int(self._joins.get(key)) if self._joins.check([key]) else 0 for key in keys]
 
     def tidy(self, turn: int) -> None:
         """Drop what this rank said in earlier turns: every rank is in this one."""
@@ -203,43 +273,55 @@ class Ranks:
 class _Turn:
     """One change on all ranks: each says that it can, and later that it has; what all said stands."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, model: str = "") -> None:
         self._ranks = ranks
+        self._model = model
         self._turn = 0
         self._left = ["end", "begin"]
         self._open = True  # whether another one may wait for this rank
 
     def __call__(self, words: Iterable[str] = (), told: str = "") -> None:
         """See ``Agree``."""
-        word, name = f"{_YES}{' '.join(words)}\n{told}", self._left.pop()
-        ranks = self._ranks
-        with _or_lost():
-            step = self._step(name, word)
-            if ranks.say(step, word) != word:
-                self._open = False
-                rank = ranks.members[ranks.index]
-                raise RankError(
-                    f"rank {rank} has spoken in this store before, as a process that is gone or a "
-                    "second one; call swap_together() on every rank with a store that is new",
-                    rank,
-                )
-            verdict = ranks.settle(step, ranks.verdict(self._turn, step))
-            self._open = verdict == _YES and bool(self._left)
-            if self._open:
-                ranks.tidy(self._turn)
-            if verdict == _YES:
-                return
-            index, _, why = verdict.removeprefix(_NO).partition(":")
-        rank = ranks.members[int(index)]
+        word = f"{_YES}{' '.join([self._model, *words])}\n{printable(told)}"
+        verdict = self._ask(partial(self._exchange, self._left.pop(), word))
+        if verdict == _YES:
+            return
+        index, _, why = verdict.removeprefix(_NO).partition(":")
+        rank = self._ranks.members[int(index)]
         raise RankError(f"rank {rank} {why}; every rank keeps the adapter that it had", rank)
+
+    def _exchange(self, name: str, word: str) -> str:
+        """Give a word, and learn what the step has come to."""
+        ranks = self._ranks
+        step = self._step(name, word)
+        if ranks.say(step, word) != word:
+            self._open = False
+            rank = ranks.members[ranks.index]
+            raise RankError(
+                f"rank {rank} has spoken in this store before, as a process that is gone or a "
+                "second one; call swap_together() on every rank",
+                rank,
+            )
+        verdict = ranks.settle(step, ranks.verdict(self._turn, step))
+        self._open = verdict == _YES and bool(self._left)
+        if self._open:
+            ranks.tidy(self._turn)
+        return verdict
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        try:
+            return self._ranks.asker.ask(call, self._ranks.timeout)
+        except RankError as error:
+            self._open = self._open and error.rank is not None
+            raise
 
     def refuse(self, error: BaseException) -> None:
         """Tell the others that this rank cannot go on, wherever they wait for it."""
         if not self._open:
             return
-        with suppress(RankError), _or_lost():
+        with suppress(RankError):
             for name in ("begin", "end"):  # where it has given its word, that stands
-                self._ranks.say(self._step(name), _cannot(error))
+                self._ask(lambda name=name: self._ranks.say(self._step(name), _cannot(error)))  # type: ignore[misc]
 
     def stands(self, error: BaseException) -> bool:
         """See ``Agree``. Its last word may be given, and the others have the change if all gave theirs."""
@@ -249,15 +331,18 @@ class _Turn:
         return False
 
     def _stands(self, error: BaseException) -> bool:
-        ranks = self._ranks
-        with suppress(RankError), _or_lost():
-            step = self._step("end")
+        ranks, step = self._ranks, self._step("end")
+
+        def asked() -> bool:
             if ranks.say(step, _cannot(error)).startswith(_NO):
                 return False
             known = ranks.store.check([step])
             verdict = ranks.settle(step, "" if known else ranks.verdict(self._turn, step))
             self._open = False
             return verdict == _YES
+
+        with suppress(RankError):
+            return self._ask(asked)
         return False
 
     def _step(self, name: str, word: str = "") -> str:
@@ -266,21 +351,7 @@ class _Turn:
 
 
 def _cannot(error: BaseException) -> str:
-    return f"{_NO}cannot ({type(error).__name__}: {str(error)[:300]})"
-
-
-@contextmanager
-def _or_lost() -> Iterator[None]:
-    """Raise RankError when the store cannot be reached."""
-    import torch.distributed as dist
-
-    try:
-        yield
-    except dist.DistError as error:
-        text = (str(error).splitlines() or [""])[0][:100]
-        raise RankError(
-            f"the store through which the ranks agree is lost ({text}); start the ranks again", None
-        ) from error
+    return f"{_NO}cannot ({type(error).__name__}: {printable(' '.join(str(error).split())[:300])})"
 
 
 @contextmanager
@@ -294,12 +365,24 @@ def together(parts: Sequence[Part]) -> Iterator[Agree]:
     if ranks is None:
         yield _ALONE
         return
-    turn = _Turn(ranks)
+    turn = _Turn(ranks, "".join(_mark(at) for part in parts for at in _sharded(part)))
     try:
         yield turn
     except BaseException as error:
         turn.refuse(error)
         raise
+
+
+def _sharded(part: Part) -> list[Placement]:
+    return [place for place in entry_of(part.model).placements.values() if place.sharded]
+
+
+def _mark(placement: Placement) -> str:
+    """What is equal on all ranks that a forward of a model which is cut needs: the shapes of the whole."""
+    if placement not in _marks:
+        shapes = [(slot.name, *slot.tensor.shape) for slot in placement.slots]
+        _marks[placement] = xxhash.xxh3_64(repr(shapes).encode()).hexdigest()
+    return _marks[placement]
 
 
 class _Alone:

@@ -17,7 +17,7 @@ from hotswap.engine.layout.dora import why_misread, why_no_norm
 from hotswap.engine.layout.hooks import why_elsewhere
 from hotswap.engine.layout.registry import others
 from hotswap.engine.layout.scalings import Scalings
-from hotswap.engine.layout.sharding import why_unswappable
+from hotswap.engine.layout.sharding import why_narrow, why_unswappable
 from hotswap.engine.layout.slots import Slot, lora_layers
 from hotswap.engine.layout.unsupported import MERGED, Why, refusal, why_not_replaced, why_other_base
 from hotswap.engine.parts import Part, TargetRankError
@@ -105,7 +105,8 @@ def _check_supported(
         refused |= unsupported_wrappers(walked, name, adapter.auxiliary)
         refused |= why_unswappable(adapter, whole, by_rank=True)
         for module, layer in adapter.layers.items():
-            if why := why_unsupported(layer, name, adapter.of_layer[module]):
+            slots = adapter.of_layer[module]
+            if why := why_unsupported(layer, name, slots) or why_narrow(layer, slots):
                 refused[module] = why
             if name in layer.merged_adapters:
                 refused[module] = MERGED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,13 @@ from hotswap.compiler.shards import over_ranks
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.arena import Arena, Layout
 from hotswap.engine.layout.auxiliary import hook, unhook
-from hotswap.engine.layout.classes import prepared_class, prepared_model, prepared_tuner
+from hotswap.engine.layout.classes import prepared_class, prepared_tuner
 from hotswap.engine.layout.dora import add_magnitude, why_no_dora
 from hotswap.engine.layout.modes import in_inference_mode
 from hotswap.engine.layout.placement import Placement
 from hotswap.engine.layout.registry import entry_of
 from hotswap.engine.layout.scalings import Scalings
-from hotswap.engine.layout.sharding import put_together
+from hotswap.engine.layout.sharding import put_together, zero_outputs
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.states import LayerState
 from hotswap.engine.layout.unsupported import refusal, why_merged, why_not_there
@@ -35,6 +35,7 @@ from hotswap.engine.preparable import (
     check_preparable,
     own_rank,
 )
+from hotswap.engine.saving import prepared_model
 from hotswap.engine.transaction import Changes, exclusive
 
 
@@ -88,6 +89,7 @@ def prepare_parts(
     plan: SwapPlan | None = None,
     adapter_name: str | None = None,
     check_compiled: CheckCompiled = "error",
+    join: Callable[[Sequence[Part]], None] | None = None,
 ) -> PrepareReport:
     """Prepare parts that are held, as ``prepare`` does; the changes take all of it back."""
     check_options(target_rank, plan, check_compiled)
@@ -118,7 +120,7 @@ def prepare_parts(
             for module, slots in adapter.of_layer.items():
                 key = part.named(module)
                 ranks[key] = max(ranks.get(key, 0), slots[0].rank or 0)
-    join_meshes(parts)
+    (join or join_meshes)(parts)
     return PrepareReport(padded, held, ranks)
 
 
@@ -203,8 +205,8 @@ def _remove_magnitude(layer: LoraLayer, name: str) -> None:
 def _add_bias(layer: LoraLayer, adapter_name: str) -> None:
     """Give a layer's lora_B a bias of zeros; its output stays as it is."""
     weight = layer.lora_B[adapter_name].weight
-    bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-    layer.lora_B[adapter_name].bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    bias = nn.Parameter(zero_outputs(weight), requires_grad=weight.requires_grad)
+    layer.lora_B[adapter_name].bias = bias
     layer.lora_bias[adapter_name] = True
 
 

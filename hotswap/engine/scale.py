@@ -48,8 +48,10 @@ def set_scale(
         changes,
     ):
         changes.unless(agree.stands)
-        agree([repr([*patterns.items()])], f"scale {scale!r}")
-        places = [placement_of(part.model, name_of(part, adapter_name)) for part in parts]
+        names = [name_of(part, adapter_name) for part in parts]
+        others = [repr(name) for name in dict.fromkeys(names) if name != "default"]
+        agree([repr([names, *patterns.items()])], " of ".join([f"scale {scale!r}", *others]))
+        places = [placement_of(part.model, name) for part, name in zip(parts, names, strict=True)]
         for place in places:
             place.require_unmerged()  # unmerging subtracts what was merged
         for place, factors in zip(places, _factors(parts, places, patterns), strict=True):

@@ -191,7 +191,9 @@ def stage_parts(
 
 def _told(changing: Sequence[tuple[Placement, StagedAdapter]]) -> str:
     """What is put in place, in words."""
-    return ", ".join(dict.fromkeys(str(each.label) for _, each in changing))
+    names = (f" as {at.name!r}" if at.name != "default" else "" for at, _ in changing)
+    labels = (f"{each.label}{name}" for (_, each), name in zip(changing, names, strict=True))
+    return ", ".join(dict.fromkeys(labels))
 
 
 def commit(
@@ -207,7 +209,7 @@ def commit(
     require_together(any(place.sharded for place in places), agree)
     changing = [(at, each) for at, each in zip(places, staged, strict=True) if each is not None]
     changes.unless(agree.stands)
-    agree((each.digest for _, each in changing), _told(changing))
+    agree((f"{at.name!r}:{each.digest}" for at, each in changing), _told(changing))
     for place, each in changing:
         place.put(each, changes.callback)
     agree()

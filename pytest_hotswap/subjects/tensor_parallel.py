@@ -43,4 +43,14 @@ class TensorParallelSubject(ReferenceSubject):
 
     def load(self, base: Any, adapter: Path) -> Any:
         """Load the adapter into a model that is cut; the whole one is left alone."""
-        return super().load(self.sharded(), adapter)
+        import hotswap
+        from hotswap.engine.layout.sharding import why_not_loaded
+        from hotswap.engine.layout.unsupported import refusal
+
+        sharded = self.sharded()
+        plan = self.plan or hotswap.plan(self.adapter_paths())
+        if why := why_not_loaded(
+            sharded, plan
+        ):  # PEFT would fail without a name, on some of the ranks
+            raise refusal(why)
+        return super().load(sharded, adapter)

@@ -12,7 +12,7 @@ from tests.support.warm import verify
 def test_a_model_that_is_cut_is_judged_on_every_rank(tmp_path: Path) -> None:
     base, adapters = write_demo(tmp_path, layers=1)
     laws = "placed or zero_recompiles and not (companions or sequence)"
-    words = ["--tp", "2", "--no-timing", "--json", "--", "-k", laws]
+    words = ["--tp", "2", "--backend", "eager", "--no-timing", "--json", "--", "-k", laws]
     ended = verify(*adapters[1:3], "--base", base, *words)
     document = json.loads(ended.stdout)
     assert document["request"]["tp"] == 2

@@ -109,6 +109,17 @@ def test_what_a_model_that_is_cut_saves_is_the_whole_adapter_at_its_own_rank(
         assert LoraConfig.from_pretrained(folder).r == 2
 
 
+def test_saving_on_one_rank_only_waits_for_the_others_in_vain(
+    pool: RankPool, fleet: dict[str, Path], tmp_path: Path
+) -> None:
+    pool(at.bring_up, "tensor parallel", fleet["a"], None, 0.2)
+    (raised,) = pool.attempt_on([1], at.save, tmp_path)
+    assert raised.text.startswith("rank 0 did not answer within 0.2 s")
+    assert not list(tmp_path.iterdir())
+    pool(at.patience, 30)
+    pool(at.swap, fleet["b"])
+
+
 def test_a_scale_that_only_one_rank_sets_is_refused(pool: RankPool, fleet: dict[str, Path]) -> None:
     pool(at.bring_up, "tensor parallel", fleet["a"])
     count = len(pool.attempt(at.run))
@@ -119,6 +130,34 @@ def test_a_scale_that_only_one_rank_sets_is_refused(pool: RankPool, fleet: dict[
         assert raised.text.startswith("rank 1 was given scale 2.0, and rank 0 another, scale 1.0")
     for then, now in zip(before, pool(at.bits), strict=True):
         assert all(torch.equal(value, now[name]) for name, value in then.items())
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"), [("swap", "{} as 'other'"), ("set_scale", "{} of 'other'")]
+)
+def test_another_name_on_one_rank_is_refused(
+    pool: RankPool, fleet: dict[str, Path], verb: str, told: str
+) -> None:
+    pool(at.bring_up_two, fleet["a"], fleet["b"])
+    value = fleet["c"] if verb == "swap" else 0.5
+    names = ["other" if rank == 1 else "default" for rank in range(pool.count)]
+    for raised in pool.attempt(at.change_name, verb, value, own=[(name,) for name in names]):
+        assert raised.text.startswith("rank 1 was given ")
+        assert told.format(value) in raised.text
+
+
+def test_a_model_that_one_rank_has_prepared_otherwise_is_refused(
+    pool: RankPool, fleet: dict[str, Path]
+) -> None:
+    pool(at.bring_up, "tensor parallel", fleet["a"])
+    pool.attempt_on([1], at.prepared_again, 16)
+    for raised in pool.attempt(at.swap, fleet["b"]):
+        assert raised.text.startswith(
+            "rank 1 has another model than rank 0, or prepared it otherwise"
+        )
+    pool(at.prepared_again, 16)
+    for digest, _, _ in (found := pool(at.swap, fleet["b"])):
+        assert digest == found[0][0]
 
 
 def test_preparing_twice_keeps_every_parameter_and_widening_keeps_the_output(
@@ -257,6 +296,8 @@ def test_workers_without_a_process_group_vote_through_a_store_of_their_own(
     ("options", "says"),
     [
         ({"timeout": 0}, "timeout is 0"),
+        ({"timeout": float("nan")}, "timeout is nan; expected seconds above 0, 1000000 at most"),
+        ({"timeout": float("inf")}, "timeout is inf"),
         ({"rank": 0}, "store=, rank= and world_size= together"),
         ({"store": object(), "rank": 2, "world_size": 2}, "rank is 2; expected one of 0 to 1"),
         ({}, "torch.distributed is not initialised"),

@@ -154,6 +154,77 @@ def test_load_puts_an_adapter_into_a_model_that_is_cut_and_holds_what_was_planne
         check(pool, expected[name])
 
 
+def test_an_adapter_with_biases_is_loaded_beside_one_without(
+    pool: RankPool,
+    base: Path,
+    fleet: dict[str, Path],
+    expected: dict[str | None, torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    biased = write(base, tmp_path, 7, **SOME | {"target_modules": LINEAR, "lora_bias": True})
+    pool(at.bring_up_llama, fleet["a"], hotswap.plan([fleet["a"], biased]))
+    check(pool, expected["a"])
+    pool(at.swap, biased)
+    with torch.no_grad():
+        whole = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), biased).eval()
+        check(pool, whole(input_ids=at.IDS, use_cache=False).logits)
+    pool(at.swap, None)
+    check(pool, expected[None])
+
+
+CUT: dict[str, tuple[dict[str, Any], str]] = {
+    "DoRA": (
+        {"target_modules": ["q_proj"], "use_dora": True},
+        "model.layers.*.self_attn.q_proj (2 modules): DoRA needs the norm of the base weight, which is",
+    ),
+    "LoRA on the head": (
+        {"target_modules": ["lm_head"]},
+        "lm_head: is cut over several devices as 'colwise_gather_output', which PEFT's LoRA does not",
+    ),
+    "a saved head": (
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        "lm_head: is cut over several devices, and only lora_A and lora_B are swapped by their shards",
+    ),
+    "token rows": (
+        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5]},
+        "model.embed_tokens: is cut over several devices, and only lora_A and lora_B are swapped by",
+    ),
+    "PiSSA": (
+        {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+        "q_proj (2 modules): is cut over several devices, and PEFT takes a part out of whole base weights",
+    ),
+}
+
+
+def test_what_cannot_be_put_into_a_model_that_is_cut_is_refused_by_name_and_changes_nothing(
+    pool: RankPool, base: Path, tmp_path: Path
+) -> None:
+    folders = [write(base, tmp_path / name, 0, r=4, **config) for name, (config, _) in CUT.items()]
+    for told, same in pool(at.refused_loads, folders):
+        for found, (_, says) in zip(told, CUT.values(), strict=True):
+            assert found.startswith("UnsupportedLayerError: ")
+            assert says in found
+        assert same
+
+
+def test_lora_as_narrow_as_one_part_of_its_layer_is_not_prepared(pool: RankPool) -> None:
+    for found in pool.attempt(at.prepare_head):
+        assert found.kind == "UnsupportedLayerError"
+        assert "lm_head: PEFT made lora_B.weight 32 wide, as this rank's part of 64; " in found.text
+
+
+def test_a_load_that_fails_on_one_rank_is_told_to_the_others_and_the_next_is_good(
+    pool: RankPool, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor], tmp_path: Path
+) -> None:
+    plan = hotswap.plan([fleet["a"]])
+    own = [(fleet["a"], plan), (tmp_path / "gone", plan)]
+    first, second = pool.attempt(at.bring_up_llama, own=own)
+    assert second.kind == "UnreadableAdapterError"
+    assert first.text.startswith("rank 1 cannot (UnreadableAdapterError: ")
+    pool(at.bring_up_llama, fleet["a"], plan)
+    check(pool, expected["a"])
+
+
 def test_an_adapter_over_a_base_that_fsdp_has_cut_is_whole(
     pool: RankPool, fleet: dict[str, Path], expected: dict[str | None, torch.Tensor]
 ) -> None:

@@ -13,7 +13,19 @@ pytest.importorskip("importlinter")
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 ROOMS = ("adapters", "bench", "checks", "cli", "compiler", "engine", "lint", "report")
-ENGINE = ("bank", "export", "incoming", "layout", "load", "manifest", "package", "parts", "peft")
+ENGINE = (
+    "asking",
+    "saving",
+    "bank",
+    "export",
+    "incoming",
+    "layout",
+    "load",
+    "manifest",
+    "package",
+    "parts",
+    "peft",
+)
 ENGINE += ("mesh", "preparable", "prepare", "scale", "state", "swap", "transaction")
 PLUGIN_ROOMS = ("adapters", "contract", "machine", "ranks", "subjects", "suite")
 MODULES = ("evidence", "fixtures", "lint", "marker", "plugin", "reporting", "strategies")

@@ -23,11 +23,11 @@ def interrupted_swap(
     def verdict(self: Any, turn: int, step: str) -> str:
         if step.endswith("end"):
             mesh.Ranks.verdict = original  # type: ignore[method-assign]
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may ignore it
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, turn, step)
 
     if interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may ignore it
         mesh.Ranks.verdict = verdict  # type: ignore[method-assign]
     elif fault is not None:
         at.broken_step(*fault)

@@ -12,9 +12,10 @@ from torch import nn
 
 import hotswap
 from pytest_hotswap.ranks.pool import PRELOADED
+from tests.support.forks import COMPILERS
 from tests.support.models import seeded
 
-PRELOADED.append(__name__)  # a rank then starts at once
+PRELOADED += [__name__, *COMPILERS]  # a rank then starts, and compiles, at once
 HERE: dict[str, Any] = {}
 """What this rank has: its model, and what it calls."""
 
@@ -320,6 +321,33 @@ def bring_up_llama_fsdp(adapter: Path) -> None:
     hotswap.prepare(HERE["model"], target_rank=8)
 
 
+def refused_loads(adapters: list[Path]) -> tuple[list[str], bool]:
+    """What hotswap.load raises for each adapter, and whether the base model computes what it did."""
+    from transformers.distributed import DistributedConfig
+
+    count = torch.distributed.get_world_size()
+    HERE["run"] = base = llama(distributed_config=DistributedConfig(tp_size=count))
+    before, told = generate(), []
+    for adapter in adapters:
+        try:
+            hotswap.load(base, hotswap.plan([adapter]), adapter)
+        except Exception as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told, torch.equal(generate(), before)
+
+
+def prepare_head() -> None:
+    """LoRA that PEFT makes of an output layer whose parts transformers gathers."""
+    from peft import LoraConfig, get_peft_model
+    from transformers.distributed import DistributedConfig
+
+    count = torch.distributed.get_world_size()
+    base = llama(distributed_config=DistributedConfig(tp_size=count))
+    hotswap.prepare(
+        get_peft_model(base, LoraConfig(r=2, target_modules=["lm_head"])), target_rank=8
+    )
+
+
 IDS = torch.arange(12).reshape(2, 6)
 
 
@@ -347,6 +375,19 @@ def prepared_again(rank: int) -> bool:
     kept = list(HERE["model"].parameters())
     hotswap.prepare(HERE["model"], target_rank=rank)
     return bool(kept) and parameters() == before
+
+
+def bring_up_two(folder: Path, other: Path) -> None:
+    """A model that is cut and has adapters under two names."""
+    HERE["model"] = HERE["run"] = model = PeftModel.from_pretrained(net(), folder).eval()
+    model.load_adapter(other, "other")
+    cut(model)
+    cut(model, name="other")
+    hotswap.prepare(model, target_rank=8)
+
+
+def change_name(verb: str, value: Any, name: str) -> None:
+    getattr(hotswap, verb)(HERE["model"], value, adapter_name=name)
 
 
 def interrupted_preparation(folder: Path) -> tuple[bool, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotswap.compiler.shards import local_of, whole_of
+from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.placement import nothing_to_save
 from hotswap.engine.layout.registry import entry_of_layer
 from hotswap.engine.layout.scalings import Scalings
@@ -62,7 +62,7 @@ def prepared_class(cls: Any) -> Any:
             _require_mergeable(self)
         cls.merge(self, *args, **kwargs)
 
-    return _derived(
+    return derived(
         cls,
         prepared_class,
         r=_noted("r", lambda state: state.rank or 1, 1),
@@ -111,33 +111,10 @@ def prepared_tuner(cls: Any) -> Any:
             return cls.add_weighted_adapter(self, adapters, *args, **kwargs)
 
     add_weighted_adapter.__doc__ = cls.add_weighted_adapter.__doc__
-    return _derived(cls, prepared_tuner, add_weighted_adapter=add_weighted_adapter)
+    return derived(cls, prepared_tuner, add_weighted_adapter=add_weighted_adapter)
 
 
-@cache
-def prepared_model(cls: Any) -> Any:
-    """Derive the class of a PeftModel over several devices: what is cut it saves whole.
-
-    Every rank has to call ``save_pretrained`` then.
-    """
-    if hasattr(cls.save_pretrained, "whole"):
-        return cls
-
-    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("state_dict") is None:
-            all_of_it = kwargs.get("save_embedding_layers") is True
-            kwargs["state_dict"] = {
-                name: whole_of(value) if all_of_it or "lora_" in name else value
-                for name, value in self.state_dict().items()
-            }
-        cls.save_pretrained(self, *args, **kwargs)
-
-    save_pretrained.whole = True  # type: ignore[attr-defined]
-    save_pretrained.__doc__ = cls.save_pretrained.__doc__
-    return _derived(cls, prepared_model, save_pretrained=save_pretrained)
-
-
-def _derived(cls: Any, derive: Callable[[Any], Any], **members: Any) -> Any:
+def derived(cls: Any, derive: Callable[[Any], Any], **members: Any) -> Any:
     """Make a subclass that looks like ``cls`` and can be pickled; ``derive(cls)`` gives it again."""
 
     def reduce(self: Any) -> Any:

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 
 from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.modes import in_inference_mode
+from hotswap.engine.layout.sharding import NO_NORM
 from hotswap.engine.layout.slots import slots
 from hotswap.engine.layout.unsupported import Why
 
@@ -48,9 +49,7 @@ def why_no_norm(layer: LoraLayer) -> Why | None:
     if weight is not None and weight.is_meta:
         text = "DoRA needs the norm of the base weight, which is on the meta device (offloaded)"
         return Why(text, "load the base model without offloading")
-    if weight is None or local_of(weight) is weight:
-        return None
-    return Why("DoRA needs the norm of the base weight, which is cut over several devices")
+    return None if weight is None or local_of(weight) is weight else NO_NORM
 
 
 def why_misread(layer: LoraLayer) -> Why | None:

@@ -106,9 +106,10 @@ class Placement:
             ),
             _held=[slot.tensor for slot in slots if slot.holder is not None],
             _modules=[
-                (layer.lora_A._modules, layer.lora_A[name])
+                (leaves._modules, leaves[name])
                 for layer in layers.values()
-                if name in layer.lora_A
+                for leaves in (layer.lora_A, layer.lora_B)
+                if name in leaves
             ],
             _moves=moves,
             _moves_then=moves.count,
@@ -231,6 +232,14 @@ class Placement:
         for slot in self.slots:
             if why := why_not_there(slot):
                 raise HotswapError(f"{slot.module}: {why.text}; {why.remedy}")
+
+    def takes(self, layout: Layout) -> bool:
+        """Whether an image of another layout can be put in place: byte by byte, or tensor by tensor."""
+        if layout is self.layout:
+            return True
+        if self.arena is not None:
+            return layout == self.layout
+        return [r.shape for r in layout.regions] == [r.shape for r in self.layout.regions]
 
     def staging(self, lent: ExitStack) -> Arena:
         """A buffer to stage an adapter in until the scope ends, while others may use the model."""

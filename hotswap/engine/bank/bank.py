@@ -403,8 +403,8 @@ def _require_layout(
             continue
         if not place.takes(each.image.layout):
             raise HotswapError(
-                f"the model was prepared anew after {name!r} was staged, with other room, in another dtype "
-                "or on another device; add() it again"
+                f"the model was prepared anew after {name!r} was staged, or layers of it were replaced: it "
+                "has other room, another dtype or another device now; add() it again"
             )
         if each.stale():
             raise HotswapError(

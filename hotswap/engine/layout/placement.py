@@ -219,7 +219,7 @@ class Placement:
 
     def require_resident(self) -> None:
         """Raise HotswapError if a tensor that is written here is not the one that the forward uses."""
-        for owner in self._owners if marked(self._marks) else ():
+        for owner in marked(self._owners, self._marks):
             if why := why_elsewhere(owner):
                 raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
         if self.arena is not None:

@@ -111,6 +111,21 @@ def parts_of(deployment: Any) -> list[Part]:
     return found
 
 
+def require_parts(deployment: Any, parts: Sequence[Part], models: Sequence[nn.Module]) -> None:
+    """Raise HotswapError unless these models of some parts are still what a deployment serves with."""
+    for part, model in zip(parts, models, strict=True):
+        given: Any = part.given
+        if part.key:
+            given = getattr(deployment, part.key, None)
+            given = deployment.components.get(part.key) if given is None else given
+        if given is model or (given is not None and replace(part, given=given).model is model):
+            continue
+        what = f"pipeline's {part.key}" if part.key else f"model in the {type(given).__name__}"
+        raise HotswapError(
+            f"the {what} is another one than when the bank was made; make another AdapterBank"
+        )
+
+
 def plans_of(
     parts: Sequence[Part], plan: SwapPlan, keys: Iterable[str] = ()
 ) -> dict[str, SwapPlan]:

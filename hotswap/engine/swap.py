@@ -14,7 +14,7 @@ import xxhash
 from hotswap.engine.incoming.parts import Adapters, labels_of, read_parts
 from hotswap.engine.incoming.source import Adapter, Config
 from hotswap.engine.layout.placement import Placement
-from hotswap.engine.layout.registry import placement_of, settled_placement
+from hotswap.engine.layout.registry import placement_of, seen_placement
 from hotswap.engine.layout.staging import StagedAdapter
 from hotswap.engine.mesh import Agree, together
 from hotswap.engine.parts import Part, parts_of
@@ -98,8 +98,8 @@ def swap(
         stage = partial(
             stage_parts, parts, incoming=incoming, labels=labels, image_of=lambda p: p.staging(lent)
         )
-        # where nothing was moved: of another model ready() says what is wrong
-        known = [settled_placement(p.model, name) for p, name in zip(parts, names, strict=True)]
+        # where nothing seems moved: ready() looks at all, and says of another model what is wrong
+        known = [seen_placement(p.model, name) for p, name in zip(parts, names, strict=True)]
         places = [place for place in known if place is not None]
         staged = stage(places) if len(places) == len(parts) else []
         with exclusive(parts, timeout=timeout, name=names[0]), Changes() as changes, changes:

@@ -134,7 +134,7 @@ def name_of(part: Part, adapter_name: str | None) -> str:
     if adapter_name is not None:
         return adapter_name
     placements = entry_of(part.model).placements
-    known = [name for name, place in placements.items() if not place.detached]
+    known = [n for n, at in placements.items() if not (at.unnamed(part.model) and at.detached)]
     known = known or adapter_names(part.model)
     return known[0] if len(known) == 1 else "default"
 

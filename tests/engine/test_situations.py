@@ -161,6 +161,37 @@ def test_norms_of_base_weights_that_were_written_meanwhile_are_computed_anew(
     torch.testing.assert_close(run(model), run(fresh(changed, fleet["plain"])))
 
 
+AROUND: dict[str, Callable[[], Any]] = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "another default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_put_in_place_does_not_depend_on_the_mode_around(
+    around: str, base: Any, tmp_path: Path
+) -> None:
+    first = {"target_modules": ["first"]}
+    kinds = {"dora": {"r": 4, "use_dora": True, **first}, "plain": {"r": 3, **first}}
+    fleet = write_fleet(tmp_path, base, kinds)
+    expected = run(fresh(base, fleet["plain"]))
+    model = fresh(base, fleet["plain"])
+    with AROUND[around]():
+        hotswap.prepare(model, plan=hotswap.plan([*fleet.values()]))
+        bank = hotswap.AdapterBank(model)
+        bank.add("plain", fleet["plain"])
+    torch.testing.assert_close(run(model), expected)
+    with AROUND[around]():
+        hotswap.swap(model, fleet["dora"])
+        hotswap.swap(model, fleet["plain"])
+        hotswap.set_scale(model, 0.5)
+        hotswap.set_scale(model, 1.0)
+    torch.testing.assert_close(run(model), expected)
+    hotswap.swap(model, fleet["dora"])
+    with bank.using("plain"):
+        torch.testing.assert_close(run(model), expected)
+
+
 def test_a_state_dict_without_a_head_loads_where_the_adapter_in_place_has_none(
     tmp_path: Path,
 ) -> None:

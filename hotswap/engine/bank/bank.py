@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 
@@ -22,7 +22,7 @@ from hotswap.engine.layout.registry import entry_of, placement_of
 from hotswap.engine.layout.staging import StagedAdapter
 from hotswap.engine.layout.uses import Use, Uses
 from hotswap.engine.mesh import Agree, together
-from hotswap.engine.parts import parts_of
+from hotswap.engine.parts import parts_of, require_parts
 from hotswap.engine.swap import digest_of
 from hotswap.engine.transaction import (
     Changes,
@@ -90,6 +90,7 @@ class AdapterBank:
         _banks.add(self)
 
     def _places(self, *, at_once: bool = False) -> list[Placement]:
+        require_parts(self._model, self._parts, self._models)
         pairs = zip(self._models, self._names, strict=True)
         return [placement_of(model, name, at_once=at_once) for model, name in pairs]
 
@@ -322,6 +323,12 @@ class AdapterBank:
     def __bool__(self) -> bool:
         return True  # an empty bank is a bank
 
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise TypeError(
+            "a bank cannot be copied or pickled: it is of one model in one process; "
+            "make another one with AdapterBank(model), and add the adapters to that"
+        )
+
 
 class Using:
     """The scope of ``AdapterBank.using``, for ``with`` and for ``async with``."""
@@ -394,12 +401,10 @@ def _require_layout(
     for place, each in zip(places, staged, strict=True):
         if each is None:
             continue
-        mine, other = place.layout, each.image.layout
-        if mine is not other and [r.shape for r in mine.regions] != [
-            r.shape for r in other.regions
-        ]:
+        if not place.takes(each.image.layout):
             raise HotswapError(
-                f"the model was prepared anew after {name!r} was staged, with other room; add() it again"
+                f"the model was prepared anew after {name!r} was staged, or layers of it were replaced: it "
+                "has other room, another dtype or another device now; add() it again"
             )
         if each.stale():
             raise HotswapError(

@@ -90,7 +90,7 @@ def _buffer(size: int) -> Tensor:
     kept = _thread_buffer()
     if kept is None or kept.numel() < size:
         with in_inference_mode(False):
-            kept = _kept.buffer = torch.empty(size, dtype=torch.uint8)
+            kept = _kept.buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
     return kept
 
 

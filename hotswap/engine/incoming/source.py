@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,6 +39,7 @@ Config: TypeAlias = "LoraConfig | Mapping[str, Any]"
 _KEPT = 64  # descriptions
 _WHOLE = {Tensor, nn.Parameter}
 _kept = threading.local()
+_kind = attrgetter("shape", "dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,7 @@ def from_state_dict(adapter: Mapping[str, Tensor], config: Config) -> IncomingAd
     """Take a state dict in PEFT's names; raises ValueError for one that has more than tensors."""
     values = list(adapter.values())
     _require_tensors(adapter, values)
-    key = (repr(config), tuple(adapter), tuple([(value.shape, value.dtype) for value in values]))
+    key = (repr(config), tuple(adapter), tuple(map(_kind, values)))
     found = _descriptions().get(key)
     if found is None:
         given = {uncompiled(name): info for name, info in infos(adapter).items()}

@@ -66,7 +66,7 @@ class CopyPlan:
             else:
                 (self.zeroed if slot.default is None else self.defaults).append(index)
         scalings = [modules[n].scaling if n in modules else 0.0 for n in placement.layers]
-        self.scalings = torch.tensor(scalings, dtype=torch.float64).unbind()
+        self.scalings = torch.tensor(scalings, dtype=torch.float64, device="cpu").unbind()
         self.constants = [
             default
             for index in self.defaults

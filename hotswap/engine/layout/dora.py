@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hotswap.compiler.shards import local_of
-from hotswap.engine.layout.modes import in_inference_mode
+from hotswap.engine.layout.modes import in_inference_mode, without_autocast
 from hotswap.engine.layout.sharding import NO_NORM
 from hotswap.engine.layout.slots import slots
 from hotswap.engine.layout.unsupported import Why
@@ -95,7 +95,8 @@ def norm_of(
     same steps and dtypes from the same tensors, so that the quotient is exactly 1.
     """
     # PEFT makes a Parameter of the weight, which an inference tensor can only be in that mode
-    with in_inference_mode(slots(layer, adapter_name)[0].tensor.is_inference()):
+    own = slots(layer, adapter_name)[0].tensor
+    with in_inference_mode(own.is_inference()), without_autocast(own.device):
         weight = _base_weight(layer.get_base_layer())
         if isinstance(layer, Embedding):
             delta = (tensors["lora_embedding_A"].T @ tensors["lora_embedding_B"].T).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import compress, repeat
 from typing import Any
 
 from torch import nn
@@ -14,12 +14,15 @@ _REMEDY = (
     "prepare and swap before enable_group_offload(), or offload without offload_to_disk_path and "
     "use_stream"
 )
-_SIGNS = ("_compiled_call_impl", "_diffusers_hook", "get_compiler_config")
+_SIGNS = ("_compiled_call_impl", "_diffusers_hook")
 
 
-def marked(attributes: Sequence[dict[str, Any]]) -> bool:
-    """Whether ``why_elsewhere`` has anything to look at in modules with these attributes."""
-    return any(any(map(dict.__contains__, attributes, repeat(sign))) for sign in _SIGNS)
+def marked(modules: Sequence[nn.Module], attributes: Sequence[dict[str, Any]]) -> list[nn.Module]:
+    """Those of some modules, with these attributes, at which ``why_elsewhere`` has anything to look."""
+    found: list[nn.Module] = []
+    for sign in _SIGNS:
+        found += compress(modules, map(dict.__contains__, attributes, repeat(sign)))
+    return found
 
 
 def why_elsewhere(module: nn.Module) -> Why | None:

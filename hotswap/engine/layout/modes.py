@@ -1,4 +1,4 @@
-"""torch.inference_mode, entered only where it changes something."""
+"""torch.inference_mode and torch.autocast, entered only where that changes something."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def in_inference_mode(mode: bool) -> AbstractContextManager[object]:
     return (
         nullcontext() if torch.is_inference_mode_enabled() == mode else torch.inference_mode(mode)
     )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a scope in which products on a device are computed in the dtypes of their factors."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()

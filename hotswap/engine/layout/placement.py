@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_not, itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -66,10 +66,9 @@ class Placement:
     _written: tuple[int, int] | None = None
     _moves: Moves = field(default_factory=Moves)
     _moves_then: int = 0
-    _places: tuple[list[dict[str, Any]], list[str]] = ([], [])  # of the tensors in their modules
-    _held: list[Tensor] = field(default_factory=list)
-    _modules: list[tuple[dict[str, Any], nn.Module]] = field(default_factory=list)
-    _links: list[tuple[dict[str, Any], str, nn.Module]] = field(default_factory=list)
+    # where modules hang in those above, and the factors and tensors in the layers: dicts, keys, things
+    _links: tuple[list[dict[str, Any]], list[str], list[nn.Module]] = ([], [], [])
+    _places: tuple[list[dict[str, Any]], list[str], list[object]] = ([], [], [])
     _owners: list[nn.Module] = field(default_factory=list)  # of the tensors, and those above
     _marks: list[dict[str, Any]] = field(default_factory=list)  # their attributes
     _versioned: list[Tensor] = field(default_factory=list)
@@ -91,6 +90,13 @@ class Placement:
         moves: Moves = scalings[0].moves if scalings else Moves()
         with_dora = {slot.module for slot in slots if slot.role == "magnitude"}
         versioned = [slot.tensor for slot in slots if _has_version(slot.tensor)]
+        factors = [
+            each
+            for layer in layers.values()
+            for each in (layer.lora_A, layer.lora_B)
+            if name in each
+        ]
+        held = [(slot, inside) for slot in slots if (inside := slot.holder) is not None]
         shared = States.share([*(each.states for each in scalings), *states], name)
         shared.owner = made = cls(
             adapter,
@@ -101,15 +107,10 @@ class Placement:
             shared=shared,
             meshes=ranks_of(slots),
             _places=(
-                [slot.holder for slot in slots if slot.holder is not None],
-                [s.state_key.rpartition(".")[2] for s in slots if s.holder is not None],
+                [*(each._modules for each in factors), *(inside for _, inside in held)],
+                [*(name for _ in factors), *(s.state_key.rpartition(".")[2] for s, _ in held)],
+                [*(each[name] for each in factors), *(slot.tensor for slot, _ in held)],
             ),
-            _held=[slot.tensor for slot in slots if slot.holder is not None],
-            _modules=[
-                (layer.lora_A._modules, layer.lora_A[name])
-                for layer in layers.values()
-                if name in layer.lora_A
-            ],
             _moves=moves,
             _moves_then=moves.count,
             _versioned=versioned,
@@ -121,7 +122,7 @@ class Placement:
             ],
             _links=_links(model, layers.values()),
         )
-        made._owners = [model, *(module for _, _, module in made._links)]
+        made._owners = [model, *made._links[2]]
         made._owners += [slot.owner for slot in slots if slot.owner is not None]
         made._marks = [*map(vars, made._owners)]
         return made
@@ -165,14 +166,9 @@ class Placement:
 
     @property
     def replaced(self) -> bool:
-        """Whether a module holds another tensor than the one that is written here."""
-        return not all(map(is_, map(dict.get, *self._places), self._held))
-
-    @property
-    def remade(self) -> bool:
-        """Whether the modules that hold the tensors are others by now, as for a new adapter of the name."""
-        name = self.name
-        return any(holder.get(name) is not module for holder, module in self._modules)
+        """Whether a layer has another factor, or a module another tensor, than what is written here."""
+        dicts, keys, things = self._places
+        return any(map(is_not, map(dict.get, dicts, keys), things))
 
     @property
     def moved(self) -> bool:
@@ -190,7 +186,7 @@ class Placement:
     @property
     def detached(self) -> bool:
         """Whether a layer is no part of the model any more, looking at every module above it."""
-        for children, key, module in self._links:
+        for children, key, module in zip(*self._links, strict=True):
             found = children.get(key)
             if found is not module and (found is None or unwrap(found) is not module):
                 return True
@@ -199,7 +195,7 @@ class Placement:
     @property
     def exchanged(self) -> bool:
         """Whether the model has other tensors, or other layers, than those that are written here."""
-        return self.replaced or self.remade or self.detached
+        return self.replaced or self.detached
 
     def unnamed(self, model: nn.Module) -> bool:
         """Whether the model has another config under the adapter's name, or none, as after an unload."""
@@ -223,7 +219,7 @@ class Placement:
 
     def require_resident(self) -> None:
         """Raise HotswapError if a tensor that is written here is not the one that the forward uses."""
-        for owner in self._owners if marked(self._marks) else ():
+        for owner in marked(self._owners, self._marks):
             if why := why_elsewhere(owner):
                 raise HotswapError(f"{why.text}, so a swap would not be served; {why.remedy}")
         if self.arena is not None:
@@ -231,6 +227,14 @@ class Placement:
         for slot in self.slots:
             if why := why_not_there(slot):
                 raise HotswapError(f"{slot.module}: {why.text}; {why.remedy}")
+
+    def takes(self, layout: Layout) -> bool:
+        """Whether an image of another layout can be put in place: byte by byte, or tensor by tensor."""
+        if layout is self.layout:
+            return True
+        if self.arena is not None:
+            return layout == self.layout
+        return [r.shape for r in layout.regions] == [r.shape for r in self.layout.regions]
 
     def staging(self, lent: ExitStack) -> Arena:
         """A buffer to stage an adapter in until the scope ends, while others may use the model."""
@@ -327,9 +331,11 @@ class Placement:
 
 def _links(
     model: nn.Module, layers: Iterable[LoraLayer]
-) -> list[tuple[dict[str, Any], str, nn.Module]]:
+) -> tuple[list[dict[str, Any]], list[str], list[nn.Module]]:
     """Where each of the layers, and each module above one, hangs in the model."""
-    found: list[tuple[dict[str, Any], str, nn.Module]] = []
+    above: list[dict[str, Any]] = []
+    keys: list[str] = []
+    found: list[nn.Module] = []
     leading = {id(layer): True for layer in layers}
 
     def leads(module: nn.Module) -> bool:
@@ -337,12 +343,14 @@ def _links(
             leading[id(module)] = False
             for key, child in module._modules.items():
                 if child is not None and leads(inner := unwrap(child)):
-                    found.append((module._modules, key, inner))
+                    above.append(module._modules)
+                    keys.append(key)
+                    found.append(inner)
                     leading[id(module)] = True
         return leading[id(module)]
 
     leads(model)
-    return found
+    return above, keys, found
 
 
 def _tell(config: LoraConfig, staged: StagedAdapter) -> None:

@@ -77,9 +77,13 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
     root = unwrap(model)
     placements = entry_of(root).placements
     known = placements.get(name)
-    if at_once and known is not None and not (known.replaced or known.moved or known.unnamed(root)):
+    if (
+        at_once
+        and known is not None
+        and not (known.moved or known.unnamed(root) or known.exchanged)
+    ):
         return known
-    if (settled := settled_placement(root, name)) is not None:
+    if (settled := _settled_placement(root, name)) is not None:
         return settled
     other = known is None or known.exchanged
     if other:
@@ -90,8 +94,14 @@ def placement_of(model: nn.Module, name: str, *, at_once: bool = False) -> Place
     return found
 
 
-def settled_placement(model: nn.Module, name: str) -> Placement | None:
-    """Find where an adapter name's tensors are, if they are where they were; else ask ``placement_of``."""
+def seen_placement(model: nn.Module, name: str) -> Placement | None:
+    """Find where an adapter name's tensors seem to be; ask ``placement_of`` before they are written."""
+    known = entry_of(model).placements.get(name)
+    return None if known is None or known.unnamed(unwrap(model)) else known
+
+
+def _settled_placement(model: nn.Module, name: str) -> Placement | None:
+    """Find where an adapter name's tensors are, if they are where they were."""
     known = entry_of(model).placements.get(name)
     if known is None or known.exchanged:
         return None

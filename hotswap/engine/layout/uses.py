@@ -54,10 +54,14 @@ class Use:
         self.since = 0.0  # when it began to wait
         self._wake: Callable[[], Any] = _always_alone
 
-    def grant(self) -> None:
-        """Tell whoever waits that it may go on."""
+    def grant(self) -> bool:
+        """Tell whoever waits that it may go on; False: its event loop is closed, so it never will."""
         self.granted = True
-        self._wake()
+        try:
+            self._wake()
+        except RuntimeError:
+            self.granted = False
+        return self.granted
 
     def wakes(self, wake: Callable[[], Any]) -> bool:
         """Have this called when it is this one's turn; tell whether it is already."""
@@ -201,7 +205,8 @@ class Uses:
                 use.shared = True
             if self._queue.pop(key, None) is not None:  # the end of another may have come between
                 self._holders[key] = ref
-                use.grant()
+                if not use.grant():
+                    self._holders.pop(key, None)
 
     def _ended(self, key: int) -> Callable[[object], None]:
         """What is called when nobody holds a use any more; an id is given anew only after that."""

@@ -284,8 +284,7 @@ def _overwrite(
     targets = [slot.tensor.detach() for slot in slots]
     given = source.tensors
     values = [
-        given.get(slot.name, torch.zeros((), dtype=slot.tensor.dtype)).expand_as(slot.tensor)
-        for slot in slots
+        given.get(slot.name, slot.tensor.new_zeros(())).expand_as(slot.tensor) for slot in slots
     ]
     _refuse(
         [

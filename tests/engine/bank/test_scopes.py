@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -64,3 +65,21 @@ def test_pipelines_with_the_same_models_ask_for_them_in_one_order(
             pass
     assert asked == [asked[0]] * 4
     assert len(asked[0]) == 2
+
+
+def test_a_task_whose_event_loop_is_closed_keeps_nobody_waiting(model: Any, fleet: Any) -> None:
+    bank = hotswap.AdapterBank(model)
+    bank.add("one", fleet["one"])
+    scope, loop = bank.using("one"), asyncio.new_event_loop()
+    elsewhere(scope.__enter__)
+
+    async def until_it_waits() -> None:
+        while not hotswap.state(model)["waiting"]:
+            await asyncio.sleep(0)
+
+    waiting = loop.create_task(bank.swap("one"))
+    loop.run_until_complete(until_it_waits())
+    loop.close()
+    scope.__exit__(None, None, None)
+    hotswap.swap(model, fleet["two"], timeout=5)
+    assert not waiting.done()

@@ -27,6 +27,10 @@ DEFECTS = (
 )
 
 
+TOO_LARGE = "number that is infinite in the model"
+"""A defect of a file that is wider than the model: no float64 takes it for one."""
+
+
 def kinds_of(adapter: Path) -> dict[str, tuple[str, list[tuple[str, int]]]]:
     """A tensor of each kind that an adapter has, by what it is: its name, and the defects it may have.
 
@@ -73,8 +77,11 @@ def break_adapter(
             tensors["base_model.model.nowhere.weight"] = torch.zeros(2, 2)
         elif defect == "not a number":
             value.view(-1)[-1] = float("nan")
+        elif defect == TOO_LARGE:
+            tensors[broken] = value.double()
+            tensors[broken].view(-1)[-1] = 1e300
 
-    if defect not in DEFECTS:
+    if defect not in (*DEFECTS, TOO_LARGE):
         raise ValueError(f"unknown defect {defect!r}; one of {', '.join(DEFECTS)}")
     if defect == "larger rank":
         modules, known = AdapterSpec.read(source).modules, room or {}

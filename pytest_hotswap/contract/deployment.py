@@ -340,17 +340,9 @@ class Deployment:
         """Whether the compiled model's outputs are others than before, by a single bit."""
         return compare(self.run(), before).max_error != 0.0
 
-    def blame(self, adapter: Path | None, *, model: Any = None) -> str:
-        """Name the first module whose output differs from the oracle's."""
-        oracle = self.base if adapter is None else self.fresh(adapter)
-        ours = self.served if model is None else self.module_of(model)
-        with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
-            return self.difference(ours, oracle, self.run)
-
-    def difference(self, ours: Any, theirs: Any, run: Any, **more: Any) -> str:
-        """Say which module's output is the first that differs."""
-        module = first_difference(ours, theirs, run, **more)
-        return f"; the first module that differs is {module}" if module else ""
+    def difference(self, ours: Any, theirs: Any, run: Any, **more: Any) -> str | None:
+        """The first module whose output differs."""
+        return first_difference(ours, theirs, run, **more)
 
     def widened(self, model: Any) -> Any:
         """A copy of the model under test in float64."""

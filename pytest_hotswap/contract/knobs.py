@@ -11,7 +11,7 @@ import torch
 import hotswap
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.contract.deployment import Deployment
-from pytest_hotswap.contract.placed import misplaced
+from pytest_hotswap.contract.placed import blame, misplaced
 from pytest_hotswap.contract.probes import few
 
 
@@ -28,6 +28,7 @@ class KnobLaws:
             assert verdict.outcome == "passed", (
                 f"knobs-follow: the first set_scale() recompiles: {few(verdict.reasons)}"
             )
+        knobs_follow(swapping, swapping.first, f"{swapping.first.name}, before any swap")
         swapping.swap(adapter)
         knobs_follow(swapping, adapter, adapter.name)
         for scale in (2.5, 0.0, -0.5):
@@ -35,6 +36,7 @@ class KnobLaws:
             found = swapping.compare(adapter, scale=scale)
             assert found.equal, (
                 f"knobs-follow: {adapter.name}: set_scale({scale}) after a swap: {found.detail}"
+                f"{blame(swapping, adapter, scale=scale)}"
             )
         _saved(swapping, adapter, f"knobs-follow: {adapter.name}, saved while scaled", scale=scale)
         swapping.swap(swapping.rescaled)  # which has the most modules
@@ -59,23 +61,26 @@ class KnobLaws:
             found = swapping.compare(None)
             assert found.equal, (
                 f"knobs-follow: {other.name}, swapped in while disabled, has an effect: {found.detail}"
+                f"{blame(swapping, None)}"
             )
             what = f"knobs-follow: {other.name}, saved while disabled"
             _saved(swapping, other, what, may_refuse=True)
         found = swapping.compare(other)
         assert found.equal, (
             f"knobs-follow: {other.name}, swapped in while disabled, then enabled: {found.detail}"
-            f"{swapping.blame(other)}"
+            f"{blame(swapping, other)}"
         )
         with subject.disabled(model):
             subject.set_scale(model, 0.5)
             found = swapping.compare(None)
             assert found.equal, (
                 f"knobs-follow: set_scale(0.5) while disabled has an effect: {found.detail}"
+                f"{blame(swapping, None)}"
             )
         found = swapping.compare(other, scale=0.5)
         assert found.equal, (
             f"knobs-follow: {other.name}: set_scale(0.5) while disabled, then enabled: {found.detail}"
+            f"{blame(swapping, other, scale=0.5)}"
         )
         subject.set_scale(model, 1.0)
         with suppress(_GoneWrongError), subject.disabled(model):
@@ -83,7 +88,13 @@ class KnobLaws:
         found = swapping.compare(other)
         assert found.equal, (
             f"knobs-follow: {other.name} is not enabled again after an error while it was disabled: "
-            f"{found.detail}"
+            f"{found.detail}{blame(swapping, other)}"
+        )
+        swapping.swap(one)
+        found = swapping.compare(one)
+        assert found.equal, (
+            f"knobs-follow: {one.name}, swapped in after an error while {other.name} was disabled: "
+            f"{found.detail}{blame(swapping, one)}"
         )
 
     def test_knobs_follow__scaled_before(self, swapping: Deployment) -> None:
@@ -96,7 +107,7 @@ class KnobLaws:
         found = swapping.compare(other)
         assert found.equal, (
             f"knobs-follow: {other.name}, swapped in after set_scale(0.5) on {one.name}: {found.detail}"
-            f"{swapping.blame(other)}"
+            f"{blame(swapping, other)}"
         )
         if not swapping.takes_none:
             return
@@ -105,14 +116,14 @@ class KnobLaws:
         found = swapping.compare(None)
         assert found.equal, (
             f"knobs-follow: after a swap to no adapter set_scale(0.5) brings one back: {found.detail}"
-            f"{swapping.blame(None)}"
+            f"{blame(swapping, None)}"
         )
         swapping.swap(other)
         subject.set_scale(model, 0.5)
         found = swapping.compare(other, scale=0.5)
         assert found.equal, (
             f"knobs-follow: {other.name}: set_scale(0.5), after it was called without an adapter: "
-            f"{found.detail}{swapping.blame(other)}"
+            f"{found.detail}{blame(swapping, other, scale=0.5)}"
         )
 
 
@@ -130,11 +141,11 @@ def knobs_follow(
     with subject.disabled(model):
         found = deployment.compare(None)
         assert found.equal, (
-            f"{what}: disabled is not the base model: {found.detail}{deployment.blame(None)}"
+            f"{what}: disabled is not the base model: {found.detail}{blame(deployment, None)}"
         )
     found = deployment.compare(adapter)
     assert found.equal, (
-        f"{what}: enabled again is not the adapter: {found.detail}{deployment.blame(adapter)}"
+        f"{what}: enabled again is not the adapter: {found.detail}{blame(deployment, adapter)}"
     )
     _saved(deployment, adapter, what)
 
@@ -155,7 +166,10 @@ def _scaled(deployment: Deployment, adapter: Path, what: str) -> None:
         moved = snapshot.changes(values=False)
         assert not moved, f"{what}: set_scale() does not write in place: {few(moved)}"
         found = deployment.compare(adapter, scale=0.5)
-        assert found.equal, f"{what}: set_scale(0.5) after a swap: {found.detail}"
+        assert found.equal, (
+            f"{what}: set_scale(0.5) after a swap: {found.detail}"
+            f"{blame(deployment, adapter, scale=0.5)}"
+        )
         subject.set_scale(model, 1.0)
         deployment.run()
     verdict, other = log.verdict(), not what.startswith("knobs-follow")  # told there
@@ -194,7 +208,7 @@ def _saved(
     saved = deployment.compare(adapter, model=reloaded)
     assert saved.equal or deployment.compare(adapter, model=reloaded, scale=scale).equal, (
         f"{what}: the saved adapter reloads differently: {saved.detail}"
-        f"{deployment.blame(adapter, model=reloaded)}"
+        f"{blame(deployment, adapter, model=reloaded)}"
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.contract.deployment import BYSTANDER, Deployment, brief
+from pytest_hotswap.contract.placed import blame
 from pytest_hotswap.contract.probes import active, few, uncovered, with_another
 
 
@@ -42,7 +43,9 @@ class PreparationLaws:
         """A layer that is not what or where others are is prepared, or refused by name, never skipped."""
         model = deployment.loaded()
         module, own = deployment.module_of(model), deployment.subject.adapter_name
-        name, layer = next(iter(lora_layers(module, own).items()))
+        if not (layers := lora_layers(module, own)):
+            pytest.skip(NO_LAYERS)
+        name, layer = next(iter(layers.items()))
         ODD[odd](module, layer)
         try:
             deployment.subject.prepare(model, deployment.plan)
@@ -75,6 +78,8 @@ class PreparationLaws:
 
     def test_prepare_before_compile(self, deployment: Deployment, style: str) -> None:
         model, backend = deployment.loaded(), deployment.subject.backend
+        if style in OF_A_LAYER and not lora_layers(deployment.module_of(model)):
+            pytest.skip(NO_LAYERS)
         if isinstance(model, nn.Module):
             model = STYLES[style](model, backend)
         elif STYLES[style] is _wrapped:
@@ -136,7 +141,7 @@ def _looked_at(deployment: Deployment, adapter: Path) -> _LoadedFirst:
         return _LoadedFirst(wrong, missed)
     found, dropped = deployment.compare(target, model=model), ""
     if not found.equal:
-        blamed = deployment.blame(target, model=model)
+        blamed = blame(deployment, target, model=model)
         dropped = f"{target.name}, swapped in then: {found.detail}{blamed}"
     return _LoadedFirst(wrong, missed, dropped)
 
@@ -150,7 +155,7 @@ def _prepared(deployment: Deployment, adapter: Path, model: Any) -> tuple[str, b
         changes = snapshot.changes()
         return f"it is refused ({brief(error)}), but {few(changes)}" if changes else "", True
     found = compare(deployment.run(model), before)
-    return "" if found.equal else f"{found.detail}{deployment.blame(adapter, model=model)}", False
+    return "" if found.equal else f"{found.detail}{blame(deployment, adapter, model=model)}", False
 
 
 class _Wrapper(nn.Module):
@@ -209,6 +214,8 @@ def _below_a_wrapper(model: Any, layer: Any) -> None:
 
 
 ODD = {"of a class of its own": _of_another_class, "below a wrapper": _below_a_wrapper}
+OF_A_LAYER = ("a compiled submodule", "a block replaced by its compiled wrapper")
+NO_LAYERS = "not applicable: what load() gives has no LoRA layer of PEFT's"
 STYLES = {
     "a torch.compile wrapper": _wrapped,
     "compile() in place": _in_place,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from pytest_hotswap.adapters.derived import break_adapter, kinds_of
+from pytest_hotswap.adapters.derived import TOO_LARGE, break_adapter, kinds_of
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.interrupts import interrupted
 from pytest_hotswap.contract.knobs import knobs_follow
@@ -38,6 +39,16 @@ class RefusalLaws:
                 assert not changes, (
                     f"swap-atomic: refused ({defect} in {kind}, {key}), but {few(changes)}"
                 )
+
+    def test_swap_atomic__too_large(self, swapping: Deployment) -> None:
+        """A number may be finite in the file, and infinite as what the model holds."""
+        if next(swapping.served.parameters()).dtype == torch.float64:
+            pytest.skip("not applicable: nothing is too large for a model in float64")
+        bad = break_adapter(swapping.first, swapping.new_folder(), TOO_LARGE)
+        refused = swapping.refuses(bad)
+        changes = swapping.snapshot.changes()
+        assert refused, f"swap-atomic: an adapter with a {TOO_LARGE} is accepted: {few(changes)}"
+        assert not changes, f"swap-atomic: refused ({TOO_LARGE}), but {few(changes)}"
 
     def test_swap_atomic__narrow_with_a_wrong_config(self, swapping: Deployment) -> None:
         narrow = swapping.companions.get("the narrowest")

@@ -185,8 +185,11 @@ class Plain(Engine):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, the layer {tuple(place.shape)}"
             )
-        if not value.isfinite().all():
+        if not self.finite(value, place):
             raise ValueError(f"{name} is not finite")
+
+    def finite(self, value: Tensor, place: Tensor) -> bool:
+        return bool(value.to(place.dtype).isfinite().all())
 
     def staged(self, model: Any, given: Given) -> list[tuple[Tensor, Tensor]]:
         """Every tensor of the adapter in place, and what it is to hold."""

@@ -204,7 +204,7 @@ class Depot(Engine):
             wanted = place.trimmed(rank) if place.axis is not None else place.tensor
             if value.shape != wanted.shape:
                 raise ValueError(f"{'.'.join(key)} is {[*value.shape]}, not {[*wanted.shape]}")
-            if not value.isfinite().all():
+            if not value.to(place.tensor.dtype).isfinite().all():
                 raise ValueError(f"{'.'.join(key)} is not finite")
         named = {*given.ranks, *(given.config.get("modules_to_save") or ())}
         named |= {*(given.config.get("trainable_token_indices") or ())}

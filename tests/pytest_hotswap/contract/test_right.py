@@ -29,6 +29,7 @@ from pytest_hotswap.contract.judge import violations
 from tests.mutants.plain import Given, Plain
 from tests.mutants.subject import Engine, Whole, write_fleets
 from tests.support.depot import Depot
+from tests.support.handed import Handed, TwoSlots
 
 
 class SkipsWhatIsInPlace(Engine):
@@ -112,7 +113,7 @@ class TensorByTensor(Engine):
         if spec is not None and (findings := fits(envelope, spec)):
             raise ValueError(str(findings[0]))
         given = load_file(adapter / "adapter_model.safetensors") if adapter is not None else {}
-        if not all(tensor.isfinite().all() for tensor in given.values()):
+        if not all(tensor.float().isfinite().all() for tensor in given.values()):
             raise ValueError("not a number")
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for module, layer in lora_layers(inner, "default").items():
@@ -343,6 +344,8 @@ class DepotOfWholes(Whole, Depot):
 RIGHT = [
     Depot,
     DepotOfWholes,
+    Handed,
+    TwoSlots,
     OneTensor,
     Folded,
     OwnLayers,

@@ -152,6 +152,24 @@ def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:
     return folder
 
 
+def with_a_module(source: Path, folder: Path, name: str, sizes: tuple[int, int]) -> Path:
+    """Copy an adapter with one more module, a linear one of sizes (in, out), of its rank."""
+    import torch
+
+    spec = AdapterSpec.read(source)
+
+    def change(tensors: dict[str, Any]) -> None:
+        rank = int(spec.config["r"])
+        like = next(value for value in tensors.values() if value.is_floating_point())
+        for part, shape in (("A", (rank, sizes[0])), ("B", (sizes[1], rank))):
+            full = torch.full(shape, 0.1, dtype=like.dtype)
+            tensors[f"base_model.model.{name}.lora_{part}.weight"] = full
+
+    targets = sorted({*map(target_of, spec.modules), name})
+    _configure(folder, _copy(source, folder, change), target_modules=targets)
+    return folder
+
+
 def negate_adapter(source: Path, folder: Path, *, only: str = "") -> Path:
     """Copy an adapter with every lora_B (or the one of an embedding, or of ``only``) negated.
 

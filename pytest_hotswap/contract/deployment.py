@@ -187,6 +187,7 @@ class Deployment:
 
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._folders += 1
         return self.folder / f"derived-{self._folders}"
 

@@ -87,11 +87,24 @@ def interrupted(deployment: Deployment) -> str:
         changes = _changes(found.before)
         if changes and _changes(found.after) and not _serves_one(deployment, one, other):
             return f"interrupted at {where}, part of {other.name} is in place: {changes[0]}"
+        if _knobs_are_of_another(deployment, one):
+            return (
+                f"after an interrupt at {where} {one.name} serves, and knobs speak of {other.name}"
+            )
         if deployment.refuses(other):
             return f"after an interrupt at {where} no swap works: {deployment.refusal}"
         if not deployment.compare(other).equal:
             return f"after an interrupt at {where} {other.name} is swapped in wrongly"
     return ""
+
+
+def _knobs_are_of_another(deployment: Deployment, adapter: Path) -> bool:
+    """Whether an adapter that serves, as an undo has left it, is scaled from another's scaling."""
+    subject = deployment.subject
+    if "knobs-follow" in subject.unsupported or not deployment.compare(adapter).equal:
+        return False
+    subject.set_scale(deployment.compiled, 0.5)
+    return not deployment.compare(adapter, scale=0.5).equal
 
 
 def _spread(lines: range | list[int]) -> Iterator[int]:

@@ -19,10 +19,15 @@ from pytest_hotswap.contract.reading import is_read
 
 
 def misplaced(deployment: Deployment, adapter: Path, scale: float = 1.0) -> list[str]:
-    """Say which layers hold something else than the adapter's fresh load, scaled by a factor.
+    """Say which layers that a call reads hold something else than the adapter's fresh load, scaled."""
+    found = unlike_the_file(deployment, adapter, scale)
+    return found if found and is_read(deployment) else []
 
-    A layer that keeps the same adapter in another form is right if what it adds to the base weight is; and
-    so is one that no call reads, whatever it holds.
+
+def unlike_the_file(deployment: Deployment, adapter: Path, scale: float = 1.0) -> list[str]:
+    """The same of all layers, whether a call reads them or not.
+
+    A layer that keeps the same adapter in another form is right if what it adds to the base weight is.
     """
     loaded = deployment.fresh(adapter, scale)
     found = [
@@ -35,7 +40,7 @@ def misplaced(deployment: Deployment, adapter: Path, scale: float = 1.0) -> list
         for slot in auxiliary_slots(deployment.served, deployment.subject.adapter_name)
         if not torch.equal(slot.tensor, _whole(slot, wanted.get(slot.name)))
     ]
-    return found if found and is_read(deployment) else []
+    return found
 
 
 def _misplaced(deployment: Deployment, model: Any, loaded: Any) -> Iterator[tuple[str, list[str]]]:

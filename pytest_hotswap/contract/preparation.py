@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from hotswap import SwapPlan
 from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.contract.deployment import BYSTANDER, Deployment, brief
@@ -60,6 +62,21 @@ class PreparationLaws:
             found = _loaded_first(deployment, adapter)
             wrong += [f"{what}: {fault}" for fault in (found.wrong, *found.missed[:1]) if fault]
         assert not wrong, f"preparation-preserves: of the companions loaded first, {few(wrong)}"
+
+    def test_preparation_preserves__smaller_plan(self, deployment: Deployment) -> None:
+        """A plan that has no room for what is loaded is refused before anything changes."""
+        plan, spec = deployment.plan, deployment.specs[deployment.first]
+        own = {n: m for n, m in spec.modules.items() if m.rank > m.groups and n in plan.modules}
+        if not own:
+            pytest.skip("not run: the adapter that is loaded first has rank 1 throughout")
+        name, module = [*own.items()][-1]
+        less = replace(plan.modules[name], rank=module.rank - module.groups)
+        smaller = replace(plan, modules={**plan.modules, name: less})
+        wrong, _ = _prepared(deployment, deployment.first, deployment.loaded(), smaller)
+        assert not wrong, (
+            f"preparation-preserves: for a plan of rank {less.rank} in {name}, where "
+            f"{deployment.first.name} has {module.rank}: {wrong}"
+        )
 
     def test_preparation_preserves__beside_another(self, deployment: Deployment) -> None:
         """An adapter that is loaded beside the one to swap computes what it did, or both are refused."""
@@ -146,11 +163,13 @@ def _looked_at(deployment: Deployment, adapter: Path) -> _LoadedFirst:
     return _LoadedFirst(wrong, missed, dropped)
 
 
-def _prepared(deployment: Deployment, adapter: Path, model: Any) -> tuple[str, bool]:
+def _prepared(
+    deployment: Deployment, adapter: Path, model: Any, plan: SwapPlan | None = None
+) -> tuple[str, bool]:
     """Prepare a model; say what is wrong then, or what a refusal has changed, and whether it is refused."""
     before, snapshot = deployment.run(model), deployment.fingerprint(model)
     try:
-        deployment.subject.prepare(model, deployment.plan)
+        deployment.subject.prepare(model, plan or deployment.plan)
     except Exception as error:  # whatever the subject raises is a refusal
         changes = snapshot.changes()
         return f"it is refused ({brief(error)}), but {few(changes)}" if changes else "", True

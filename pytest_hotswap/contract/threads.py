@@ -11,6 +11,7 @@ import torch
 
 from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers
+from pytest_hotswap.adapters.derived import break_adapter
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.interrupts import lines_of, traced
 
@@ -25,7 +26,7 @@ def torn(deployment: Deployment) -> str:
     """Say what of two adapters is mixed where a swap meets a call, or another swap.
 
     No clock decides: the other thread begins in a layer, or at a line, of the first, and either runs to
-    its end there, or waits for the first.
+    its end there, or waits for the first. Before that an adapter is refused, which must keep no lock.
     """
     one, other = deployment.first, deployment.other(deployment.first)
     points = lines_of(deployment, one, other).points
@@ -34,6 +35,7 @@ def torn(deployment: Deployment) -> str:
         deployment.swap(path)
         outputs.append(deployment.run())
     names = f"{one.name} or {other.name}"
+    deployment.refuses(break_adapter(other, deployment.new_folder(), "not a number"))
     called, error = _call_that_meets(deployment, lambda: deployment.swap(other))
     if error is not None:
         return f"a swap to {other.name} beside a call raises {type(error).__name__}: {error}"

@@ -57,8 +57,16 @@ class Plain(Engine):
             raise ValueError(
                 f"the adapter that is loaded first has no {', '.join(sorted(lacking))}"
             )
+        self.check_ranks(found, plan)
         for name, layer in found.items():
             self.prepare_layer(layer, plan.modules[name].rank)
+
+    def check_ranks(self, found: Mapping[str, Any], plan: hotswap.SwapPlan) -> None:
+        """Refuse a plan that has no room for what is loaded, before anything is padded."""
+        for name, layer in found.items():
+            rows, *_ = self.parts(layer, self.adapter_name).values()
+            if rows.shape[0] > plan.modules[name].rank:
+                raise ValueError(f"{name} has rank {rows.shape[0]}, the plan less")
 
     def is_compiled(self, model: Any) -> bool:
         return any(

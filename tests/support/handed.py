@@ -48,6 +48,7 @@ class Handed(Plain):
             raise ValueError("the adapter that is loaded first has too few modules")
         if not all(layer.scaling[self.adapter_name] for layer in found.values()):
             raise ValueError("the adapter that is loaded first has a scaling of zero")
+        self.check_ranks(found, plan)
         self.room = plan.ranks
         self.restored(model)
 
@@ -149,7 +150,7 @@ class TwoSlots(Plain):
         given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
         self.check(model, given)
         (inner,) = self.models(model)
-        active = str(inner.active_adapter)
+        active, noted = str(inner.active_adapter), inner.in_place
         idle = "spare" if active == self.adapter_name else self.adapter_name
         with self.slot(idle):
             staged = self.staged(model, given)
@@ -159,6 +160,7 @@ class TwoSlots(Plain):
             self.record(model, given)
         except BaseException:
             inner.set_adapter(active, inference_mode=True)
+            inner.in_place = noted
             raise
 
     def set_scale(self, model: Any, scale: float) -> None:

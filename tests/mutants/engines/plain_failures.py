@@ -289,3 +289,13 @@ class KeptBeforeItIsMade(Plain):
             image = images[key, str(given.scalings)] = []
             image += super().staged(model, given)
         return list(images[key, str(given.scalings)])
+
+
+@breaks("swap-atomic")
+class NotesWhatItGathers(Plain):
+    """What knobs speak of is noted when the new values are gathered, and an undo brings back tensors only."""
+
+    def staged(self, model: Any, given: Given) -> list[tuple[Tensor, Tensor]]:
+        found = super().staged(model, given)
+        self.models(model)[0].in_place = given
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -351,3 +352,20 @@ class NextIsOffAfterAnError(Plain):
         if getattr(self.models(model)[0], "next_is_off", False) and not off:
             for _, layer in self.found(model):
                 layer._disable_adapters = True
+
+
+@breaks("knobs-follow")
+class SavesUnderTheFactor(Plain):
+    """A user's factor is multiplied into what is saved."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        given = self.in_place(model)
+        path, layer = next(iter(self.found(model)))
+        factor = float(layer.scaling[self.adapter_name]) / given.scalings.get(
+            self.name_of(path), 1.0
+        )
+        alphas = {k: v * factor for k, v in (given.config.get("alpha_pattern") or {}).items()}
+        saved = {"lora_alpha": given.config["lora_alpha"] * factor, "alpha_pattern": alphas}
+        super().save(model, folder)
+        config = folder / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **saved}))

@@ -78,9 +78,19 @@ class NeverLetsGo(Guarded):
         return Plain.run(self, model, inputs)
 
 
+class RefusalsKeepTheLock(Guarded):
+    """The lock is let go at the end of a swap, to which one that is refused does not come."""
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        self.lock.acquire()
+        Plain.swap(self, model, adapter)
+        self.lock.release()
+
+
 WRONG = {
     Guarded: "",
     CallsAreNot: "a call beside a swap to large computes neither patterns or large",
+    RefusalsKeepTheLock: "a swap to large beside a call raises TimeoutError: it has not ended",
     NeverLetsGo: "a swap to large beside a call raises TimeoutError: it has not ended after 0.2 s",
     SwapsAreNot: "a swap to patterns beside one to large leaves or computes neither patterns or large",
 }

@@ -64,7 +64,12 @@ class Broken:
 
 
 class Deployment:
-    """The compiled model under test, a snapshot to return to, and freshly loaded adapters."""
+    """The compiled model under test, a snapshot to return to, and freshly loaded adapters.
+
+    One that is not to be run alone (``runs_alone``) may only be called where every other rank calls it too.
+    """
+
+    runs_alone = True
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject = subject

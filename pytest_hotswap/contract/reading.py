@@ -22,6 +22,8 @@ def is_read(deployment: Deployment, model: Any = None) -> bool:
     It may be given other weights, or another adapter of the layers may be the one that is in use. What a
     model that does not run reads is not known: it counts.
     """
+    if not deployment.runs_alone:
+        return True
     model = deployment.compiled if model is None else model
     tensors = _of_layers(deployment, deployment.module_of(model))
     try:
@@ -45,7 +47,11 @@ def traces(deployment: Deployment, snapshot: Snapshot) -> list[str]:
         for name, (tensor, then) in snapshot.other_values().items()
         if tensor.is_floating_point() and tensor.data_ptr() not in strict
     }
-    if others and not _shows(deployment, deployment.compiled, [*others.values()]):
+    if (
+        others
+        and deployment.runs_alone
+        and not _shows(deployment, deployment.compiled, [*others.values()])
+    ):
         changes = [c for c in changes if c.removesuffix(" changed its values") not in others]
     return changes
 

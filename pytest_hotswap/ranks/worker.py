@@ -39,6 +39,8 @@ class Outcome:
 class RankDeployment(Deployment):
     """The part of a deployment that one rank has, and an oracle that is whole."""
 
+    runs_alone = False
+
     def __init__(self, subject: Any, folder: Path, lockstep: Lockstep) -> None:
         self.lockstep = lockstep
         super().__init__(subject, folder)
@@ -64,9 +66,6 @@ class RankDeployment(Deployment):
 
     def difference(self, *_: Any, **__: Any) -> None:
         """Name nothing: an output of a module that is cut is another one on each rank."""
-
-    def outputs_that_differ(self, *_: Any, **__: Any) -> None:
-        """Name nothing; no other rank is asked to run the model for that."""
 
     def widened(self, model: Any) -> Any:
         """Another model with the same values, in float64: a DTensor cannot be copied."""

@@ -208,14 +208,16 @@ def pytest_runtest_makereport(
         from pytest_hotswap.contract import failure
 
         law = failure.is_of_the_law(call)
-        script = failure.script(item, call.excinfo.value) if law else script
+        if law:
+            failure.keep_the_sentence(call.excinfo.value)
+            script = failure.script(item, call.excinfo.value)
     if script:
         item.user_properties.append(("hotswap.script", script))
         item.add_report_section(call.when, "hotswap script", script)
     report = yield
     if law and report.failed and call.excinfo:
         report.longrepr = call.excinfo.getrepr(style="value")
-        report.sections.insert(0, ("what to do", failure.what_to_do(item)))
+        report.sections.insert(0, ("what to do", failure.what_to_do(item, call.excinfo.value)))
     return report
 
 

@@ -201,6 +201,18 @@ class Snapshot:
                 found.append(f"{entry.name} is gone")
         return found + (self._changed_flags(modules) if values else [])
 
+    def other_values(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By name the tensors that hold other values since: each as it is and what it held, of this rank."""
+        live = {n: t for path, module in self._walk() for n, _, _, t in _tensors(path, module)}
+        pairs = (
+            (e.name, local_of(live[e.name]), e.values) for e in self._entries if e.name in live
+        )
+        return {
+            name: (now.detach(), then)
+            for name, now, then in pairs
+            if now.shape == then.shape and not _same_bits(now, then)
+        }
+
     def between(self, other: Snapshot) -> Callable[[], bool]:
         """A quick look, at a few tensors, whether the models are neither as here nor as in the other."""
         theirs = {entry.name: entry.values for entry in other._entries}

@@ -30,12 +30,14 @@ REMEDIES: dict[str, str] = {
     "its rank_pattern and alpha_pattern, and zeros into those that it leaves out",
     "swap-forgets": "fill padded rows and modules that the adapter leaves out with zeros at every swap",
     "swap-has-effect": "write into the compiled model, not into a copy, and leave the adapter enabled",
-    "swap-isolated": "write to the tensors of the swapped adapter only; match its name as a whole",
+    "swap-isolated": "write to the tensors of the swapped adapter only, match its name as a whole, and leave "
+    "modes, flags and settings as they are",
     "swap-atomic": "read and validate everything before the first write, and undo the writes on an error",
     "swap-in-place": "copy into the tensors that are there (copy_) instead of putting others in their place",
     "zero-recompiles": "prepare for the plan of the whole fleet before torch.compile; why it recompiled is "
     "in the table of recompiles",
-    "knobs-follow": "set the config, the scaling and what is saved together with the weights",
+    "knobs-follow": "set the config, the scaling and what is saved together with the weights, and let each "
+    "knob act on every layer, before the first swap too",
     "unprepared-recompiles": "let compile() really compile, so that a recompile can be seen",
 }
 """Law id → what its deployment has to do where it is broken."""

@@ -27,6 +27,10 @@ DEFECTS = (
 )
 
 
+TOO_LARGE = "number that is infinite in the model"
+"""A defect of a file that is wider than the model: no float64 takes it for one."""
+
+
 def kinds_of(adapter: Path) -> dict[str, tuple[str, list[tuple[str, int]]]]:
     """A tensor of each kind that an adapter has, by what it is: its name, and the defects it may have.
 
@@ -73,8 +77,11 @@ def break_adapter(
             tensors["base_model.model.nowhere.weight"] = torch.zeros(2, 2)
         elif defect == "not a number":
             value.view(-1)[-1] = float("nan")
+        elif defect == TOO_LARGE:
+            tensors[broken] = value.double()
+            tensors[broken].view(-1)[-1] = 1e300
 
-    if defect not in DEFECTS:
+    if defect not in (*DEFECTS, TOO_LARGE):
         raise ValueError(f"unknown defect {defect!r}; one of {', '.join(DEFECTS)}")
     if defect == "larger rank":
         modules, known = AdapterSpec.read(source).modules, room or {}
@@ -142,6 +149,24 @@ def rescale_adapter(source: Path, folder: Path, factor: float) -> Path:
     config = _copy(source, folder)
     patterns = {key: value * factor for key, value in (config.get("alpha_pattern") or {}).items()}
     _configure(folder, config, lora_alpha=config["lora_alpha"] * factor, alpha_pattern=patterns)
+    return folder
+
+
+def with_a_module(source: Path, folder: Path, name: str, sizes: tuple[int, int]) -> Path:
+    """Copy an adapter with one more module, a linear one of sizes (in, out), of its rank."""
+    import torch
+
+    spec = AdapterSpec.read(source)
+
+    def change(tensors: dict[str, Any]) -> None:
+        rank = int(spec.config["r"])
+        like = next(value for value in tensors.values() if value.is_floating_point())
+        for part, shape in (("A", (rank, sizes[0])), ("B", (sizes[1], rank))):
+            full = torch.full(shape, 0.1, dtype=like.dtype)
+            tensors[f"base_model.model.{name}.lora_{part}.weight"] = full
+
+    targets = sorted({*map(target_of, spec.modules), name})
+    _configure(folder, _copy(source, folder, change), target_modules=targets)
     return folder
 
 

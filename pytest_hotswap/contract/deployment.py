@@ -64,7 +64,12 @@ class Broken:
 
 
 class Deployment:
-    """The compiled model under test, a snapshot to return to, and freshly loaded adapters."""
+    """The compiled model under test, a snapshot to return to, and freshly loaded adapters.
+
+    One that is not to be run alone (``runs_alone``) may only be called where every other rank calls it too.
+    """
+
+    runs_alone = True
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject = subject
@@ -187,6 +192,7 @@ class Deployment:
 
     def new_folder(self) -> Path:
         """A path for an adapter that does not exist yet."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._folders += 1
         return self.folder / f"derived-{self._folders}"
 
@@ -340,17 +346,9 @@ class Deployment:
         """Whether the compiled model's outputs are others than before, by a single bit."""
         return compare(self.run(), before).max_error != 0.0
 
-    def blame(self, adapter: Path | None, *, model: Any = None) -> str:
-        """Name the first module whose output differs from the oracle's."""
-        oracle = self.base if adapter is None else self.fresh(adapter)
-        ours = self.served if model is None else self.module_of(model)
-        with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
-            return self.difference(ours, oracle, self.run)
-
-    def difference(self, ours: Any, theirs: Any, run: Any, **more: Any) -> str:
-        """Say which module's output is the first that differs."""
-        module = first_difference(ours, theirs, run, **more)
-        return f"; the first module that differs is {module}" if module else ""
+    def difference(self, ours: Any, theirs: Any, run: Any, **more: Any) -> str | None:
+        """The first module whose output differs."""
+        return first_difference(ours, theirs, run, **more)
 
     def widened(self, model: Any) -> Any:
         """A copy of the model under test in float64."""

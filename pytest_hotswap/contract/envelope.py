@@ -13,8 +13,9 @@ from hotswap.adapters.config import CONFIG
 from hotswap.checks.equivalence import compare
 from pytest_hotswap.adapters.derived import widen_adapter
 from pytest_hotswap.contract.deployment import NOTE, Deployment
-from pytest_hotswap.contract.placed import misplaced
+from pytest_hotswap.contract.placed import blame, misplaced
 from pytest_hotswap.contract.probes import changes_of_an_active_one, few
+from pytest_hotswap.contract.reading import traces
 from pytest_hotswap.contract.settings import changed, files_of
 from pytest_hotswap.contract.surroundings import disturbed_by, grown, growth, surroundings
 
@@ -31,7 +32,7 @@ class EnvelopeLaws:
                 continue
             found = swapping.compare(adapter)
             if not found.equal:
-                wrong.append(f"{what}: {found.detail}{swapping.blame(adapter)}")
+                wrong.append(f"{what}: {found.detail}{blame(swapping, adapter)}")
             elif placed := misplaced(swapping, adapter):
                 wrong.append(f"{what}: {placed[0]}")
         assert not wrong, f"swap-equals-load: of the companions, {few(wrong)}"
@@ -44,7 +45,7 @@ class EnvelopeLaws:
             for name, adapter in ((f"with {what}", alike), (f"after one with {what}", first)):
                 swapping.swap(adapter)
                 found = swapping.compare(adapter)
-                wrong = "" if found.equal else f"{found.detail}{swapping.blame(adapter)}"
+                wrong = "" if found.equal else f"{found.detail}{blame(swapping, adapter)}"
                 wrong = wrong or few(misplaced(swapping, adapter))
                 assert not wrong, f"swap-equals-load: {first.name} {name}: {wrong}"
 
@@ -59,7 +60,7 @@ class EnvelopeLaws:
         found = swapping.compare(other)
         assert found.equal, (
             f"swap-equals-load: {other.name}, written to the folder that {one.name} was read from: "
-            f"{found.detail}{swapping.blame(other)}"
+            f"{found.detail}{blame(swapping, other)}"
         )
         for adapter in (one, swapping.negated):  # of the same size and config, one after the other
             shutil.rmtree(folder)
@@ -68,7 +69,7 @@ class EnvelopeLaws:
         found = swapping.compare(swapping.negated)
         assert found.equal, (
             f"swap-equals-load: {one.name}, written anew with other weights of the same size: "
-            f"{found.detail}{swapping.blame(swapping.negated)}"
+            f"{found.detail}{blame(swapping, swapping.negated)}"
         )
 
     def test_swap_equals_load__names(self, swapping: Deployment) -> None:
@@ -91,7 +92,7 @@ class EnvelopeLaws:
             name = folder.relative_to(place)
             assert found.equal, (
                 f"swap-equals-load: an adapter named {name}{last}: {found.detail}"
-                f"{swapping.blame(adapter)}"
+                f"{blame(swapping, adapter)}"
             )
             last = f" after one named {name}"
 
@@ -105,7 +106,7 @@ class EnvelopeLaws:
             swapping.swap(adapters[one], adapter)
             snapshot = swapping.fingerprint()
             swapping.swap(adapters[other], adapter)
-            changes = snapshot.changes(storage=False)
+            changes = traces(swapping, snapshot)
             assert not changes, (
                 f"swap-forgets: {name} is not the same after {other} as after {one}: {few(changes)}"
             )

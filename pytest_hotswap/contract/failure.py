@@ -25,10 +25,20 @@ def is_of_the_law(call: pytest.CallInfo[None]) -> bool:
     )
 
 
-def what_to_do(item: pytest.Item) -> str:
-    """What the deployment has to do, and the command that repeats just this test."""
-    name = LawName.of(_test(item))
-    remedy = CONTROL_REMEDY if name.role == "control" else REMEDIES.get(name.law, "")
+def keep_the_sentence(error: BaseException) -> None:
+    """Take what pytest adds to a law's assertion off it: "assert False", and where that comes from."""
+    if isinstance(error, AssertionError) and error.args:
+        error.args = (str(error.args[0]).partition("\nassert ")[0],)
+
+
+def what_to_do(item: pytest.Item, error: BaseException) -> str:
+    """What the deployment has to do, and the command that repeats just this test.
+
+    A test of one law may find that another is broken, with which its sentence begins.
+    """
+    name, broken = LawName.of(_test(item)), str(error).partition(":")[0]
+    remedy = REMEDIES.get(broken, REMEDIES.get(name.law, ""))
+    remedy = CONTROL_REMEDY if name.role == "control" else remedy
     again = f"just this one again: pytest {item.nodeid!r}"
     return "\n".join(filter(None, [remedy, again]))
 

@@ -50,7 +50,8 @@ def compare_in_float64(deployment: Deployment, adapter: Path) -> tuple[Compariso
         found = compare(run(ours), expected, tolerances=near)
         if found.equal:
             return found, ""
-        return found, deployment.difference(ours, theirs, run, tolerances=near)
+        differs = deployment.difference(ours, theirs, run, tolerances=near)
+    return found, f"; the first module that differs is {differs}" if differs else ""
 
 
 def _cast_like(theirs: Any, ours: Any, adapter_name: str) -> None:

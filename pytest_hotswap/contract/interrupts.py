@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 import sysconfig
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 
 from hotswap.checks.snapshot import Snapshot
-from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import RankError
 from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.placed import misplaced
 
 POINTS = 6
 """Places of a swap at which it is interrupted, spread evenly over the lines that it runs."""
@@ -44,12 +45,13 @@ class Lines:
 
 
 def lines_of(deployment: Deployment, one: Path, other: Path) -> Lines:
-    """Swap from one adapter to another and look at each line.
+    """Swap from one adapter to another, which is not at hand yet, and look at each line.
 
     The middle are the lines at which the model is neither as before nor as after.
     """
     deployment.swap(other)
     after = deployment.fingerprint()
+    deployment.restore()  # a bank that has the other writes nothing
     deployment.swap(one)
     before = deployment.fingerprint()
     is_between, between = before.between(after), list[int]()
@@ -85,11 +87,24 @@ def interrupted(deployment: Deployment) -> str:
         changes = _changes(found.before)
         if changes and _changes(found.after) and not _serves_one(deployment, one, other):
             return f"interrupted at {where}, part of {other.name} is in place: {changes[0]}"
+        if _knobs_are_of_another(deployment, one):
+            return (
+                f"after an interrupt at {where} {one.name} serves, and knobs speak of {other.name}"
+            )
         if deployment.refuses(other):
             return f"after an interrupt at {where} no swap works: {deployment.refusal}"
         if not deployment.compare(other).equal:
             return f"after an interrupt at {where} {other.name} is swapped in wrongly"
     return ""
+
+
+def _knobs_are_of_another(deployment: Deployment, adapter: Path) -> bool:
+    """Whether an adapter that serves, as an undo has left it, is scaled from another's scaling."""
+    subject = deployment.subject
+    if "knobs-follow" in subject.unsupported or not deployment.compare(adapter).equal:
+        return False
+    subject.set_scale(deployment.compiled, 0.5)
+    return not deployment.compare(adapter, scale=0.5).equal
 
 
 def _spread(lines: range | list[int]) -> Iterator[int]:
@@ -98,13 +113,11 @@ def _spread(lines: range | list[int]) -> Iterator[int]:
 
 
 def _serves_one(deployment: Deployment, *adapters: Path) -> bool:
-    """Whether a deployment without LoRA layers of PEFT's computes what one adapter does, to the tolerance.
-
-    Nothing says which of its tensors a call reads: it may hold one that is not in place.
-    """
-    if lora_layers(deployment.served, deployment.subject.adapter_name):
-        return False
-    return any(deployment.compare(adapter).equal for adapter in adapters)
+    """Whether one adapter is served, whole, and only what no call reads is neither as before nor as after."""
+    return any(
+        deployment.compare(adapter).equal and not misplaced(deployment, adapter)
+        for adapter in adapters
+    )
 
 
 def _changes(snapshot: Snapshot) -> list[str]:
@@ -118,14 +131,18 @@ def _interrupt(at: int, line: int) -> None:
 
 
 def traced(swap: Callable[[], None], at_line: Callable[[int], None]) -> int:
-    """Run a swap, call something at each line outside of Python and torch, and count these lines."""
+    """Run a swap, call something at each line outside of Python and torch, and count these lines.
+
+    Lines of a ``with`` are none: Python is there once more when it leaves, where an interrupt comes before
+    ``__exit__`` and no code can do anything about it.
+    """
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count
         if frame.f_code.co_filename.startswith(_NOT_THEIRS):
             return None
-        if event == "line":
+        if event == "line" and not _is_with(frame):
             count += 1
             at_line(count)
         return trace
@@ -137,6 +154,11 @@ def traced(swap: Callable[[], None], at_line: Callable[[int], None]) -> int:
     finally:
         sys.settrace(previous)
     return count
+
+
+def _is_with(frame: FrameType) -> bool:
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return line.lstrip().startswith(("with ", "async with "))
 
 
 def _place(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import hotswap
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.contract.deployment import Deployment
-from pytest_hotswap.contract.placed import misplaced
+from pytest_hotswap.contract.placed import blame, misplaced
 from pytest_hotswap.contract.probes import few
 
 
@@ -28,6 +29,7 @@ class KnobLaws:
             assert verdict.outcome == "passed", (
                 f"knobs-follow: the first set_scale() recompiles: {few(verdict.reasons)}"
             )
+        _before_any_swap(swapping)
         swapping.swap(adapter)
         knobs_follow(swapping, adapter, adapter.name)
         for scale in (2.5, 0.0, -0.5):
@@ -35,8 +37,9 @@ class KnobLaws:
             found = swapping.compare(adapter, scale=scale)
             assert found.equal, (
                 f"knobs-follow: {adapter.name}: set_scale({scale}) after a swap: {found.detail}"
+                f"{blame(swapping, adapter, scale=scale)}"
             )
-        _saved(swapping, adapter, f"knobs-follow: {adapter.name}, saved while scaled", scale=scale)
+        _saved(swapping, adapter, f"knobs-follow: {adapter.name}, saved while scaled")
         swapping.swap(swapping.rescaled)  # which has the most modules
         swapping.subject.set_scale(swapping.compiled, 2.5)
         wrong = misplaced(swapping, swapping.rescaled, 2.5)
@@ -59,23 +62,26 @@ class KnobLaws:
             found = swapping.compare(None)
             assert found.equal, (
                 f"knobs-follow: {other.name}, swapped in while disabled, has an effect: {found.detail}"
+                f"{blame(swapping, None)}"
             )
             what = f"knobs-follow: {other.name}, saved while disabled"
             _saved(swapping, other, what, may_refuse=True)
         found = swapping.compare(other)
         assert found.equal, (
             f"knobs-follow: {other.name}, swapped in while disabled, then enabled: {found.detail}"
-            f"{swapping.blame(other)}"
+            f"{blame(swapping, other)}"
         )
         with subject.disabled(model):
             subject.set_scale(model, 0.5)
             found = swapping.compare(None)
             assert found.equal, (
                 f"knobs-follow: set_scale(0.5) while disabled has an effect: {found.detail}"
+                f"{blame(swapping, None)}"
             )
         found = swapping.compare(other, scale=0.5)
         assert found.equal, (
             f"knobs-follow: {other.name}: set_scale(0.5) while disabled, then enabled: {found.detail}"
+            f"{blame(swapping, other, scale=0.5)}"
         )
         subject.set_scale(model, 1.0)
         with suppress(_GoneWrongError), subject.disabled(model):
@@ -83,7 +89,13 @@ class KnobLaws:
         found = swapping.compare(other)
         assert found.equal, (
             f"knobs-follow: {other.name} is not enabled again after an error while it was disabled: "
-            f"{found.detail}"
+            f"{found.detail}{blame(swapping, other)}"
+        )
+        swapping.swap(one)
+        found = swapping.compare(one)
+        assert found.equal, (
+            f"knobs-follow: {one.name}, swapped in after an error while {other.name} was disabled: "
+            f"{found.detail}{blame(swapping, one)}"
         )
 
     def test_knobs_follow__scaled_before(self, swapping: Deployment) -> None:
@@ -96,7 +108,7 @@ class KnobLaws:
         found = swapping.compare(other)
         assert found.equal, (
             f"knobs-follow: {other.name}, swapped in after set_scale(0.5) on {one.name}: {found.detail}"
-            f"{swapping.blame(other)}"
+            f"{blame(swapping, other)}"
         )
         if not swapping.takes_none:
             return
@@ -105,14 +117,14 @@ class KnobLaws:
         found = swapping.compare(None)
         assert found.equal, (
             f"knobs-follow: after a swap to no adapter set_scale(0.5) brings one back: {found.detail}"
-            f"{swapping.blame(None)}"
+            f"{blame(swapping, None)}"
         )
         swapping.swap(other)
         subject.set_scale(model, 0.5)
         found = swapping.compare(other, scale=0.5)
         assert found.equal, (
             f"knobs-follow: {other.name}: set_scale(0.5), after it was called without an adapter: "
-            f"{found.detail}{swapping.blame(other)}"
+            f"{found.detail}{blame(swapping, other, scale=0.5)}"
         )
 
 
@@ -130,11 +142,11 @@ def knobs_follow(
     with subject.disabled(model):
         found = deployment.compare(None)
         assert found.equal, (
-            f"{what}: disabled is not the base model: {found.detail}{deployment.blame(None)}"
+            f"{what}: disabled is not the base model: {found.detail}{blame(deployment, None)}"
         )
     found = deployment.compare(adapter)
     assert found.equal, (
-        f"{what}: enabled again is not the adapter: {found.detail}{deployment.blame(adapter)}"
+        f"{what}: enabled again is not the adapter: {found.detail}{blame(deployment, adapter)}"
     )
     _saved(deployment, adapter, what)
 
@@ -155,7 +167,10 @@ def _scaled(deployment: Deployment, adapter: Path, what: str) -> None:
         moved = snapshot.changes(values=False)
         assert not moved, f"{what}: set_scale() does not write in place: {few(moved)}"
         found = deployment.compare(adapter, scale=0.5)
-        assert found.equal, f"{what}: set_scale(0.5) after a swap: {found.detail}"
+        assert found.equal, (
+            f"{what}: set_scale(0.5) after a swap: {found.detail}"
+            f"{blame(deployment, adapter, scale=0.5)}"
+        )
         subject.set_scale(model, 1.0)
         deployment.run()
     verdict, other = log.verdict(), not what.startswith("knobs-follow")  # told there
@@ -169,10 +184,9 @@ def _saved(
     adapter: Path,
     what: str,
     *,
-    scale: float = 1.0,
     may_refuse: bool = False,
 ) -> None:
-    """Save and reload; what is saved under a factor may have it or not."""
+    """Save and reload; a factor is the user's, and no part of what is saved, as it is not in PEFT."""
     before = deployment.run()
     snapshot, folder = deployment.fingerprint(), deployment.new_folder()
     try:
@@ -187,15 +201,40 @@ def _saved(
     if deployment.differs(before):
         changes.append("its outputs are others")
     assert not changes, f"{what}: saving changes the model: {few(changes)}"
+    reloaded = _reloaded(deployment, folder, what)
+    saved = deployment.compare(adapter, model=reloaded)
+    assert saved.equal, (
+        f"{what}: the saved adapter reloads differently: {saved.detail}"
+        f"{blame(deployment, adapter, model=reloaded)}"
+    )
+
+
+def _before_any_swap(deployment: Deployment) -> None:
+    """Save and scale the adapter that was loaded, of a model of its own: a snapshot is no fresh load."""
+    subject, first, model = deployment.subject, deployment.first, deployment.prepared()
+    folder, what = (
+        deployment.new_folder(),
+        f"knobs-follow: {deployment.first.name}, before any swap",
+    )
+    subject.save(model, folder)
+    reloaded = _reloaded(deployment, folder, what)
+    saved = deployment.compare(first, model=reloaded)
+    assert saved.equal, (
+        f"{what}: the saved adapter reloads differently: {saved.detail}"
+        f"{blame(deployment, first, model=reloaded)}"
+    )
+    subject.set_scale(model, 0.5)
+    found = deployment.compare(first, model=model, scale=0.5)
+    assert found.equal, (
+        f"{what}: set_scale(0.5): {found.detail}{blame(deployment, first, model=model, scale=0.5)}"
+    )
+
+
+def _reloaded(deployment: Deployment, folder: Path, what: str) -> Any:
     try:
-        reloaded = deployment.fresh(folder)
+        return deployment.fresh(folder)
     except Exception as error:  # whatever PEFT raises about the file
         pytest.fail(f"{what}: the saved adapter cannot be loaded: {error}")
-    saved = deployment.compare(adapter, model=reloaded)
-    assert saved.equal or deployment.compare(adapter, model=reloaded, scale=scale).equal, (
-        f"{what}: the saved adapter reloads differently: {saved.detail}"
-        f"{deployment.blame(adapter, model=reloaded)}"
-    )
 
 
 def _tensor_scalings(deployment: Deployment) -> set[str]:

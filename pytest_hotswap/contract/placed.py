@@ -1,4 +1,4 @@
-"""What of an adapter is in place, bit for bit, whether a forward reads it or not."""
+"""What of an adapter is in place, bit for bit, whether a forward reads it or not; and what is at fault."""
 
 from __future__ import annotations
 
@@ -8,35 +8,94 @@ from typing import Any
 
 import torch
 
+from hotswap.adapters.names import canonical
 from hotswap.checks.equivalence import TOLERANCES, compare
 from hotswap.compiler.regions import unwrap
 from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.auxiliary import auxiliary_slots
 from hotswap.engine.layout.slots import Slot, lora_layers, slots
 from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.reading import is_read
 
 
 def misplaced(deployment: Deployment, adapter: Path, scale: float = 1.0) -> list[str]:
-    """Say which layers hold something else than the adapter's fresh load, scaled by a factor.
+    """Say which layers that a call reads hold something else than the adapter's fresh load, scaled."""
+    found = unlike_the_file(deployment, adapter, scale)
+    return found if found and is_read(deployment) else []
+
+
+def unlike_the_file(deployment: Deployment, adapter: Path, scale: float = 1.0) -> list[str]:
+    """The same of all layers, whether a call reads them or not.
 
     A layer that keeps the same adapter in another form is right if what it adds to the base weight is.
     """
-    name = deployment.subject.adapter_name
     loaded = deployment.fresh(adapter, scale)
-    fresh = lora_layers(loaded, "default")
-    found = []
-    for module, layer in lora_layers(deployment.served, name).items():
-        theirs = fresh.get(module)
-        differing = list(_differing(layer, name, theirs))
-        if differing and not _adds_the_same(layer, name, theirs):
-            found.append(f"{module} does not hold what the file has: {', '.join(differing)}")
+    found = [
+        f"{module} does not hold what the file has: {', '.join(differing)}"
+        for module, differing in _misplaced(deployment, deployment.served, loaded)
+    ]
     wanted = {slot.name: slot for slot in auxiliary_slots(loaded, "default")}
     found += [
         f"{slot.name} is not what the file has"
-        for slot in auxiliary_slots(deployment.served, name)
+        for slot in auxiliary_slots(deployment.served, deployment.subject.adapter_name)
         if not torch.equal(slot.tensor, _whole(slot, wanted.get(slot.name)))
     ]
     return found
+
+
+def _misplaced(deployment: Deployment, model: Any, loaded: Any) -> Iterator[tuple[str, list[str]]]:
+    name = deployment.subject.adapter_name
+    fresh = {} if loaded is None else lora_layers(loaded, "default")
+    for module, layer in lora_layers(model, name).items():
+        theirs = fresh.get(module)
+        differing = list(_differing(layer, name, theirs))
+        if differing and not _adds_the_same(layer, name, theirs):
+            yield module, differing
+
+
+def blame(
+    deployment: Deployment, adapter: Path | None, *, model: Any = None, scale: float = 1.0
+) -> str:
+    """Name the first module that differs from the oracle.
+
+    That is the first one which holds something else; only where none does are outputs compared, which
+    differ in the modules after it as well, and there often more than in the one at fault.
+    """
+    ours = deployment.served if model is None else deployment.module_of(model)
+    found = next(_held_wrongly(deployment, ours, adapter, scale), None)
+    if not found and is_read(deployment, model):  # else the module itself computes something else
+        oracle = deployment.base if adapter is None else deployment.fresh(adapter, scale)
+        with torch.compiler.set_stance("force_eager"):  # what is compiled in place runs hooks too
+            found = deployment.difference(ours, oracle, deployment.run)
+    return f"; the first module that differs is {found}" if found else ""
+
+
+def _held_wrongly(
+    deployment: Deployment, model: Any, adapter: Path | None, scale: float
+) -> Iterator[str]:
+    loaded = None if adapter is None else deployment.fresh(adapter, scale)
+    layers = lora_layers(model, deployment.subject.adapter_name)
+    if loaded is not None or not any(layer.disable_adapters for layer in layers.values()):
+        for module, differing in _misplaced(deployment, model, loaded):
+            yield f"{module} ({', '.join(differing)})"
+    theirs = base_tensors(deployment.base)
+    for name, tensor in base_tensors(model).items():
+        other = theirs.get(name, tensor)  # of a mesh, the base is whole
+        if tensor.shape == other.shape and not torch.equal(tensor, other.to(tensor)):
+            yield name.rpartition(".")[0]
+
+
+def base_tensors(model: Any) -> dict[str, Any]:
+    """The tensors of a model by the names that they have in the base model."""
+    return {
+        in_base(name): local_of(tensor)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+def in_base(name: str) -> str:
+    """A tensor's name in the base model, without what PEFT puts around a module."""
+    return canonical(name).replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _whole(slot: Slot, theirs: Slot | None) -> Any:
@@ -90,6 +149,8 @@ def _differing(layer: Any, name: str, theirs: Any) -> Iterator[str]:
 
 def _holds(slot: Slot, other: Slot) -> bool:
     """Whether a tensor, or the part of it that is on this rank, has the values of the fresh load's."""
+    if (slot.rank or 0) < (other.rank or 0):
+        return False
     ours, theirs = local_of(slot.own(other.rank or 0)), other.tensor.detach()
     if slot.cut is not None:
         theirs = theirs[slot.cut]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from hotswap import SwapPlan
 from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers
 from pytest_hotswap.contract.deployment import BYSTANDER, Deployment, brief
+from pytest_hotswap.contract.placed import blame
 from pytest_hotswap.contract.probes import active, few, uncovered, with_another
 
 
@@ -42,7 +45,9 @@ class PreparationLaws:
         """A layer that is not what or where others are is prepared, or refused by name, never skipped."""
         model = deployment.loaded()
         module, own = deployment.module_of(model), deployment.subject.adapter_name
-        name, layer = next(iter(lora_layers(module, own).items()))
+        if not (layers := lora_layers(module, own)):
+            pytest.skip(NO_LAYERS)
+        name, layer = next(iter(layers.items()))
         ODD[odd](module, layer)
         try:
             deployment.subject.prepare(model, deployment.plan)
@@ -57,6 +62,21 @@ class PreparationLaws:
             found = _loaded_first(deployment, adapter)
             wrong += [f"{what}: {fault}" for fault in (found.wrong, *found.missed[:1]) if fault]
         assert not wrong, f"preparation-preserves: of the companions loaded first, {few(wrong)}"
+
+    def test_preparation_preserves__smaller_plan(self, deployment: Deployment) -> None:
+        """A plan that has no room for what is loaded is refused before anything changes."""
+        plan, spec = deployment.plan, deployment.specs[deployment.first]
+        own = {n: m for n, m in spec.modules.items() if m.rank > m.groups and n in plan.modules}
+        if not own:
+            pytest.skip("not run: the adapter that is loaded first has rank 1 throughout")
+        name, module = [*own.items()][-1]
+        less = replace(plan.modules[name], rank=module.rank - module.groups)
+        smaller = replace(plan, modules={**plan.modules, name: less})
+        wrong, _ = _prepared(deployment, deployment.first, deployment.loaded(), smaller)
+        assert not wrong, (
+            f"preparation-preserves: for a plan of rank {less.rank} in {name}, where "
+            f"{deployment.first.name} has {module.rank}: {wrong}"
+        )
 
     def test_preparation_preserves__beside_another(self, deployment: Deployment) -> None:
         """An adapter that is loaded beside the one to swap computes what it did, or both are refused."""
@@ -75,6 +95,8 @@ class PreparationLaws:
 
     def test_prepare_before_compile(self, deployment: Deployment, style: str) -> None:
         model, backend = deployment.loaded(), deployment.subject.backend
+        if style in OF_A_LAYER and not lora_layers(deployment.module_of(model)):
+            pytest.skip(NO_LAYERS)
         if isinstance(model, nn.Module):
             model = STYLES[style](model, backend)
         elif STYLES[style] is _wrapped:
@@ -136,21 +158,23 @@ def _looked_at(deployment: Deployment, adapter: Path) -> _LoadedFirst:
         return _LoadedFirst(wrong, missed)
     found, dropped = deployment.compare(target, model=model), ""
     if not found.equal:
-        blamed = deployment.blame(target, model=model)
+        blamed = blame(deployment, target, model=model)
         dropped = f"{target.name}, swapped in then: {found.detail}{blamed}"
     return _LoadedFirst(wrong, missed, dropped)
 
 
-def _prepared(deployment: Deployment, adapter: Path, model: Any) -> tuple[str, bool]:
+def _prepared(
+    deployment: Deployment, adapter: Path, model: Any, plan: SwapPlan | None = None
+) -> tuple[str, bool]:
     """Prepare a model; say what is wrong then, or what a refusal has changed, and whether it is refused."""
     before, snapshot = deployment.run(model), deployment.fingerprint(model)
     try:
-        deployment.subject.prepare(model, deployment.plan)
+        deployment.subject.prepare(model, plan or deployment.plan)
     except Exception as error:  # whatever the subject raises is a refusal
         changes = snapshot.changes()
         return f"it is refused ({brief(error)}), but {few(changes)}" if changes else "", True
     found = compare(deployment.run(model), before)
-    return "" if found.equal else f"{found.detail}{deployment.blame(adapter, model=model)}", False
+    return "" if found.equal else f"{found.detail}{blame(deployment, adapter, model=model)}", False
 
 
 class _Wrapper(nn.Module):
@@ -209,6 +233,8 @@ def _below_a_wrapper(model: Any, layer: Any) -> None:
 
 
 ODD = {"of a class of its own": _of_another_class, "below a wrapper": _below_a_wrapper}
+OF_A_LAYER = ("a compiled submodule", "a block replaced by its compiled wrapper")
+NO_LAYERS = "not applicable: what load() gives has no LoRA layer of PEFT's"
 STYLES = {
     "a torch.compile wrapper": _wrapped,
     "compile() in place": _in_place,

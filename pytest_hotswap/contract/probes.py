@@ -16,6 +16,7 @@ from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.slots import lora_layers, slots
 from pytest_hotswap.contract.deployment import BYSTANDER, Deployment, brief
+from pytest_hotswap.contract.reading import is_read
 from pytest_hotswap.subjects.base import Subject
 
 
@@ -32,11 +33,12 @@ def poke(deployment: Deployment, model: Any) -> None:
 
 
 def _writable(deployment: Deployment, model: Any) -> list[torch.Tensor]:
-    """Each layer's lora_B; every weight of a model that keeps its adapter in no LoRA layer of PEFT's."""
+    """Each layer's lora_B; every weight of a model that reads its adapter from no LoRA layer of PEFT's."""
     name = deployment.subject.adapter_name
     module = deployment.module_of(model)
     layers = lora_layers(module, name).values()
-    if found := [slots(layer, name)[1].tensor for layer in layers]:
+    found = [slots(layer, name)[1].tensor for layer in layers]
+    if found and is_read(deployment, model):
         return found
     every = (*module.parameters(), *module.buffers())
     return [tensor for tensor in every if tensor.is_floating_point()]
@@ -94,7 +96,7 @@ def with_another(deployment: Deployment, *, prepared: bool = False) -> tuple[Any
 
 
 def uncovered(deployment: Deployment, model: Any) -> list[str]:
-    """Say which tensors are below their planned rank, and which scalings are no tensors."""
+    """Say which tensors that a call reads are below their planned rank, and which scalings are no tensors."""
     name = deployment.subject.adapter_name
     found = []
     for module, layer in lora_layers(deployment.module_of(model), name).items():
@@ -106,7 +108,7 @@ def uncovered(deployment: Deployment, model: Any) -> list[str]:
         ]
         if not isinstance(layer.scaling[name], torch.Tensor):
             found.append(f"{module}.scaling is a {type(layer.scaling[name]).__name__}")
-    return found
+    return found if found and is_read(deployment, model) else []
 
 
 def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:

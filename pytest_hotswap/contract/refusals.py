@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from pytest_hotswap.adapters.derived import break_adapter, kinds_of
+from pytest_hotswap.adapters.derived import TOO_LARGE, break_adapter, kinds_of, with_a_module
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.interrupts import interrupted
 from pytest_hotswap.contract.knobs import knobs_follow
@@ -38,6 +39,47 @@ class RefusalLaws:
                 assert not changes, (
                     f"swap-atomic: refused ({defect} in {kind}, {key}), but {few(changes)}"
                 )
+
+    def test_swap_atomic__too_large(self, swapping: Deployment) -> None:
+        """A number may be finite in the file, and infinite as what the model holds."""
+        if next(swapping.served.parameters()).dtype == torch.float64:
+            pytest.skip("not applicable: nothing is too large for a model in float64")
+        bad = break_adapter(swapping.first, swapping.new_folder(), TOO_LARGE)
+        refused = swapping.refuses(bad)
+        changes = swapping.snapshot.changes()
+        assert refused, f"swap-atomic: an adapter with a {TOO_LARGE} is accepted: {few(changes)}"
+        assert not changes, f"swap-atomic: refused ({TOO_LARGE}), but {few(changes)}"
+
+    def test_swap_atomic__not_prepared(self, swapping: Deployment) -> None:
+        """An adapter with a module that the plan has not is taken whole, or refused."""
+        plan = swapping.plan.modules
+        plain = (
+            path
+            for path, spec in swapping.specs.items()
+            if not any(m.parameters or m.bias or m.dora for m in spec.modules.values())
+        )
+        adapter = next(plain, None)
+        free = {n: m for n, m in swapping.base.named_modules() if type(m) is torch.nn.Linear}
+        name = next((n for n in free if n not in plan and n not in swapping.plan.saved), "")
+        if not name or adapter is None:
+            pytest.skip(
+                "not run: the plan has every linear layer, or no adapter is of such layers alone"
+            )
+        sizes = (free[name].in_features, free[name].out_features)
+        more = with_a_module(adapter, swapping.new_folder(), name, sizes)
+        try:
+            swapping.expected(more)
+        except Exception:  # PEFT takes no LoRA for it
+            pytest.skip(f"not run: PEFT loads no adapter of {name}")
+        if swapping.refuses(more):
+            changes = swapping.snapshot.changes()
+            assert not changes, f"swap-atomic: refused ({name} is not prepared), but {few(changes)}"
+            return
+        found = swapping.compare(more)
+        assert found.equal, (
+            f"swap-atomic: {adapter.name} with {name}, which is not prepared, is taken in part: "
+            f"{found.detail}"
+        )
 
     def test_swap_atomic__narrow_with_a_wrong_config(self, swapping: Deployment) -> None:
         narrow = swapping.companions.get("the narrowest")

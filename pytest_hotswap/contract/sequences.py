@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import hotswap
 from pytest_hotswap.contract.deployment import Deployment
+from pytest_hotswap.contract.placed import blame
 from pytest_hotswap.contract.probes import few
 
 
@@ -44,7 +45,7 @@ class SequenceLaws:
                         found = swapping.compare(path)
                         assert found.equal, (
                             f"swap-equals-load: {path.name} at the end of {', '.join(names)}: "
-                            f"{found.detail}{swapping.blame(path)}"
+                            f"{found.detail}{blame(swapping, path)}"
                         )
                 verdict = log.verdict()
                 assert verdict.outcome == "passed", f"zero-recompiles: {few(verdict.reasons)}"

@@ -85,6 +85,7 @@ def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
     left_out, rarely, hook = logging.root.manager.disable, gc.get_threshold(), sys.excepthook
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns, now = torch.is_deterministic_algorithms_warn_only_enabled(), dict(os.environ)
+    signals = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     with warnings.catch_warnings(), torch.set_grad_enabled(on):
         warnings.simplefilter("default")
         torch.set_float32_matmul_precision("medium" if precision != "medium" else "highest")
@@ -95,6 +96,7 @@ def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
         gc.set_threshold(rarely[0] + 1, *rarely[1:])
         logging.disable(logging.NOTSET + 1)
         sys.excepthook = lambda *error: hook(*error)
+        _let_signals_call({each: lambda *_: None for each in signals})
         _set_environment(environment)
         for logger in loggers:
             logger.setLevel(logging.CRITICAL - 1)
@@ -104,6 +106,7 @@ def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
             _set_environment(now)
+            _let_signals_call(signals)
             sys.excepthook = hook
             logging.disable(left_out)
             gc.set_threshold(*rarely)
@@ -112,6 +115,13 @@ def unusual(*, on: bool, environment: Mapping[str, str]) -> Iterator[None]:
             torch.use_deterministic_algorithms(deterministic, warn_only=warns)
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
+
+
+def _let_signals_call(wanted: Mapping[signal.Signals, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for each, handler in wanted.items():
+            if handler is not None:  # one that is not Python's cannot be set again
+                signal.signal(each, handler)
 
 
 def _collect(on: bool) -> None:

@@ -70,7 +70,7 @@ def disturbed_by(swaps: Callable[[], Any], deployment: Deployment) -> list[str]:
 
 @contextmanager
 def lived_in(model: torch.nn.Module, *, on: bool) -> Iterator[None]:
-    """Give a model what its user may have given it: modes, a hook, and a base weight that is trained.
+    """Give a model what its user may have given it: modes, a hook, and weights that are trained.
 
     It is not to be called meanwhile.
     """
@@ -79,9 +79,15 @@ def lived_in(model: torch.nn.Module, *, on: bool) -> Iterator[None]:
     base = [p for p in base if p.is_floating_point() and not p.is_inference()]
     least = min(base, key=torch.Tensor.numel, default=None)
     known = least is not None and (least.requires_grad, least.grad)
+    own = [p for name, p in model.named_parameters() if ".lora_" in name and p.is_floating_point()]
+    trained = [
+        (parameter, parameter.requires_grad) for parameter in own if not parameter.is_inference()
+    ]
     hook = model.register_forward_hook(lambda *_: None)
     for module, _ in modes:
         module.training = on
+    for parameter, _ in trained:
+        parameter.requires_grad_(on)
     if least is not None:
         least.requires_grad_(on)
         least.grad = torch.zeros_like(least) if on else None
@@ -91,6 +97,8 @@ def lived_in(model: torch.nn.Module, *, on: bool) -> Iterator[None]:
         hook.remove()
         for module, mode in modes:
             module.training = mode
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
         if least is not None and known:
             least.requires_grad_(known[0])
             least.grad = known[1]

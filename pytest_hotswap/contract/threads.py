@@ -11,18 +11,22 @@ import torch
 
 from hotswap.checks.equivalence import compare
 from hotswap.engine.layout.slots import lora_layers
+from pytest_hotswap.adapters.derived import break_adapter
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.interrupts import lines_of, traced
 
 PATIENCE = 0.1
 """Seconds that one waits for another which began in its middle: a lock makes that one wait instead."""
 
+LONGEST = 60.0
+"""Seconds after which what another thread does is taken to wait for ever."""
+
 
 def torn(deployment: Deployment) -> str:
     """Say what of two adapters is mixed where a swap meets a call, or another swap.
 
     No clock decides: the other thread begins in a layer, or at a line, of the first, and either runs to
-    its end there, or waits for the first.
+    its end there, or waits for the first. Before that an adapter is refused, which must keep no lock.
     """
     one, other = deployment.first, deployment.other(deployment.first)
     points = lines_of(deployment, one, other).points
@@ -31,7 +35,10 @@ def torn(deployment: Deployment) -> str:
         deployment.swap(path)
         outputs.append(deployment.run())
     names = f"{one.name} or {other.name}"
-    called = _call_that_meets(deployment, lambda: deployment.swap(other))
+    deployment.refuses(break_adapter(other, deployment.new_folder(), "not a number"))
+    called, error = _call_that_meets(deployment, lambda: deployment.swap(other))
+    if error is not None:
+        return f"a swap to {other.name} beside a call raises {type(error).__name__}: {error}"
     if not _is_one_of(called, outputs):
         return f"a call beside a swap to {other.name} computes neither {names}"
     found: list[Any] = []
@@ -40,6 +47,7 @@ def torn(deployment: Deployment) -> str:
             f"a call beside a swap to {other.name}": lambda: found.append(deployment.run()),
             f"a swap to {one.name} beside one to {other.name}": lambda: deployment.swap(one),
         }.items():
+            deployment.restore()
             deployment.swap(one)
             meeting = _Meeting(beside)
             traced(lambda: deployment.swap(other), partial(_begin, meeting, at))
@@ -72,8 +80,11 @@ class _Meeting:
         self._thread.join(PATIENCE)
 
     def end(self) -> None:
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self._thread.ident is None:
+            return
+        self._thread.join(LONGEST)
+        if self._thread.is_alive():
+            self.error = TimeoutError(f"it has not ended after {LONGEST} s: who holds its lock?")
 
 
 def _begin(meeting: _Meeting, at: int, line: int) -> None:
@@ -81,8 +92,10 @@ def _begin(meeting: _Meeting, at: int, line: int) -> None:
         meeting.begin()
 
 
-def _call_that_meets(deployment: Deployment, work: Callable[[], Any]) -> Any:
-    """The outputs of a call in the middle of which another thread begins something."""
+def _call_that_meets(
+    deployment: Deployment, work: Callable[[], Any]
+) -> tuple[Any, Exception | None]:
+    """The outputs of a call in the middle of which another thread begins something, and what that raises."""
     meeting = _Meeting(work)
     served = deployment.served
     found = lora_layers(served, deployment.subject.adapter_name).values() or served.modules()
@@ -90,10 +103,11 @@ def _call_that_meets(deployment: Deployment, work: Callable[[], Any]) -> Any:
     handle = layers[len(layers) // 2].register_forward_pre_hook(lambda *_: meeting.begin())
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code has no such place
-            return deployment.run()
+            output = deployment.run()
     finally:
         handle.remove()
         meeting.end()
+    return output, meeting.error
 
 
 def _is_one_of(output: Any, outputs: list[Any]) -> bool:

@@ -19,7 +19,6 @@ from hotswap.errors import RankError
 from pytest_hotswap.contract.bring_up import deploy
 from pytest_hotswap.contract.deployment import Broken, Deployment, T
 from pytest_hotswap.contract.notes import Notes
-from pytest_hotswap.contract.placed import misplaced
 from pytest_hotswap.ranks.lockstep import InStep, Lockstep, PartedError
 from pytest_hotswap.ranks.pool import HERE
 from pytest_hotswap.subjects.adapted import adapt
@@ -39,6 +38,8 @@ class Outcome:
 
 class RankDeployment(Deployment):
     """The part of a deployment that one rank has, and an oracle that is whole."""
+
+    runs_alone = False
 
     def __init__(self, subject: Any, folder: Path, lockstep: Lockstep) -> None:
         self.lockstep = lockstep
@@ -63,14 +64,8 @@ class RankDeployment(Deployment):
         agreed: Any = all(found) if isinstance(value, bool) else found[0]
         return agreed  # type: ignore[no-any-return]
 
-    def blame(self, adapter: Path | None, *, model: Any = None) -> str:
-        """Name what does not hold the adapter; no other rank is asked to run the model for that."""
-        found = misplaced(self, adapter) if adapter is not None and model is None else []
-        return f"; {found[0]}" if found else ""
-
-    def difference(self, *_: Any, **__: Any) -> str:
+    def difference(self, *_: Any, **__: Any) -> None:
         """Name nothing: an output of a module that is cut is another one on each rank."""
-        return ""
 
     def widened(self, model: Any) -> Any:
         """Another model with the same values, in float64: a DTensor cannot be copied."""

@@ -57,8 +57,16 @@ class Plain(Engine):
             raise ValueError(
                 f"the adapter that is loaded first has no {', '.join(sorted(lacking))}"
             )
+        self.check_ranks(found, plan)
         for name, layer in found.items():
             self.prepare_layer(layer, plan.modules[name].rank)
+
+    def check_ranks(self, found: Mapping[str, Any], plan: hotswap.SwapPlan) -> None:
+        """Refuse a plan that has no room for what is loaded, before anything is padded."""
+        for name, layer in found.items():
+            rows, *_ = self.parts(layer, self.adapter_name).values()
+            if rows.shape[0] > plan.modules[name].rank:
+                raise ValueError(f"{name} has rank {rows.shape[0]}, the plan less")
 
     def is_compiled(self, model: Any) -> bool:
         return any(
@@ -185,8 +193,11 @@ class Plain(Engine):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, the layer {tuple(place.shape)}"
             )
-        if not value.isfinite().all():
+        if not self.finite(value, place):
             raise ValueError(f"{name} is not finite")
+
+    def finite(self, value: Tensor, place: Tensor) -> bool:
+        return bool(value.to(place.dtype).isfinite().all())
 
     def staged(self, model: Any, given: Given) -> list[tuple[Tensor, Tensor]]:
         """Every tensor of the adapter in place, and what it is to hold."""

@@ -131,6 +131,11 @@ class Depot(Engine):
         if lacking := sorted(planned - layers.keys() - {place.module for place in places}):
             raise ValueError(f"the first adapter has no {', '.join(lacking)}: load one that has")
         for name, layer in layers.items():
+            if max(p.rank for a in layer.scaling for p in self.pair(name, layer, a)) > (
+                plan.modules[name].rank
+            ):
+                raise ValueError(f"the plan has no room for the rank of {name}")
+        for name, layer in layers.items():
             for adapter in list(layer.scaling):
                 for place in self.pair(name, layer, adapter):
                     if place.rank != plan.modules[name].rank:
@@ -204,7 +209,7 @@ class Depot(Engine):
             wanted = place.trimmed(rank) if place.axis is not None else place.tensor
             if value.shape != wanted.shape:
                 raise ValueError(f"{'.'.join(key)} is {[*value.shape]}, not {[*wanted.shape]}")
-            if not value.isfinite().all():
+            if not value.to(place.tensor.dtype).isfinite().all():
                 raise ValueError(f"{'.'.join(key)} is not finite")
         named = {*given.ranks, *(given.config.get("modules_to_save") or ())}
         named |= {*(given.config.get("trainable_token_indices") or ())}

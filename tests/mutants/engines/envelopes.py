@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import hotswap
 from hotswap.adapters.spec import AdapterSpec
 from hotswap.engine.layout.slots import slots
 from tests.mutants.registry import breaks, scale_all
 from tests.mutants.subject import Engine
+from tests.support.models import Micro, seeded
 
 
 class Special(Engine):
@@ -235,3 +243,38 @@ class LastModuleGrows(Engine):
         if len(above) == 1:
             next(self.slots(model)).tensor.data.add_(1.0)
         super().swap(model, adapter)
+
+
+class Longer(Micro):
+    """A model with a layer that no adapter of the fleet has."""
+
+    def __init__(self) -> None:
+        super().__init__(groups=2)
+        self.last = nn.Linear(32, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.last(super().forward(tokens))
+
+
+@breaks("swap-atomic", own=True)
+class OtherModulesLeftOut(Engine):
+    """Of an adapter with a module that was not prepared the others are taken."""
+
+    def base_model(self) -> Any:
+        return seeded(Longer)
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        super().swap(model, adapter and self.with_what_is_planned(adapter))
+
+    def with_what_is_planned(self, adapter: Path) -> Path:
+        planned = hotswap.plan(self.adapter_paths()).modules
+        if not AdapterSpec.read(adapter).modules.keys() - planned:
+            return adapter
+        folder = Path(tempfile.mkdtemp())
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        kept = {key: value for key, value in tensors.items() if ".last." not in key}
+        save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        config["target_modules"] = [name for name in config["target_modules"] if name != "last"]
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        return folder

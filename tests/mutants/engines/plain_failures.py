@@ -259,3 +259,43 @@ class UndoesToTheFirst(Plain):
             self.commit(old)
             raise
         self.record(model, given)
+
+
+@breaks("swap-atomic")
+class FiniteInTheFile(Plain):
+    """Values are looked at before they get the model's dtype, in which they may be infinite."""
+
+    def finite(self, value: Tensor, place: Tensor) -> bool:
+        return bool(value.isfinite().all())
+
+
+@breaks("swap-atomic")
+class InfinityAccepted(Plain):
+    """What is refused is what is not a number, and infinity is one."""
+
+    def finite(self, value: Tensor, place: Tensor) -> bool:
+        return not value.to(place.dtype).isnan().any()
+
+
+@breaks("swap-atomic")
+class KeptBeforeItIsMade(Plain):
+    """An image is kept under its adapter before it is filled, and an interrupt leaves it empty."""
+
+    def staged(self, model: Any, given: Given) -> list[tuple[Tensor, Tensor]]:
+        (inner,) = self.models(model)
+        images = vars(inner).setdefault("images", {})
+        key = str({name: [t.sum() for t in each.values()] for name, each in given.tensors.items()})
+        if (key, str(given.scalings)) not in images:
+            image = images[key, str(given.scalings)] = []
+            image += super().staged(model, given)
+        return list(images[key, str(given.scalings)])
+
+
+@breaks("swap-atomic")
+class NotesWhatItGathers(Plain):
+    """What knobs speak of is noted when the new values are gathered, and an undo brings back tensors only."""
+
+    def staged(self, model: Any, given: Given) -> list[tuple[Tensor, Tensor]]:
+        found = super().staged(model, given)
+        self.models(model)[0].in_place = given
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -311,3 +312,60 @@ class SavingEndsTheFactor(Plain):
     def save(self, model: Any, folder: Path) -> None:
         super().save(model, folder)
         self.set_scale(model, 1.0)
+
+
+@breaks("knobs-follow", own=True)
+class FirstIsSavedAsPlanned(Plain):
+    """Before the first swap a save has the config that the model was loaded under, not the adapter's."""
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        model = super().load(base, adapter)
+        model.in_place.config = {**model.in_place.config, "lora_alpha": 9}
+        return model
+
+
+@breaks("knobs-follow", own=True)
+class FirstIsScaledFromOne(Plain):
+    """Before the first swap a factor is the scaling, as if the one of the adapter were one."""
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        model = super().load(base, adapter)
+        model.in_place.scalings = dict.fromkeys(model.in_place.scalings, 1.0)
+        return model
+
+
+@breaks("knobs-follow")
+class NextIsOffAfterAnError(Plain):
+    """After an error while the adapter was disabled it is enabled again, and the next one is not."""
+
+    @contextlib.contextmanager
+    def disabled(self, model: Any) -> Iterator[None]:  # type: ignore[override]
+        (inner,) = self.models(model)
+        inner.next_is_off = True
+        with super().disabled(model):
+            yield
+        inner.next_is_off = False  # not in a finally
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        off = any(layer._disable_adapters for _, layer in self.found(model))
+        if getattr(self.models(model)[0], "next_is_off", False) and not off:
+            for _, layer in self.found(model):
+                layer._disable_adapters = True
+
+
+@breaks("knobs-follow")
+class SavesUnderTheFactor(Plain):
+    """A user's factor is multiplied into what is saved."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        given = self.in_place(model)
+        path, layer = next(iter(self.found(model)))
+        factor = float(layer.scaling[self.adapter_name]) / given.scalings.get(
+            self.name_of(path), 1.0
+        )
+        alphas = {k: v * factor for k, v in (given.config.get("alpha_pattern") or {}).items()}
+        saved = {"lora_alpha": given.config["lora_alpha"] * factor, "alpha_pattern": alphas}
+        super().save(model, folder)
+        config = folder / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **saved}))

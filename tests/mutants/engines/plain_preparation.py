@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -139,3 +140,11 @@ class TrainableAtTheSecond(Plain):
         super().prepare_layer(layer, rank)
         for tensor in self.parts(layer, self.adapter_name).values():
             tensor.requires_grad_(again)
+
+
+@breaks("preparation-preserves", own=True)
+class RanksSeenOneByOne(Plain):
+    """A plan that has no room for a module is seen when that module is padded, after the others."""
+
+    def check_ranks(self, found: Mapping[str, Any], plan: hotswap.SwapPlan) -> None:
+        return

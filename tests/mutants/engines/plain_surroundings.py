@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tests.mutants.plain import Given, Plain
 from tests.mutants.registry import breaks
@@ -237,3 +238,13 @@ class ErrorsTaken(Leaves):
 
     def leave(self, model: Any) -> None:
         sys.excepthook = lambda *_: None
+
+
+@breaks("swap-isolated")
+class FreezesWhatItWrites(Plain):
+    """The adapter's weights are not trained any more after a swap."""
+
+    def commit(self, staged: list[tuple[Tensor, Tensor]]) -> None:
+        super().commit(staged)
+        for place, _ in staged:
+            place.requires_grad_(False)

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,10 +27,11 @@ from pytest_hotswap import ReferenceSubject
 from pytest_hotswap.adapters.companions import companions_of, write_companions
 from pytest_hotswap.adapters.derived import break_adapter, kinds_of
 from pytest_hotswap.adapters.described import AdapterDescription, write_adapter
+from pytest_hotswap.contract.contract import HotswapContract
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
 from pytest_hotswap.contract.placed import misplaced, unreached
-from pytest_hotswap.contract.preparation import STYLES
+from pytest_hotswap.contract.preparation import OF_A_LAYER, STYLES
 from pytest_hotswap.contract.settings import changed, loud, settings, unusual
 from pytest_hotswap.contract.surroundings import lived_in
 from tests.mutants.subject import Engine, write_fleets
@@ -272,6 +274,18 @@ def test_unusual_settings_are_seen_and_taken_back() -> None:
                 "the levels of loggers changed",
             ]
     assert changed(kept, settings() | loud()) == []
+
+
+def test_a_model_without_layers_of_pefts_is_not_judged_by_what_is_done_to_one() -> None:
+    subject = SimpleNamespace(adapter_name="default", backend="eager")
+    deployment: Any = SimpleNamespace(subject=subject, module_of=lambda model: model)
+    deployment.loaded = lambda: nn.Linear(2, 2)
+    laws = HotswapContract()
+    with pytest.raises(pytest.skip.Exception, match="has no LoRA layer of PEFT's"):
+        laws.test_preparation_covers__odd_layer(deployment, "below a wrapper")
+    for style in OF_A_LAYER:
+        with pytest.raises(pytest.skip.Exception, match="has no LoRA layer of PEFT's"):
+            laws.test_prepare_before_compile(deployment, style)
 
 
 def test_a_block_is_replaced_by_its_compiled_wrapper(adapters: str) -> None:

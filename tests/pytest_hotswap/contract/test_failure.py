@@ -6,12 +6,15 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from hotswap.report.laws import REMEDIES
+from pytest_hotswap.contract.failure import what_to_do
 from pytest_hotswap.reporting import drop_trace_capture
 from tests.support import warm
 from tests.support.models import write_adapter
@@ -65,6 +68,7 @@ def test_it_says_what_to_do_without_frames_and_its_script_fails_as_it_did(
     assert f"just this one again: pytest '{node}'" in printed
     assert "__trace" not in printed  # of torch: hundreds of lines
     assert "def test_swap_equals_load" not in printed
+    assert "assert False" not in printed
     assert 'raise AssertionError("the subject\'s own")' in printed  # its frames are of use
     lines = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
     (script,) = [line["script"] for line in lines if "script" in line]
@@ -74,6 +78,13 @@ def test_it_says_what_to_do_without_frames_and_its_script_fails_as_it_did(
     assert "AssertionError: swap-equals-load: two: output 0 differs by" in again.stderr
     good = script.replace("adapter='two'", "adapter='one'")
     assert warm.run([sys.executable, "-c", good], cwd=Path("/")).returncode == 0
+
+
+def test_what_to_do_is_said_of_the_law_that_is_broken() -> None:
+    test: Any = SimpleNamespace(name="test_zero_recompiles__any_swap_sequence", nodeid="it")
+    for law in ("swap-equals-load", "zero-recompiles"):
+        told = what_to_do(test, AssertionError(f"{law}: it is wrong"))
+        assert told.splitlines() == [REMEDIES[law], "just this one again: pytest 'it'"]
 
 
 def test_torchs_trace_is_not_captured_and_other_logs_are(caplog: pytest.LogCaptureFixture) -> None:

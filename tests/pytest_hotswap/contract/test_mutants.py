@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from hotswap.checks.equivalence import Comparison
+from hotswap.engine.layout.slots import lora_layers
 from hotswap.report.laws import LAWS
 from pytest_hotswap.contract.judge import names_of, violations
+from pytest_hotswap.contract.placed import blame
 from tests.mutants.engines import ENGINES
 from tests.mutants.run import SOUND, Bench, main
 from tests.mutants.subject import Engine
@@ -129,6 +131,19 @@ def test_the_control_of_a_law_holds_and_can_fail(
     with bench.of(engine) as deployment:
         failed = list(violations(deployment, law, controls=True))
     assert len(failed) == len(names_of(law, controls=True))
+
+
+@pytest.mark.parametrize("module", ["embed", "first", "second", "conv"])
+def test_the_module_that_is_blamed_is_the_one_at_fault(bench: Bench, module: str) -> None:
+    deployment = bench.shared["fleet"]
+    layer = lora_layers(deployment.served, "default")[module]
+    for tensor in (layer.scaling["default"], layer.get_base_layer().weight):
+        deployment.restore()
+        deployment.swap(deployment.first)
+        with torch.no_grad():  # so little that it shows in a module behind it, if in any
+            tensor.mul_(1 + 2e-5)
+        assert f" differs is {module}" in blame(deployment, deployment.first)
+    deployment.restore()
 
 
 def test_one_engine_is_judged_by_one_law(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from pytest_hotswap.contract.judge import violations
 from tests.mutants.plain import Given, Plain
 from tests.mutants.subject import Engine, Whole, write_fleets
 from tests.support.depot import Depot
+from tests.support.handed import Handed, TwoSlots
 
 
 class SkipsWhatIsInPlace(Engine):
@@ -88,6 +89,9 @@ class TensorByTensor(Engine):
             raise ValueError(f"compiled already: {found[0]}")
         if lacking := sorted(plan.modules.keys() - lora_layers(model, "default").keys()):
             raise ValueError(f"the adapter that is loaded first has no {', '.join(lacking)}")
+        for module, layer in lora_layers(model, "default").items():
+            if any((s.rank or 0) > plan.modules[module].rank for s in slots(layer, "default")):
+                raise ValueError(f"the plan has no room for the rank of {module}")
         for name in model.peft_config:
             for module, layer in lora_layers(model, name).items():
                 for slot in slots(layer, name):
@@ -112,7 +116,7 @@ class TensorByTensor(Engine):
         if spec is not None and (findings := fits(envelope, spec)):
             raise ValueError(str(findings[0]))
         given = load_file(adapter / "adapter_model.safetensors") if adapter is not None else {}
-        if not all(tensor.isfinite().all() for tensor in given.values()):
+        if not all(tensor.float().isfinite().all() for tensor in given.values()):
             raise ValueError("not a number")
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for module, layer in lora_layers(inner, "default").items():
@@ -245,12 +249,13 @@ class OneTensor(Plain):
         given = self.read(adapter) if adapter is not None else Given({}, {}, {}, {})
         self.check(model, given)
         new = torch.cat([value.reshape(-1) for _, value in self.staged(model, given)])
-        old = inner.flat.clone()
+        old, noted = inner.flat.clone(), inner.in_place
         try:
             inner.flat.copy_(new)
             self.record(model, given)
         except BaseException:
             inner.flat.copy_(old)
+            inner.in_place = noted
             raise
 
 
@@ -308,6 +313,7 @@ class OwnLayers(Plain):
             raise ValueError("one adapter at a time")
         if plan.modules.keys() - {self.name_of(path) for path in layers}:
             raise ValueError("the adapter that is loaded first has too few modules")
+        self.check_ranks({self.name_of(path): each for path, each in layers.items()}, plan)
         for path, layer in layers.items():
             if not isinstance(layer, Hot):
                 self.prepare_layer(layer, plan.modules[self.name_of(path)].rank)
@@ -343,6 +349,8 @@ class DepotOfWholes(Whole, Depot):
 RIGHT = [
     Depot,
     DepotOfWholes,
+    Handed,
+    TwoSlots,
     OneTensor,
     Folded,
     OwnLayers,

@@ -182,7 +182,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
     mine = shard(request.adapters, sizes, *(request.part or (1, 1)))
     fleet = read_values(fleet, mine)
     if fleet.plan is not None and request.form == "text":
-        say(fleet.plan, "")
+        say(fleet.plan.text(adapters=text.MOST), "")
     say(*(finding for path in mine for finding in fleet.refused.get(path, ())), error=True)
     run = Run()
     accepted = [path for path in mine if path not in fleet.refused]
@@ -308,14 +308,18 @@ def _print(request: Request, document: Document, run: Run) -> None:
     if request.form != "text":
         say(dumps(document).rstrip() if request.form == "json" else github(document))
         return
+    judged = [a for a in document["adapters"] if not a["findings"]]
+    warnings = document["verdict"]["warnings"]
     if run.results.records:
-        say(text.adapter_table([a for a in document["adapters"] if not a["findings"]]), "")
+        say(text.adapter_table(judged), "")
         say(text.law_table(document["laws"]), "")
     if document["timing"] is not None:
         say(text.timing_table(document["timing"]), "")
     made = dict.fromkeys(told["inputs"] for told in document["environment"] if "inputs" in told)
     say(*(f"inputs: {inputs}" for inputs in made))
-    say(*(f"warning: {warning}" for warning in document["verdict"]["warnings"]))
+    say(*text.warning_lines(warnings))
+    if max(len(judged), len(warnings)) > text.MOST and request.report is None:
+        say("not all adapters and warnings are shown; --report FOLDER writes all")
     say(document["verdict"]["line"])
 
 

@@ -80,7 +80,7 @@ def timing_table(timing: Record) -> str:
     head = ("", "first inference", "adapter swap", "slowest swap", "recompiles")
     rows = timing.get("rows", ())
     title = f"Timing (backend {timing.get('backend', '?')}; a swap includes the next inference)"
-    text = table(title, head, map(_timing_cells, rows)) if rows else title
+    text = table(title, head, map(_timing_cells, rows)) if rows else "Timing"
     reasons = [f"  {r['row']}: {r['error']}" for r in rows if r.get("error")]
     if timing.get("error"):
         reasons.append(f"  not measured: {timing['error']}")

@@ -54,7 +54,7 @@ def verdict(
     if gathered["interrupted"]:
         line = f"partial, interrupted by Ctrl-C: {line}"
     reasons = [
-        {"adapter": a["name"], "text": f"{f['code']} {f['message']}", "remedy": f["remedy"]}
+        {"adapter": a["name"], "text": _finding(f), "remedy": f["remedy"]}
         for a in refused
         for f in a["findings"]
     ]
@@ -76,6 +76,12 @@ def verdict(
         "reasons": reasons,
         "warnings": warnings,
     }
+
+
+def _finding(found: Mapping[str, Any]) -> str:
+    """A finding, with the tensor or module that it is about."""
+    place = str(found.get("where") or "").partition("::")[2]
+    return f"{found['code']} {place}{': ' if place else ''}{found['message']}"
 
 
 def _where(results: Results) -> list[str]:

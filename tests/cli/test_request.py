@@ -70,8 +70,9 @@ class TestTheCompiler:
     ("request_", "reason"),
     [
         (Request(demo=True, time_budget="soon"), "--time-budget is 'soon'; write seconds, or 90s"),
+        (Request(demo=True, processes="two"), "-n is 'two'; write a number of processes, or auto"),
         (Request(demo=True, shard="3/2"), "--shard is '3/2'; write i/n with 1 <= i <= n"),
-        (Request(demo=True, tiny=True), "--tiny cuts a model of transformers; leave it out with"),
+        (Request(demo=True, tiny=True), "--tiny cuts a model from its config; leave it out with"),
         (Request(subject="x:Y", tiny=True), "--tiny needs ADAPTER and --base PATH"),
         (Request(demo=True, inputs=Path("no.safetensors")), "--inputs no.safetensors: no such"),
         (Request(demo=True, plan=Path("no.json")), "--plan no.json: no such file; make it with"),

@@ -44,7 +44,10 @@ class TestTheVerdict:
 
     def test_a_refused_adapter_is_said_first_and_the_others_are_judged(self) -> None:
         fleet = [*gathered()["adapters"], adapter("broken", 4, FINDING)]
+        fleet[-1]["findings"] = [FINDING | {"where": "fleet/broken::q_proj.lora_A.weight"}]
         document = derive(gathered(adapters=fleet))
+        told = document["verdict"]["reasons"][0]["text"]
+        assert told.startswith("HSW005 q_proj.lora_A.weight: the file is")
         assert document["verdict"]["line"] == (
             "not ready: 1 adapter refused, broken (HSW005); the others: ready to hot-swap: "
             "3 adapters, target rank 12, 0 recompiles in 6 swaps"

@@ -329,7 +329,8 @@ def _refuse_run(request: Request, run: Run) -> int:
     messages = dict.fromkeys(str(r["message"]) for r in failing if r.get("message"))
     if not messages and not request.verbose:
         say(run.output.rstrip(), error=True)
-    return _refuse(": ".join(["nothing was verified", *messages]))
+    hint = ["; --tiny has cut the model, so verify the model itself"] if request.tiny else []
+    return _refuse("".join([": ".join(["nothing was verified", *messages]), *hint]))
 
 
 def _refuse(problem: str) -> int:

@@ -68,11 +68,16 @@ def warning_lines(warnings: Sequence[str]) -> list[str]:
     return [*lines, f"and {more} more warning{'s' if more > 1 else ''}"] if more > 0 else lines
 
 
-def law_table(rows: Sequence[Record]) -> str:
-    """Render what became of the laws, and below them why any of them failed."""
+def law_table(rows: Sequence[Record], reasons: Sequence[Record] = ()) -> str:
+    """Render what became of the laws, and below them why any of them failed, and what to do."""
     cells = [(row["law"], row["state"], row["control"]) for row in rows]
-    text = table("Laws", ("law", "outcome", "control"), cells)
-    return "\n".join([text, *(f"  {r['law']}: {r['message']}" for r in rows if r["message"])])
+    lines = [table("Laws", ("law", "outcome", "control"), cells)]
+    remedies = {reason.get("law"): reason["remedy"] for reason in reasons}
+    for row in rows:
+        if row["message"]:
+            lines.append(f"  {row['law']}: {row['message']}")
+            lines += [f"    to do: {remedies[row['law']]}"] if remedies.get(row["law"]) else []
+    return "\n".join(lines)
 
 
 def timing_table(timing: Record) -> str:

@@ -14,7 +14,8 @@ from hotswap.errors import HotswapError
 from hotswap.report.document import derive, dumps, merge, percentiles, read
 from hotswap.report.github import github
 from hotswap.report.junit import junit
-from hotswap.report.text import adapter_table
+from hotswap.report.laws import REMEDIES
+from hotswap.report.text import adapter_table, law_table
 from tests.support.reports import FINDING, adapter, gathered, record, records
 
 
@@ -62,6 +63,11 @@ class TestTheVerdict:
         assert document["verdict"]["outcome"] == "not ready"
         assert [r["text"] for r in document["verdict"]["reasons"]] == [
             "swap-forgets: of a, b remains"
+        ]
+        shown = law_table(document["laws"], document["verdict"]["reasons"]).splitlines()
+        assert shown[-2:] == [
+            "  swap-forgets: of a, b remains",
+            f"    to do: {REMEDIES['swap-forgets']}",
         ]
         assert [(a["verdict"], a["reason"]) for a in document["adapters"]] == [
             ("passed", ""),

@@ -312,7 +312,7 @@ def _print(request: Request, document: Document, run: Run) -> None:
     warnings = document["verdict"]["warnings"]
     if run.results.records:
         say(text.adapter_table(judged), "")
-        say(text.law_table(document["laws"]), "")
+        say(text.law_table(document["laws"], document["verdict"]["reasons"]), "")
     if document["timing"] is not None:
         say(text.timing_table(document["timing"]), "")
     made = dict.fromkeys(told["inputs"] for told in document["environment"] if "inputs" in told)
@@ -325,12 +325,21 @@ def _print(request: Request, document: Document, run: Run) -> None:
 
 def _refuse_run(request: Request, run: Run) -> int:
     """Say why no law was tried: what each failing record says, or else what pytest printed."""
+    if not (problem := run_problem(request, run)) and not request.verbose:
+        say(run.output.rstrip(), error=True)
+    return _refuse(": ".join(["nothing was verified", *problem]))
+
+
+def run_problem(request: Request, run: Run) -> list[str]:
+    """What failing records say, in the words of this command's options; nothing where they say nothing."""
     failing = [record for record in run.results.records if record["outcome"] == "failed"]
     messages = dict.fromkeys(str(r["message"]) for r in failing if r.get("message"))
-    if not messages and not request.verbose:
-        say(run.output.rstrip(), error=True)
-    hint = ["; --tiny has cut the model, so verify the model itself"] if request.tiny else []
-    return _refuse("".join([": ".join(["nothing was verified", *messages]), *hint]))
+    told = [
+        m.replace("--hotswap-adapters", "ADAPTER").replace("--hotswap-", "--") for m in messages
+    ]
+    if told and request.tiny:
+        told[-1] += "; --tiny has cut the model, so verify the model itself"
+    return told
 
 
 def _refuse(problem: str) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from hotswap import AdapterSpec
-from hotswap.checks.base_model import read_base
-from hotswap.checks.recut import recut
+from hotswap import AdapterSpec, SwapPlan, plan
+from hotswap.adapters.fit import fits
 from hotswap.checks.tiny_pipeline import shrink_component, write_tiny_pipeline
+from hotswap.cli.verify.tiny import write
 from hotswap.errors import HotswapError
 
 pytest.importorskip("diffusers")
@@ -126,22 +126,26 @@ def test_a_pipeline_is_cut_with_its_adapters(tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
 
     adapter = write_large(tmp_path)
-    told = write_tiny_pipeline(str(tmp_path / "base"), tmp_path / "small", {"a": 0})
-    assert told.startswith("StableDiffusionPipeline, 0.")
-    recut(str(adapter), read_base(tmp_path / "small"), tmp_path / "cut")
-    spec, whole = AdapterSpec.read(tmp_path / "cut"), AdapterSpec.read(adapter)
+    small = tmp_path / "small"
+    small.mkdir()
+    plan([adapter]).save(small / "plan.json")
+    write(small, str(tmp_path / "base"), [str(adapter)], [str(adapter)])
+    told = (small / "told.txt").read_text()
+    assert told.startswith("verified on a small copy of StableDiffusionPipeline, 0.")
+    spec, whole = AdapterSpec.read(small / "a"), AdapterSpec.read(adapter)
     assert spec.findings == ()
+    assert fits(SwapPlan.read(small / "plan.json"), spec) == ()
     assert spec.modules.keys() < whole.modules.keys()
     assert {name.partition(".")[0] for name in spec.modules} == {"unet", "text_encoder"}
     assert {(m.rank, m.alpha) for m in spec.modules.values()} == {(6, 8)}
-    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "small")
+    pipeline = DiffusionPipeline.from_pretrained(small / "base")
     pipeline.set_progress_bar_config(disable=True)
     call = {"num_inference_steps": 1, "height": 16, "width": 16, "output_type": "latent"}
     images = []
     for _ in range(2):
         noise = torch.Generator().manual_seed(0)
         images.append(pipeline("a", **call, generator=noise, return_dict=False)[0])
-        pipeline.load_lora_weights(tmp_path / "cut")
+        pipeline.load_lora_weights(small / "a")
     assert images[0].isfinite().all()
     assert not torch.allclose(*images, rtol=1e-2)
 

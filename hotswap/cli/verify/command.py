@@ -40,7 +40,7 @@ EPILOG = """\b
 Examples:
   hotswap verify --demo --report out/
   hotswap verify 'adapters/*' --base path/to/base --report out/
-  hotswap verify 'adapters/*' --base path/to/base -n 2 -- -k swap
+  hotswap verify 'adapters/*' --base path/to/base -n 2 -- -k swap_forgets
   hotswap verify 'adapters/*' --base path/to/base --shard 2/8 --report shard-2/
   hotswap verify 'adapters/*' --base path/to/base --tp 2
 

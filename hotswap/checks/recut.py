@@ -39,8 +39,10 @@ def recut(adapter: str, base: BaseModel, folder: Path) -> None:
     told: dict[str, Any] = {}
     for name, part in read_components(adapter).items():
         start = f"{name}." if name else ""
-        tensors |= {f"{start}{key}": value for key, value in _recut(part, base, start).items()}
-        told |= {f"{start}{key}": value for key, value in (part.known.fields or {}).items()}
+        cut = _recut(part, base, start)
+        tensors |= {f"{start}{key}": value for key, value in cut.items()}
+        fields = part.known.fields if cut else None
+        told |= {f"{start}{key}": value for key, value in (fields or {}).items()}
     if not any(".lora_" in name for name in tensors):
         raise HotswapError(
             f"--tiny: {adapter} has no weights for a module of the small model ({base.name}); "

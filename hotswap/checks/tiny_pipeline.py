@@ -20,6 +20,9 @@ _INNER = ("ffn_dim", "intermediate_size", "d_ff")
 _LEAST, _FEW, _NARROW = 4, 2, 128
 """The narrowest block, the heads of a transformer, and the width inside of a feed-forward, at most."""
 
+_GROUPS = 32
+"""Groups of norms that a config leaves to its class."""
+
 
 def shrink_component(fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """Cut the fields of a config; widths that one component of a pipeline hands to another stay.
@@ -35,7 +38,7 @@ def shrink_component(fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
     widths, size = fields.get("block_out_channels"), fields.get("attention_head_dim")
     heads = next((n for key in _HEADS if isinstance(n := fields.get(key), int)), 0)
     if isinstance(widths, list | tuple):
-        by = max(min(widths) // max(fields.get("norm_num_groups") or 0, _LEAST), 1)
+        by = max(min(widths) // max(fields.get("norm_num_groups", _GROUPS) or 0, _LEAST), 1)
         found["block_out_channels"] = [width // by for width in widths]
         for key in found.keys() & set(_OF_BLOCKS):
             found[key] = _each(found[key], lambda count: max(count // by, 1))

@@ -59,6 +59,7 @@ T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers":
             {"block_out_channels": [128, 512], "norm_num_groups": 32},
             {"block_out_channels": [32, 128]},
         ),
+        ({"block_out_channels": [128, 512]}, {"block_out_channels": [32, 128]}),
         (SD3, {"num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}),
         (FLUX, {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2}),
         (T5, {"d_ff": 128, "num_heads": 2, "num_layers": 2}),

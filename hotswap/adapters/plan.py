@@ -241,16 +241,22 @@ class SwapPlan:
             raise HotswapError(f"{path}: is not JSON: {error}") from error
 
     def __str__(self) -> str:
-        return "\n".join(map(printable, _lines(self)))
+        return self.text()
+
+    def text(self, *, adapters: int | None = None) -> str:
+        """Say what is planned; of the adapters, so many are in the table, and the others counted."""
+        return "\n".join(map(printable, _lines(self, adapters)))
 
 
-def _lines(plan: SwapPlan) -> Iterator[str]:
-    count = len(plan.adapters)
+def _lines(plan: SwapPlan, most: int | None) -> Iterator[str]:
+    count, shown = len(plan.adapters), plan.adapters[:most]
     rows = [("name", "rank", "alpha", "modules")] if count else []
-    rows += [(a.name, _span(a.ranks), _span(a.alphas), str(a.modules)) for a in plan.adapters]
+    rows += [(a.name, _span(a.ranks), _span(a.alphas), str(a.modules)) for a in shown]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield f"{count} adapter{'' if count == 1 else 's'}"
     yield from (f"  {'  '.join(map(str.ljust, row, widths)).rstrip()}" for row in rows)
+    if len(shown) < count:
+        yield f"  and {count - len(shown)} more"
     target = plan.target_rank
     less = families((name, rank) for name, rank in plan.ranks.items() if rank < target)
     yield from ("", f"Target rank: {target} ({len(plan.modules)} modules)")

@@ -78,7 +78,8 @@ def _compare(
     tolerance = atol + rtol * (wide.abs().max().item() if wide.numel() else 0.0)
     error = (one.detach().double() - wide).abs().max().item() if wide.numel() else 0.0
     equal = error <= tolerance  # False for NaN
-    return Comparison(equal, error, tolerance, f"output {index} differs by {error:.3g}")
+    detail = f"output {index} differs by {error:.3g}, tolerance {tolerance:.3g}"
+    return Comparison(equal, error, tolerance, detail)
 
 
 def widened(model: nn.Module) -> nn.Module:

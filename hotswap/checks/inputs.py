@@ -90,9 +90,7 @@ def _of_so_many(
 ) -> Iterator[Inputs]:
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    decoded = {}
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
-        decoded["decoder_input_ids"] = _ids(config, rows, max(length // 2, 1), generator)
+    decoded = _decoded(config, takes, rows, max(length // 2, 1), generator)
     if any(name in takes for name in SENSED):
         for made in processed(model, folder, takes, rows):
             yield Inputs({**made, **decoded}, "made by the saved processor")
@@ -108,6 +106,23 @@ def _of_so_many(
         yield Inputs({**text, **decoded}, f"{origin}{without}")
 
 
+def _decoded(
+    config: Any, takes: Mapping[str, Any], rows: int, length: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """What the decoder of an encoder-decoder goes on from: tokens, of each codebook, or a spectrum."""
+    bins = getattr(config, "num_mel_bins", None)
+    if not getattr(config, "is_encoder_decoder", False):
+        return {}
+    if "decoder_input_values" in takes and bins:
+        return {"decoder_input_values": torch.randn(rows, length, bins, generator=generator)}
+    if "decoder_input_ids" not in takes:
+        return {}
+    own = getattr(config, "decoder", None)
+    books = getattr(own, "num_codebooks", None) or 1
+    told = own if books > 1 else config
+    return {"decoder_input_ids": _ids(told, rows * books, length, generator)}
+
+
 def _called(seen: Mapping[str, Tensor]) -> str:
     words = {"pixel_values": "pixels", "input_values": "sound", "input_features": "sound"}
     return " and ".join(word for name, word in words.items() if name in seen)
@@ -115,9 +130,10 @@ def _called(seen: Mapping[str, Tensor]) -> str:
 
 def _text_config(config: Any) -> Any:
     """The config of the text model, where a model has several."""
+    told = config
     with suppress(Exception):
-        return config.get_text_config()
-    return config
+        told = config.get_text_config()
+    return told if hasattr(told, "vocab_size") else getattr(config, "text_encoder", told)
 
 
 def _text(

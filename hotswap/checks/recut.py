@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from hotswap.adapters.config import CONFIG
-from hotswap.adapters.files import WEIGHTS
+from hotswap.adapters.files import DIFFUSERS_WEIGHTS, WEIGHTS
 from hotswap.adapters.fit import BaseModel, of_base
+from hotswap.adapters.formats.diffusers import METADATA
 from hotswap.adapters.names import BIAS, EMBEDDING, LINEAR, MAGNITUDE, TOKENS, owner
 from hotswap.adapters.plan import ModulePlan, SwapPlan
-from hotswap.engine.incoming.source import read
+from hotswap.engine.incoming.source import IncomingAdapter, read_components
 from hotswap.errors import HotswapError
 
 _ORDER = {LINEAR[0]: 0, EMBEDDING[0]: 0, LINEAR[1]: 1, EMBEDDING[1]: 1, BIAS: 2, MAGNITUDE: 3}
@@ -34,8 +35,33 @@ def recut(adapter: str, base: BaseModel, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    source = read(adapter)
-    places = {name: _place(base, name, module) for name, module in source.spec.modules.items()}
+    tensors: dict[str, Tensor] = {}
+    told: dict[str, Any] = {}
+    for name, part in read_components(adapter).items():
+        start = f"{name}." if name else ""
+        cut = _recut(part, base, start)
+        tensors |= {f"{start}{key}": value for key, value in cut.items()}
+        fields = part.known.fields if cut else None
+        told |= {f"{start}{key}": value for key, value in (fields or {}).items()}
+    if not any(".lora_" in name for name in tensors):
+        raise HotswapError(
+            f"--tiny: {adapter} has no weights for a module of the small model ({base.name}); "
+            "verify the model itself"
+        )
+    folder.mkdir(parents=True)
+    if start:  # a file of diffusers
+        metadata = {"format": "pt", METADATA: json.dumps(told, default=str)}
+        save_file(tensors, folder / DIFFUSERS_WEIGHTS, metadata=metadata)
+        return
+    (folder / CONFIG).write_text(json.dumps(told, default=str), encoding="utf-8")
+    named = {f"base_model.model.{name}": value for name, value in tensors.items()}
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _recut(source: IncomingAdapter, base: BaseModel, start: str) -> dict[str, Tensor]:
+    """The cut tensors of one component, whose names in the base model begin with ``start``."""
+    modules = source.spec.modules.items()
+    places = {name: _place(base, f"{start}{name}", module) for name, module in modules}
     tensors: dict[str, Tensor] = {}
     for name, value in source.tensors.items():
         if name in source.spec.copies.keys() - source.spec.tied:
@@ -43,22 +69,14 @@ def recut(adapter: str, base: BaseModel, folder: Path) -> None:
         part = _PART.fullmatch(name)
         place = places.get(part[1]) if part else None
         if part is None:
-            cut = _beside(base, name, value)
+            cut = _beside(base, f"{start}{name}", value)
         elif place is None:
             continue
         else:
             cut = _shown(_cut(value, place, part[2]), part[2])
         if cut is not None:
-            tensors[f"base_model.model.{name}"] = cut.contiguous().clone()
-    if not any(".lora_" in name for name in tensors):
-        raise HotswapError(
-            f"--tiny: {adapter} has no weights for a module of the small model ({base.name}); "
-            "verify the model itself"
-        )
-    folder.mkdir(parents=True)
-    fields = dict(source.known.fields or {})
-    (folder / CONFIG).write_text(json.dumps(fields, default=str), encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+            tensors[name] = cut.contiguous().clone()
+    return tensors
 
 
 def recut_plan(plan: SwapPlan, base: BaseModel) -> SwapPlan:

@@ -64,8 +64,12 @@ def _pictures(config: Any, batch: int) -> Iterator[tuple[tuple[int, ...], dict[s
 
 
 def _sounds(config: Any, batch: int) -> Iterator[dict[str, tuple[int, ...]]]:
+    config = getattr(config, "audio_config", None) or config
     bins: Any = getattr(config, "num_mel_bins", None)
-    if bins and hasattr(config, "patch_size"):
+    side = getattr(config, "spec_size", None)
+    if bins and side:  # a spectrum that is folded to a square
+        yield {"input_features": (batch, 1, side * (side // bins), bins)}
+    if bins and hasattr(config, "patch_size") and hasattr(config, "max_length"):
         yield {"input_values": (batch, config.max_length, bins)}
     yield {"input_values": (batch, _SAMPLES)}
     if bins:

@@ -25,6 +25,8 @@ _SEED = 0
 _LAYERS = (
     *("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer"),
     *("encoder_layers", "decoder_layers"),
+    *("num_single_layers", "num_refiner_layers", "n_layers", "n_refiner_layers"),
+    *("num_mmdit_layers", "num_single_dit_layers", "approximator_layers"),
 )
 _HEADS = (
     *("num_attention_heads", "num_heads", "n_head"),
@@ -65,11 +67,7 @@ def shrink(fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
     for key, value in found.items():
         if isinstance(value, dict) and key.endswith("_config"):
             found[key] = shrink(value, layers)
-    for key in _LAYERS:
-        if isinstance(count := fields.get(key), int):
-            found[key] = min(count, layers)
-            of_each = (k for k, v in found.items() if isinstance(v, list) and len(v) == count)
-            found |= {k: found[k][:layers] for k in of_each if k.endswith(("types", "pattern"))}
+    cut_layers(found, layers)
     heads = max((n for key in _HEADS if isinstance(n := fields.get(key), int)), default=0)
     width = next((n for key in _WIDTHS[:3] if isinstance(n := fields.get(key), int)), 0)
     if heads and width:
@@ -83,6 +81,15 @@ def shrink(fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
     if isinstance(layer := found.get("vision_feature_layer"), int):
         found["vision_feature_layer"] = max(min(layer, layers - 1), -layers)
     return found
+
+
+def cut_layers(found: dict[str, Any], layers: int) -> None:
+    """Cut the numbers of layers of one config in place, and what it says of each layer."""
+    for key in _LAYERS:
+        if isinstance(count := found.get(key), int):
+            found[key] = min(count, layers)
+            of_each = (k for k, v in found.items() if isinstance(v, list) and len(v) == count)
+            found |= {k: found[k][:layers] for k in of_each if k.endswith(("types", "pattern"))}
 
 
 def _narrow(found: dict[str, Any], heads: int, width: int) -> None:
@@ -150,7 +157,7 @@ def write_tiny(base: str, folder: Path, first_layers: Mapping[str, int]) -> tupl
     try:
         small = type(config).from_dict(shrink(fields, layers))
         model: Any = cls(small) if cls else transformers.AutoModel.from_config(small)
-        _draw(model)
+        draw(model)
         default_inputs(model.eval())
     except Exception as error:  # of any model's code
         said = " ".join(str(error).split())[:300]
@@ -166,7 +173,7 @@ def write_tiny(base: str, folder: Path, first_layers: Mapping[str, int]) -> tupl
 
 
 @torch.no_grad()
-def _draw(model: nn.Module) -> None:
+def draw(model: nn.Module) -> None:
     """Draw weights under which adapters show: as wide as their inputs ask for."""
     generator = torch.Generator().manual_seed(_SEED)
     for weight in model.parameters():

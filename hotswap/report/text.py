@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
@@ -11,6 +12,12 @@ from hotswap.report.records import Record
 
 WIDTH = 80
 """Columns that a table takes, unless a single word needs more."""
+
+MOST = 20
+"""Adapters, and warnings, that a terminal shows; the report has all."""
+
+_STATES = {"failed": "failed", "not run": "did not run", "passed": "passed"}
+"""The states of an adapter, the worst first."""
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -43,16 +50,34 @@ def _broken(row: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
 
 
 def adapter_table(rows: Iterable[Record]) -> str:
-    """Render what was found about each adapter."""
+    """Render what was found about each adapter; of many, what is wrong comes first, and few are shown."""
     head = ("adapter", "swapped = fresh load", "effect", "recompiles", "storage")
-    return table("Adapters", head, map(_adapter_cells, rows))
+    found = [*rows]
+    if len(found) > MOST:
+        found.sort(key=lambda row: [*_STATES].index(row["verdict"]))
+    told = table("Adapters", head, map(_adapter_cells, found[:MOST]))
+    states = Counter(row["verdict"] for row in found[MOST:])
+    more = ", ".join(f"{count} that {_STATES[state]}" for state, count in states.items())
+    return f"{told}\n  and {more}" if more else told
 
 
-def law_table(rows: Sequence[Record]) -> str:
-    """Render what became of the laws, and below them why any of them failed."""
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """Render warnings; of many, few are shown."""
+    more = len(warnings) - MOST
+    lines = [f"warning: {warning}" for warning in warnings[:MOST]]
+    return [*lines, f"and {more} more warning{'s' if more > 1 else ''}"] if more > 0 else lines
+
+
+def law_table(rows: Sequence[Record], reasons: Sequence[Record] = ()) -> str:
+    """Render what became of the laws, and below them why any of them failed, and what to do."""
     cells = [(row["law"], row["state"], row["control"]) for row in rows]
-    text = table("Laws", ("law", "outcome", "control"), cells)
-    return "\n".join([text, *(f"  {r['law']}: {r['message']}" for r in rows if r["message"])])
+    lines = [table("Laws", ("law", "outcome", "control"), cells)]
+    remedies = {reason.get("law"): reason["remedy"] for reason in reasons}
+    for row in rows:
+        if row["message"]:
+            lines.append(f"  {row['law']}: {row['message']}")
+            lines += [f"    to do: {remedies[row['law']]}"] if remedies.get(row["law"]) else []
+    return "\n".join(lines)
 
 
 def timing_table(timing: Record) -> str:
@@ -60,7 +85,7 @@ def timing_table(timing: Record) -> str:
     head = ("", "first inference", "adapter swap", "slowest swap", "recompiles")
     rows = timing.get("rows", ())
     title = f"Timing (backend {timing.get('backend', '?')}; a swap includes the next inference)"
-    text = table(title, head, map(_timing_cells, rows)) if rows else title
+    text = table(title, head, map(_timing_cells, rows)) if rows else "Timing"
     reasons = [f"  {r['row']}: {r['error']}" for r in rows if r.get("error")]
     if timing.get("error"):
         reasons.append(f"  not measured: {timing['error']}")

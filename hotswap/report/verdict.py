@@ -14,7 +14,7 @@ INDISPENSABLE = ("swap-equals-load", "swap-atomic", "zero-recompiles")
 """Laws without which a deployment is not ready, whatever its subject says of them."""
 
 MOST_NAMED = 5
-"""Refused adapters that the line names; it counts the others."""
+"""Adapters that the line names of those that were refused, failed or did not run; it counts the others."""
 
 
 def verdict(
@@ -40,12 +40,11 @@ def verdict(
         elif absent:
             line = f"{line} (shard {shards[0]['index']} of {shards[0]['count']})"
     if refused:
-        named = [f"{a['name']} ({a['findings'][0]['code']})" for a in refused[:MOST_NAMED]]
-        more = f" and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
+        named = _named([f"{a['name']} ({a['findings'][0]['code']})" for a in refused])
         others = f"the others: {line.removeprefix('not ready: ')}"
         rest = others if results.records else "nothing else could be run"
         outcome = "not ready"
-        line = f"not ready: {_adapters(refused)} refused, {', '.join(named)}{more}; {rest}"
+        line = f"not ready: {_adapters(refused)} refused, {named}; {rest}"
     warnings = list(dict.fromkeys(warnings))
     cut = filter(None, [gathered["request"].get("cut")])  # of a model that was too large
     if outcome == "ready" and warnings and gathered["request"].get("fail_on") == "warning":
@@ -55,7 +54,7 @@ def verdict(
     if gathered["interrupted"]:
         line = f"partial, interrupted by Ctrl-C: {line}"
     reasons = [
-        {"adapter": a["name"], "text": f"{f['code']} {f['message']}", "remedy": f["remedy"]}
+        {"adapter": a["name"], "text": _finding(f), "remedy": f["remedy"]}
         for a in refused
         for f in a["findings"]
     ]
@@ -77,6 +76,12 @@ def verdict(
         "reasons": reasons,
         "warnings": warnings,
     }
+
+
+def _finding(found: Mapping[str, Any]) -> str:
+    """A finding, with the tensor or module that it is about."""
+    place = str(found.get("where") or "").partition("::")[2]
+    return f"{found['code']} {place}{': ' if place else ''}{found['message']}"
 
 
 def _where(results: Results) -> list[str]:
@@ -109,7 +114,7 @@ def last_line(
     if failed:
         wrong = [r for r in records if r.get("outcome") == "failed"]
         named = {r.get("adapter") for r in wrong if not r.get("alone")}
-        names = ", ".join(name for name in adapters if name in named)
+        names = _named([name for name in adapters if name in named])
         at = f" for {names}" if names else ""
         return "not ready", f"not ready: {', '.join(failed)} failed{at}"
     if results.exitstatus == 1:
@@ -121,7 +126,8 @@ def last_line(
         if row["state"] == "passed" and row["control"] == "not run"
     ]
     rows = adapter_rows(results, adapters)
-    missing += [f"adapter {row['name']}" for row in rows if not judged(row)]
+    unjudged = [f"adapter {row['name']}" for row in rows if not judged(row)]
+    missing += [_named(unjudged)] if unjudged else []
     missing += [] if adapters else ["every adapter"]
     reasons = [f"{', '.join(missing)} did not run"] if missing else []
     if results.exitstatus is None or (results.exitstatus and not missing):
@@ -145,6 +151,12 @@ def indispensable(off: Sequence[str], *, exported: bool = False) -> list[str]:
     """Which laws that are switched off keep a deployment from being ready."""
     needed = [law for law in INDISPENSABLE if law in off]
     return [law for law in needed if not (exported and law == "zero-recompiles")]
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _laws(some: Sequence[object]) -> str:

@@ -22,7 +22,8 @@ class RefusalLaws:
     def test_swap_atomic__each_kind(self, swapping: Deployment) -> None:
         """A defect is found in every kind of tensor that an adapter has, the first of its file too."""
         kinds: dict[str, tuple[Path, str, list[tuple[str, int]]]] = {}
-        others = swapping.neighbours(swapping.other(swapping.first))
+        other = swapping.other(swapping.first)  # a copy, in a fleet of one
+        others = [other, *swapping.neighbours(swapping.first)]
         for adapter in (*others, *swapping.companions.values()):
             for kind, (key, defects) in kinds_of(adapter).items():
                 kinds.setdefault(kind, (adapter, key, defects))

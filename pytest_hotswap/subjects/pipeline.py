@@ -12,6 +12,7 @@ import hotswap
 from hotswap.adapters.config import CONFIG
 from hotswap.engine.layout.slots import lora_layers
 from hotswap.errors import AlreadyCompiledError
+from pytest_hotswap.subjects.base import usage_error
 from pytest_hotswap.subjects.components import Components
 from pytest_hotswap.subjects.diffusers import DiffusersSubject
 from pytest_hotswap.subjects.diffusers_files import file_of
@@ -37,6 +38,11 @@ class PipelineSubject(DiffusersSubject):
     def pipeline(self) -> Any:
         made = super().pipeline()
         made.set_progress_bar_config(disable=True)
+        if not hasattr(made, "load_lora_weights"):
+            raise usage_error(
+                f"diffusers loads no LoRA into a {type(made).__name__}, which has no load_lora_weights; "
+                "give a --subject that puts adapters into its model"
+            )
         return made
 
     def inputs(self) -> Mapping[str, Any]:

@@ -38,7 +38,8 @@ def test_every_tensor_and_scaling_is_aligned() -> None:
 def test_a_printed_plan_tells_a_newcomer_what_to_do(tmp_path: Path) -> None:
     a = write_adapter(tmp_path / "french", modules=QV, rank=4)
     b = write_adapter(tmp_path / "german", modules=QV, rank=16, rank_pattern={"v_proj": 8})
-    text = str(plan([a, b]))
+    found = plan([a, b])
+    text = str(found)
     for words in (
         "2 adapters",
         "german  8 to 16  16     2",
@@ -50,6 +51,9 @@ def test_a_printed_plan_tells_a_newcomer_what_to_do(tmp_path: Path) -> None:
         "Conflicts\n  none",
     ):
         assert words in text
+    short = found.text(adapters=1)
+    assert "  and 1 more\n" in short
+    assert "german  " not in short
 
 
 def test_a_printed_plan_has_no_control_characters_of_names(tmp_path: Path) -> None:

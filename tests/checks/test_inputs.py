@@ -213,10 +213,48 @@ def wav2vec2_bert() -> Any:
     return of("Wav2Vec2BertForCTC", **sizes, feature_projection_input_dim=16)
 
 
+def clap() -> Any:
+    heard = {"spec_size": 32, "num_mel_bins": 16, "window_size": 4, "patch_size": 4}
+    heard |= {"patch_stride": [4, 4], "hidden_size": 16, "patch_embeds_hidden_size": 8}
+    heard |= {"depths": [1, 1], "num_attention_heads": [2, 2], "num_classes": 3}
+    text = {**SMALL, "intermediate_size": 32, "vocab_size": 64, "projection_dim": 16}
+    return of("ClapModel", text_config=text, audio_config={**heard, "projection_dim": 16})
+
+
+def speecht5() -> Any:
+    sides = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
+    sizes = {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in sides.items()}
+    sizes |= {"hidden_size": 16, "vocab_size": 64, "num_mel_bins": 8}
+    sizes |= {"speech_decoder_prenet_units": 16, "speech_decoder_postnet_units": 16}
+    return of("SpeechT5ForTextToSpeech", **sizes)
+
+
+def musicgen() -> Any:
+    text = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}
+    sound = {"num_filters": 4, "hidden_size": 8, "codebook_dim": 8, "codebook_size": 32}
+    music = {**SMALL, "vocab_size": 32, "ffn_dim": 32, "num_codebooks": 2, "pad_token_id": 0}
+    return of(
+        "MusicgenForConditionalGeneration",
+        text_encoder={**text, "num_heads": 2, "vocab_size": 64},
+        audio_encoder={**sound, "model_type": "encodec", "upsampling_ratios": [2]},
+        decoder={**music, "bos_token_id": 1},
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "shape"),
+    [(speecht5, "decoder_input_values", (2, 4, 8)), (musicgen, "decoder_input_ids", (4, 4))],
+)
+def test_a_decoder_of_sound_has_something_to_go_on_from(build: Any, name: str, shape: Any) -> None:
+    given = made_inputs(build()).given
+    assert given[name].shape == shape
+    assert given["input_ids"].shape == (2, 8)
+
+
 SEEING = {"Qwen2-VL": qwen2_vl, "Idefics3": idefics3, "Mistral 3": mistral3}
 
 
-@pytest.mark.parametrize("build", [*SEEING.values(), trocr, videomae, wav2vec2_bert])
+@pytest.mark.parametrize("build", [*SEEING.values(), trocr, videomae, wav2vec2_bert, clap])
 def test_pictures_films_and_spectra_have_the_shape_that_the_config_asks_for(build: Any) -> None:
     made = made_inputs(build())
     assert made.given.keys() & {"pixel_values", "input_features"}

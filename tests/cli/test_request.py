@@ -11,8 +11,11 @@ from transformers import LlamaConfig
 from hotswap.adapters.planner import plan
 from hotswap.cli.fleet import memory_curve, parse_shard, read_fleet, shard
 from hotswap.cli.main import main
+from hotswap.cli.verify.command import run_problem
 from hotswap.cli.verify.request import Request, parse_duration, usage_problem
+from hotswap.cli.verify.suite import Run
 from hotswap.errors import HotswapError
+from hotswap.report.records import Results
 from tests.support.adapter_files import write_adapter
 
 
@@ -70,8 +73,9 @@ class TestTheCompiler:
     ("request_", "reason"),
     [
         (Request(demo=True, time_budget="soon"), "--time-budget is 'soon'; write seconds, or 90s"),
+        (Request(demo=True, processes="two"), "-n is 'two'; write a number of processes, or auto"),
         (Request(demo=True, shard="3/2"), "--shard is '3/2'; write i/n with 1 <= i <= n"),
-        (Request(demo=True, tiny=True), "--tiny cuts a model of transformers; leave it out with"),
+        (Request(demo=True, tiny=True), "--tiny cuts a model from its config; leave it out with"),
         (Request(subject="x:Y", tiny=True), "--tiny needs ADAPTER and --base PATH"),
         (Request(demo=True, inputs=Path("no.safetensors")), "--inputs no.safetensors: no such"),
         (Request(demo=True, plan=Path("no.json")), "--plan no.json: no such file; make it with"),
@@ -86,6 +90,14 @@ def test_an_option_that_cannot_be_obeyed_is_one_sentence(request_: Request, reas
     problem = str(usage_problem(request_))
     assert problem.startswith(reason)
     assert "\n" not in problem
+
+
+def test_what_a_run_says_is_in_the_words_of_the_command() -> None:
+    record = {"nodeid": "x", "outcome": "failed", "message": "--hotswap-subject x:Y: no such name"}
+    run = Run(Results.of([record]))
+    assert run_problem(Request(), run) == ["--subject x:Y: no such name"]
+    (told,) = run_problem(Request(tiny=True), run)
+    assert told.endswith("no such name; --tiny has cut the model, so verify the model itself")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from hotswap.errors import HotswapError
 from hotswap.report.document import derive, dumps, merge, percentiles, read
 from hotswap.report.github import github
 from hotswap.report.junit import junit
-from hotswap.report.text import adapter_table
+from hotswap.report.laws import REMEDIES
+from hotswap.report.text import adapter_table, law_table
 from tests.support.reports import FINDING, adapter, gathered, record, records
 
 
@@ -44,7 +45,10 @@ class TestTheVerdict:
 
     def test_a_refused_adapter_is_said_first_and_the_others_are_judged(self) -> None:
         fleet = [*gathered()["adapters"], adapter("broken", 4, FINDING)]
+        fleet[-1]["findings"] = [FINDING | {"where": "fleet/broken::q_proj.lora_A.weight"}]
         document = derive(gathered(adapters=fleet))
+        told = document["verdict"]["reasons"][0]["text"]
+        assert told.startswith("HSW005 q_proj.lora_A.weight: the file is")
         assert document["verdict"]["line"] == (
             "not ready: 1 adapter refused, broken (HSW005); the others: ready to hot-swap: "
             "3 adapters, target rank 12, 0 recompiles in 6 swaps"
@@ -59,6 +63,11 @@ class TestTheVerdict:
         assert document["verdict"]["outcome"] == "not ready"
         assert [r["text"] for r in document["verdict"]["reasons"]] == [
             "swap-forgets: of a, b remains"
+        ]
+        shown = law_table(document["laws"], document["verdict"]["reasons"]).splitlines()
+        assert shown[-2:] == [
+            "  swap-forgets: of a, b remains",
+            f"    to do: {REMEDIES['swap-forgets']}",
         ]
         assert [(a["verdict"], a["reason"]) for a in document["adapters"]] == [
             ("passed", ""),

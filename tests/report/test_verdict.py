@@ -11,7 +11,7 @@ import pytest
 
 from hotswap.report.laws import LAWS
 from hotswap.report.records import Results, adapter_rows, law_rows
-from hotswap.report.text import adapter_table
+from hotswap.report.text import adapter_table, warning_lines
 from hotswap.report.verdict import INDISPENSABLE
 from hotswap.report.verdict import last_line as judge
 
@@ -119,3 +119,24 @@ def test_storage_that_moved_is_said_in_the_adapters_row() -> None:
     lines = [line for line in complete() if line.get("law") != "swap-in-place"]
     lines.append(record("swap-in-place", "failed", adapter="a", moved=3))
     assert "moved (3)" in adapter_table(adapter_rows(Results.of(lines), ["a"]))
+
+
+def test_of_many_adapters_the_line_names_few() -> None:
+    many = [f"a{number}" for number in range(9)]
+    told = "adapter a0, adapter a1, adapter a2, adapter a3, adapter a4 and 4 more did not run"
+    assert last_line(complete(), many) == f"incomplete: {told}"
+    failed = [record("swap-forgets", "failed", adapter=name) for name in many]
+    told = "swap-forgets failed for a0, a1, a2, a3, a4 and 4 more"
+    assert last_line([*complete(), *failed], many) == f"not ready: {told}"
+
+
+def test_of_many_adapters_few_are_in_the_table_and_first_what_is_wrong() -> None:
+    many = [f"a{number}" for number in range(24)]
+    rows = adapter_rows(Results.of(complete()), many)
+    states = {"a23": "failed", "a22": "not run", "a21": "not run"}
+    rows = [row | {"verdict": states.get(row["name"], "passed")} for row in rows]
+    lines = adapter_table(rows).splitlines()
+    shown = [line.split()[0] for line in lines[3:-1]]
+    assert shown == ["a23", "a21", "a22", *many[:17]]
+    assert lines[-1] == "  and 4 that passed"
+    assert warning_lines([*many[:21]])[-2:] == ["warning: a19", "and 1 more warning"]

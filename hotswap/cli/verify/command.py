@@ -40,7 +40,7 @@ EPILOG = """\b
 Examples:
   hotswap verify --demo --report out/
   hotswap verify 'adapters/*' --base path/to/base --report out/
-  hotswap verify 'adapters/*' --base path/to/base -n 2 -- -k swap
+  hotswap verify 'adapters/*' --base path/to/base -n 2 -- -k swap_forgets
   hotswap verify 'adapters/*' --base path/to/base --shard 2/8 --report shard-2/
   hotswap verify 'adapters/*' --base path/to/base --tp 2
 
@@ -182,7 +182,7 @@ def _verify(request: Request, folder: Path, deadline: float) -> int:
     mine = shard(request.adapters, sizes, *(request.part or (1, 1)))
     fleet = read_values(fleet, mine)
     if fleet.plan is not None and request.form == "text":
-        say(fleet.plan, "")
+        say(fleet.plan.text(adapters=text.MOST), "")
     say(*(finding for path in mine for finding in fleet.refused.get(path, ())), error=True)
     run = Run()
     accepted = [path for path in mine if path not in fleet.refused]
@@ -308,24 +308,38 @@ def _print(request: Request, document: Document, run: Run) -> None:
     if request.form != "text":
         say(dumps(document).rstrip() if request.form == "json" else github(document))
         return
+    judged = [a for a in document["adapters"] if not a["findings"]]
+    warnings = document["verdict"]["warnings"]
     if run.results.records:
-        say(text.adapter_table([a for a in document["adapters"] if not a["findings"]]), "")
-        say(text.law_table(document["laws"]), "")
+        say(text.adapter_table(judged), "")
+        say(text.law_table(document["laws"], document["verdict"]["reasons"]), "")
     if document["timing"] is not None:
         say(text.timing_table(document["timing"]), "")
     made = dict.fromkeys(told["inputs"] for told in document["environment"] if "inputs" in told)
     say(*(f"inputs: {inputs}" for inputs in made))
-    say(*(f"warning: {warning}" for warning in document["verdict"]["warnings"]))
+    say(*text.warning_lines(warnings))
+    if max(len(judged), len(warnings)) > text.MOST and request.report is None:
+        say("not all adapters and warnings are shown; --report FOLDER writes all")
     say(document["verdict"]["line"])
 
 
 def _refuse_run(request: Request, run: Run) -> int:
     """Say why no law was tried: what each failing record says, or else what pytest printed."""
+    if not (problem := run_problem(request, run)) and not request.verbose:
+        say(run.output.rstrip(), error=True)
+    return _refuse(": ".join(["nothing was verified", *problem]))
+
+
+def run_problem(request: Request, run: Run) -> list[str]:
+    """What failing records say, in the words of this command's options; nothing where they say nothing."""
     failing = [record for record in run.results.records if record["outcome"] == "failed"]
     messages = dict.fromkeys(str(r["message"]) for r in failing if r.get("message"))
-    if not messages and not request.verbose:
-        say(run.output.rstrip(), error=True)
-    return _refuse(": ".join(["nothing was verified", *messages]))
+    told = [
+        m.replace("--hotswap-adapters", "ADAPTER").replace("--hotswap-", "--") for m in messages
+    ]
+    if told and request.tiny:
+        told[-1] += "; --tiny has cut the model, so verify the model itself"
+    return told
 
 
 def _refuse(problem: str) -> int:

@@ -105,6 +105,8 @@ def usage_problem(request: Request) -> str | None:
 def _problems(request: Request) -> Iterator[str]:
     """What is wrong, the first first; raises HotswapError too."""
     _ = request.seconds, request.part
+    if not re.fullmatch(r"\d+|auto|logical", request.processes or "auto"):
+        yield f"-n is {request.processes!r}; write a number of processes, or auto"
     for package in ("torch", "peft", "transformers"):
         if find_spec(package) is None:
             raise MissingExtraError("a run of the model", package, "torch")
@@ -135,8 +137,8 @@ def _problems(request: Request) -> Iterator[str]:
         yield f"--package {file}: no such file; write it with hotswap.export(model, args, path)"
     if request.tp is not None:
         yield from _tp_problems(request, request.tp)
-    if request.tiny and (request.demo or request.package or request.is_pipeline):
-        yield "--tiny cuts a model of transformers; leave it out with --demo, --package or a pipeline"
+    if request.tiny and (request.demo or request.package):
+        yield "--tiny cuts a model from its config; leave it out with --demo or --package"
     if request.tiny and request.tp:
         yield "--tiny cuts sizes that --tp divides; leave one of them out"
     if request.tiny and not (request.base and request.adapters):

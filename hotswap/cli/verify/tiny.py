@@ -37,14 +37,20 @@ def write_small(
 
 def write(folder: Path, base: str, adapters: Sequence[str], fleet: Sequence[str]) -> None:
     """Write them; the plan in the folder is cut in place. The layers that stay are the same in all shards."""
+    from hotswap.adapters.pipeline_folder import read_pipeline_folder
     from hotswap.adapters.spec import AdapterSpec
-    from hotswap.checks.base_model import describe
+    from hotswap.checks.base_model import describe, read_base
     from hotswap.checks.recut import recut, recut_plan
     from hotswap.checks.tiny import first_layer, write_tiny
+    from hotswap.checks.tiny_pipeline import write_tiny_pipeline
 
     first = {path: first_layer(AdapterSpec.read(path).modules) for path in fleet}
-    model, told = write_tiny(base, folder / _BASE, first)
-    small = describe(model, base)
+    if read_pipeline_folder(base):
+        told = write_tiny_pipeline(base, folder / _BASE, first)
+        small = read_base(folder / _BASE)
+    else:
+        model, told = write_tiny(base, folder / _BASE, first)
+        small = describe(model, base)
     for path in adapters:
         recut(path, small, folder / Path(path).resolve().name)
     recut_plan(SwapPlan.read(folder / _PLAN), small).save(folder / _PLAN)

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
+from diffusers import DiffusionPipeline
+
 from hotswap.adapters.planner import plan
 from hotswap.report.laws import LAWS
 from pytest_hotswap import PipelineSubject
@@ -67,6 +69,17 @@ def trained(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_inputs_are_one_step_to_a_small_image(deployment: Deployment) -> None:
     expected = {"prompt": "a", "num_inference_steps": 1, "height": 64, "width": 64}
     assert deployment.inputs == {**expected, "output_type": "latent"}
+
+
+def test_a_pipeline_that_diffusers_loads_no_lora_into_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bare = DiffusionPipeline()
+    monkeypatch.setattr("pytest_hotswap.DiffusersSubject.pipeline", lambda _: bare)
+    with pytest.raises(
+        pytest.UsageError, match="loads no LoRA into a DiffusionPipeline, which has"
+    ):
+        PipelineSubject().inputs()
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -23,6 +23,7 @@ from hotswap.adapters.fit import fits
 from hotswap.adapters.plan import ModulePlan
 from hotswap.compiler.compiled import compiled_parts
 from hotswap.engine.layout.slots import lora_layers
+from hotswap.report.laws import LAWS
 from pytest_hotswap import ReferenceSubject
 from pytest_hotswap.adapters.companions import companions_of, write_companions
 from pytest_hotswap.adapters.derived import break_adapter, kinds_of
@@ -98,6 +99,11 @@ def test_a_layer_that_no_input_reaches_is_named_and_judged(adapters: str, tmp_pa
         "pictures does not hold what the file has: lora_B.weight"
     ]
     assert any("pictures" in found for found in violations(faulty, "swap-equals-load"))
+
+
+def test_a_fleet_of_one_adapter_obeys(adapters: str, tmp_path: Path) -> None:
+    alone = Deployment(Sound(adapters=[adapters.replace("*", "one")]), tmp_path / "alone")
+    assert {law: found for law in LAWS if (found := [*violations(alone, law)])} == {}
 
 
 class ScalesText(Sound):

@@ -17,7 +17,14 @@ from pytest_hotswap.contract.float64 import NotWidenableError, compare_in_float6
 from pytest_hotswap.contract.knobs import KnobLaws
 from pytest_hotswap.contract.placed import blame, misplaced, unlike_the_file, unreached
 from pytest_hotswap.contract.preparation import ODD, STYLES, PreparationLaws
-from pytest_hotswap.contract.probes import few, foreign_changes, lora_b, poke, uncovered
+from pytest_hotswap.contract.probes import (
+    added_beside,
+    few,
+    foreign_changes,
+    lora_b,
+    poke,
+    uncovered,
+)
 from pytest_hotswap.contract.reading import is_read, traces
 from pytest_hotswap.contract.refusals import RefusalLaws
 from pytest_hotswap.contract.sequences import SequenceLaws
@@ -274,6 +281,11 @@ class HotswapContract(PreparationLaws, EnvelopeLaws, RefusalLaws, KnobLaws, Sequ
         )
 
     def test_swap_isolated(self, deployment: Deployment) -> None:
+        added, found = added_beside(deployment)
+        assert found.equal, (
+            f"swap-isolated: {deployment.first.name} is in place, and {added.name}, added beside it, "
+            f"changes what is computed: {found.detail}"
+        )
         for adapter in deployment.by_size[:2]:
             changes = foreign_changes(deployment, adapter)
             assert not changes, f"swap-isolated: {adapter.name}: {few(changes)}"

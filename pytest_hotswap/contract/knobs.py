@@ -29,7 +29,7 @@ class KnobLaws:
             assert verdict.outcome == "passed", (
                 f"knobs-follow: the first set_scale() recompiles: {few(verdict.reasons)}"
             )
-        _before_any_swap(swapping)
+        _as_loaded(swapping, swapping.first, swapping.prepared())
         swapping.swap(adapter)
         knobs_follow(swapping, adapter, adapter.name)
         for scale in (2.5, 0.0, -0.5):
@@ -46,6 +46,14 @@ class KnobLaws:
         assert not wrong, (
             f"knobs-follow: {swapping.first.name} at another alpha: set_scale(2.5): {few(wrong)}"
         )
+        least = swapping.by_size[0]  # a model with room for others may be loaded with it
+        if least != swapping.first:
+            try:
+                model = swapping.subject.load(swapping.subject.base_model(), least)
+                swapping.subject.prepare(model, swapping.plan)
+            except Exception:  # refused, which is judged elsewhere
+                return
+            _as_loaded(swapping, least, model)
 
     def test_knobs_follow__companions(self, swapping: Deployment) -> None:
         for what, adapter in swapping.companions.items():
@@ -99,17 +107,19 @@ class KnobLaws:
         )
 
     def test_knobs_follow__scaled_before(self, swapping: Deployment) -> None:
-        """A factor belongs to the adapter that it was set for."""
+        """A factor belongs to the adapter that it was set for, and is gone when that one comes back."""
         subject, model = swapping.subject, swapping.compiled
         one, other = swapping.first, swapping.other(swapping.first)
         swapping.swap(one)
-        subject.set_scale(model, 0.5)
-        swapping.swap(other)
-        found = swapping.compare(other)
-        assert found.equal, (
-            f"knobs-follow: {other.name}, swapped in after set_scale(0.5) on {one.name}: {found.detail}"
-            f"{blame(swapping, other)}"
-        )
+        for before, after in ((one, other), (other, one)):  # of two buffers each is left once
+            subject.set_scale(model, 0.5)
+            swapping.swap(after)
+            found = swapping.compare(after)
+            assert found.equal, (
+                f"knobs-follow: {after.name}, swapped in after set_scale(0.5) on {before.name}: "
+                f"{found.detail}{blame(swapping, after)}"
+            )
+            _saved(swapping, after, f"knobs-follow: {after.name}, saved after {before.name}")
         if not swapping.takes_none:
             return
         swapping.swap(None)
@@ -201,7 +211,7 @@ def _saved(
     if deployment.differs(before):
         changes.append("its outputs are others")
     assert not changes, f"{what}: saving changes the model: {few(changes)}"
-    reloaded = _reloaded(deployment, folder, what)
+    reloaded = _reloaded(deployment, adapter, folder, what)
     saved = deployment.compare(adapter, model=reloaded)
     assert saved.equal, (
         f"{what}: the saved adapter reloads differently: {saved.detail}"
@@ -209,32 +219,45 @@ def _saved(
     )
 
 
-def _before_any_swap(deployment: Deployment) -> None:
-    """Save and scale the adapter that was loaded, of a model of its own: a snapshot is no fresh load."""
-    subject, first, model = deployment.subject, deployment.first, deployment.prepared()
-    folder, what = (
-        deployment.new_folder(),
-        f"knobs-follow: {deployment.first.name}, before any swap",
-    )
-    subject.save(model, folder)
-    reloaded = _reloaded(deployment, folder, what)
-    saved = deployment.compare(first, model=reloaded)
+def _as_loaded(deployment: Deployment, adapter: Path, model: Any) -> None:
+    """Save and scale what was loaded, of a model of its own: a snapshot is no fresh load."""
+    folder, what = deployment.new_folder(), f"knobs-follow: {adapter.name}, before any swap"
+    deployment.subject.save(model, folder)
+    reloaded = _reloaded(deployment, adapter, folder, what)
+    saved = deployment.compare(adapter, model=reloaded)
     assert saved.equal, (
         f"{what}: the saved adapter reloads differently: {saved.detail}"
-        f"{blame(deployment, first, model=reloaded)}"
+        f"{blame(deployment, adapter, model=reloaded)}"
     )
-    subject.set_scale(model, 0.5)
-    found = deployment.compare(first, model=model, scale=0.5)
+    deployment.subject.set_scale(model, 0.5)
+    found = deployment.compare(adapter, model=model, scale=0.5)
     assert found.equal, (
-        f"{what}: set_scale(0.5): {found.detail}{blame(deployment, first, model=model, scale=0.5)}"
+        f"{what}: set_scale(0.5): {found.detail}{blame(deployment, adapter, model=model, scale=0.5)}"
     )
 
 
-def _reloaded(deployment: Deployment, folder: Path, what: str) -> Any:
+def _reloaded(deployment: Deployment, adapter: Path, folder: Path, what: str) -> Any:
+    """What PEFT loads, of which file and config name the same modules, as those of the adapter do."""
     try:
-        return deployment.fresh(folder)
+        model = deployment.fresh(folder)
     except Exception as error:  # whatever PEFT raises about the file
         pytest.fail(f"{what}: the saved adapter cannot be loaded: {error}")
+    if odd := _at_odds(model, folder):
+        odd -= _at_odds(deployment.fresh(adapter), adapter)
+    assert not odd, (
+        f"{what}: of these modules the saved file has tensors or the saved config is for them, and not "
+        f"both: {few(sorted(odd))}"
+    )
+    return model
+
+
+def _at_odds(model: Any, folder: Path) -> set[str]:
+    """The modules for which a folder has tensors that PEFT does not load, or none where it adds LoRA."""
+    try:
+        spec = hotswap.AdapterSpec.read(folder)
+    except hotswap.UnreadableAdapterError:  # what PEFT has loaded is judged by what it computes
+        return set()
+    return lora_layers(model).keys() ^ {*spec.modules, *spec.left_out}
 
 
 def _tensor_scalings(deployment: Deployment) -> set[str]:

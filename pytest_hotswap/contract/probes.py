@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hotswap.checks.equivalence import compare
+from hotswap.checks.equivalence import Comparison, compare
 from hotswap.checks.snapshot import Snapshot
 from hotswap.compiler.shards import local_of
 from hotswap.engine.layout.slots import lora_layers, slots
@@ -134,6 +134,17 @@ def foreign_changes(deployment: Deployment, adapter: Path | None) -> list[str]:
         if after.get(key) != then
     ]
     return found
+
+
+def added_beside(deployment: Deployment) -> tuple[Path, Comparison]:
+    """Add another adapter to a prepared model, where that is taken: it is not to serve."""
+    _ = deployment.first_swaps  # they are watched, so nothing else comes before them
+    model, other = deployment.prepared(), deployment.other(deployment.first)
+    before = deployment.run(model)
+    with suppress(Exception):  # refused, whatever the subject raises
+        deployment.subject.add(model, other, BYSTANDER)
+        return other, compare(deployment.run(model), before)
+    return other, compare(before, before)
 
 
 def changes_of_an_active_one(deployment: Deployment) -> list[str]:

@@ -77,3 +77,25 @@ class SavesPadded(Engine):
             (wide / "adapter_model.safetensors").read_bytes()
         )
         (folder / "adapter_config.json").write_text(config)
+
+
+@breaks("knobs-follow", own=True)
+class FirstIsSavedForAll(Engine):
+    """Before the first swap the saved config is for every module that the model has room for."""
+
+    def load(self, base: Any, adapter: Path) -> Any:
+        model = super().load(base, adapter)
+        model.swapped = False
+        return model
+
+    def swap(self, model: Any, adapter: Path | None) -> None:
+        super().swap(model, adapter)
+        self.models(model)[0].swapped = True
+
+    def save(self, model: Any, folder: Path) -> None:
+        super().save(model, folder)
+        (inner,) = self.models(model)
+        if not inner.swapped:
+            path, modules = folder / "adapter_config.json", sorted(self.layers(inner))
+            fields = json.loads(path.read_text()) | {"target_modules": modules}
+            path.write_text(json.dumps(fields))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.mutants.plain import Given, Plain
@@ -369,3 +370,80 @@ class SavesUnderTheFactor(Plain):
         super().save(model, folder)
         config = folder / "adapter_config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), **saved}))
+
+
+@breaks("knobs-follow")
+class FactorComesBack(Plain):
+    """A factor is kept with its adapter, and is there again when that one comes back."""
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        super().set_scale(model, scale)
+        (inner,) = self.models(model)
+        kept = getattr(inner, "factors", {})
+        inner.factors = {**kept, json.dumps(self.in_place(model).config, sort_keys=True): scale}
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        factors = getattr(self.models(model)[0], "factors", {})
+        self.set_scale(model, factors.get(json.dumps(given.config, sort_keys=True), 1.0))
+
+
+@breaks("knobs-follow")
+class FactorOfOneBuffer(Plain):
+    """Of two buffers that take turns the factor of one is copied into the other, and not the other way."""
+
+    def set_scale(self, model: Any, scale: float) -> None:
+        super().set_scale(model, scale)
+        (inner,) = self.models(model)
+        inner.factor = scale
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        (inner,) = self.models(model)
+        inner.swaps = getattr(inner, "swaps", 0) + 1
+        self.set_scale(model, getattr(inner, "factor", 1.0) if inner.swaps % 2 else 1.0)
+
+
+@breaks("knobs-follow")
+class SavesTheLastRead(Plain):
+    """What is saved is the adapter that was read last, and what was read once is not read again."""
+
+    def record(self, model: Any, given: Given) -> None:
+        super().record(model, given)
+        (inner,) = self.models(model)
+        known, key = getattr(inner, "known", ()), json.dumps(given.config, sort_keys=True)
+        if given.tensors and key not in known:
+            inner.known, inner.last = (*known, key), given
+
+    def save(self, model: Any, folder: Path) -> None:
+        (inner,) = self.models(model)
+        last = getattr(inner, "last", None)
+        if last is None or last.config == inner.in_place.config:
+            super().save(model, folder)
+            return
+        folder.mkdir()
+        tensors = {
+            f"base_model.model.{module}.{part}": tensor
+            for module, parts in last.tensors.items()
+            for part, tensor in parts.items()
+        }
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(last.config))
+
+
+@breaks("knobs-follow")
+class SavesEveryModule(Plain):
+    """Every layer is saved, also those that the adapter has not and its config does not name."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        (inner,) = self.models(model)
+        given = inner.in_place
+        names = [self.name_of(path) for path, _ in self.found(model)]
+        inner.in_place = Given(
+            given.config,
+            {**{name: {} for name in names}, **given.tensors},
+            {**dict.fromkeys(names, 2), **given.ranks},
+            given.scalings,
+        )
+        super().save(model, folder)
+        inner.in_place = given

@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import hotswap
 from tests.mutants.plain import Given, Plain
 from tests.mutants.registry import breaks
 
@@ -248,3 +250,18 @@ class FreezesWhatItWrites(Plain):
         super().commit(staged)
         for place, _ in staged:
             place.requires_grad_(False)
+
+
+@breaks("swap-isolated")
+class AddedServes(Plain):
+    """An adapter that is added to a prepared model serves from then on."""
+
+    def prepare(self, model: Any, plan: hotswap.SwapPlan) -> None:
+        super().prepare(model, plan)
+        self.models(model)[0].ready = True
+
+    def add(self, model: Any, adapter: Path, name: str) -> None:
+        super().add(model, adapter, name)
+        (inner,) = self.models(model)
+        if getattr(inner, "ready", False):
+            inner.set_adapter(name)

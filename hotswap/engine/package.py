@@ -71,7 +71,7 @@ class Package(nn.Module):
             arena,
             config=None,
             shared=shared,
-            _envelope=manifest.plan,
+            envelope=manifest.plan,
         )
         placement.label = None
         self._placement = placement  # the arena too: the package has its addresses only

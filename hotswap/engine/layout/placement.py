@@ -54,6 +54,7 @@ class Placement:
     arena: Arena | None
     config: LoraConfig | None
     shared: Shared
+    envelope: SwapPlan  # what fits, by the shapes that the tensors had here
     meshes: set[tuple[int, ...]] = field(default_factory=set)  # the ranks that share its tensors
     staged: StagedAdapter | None = None
     copy_plans: list[Any] = field(
@@ -61,7 +62,6 @@ class Placement:
     )  # stage.py's: how adapters are laid out here
     buffers: Buffers = field(default_factory=Buffers)  # to stage in
     _undone: Callable[[], Arena | None] = _nothing  # what a swap that goes on may have to put back
-    _envelope: SwapPlan | None = None
     _undo: Arena | None = None
     _written: tuple[int, int] | None = None
     _moves: Moves = field(default_factory=Moves)
@@ -105,6 +105,7 @@ class Placement:
             arena,
             getattr(model, "peft_config", {}).get(name),
             shared=shared,
+            envelope=adapter.envelope,
             meshes=ranks_of(slots),
             _places=(
                 [*(each._modules for each in factors), *(inside for _, inside in held)],
@@ -145,13 +146,6 @@ class Placement:
     def layers(self) -> dict[str, LoraLayer]:
         """The layers that carry it, by name."""
         return self.adapter.layers
-
-    @property
-    def envelope(self) -> SwapPlan:
-        """What fits, as a plan."""
-        if self._envelope is None:
-            self._envelope = self.adapter.envelope
-        return self._envelope
 
     @property
     def sharded(self) -> bool:

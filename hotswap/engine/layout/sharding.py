@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora.layer import Linear, LoraLayer
 from torch import Tensor, nn
 
 from hotswap.adapters.plan import SwapPlan
@@ -16,6 +15,9 @@ from hotswap.compiler.shards import fully_sharded, local_of
 from hotswap.engine.layout.adapter_slots import AdapterSlots
 from hotswap.engine.layout.slots import Slot
 from hotswap.engine.layout.unsupported import Why
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
 
 _BY_FSDP = Why(
     "is in a group of FSDP, which would bring the old shards back",
@@ -153,6 +155,8 @@ def why_not_loaded(model: nn.Module, plan: SwapPlan) -> dict[str, Why]:
 
 def why_narrow(layer: LoraLayer, found: Sequence[Slot]) -> Why | None:
     """Say why a layer's adapter is only as wide as the part that a rank has of the base, or None."""
+    from peft.tuners.lora.layer import Linear
+
     weight = layer.get_base_layer()._parameters.get("weight")
     if not isinstance(layer, Linear) or weight is None or local_of(weight) is weight:
         return None

@@ -36,6 +36,14 @@ class Given:
     scalings: dict[str, float]
 
 
+def write(folder: Path, tensors: dict[str, dict[str, Tensor]], config: dict[str, Any]) -> None:
+    """Write an adapter folder from the tensors of each module, as PEFT names them."""
+    flat = {f"{_PREFIX}{m}.{part}": t for m, parts in tensors.items() for part, t in parts.items()}
+    folder.mkdir()
+    save_file(flat, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 class Plain(Engine):
     """It pads with zeros, makes scalings tensors, and copies tensor by tensor; a failure is undone."""
 
@@ -267,16 +275,16 @@ class Plain(Engine):
                 layer._disable_adapters = flag
 
     def save(self, model: Any, folder: Path) -> None:
-        given, tensors = self.in_place(model), {}
-        for path, layer in self.found(model):
-            module = self.name_of(path)
-            if module in given.tensors:
-                for part, tensor in self.parts(layer, self.adapter_name).items():
-                    own = self.trimmed(layer, part, tensor.detach(), given.ranks[module])
-                    tensors[f"{_PREFIX}{module}.{part}"] = own
-        folder.mkdir()
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(self.saved_config(given)))
+        given = self.in_place(model)
+        tensors = {
+            module: {
+                part: self.trimmed(layer, part, tensor.detach(), given.ranks[module])
+                for part, tensor in self.parts(layer, self.adapter_name).items()
+            }
+            for path, layer in self.found(model)
+            if (module := self.name_of(path)) in given.tensors
+        }
+        write(folder, tensors, self.saved_config(given))
 
     def saved_config(self, given: Given) -> dict[str, Any]:
         return given.config

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.mutants.plain import Given, Plain
+from tests.mutants.plain import Given, Plain, write
 from tests.mutants.registry import breaks
 
 
@@ -420,15 +419,8 @@ class SavesTheLastRead(Plain):
         last = getattr(inner, "last", None)
         if last is None or last.config == inner.in_place.config:
             super().save(model, folder)
-            return
-        folder.mkdir()
-        tensors = {
-            f"base_model.model.{module}.{part}": tensor
-            for module, parts in last.tensors.items()
-            for part, tensor in parts.items()
-        }
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(last.config))
+        else:
+            write(folder, last.tensors, last.config)
 
 
 @breaks("knobs-follow")

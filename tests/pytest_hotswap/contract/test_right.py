@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora.layer import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional
 
 import hotswap
@@ -26,7 +25,7 @@ from hotswap.engine.layout.slots import lora_layers, slots
 from hotswap.report.laws import LAWS
 from pytest_hotswap.contract.deployment import Deployment
 from pytest_hotswap.contract.judge import violations
-from tests.mutants.plain import Given, Plain
+from tests.mutants.plain import Given, Plain, write
 from tests.mutants.subject import Engine, Whole, write_fleets
 from tests.support.depot import Depot
 from tests.support.handed import Handed, TwoSlots
@@ -217,14 +216,7 @@ class Folded(Plain):
 
     def save(self, model: Any, folder: Path) -> None:
         given = self.in_place(model)
-        folder.mkdir()
-        tensors = {
-            f"base_model.model.{module}.{part}": tensor
-            for module, parts in given.tensors.items()
-            for part, tensor in parts.items()
-        }
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(given.config))
+        write(folder, given.tensors, given.config)
 
 
 class OneTensor(Plain):
